@@ -1,0 +1,103 @@
+"""Data folders: `train.parquet`, `validation.parquet`, `test.parquet`, `schema.yaml` and `dataset.json`.
+
+`dataset.json` is written last and removed first, so a folder that has one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerankzoo.features.schema import FeatureSchema
+
+SPLITS = ("train", "validation", "test")
+SCHEMA_FILE = "schema.yaml"
+METADATA_FILE = "dataset.json"
+
+
+def write_data_folder(
+    directory: str | Path, tables: Mapping[str, pa.Table], schema: FeatureSchema, metadata: Mapping[str, Any]
+) -> None:
+    """Writes the tables of a data set with their schema and where they come from.
+
+    Every file is written under a temporary name and moved into place. Splits of an earlier data set in the same folder
+    that this one lacks are removed with it.
+
+    Args:
+        directory: The folder, made if it is missing.
+        tables: Exposure logs by split ("train", "validation", "test"), at least one.
+        schema: The schema of all tables.
+        metadata: What `dataset.json` says, JSON-able: at least "source" and "protocol"; "rows" is added.
+
+    Raises:
+        ValueError: If there is no table, a split or a key of the metadata is unknown or missing, or "rows" disagrees.
+    """
+    _check(tables, metadata)
+    rows = {split: tables[split].num_rows for split in SPLITS if split in tables}
+    text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"  # before any file: it may not be JSON-able
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / METADATA_FILE).exists():
+        (directory / METADATA_FILE).unlink()
+        for split in set(SPLITS) - set(tables):
+            (directory / f"{split}.parquet").unlink(missing_ok=True)
+    for split, table in tables.items():
+        _replace(directory / f"{split}.parquet", lambda path, table=table: pq.write_table(table, path))
+    _replace(directory / SCHEMA_FILE, schema.to_yaml)
+    _replace(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_metadata(directory: str | Path) -> dict[str, Any]:
+    """Reads `dataset.json` of a data folder.
+
+    Raises:
+        FileNotFoundError: If the folder has none (it is no data folder, or its writing was interrupted).
+        ValueError: If the file is not a JSON object.
+    """
+    path = Path(directory) / METADATA_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {directory} is no complete data folder")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(metadata).__name__}")
+    return metadata
+
+
+def list_array(values: np.ndarray) -> pa.Array:
+    """Turns an array (R, K, ...) into an Arrow column of R (nested) lists without a Python loop over rows."""
+    column: pa.Array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for axis in range(values.ndim - 1, 0, -1):
+        count = int(np.prod(values.shape[:axis]))
+        offsets = np.arange(count + 1, dtype=np.int32) * np.int32(values.shape[axis])
+        column = pa.ListArray.from_arrays(pa.array(offsets), column)
+    return column
+
+
+def _check(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> None:
+    unknown = sorted(set(tables) - set(SPLITS))
+    if unknown or not tables:
+        raise ValueError(f"tables must be named among {SPLITS}, got {sorted(tables)}")
+    missing = [key for key in ("source", "protocol") if key not in metadata]
+    if missing:
+        raise ValueError(f"metadata lacks {missing}, got keys {sorted(metadata)}")
+    if "rows" in metadata:
+        raise ValueError(f"metadata must not hold 'rows', which is counted here, got {metadata['rows']!r}")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,557 @@
+"""A listwise world whose truth is known: users, items, a retrieval stage, an upstream ranker and a logging policy.
+
+The user reads a slate from the top. At position t the item's click logit is its own relevance, less what similar items
+already shown took away (substitution, fading with distance), plus what the previous item's category asks for
+(complements, asymmetric), less what a similar *next* item takes away (look-ahead: a prefix does not know it):
+
+    x_t = b0 + r[l_t] - ls * sum_{s<t} decay^(t-s-1) S[l_t, l_s] + lc * K[c_{t-1}, c_t] - ln * S[l_t, l_{t+1}]
+    a_t = sigmoid(x_t),    r_i = scale * <u, v_i> + b_i,    S_ij = max(0, <v_i, v_j>)
+
+She goes on with a probability that a click raises (a cascade with a hook), so examination and expected utility are
+
+    e_1 = 1,   e_{t+1} = e_t * (g0 + (g1 - g0) * a_t),   U(slate) = sum_t e_t * a_t * value[l_t]
+
+which is exact, because a_t depends on the slate and not on earlier clicks. The bias b_i is observed nowhere: it can only
+be learned through the item id. Sorting candidates by their stand-alone value is therefore clearly sub-optimal
+(`SETTINGS["strong"]`), and optimal once every listwise effect is off (`SETTINGS["control"]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.metrics.permutation import all_slates
+
+BLOCK_SIZE = 1_000
+"""Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
+
+_STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3})
+_CHUNK_ELEMENTS = 2**17  # (request, slate) pairs evaluated at once: temporaries of 1 MiB stay in the CPU cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorSettings:
+    """Every constant of the simulated world; the defaults are the setting "strong".
+
+    Attributes:
+        num_users: Users of the world.
+        num_items: Items of the world.
+        num_categories: Item categories, drawn uniformly for each item.
+        num_complements: Follow-up categories of each category; never the category itself.
+        latent_size: Size of the user and item vectors (both of length one).
+        category_spread: Length of an item's own direction, relative to its category's centroid of length one.
+        base_logit: b0, click logit of an item of relevance zero.
+        relevance_scale: Factor of the inner product of user and item in the relevance.
+        item_bias_std: Standard deviation of the hidden item bias b_i.
+        value_range: Lowest and highest item value, drawn uniformly.
+        substitution: ls, what an item of similarity one, shown just before, takes from the click logit.
+        substitution_decay: Factor of `substitution` per further position in between.
+        complement: lc, what a complementary category just before adds to the click logit.
+        lookahead: ln, what an item of similarity one, shown just after, takes from the click logit.
+        continue_without_click: g0, probability of looking at the next position after no click.
+        continue_after_click: g1, the same after a click.
+        feature_noise: Standard deviation of the noise on each coordinate of the observed vectors.
+        retrieval_pool: Random items that the retrieval stage looks at for each request.
+        retrieval_noise: Standard deviation of the noise on the relevance by which retrieval keeps its candidates.
+        upstream_noise: Standard deviation of the noise on the upstream score, a log expected stand-alone value.
+        logging_temperature: Temperature of the Plackett-Luce policy over upstream scores that showed the slates.
+        num_candidates: n, candidates of a request.
+        slate_size: m, positions of a logged slate.
+        seed: Seed of the world and of its requests, not negative.
+    """
+
+    num_users: int = 2_000
+    num_items: int = 600
+    num_categories: int = 8
+    num_complements: int = 2
+    latent_size: int = 8
+    category_spread: float = 0.6
+    base_logit: float = -1.0
+    relevance_scale: float = 2.0
+    item_bias_std: float = 0.4
+    value_range: tuple[float, float] = (0.5, 2.0)
+    substitution: float = 2.0
+    substitution_decay: float = 0.7
+    complement: float = 1.5
+    lookahead: float = 0.7
+    continue_without_click: float = 0.75
+    continue_after_click: float = 0.95
+    feature_noise: float = 0.15
+    retrieval_pool: int = 40
+    retrieval_noise: float = 0.8
+    upstream_noise: float = 0.5
+    logging_temperature: float = 0.7
+    num_candidates: int = 10
+    slate_size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_range", tuple(self.value_range))  # JSON has lists only
+        sizes = (1, self.slate_size, self.num_candidates, self.retrieval_pool, self.num_items)
+        if list(sizes) != sorted(sizes):
+            raise ValueError(
+                "sizes must satisfy 1 <= slate_size <= num_candidates <= retrieval_pool <= num_items, got "
+                f"{self.slate_size}, {self.num_candidates}, {self.retrieval_pool}, {self.num_items}"
+            )
+        if not 0 <= self.num_complements < self.num_categories:
+            raise ValueError(
+                f"num_complements {self.num_complements} must be below num_categories {self.num_categories}"
+            )
+        for name in ("continue_without_click", "continue_after_click"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
+        for name in ("item_bias_std", "feature_noise", "retrieval_noise", "upstream_noise", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("num_users", "latent_size", "logging_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @classmethod
+    def named(cls, name: str, **overrides: Any) -> SimulatorSettings:
+        """Returns one of `SETTINGS` with some constants replaced.
+
+        Raises:
+            ValueError: If the name or an overridden constant is unknown, or the constants contradict each other.
+        """
+        if name not in SETTINGS:
+            raise ValueError(f"unknown simulator setting {name!r}, choose from {sorted(SETTINGS)}")
+        _refuse_unknown(overrides)
+        return replace(SETTINGS[name], **overrides)
+
+
+SETTINGS: Mapping[str, SimulatorSettings] = MappingProxyType(
+    {
+        "strong": SimulatorSettings(),
+        "medium": SimulatorSettings(substitution=1.0, complement=0.75, lookahead=0.35),
+        "control": SimulatorSettings(
+            substitution=0.0, complement=0.0, lookahead=0.0, continue_without_click=0.85, continue_after_click=0.85
+        ),
+    }
+)
+"""Named settings: the default, one with half its listwise effects, and one without any (pointwise is optimal)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Requests:
+    """What the user model needs of B requests with N candidates each; matrices are (B, N * N), row-major."""
+
+    relevance: np.ndarray  # (B, N)
+    value: np.ndarray  # (B, N)
+    similarity: np.ndarray  # [i, j] symmetric
+    complement: np.ndarray  # [previous, next]
+
+    @property
+    def num_candidates(self) -> int:
+        return int(self.relevance.shape[1])
+
+    def rows(self, start: int, stop: int) -> _Requests:
+        return _Requests(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+
+
+class Simulator:
+    """The simulated world: exposure logs, and the exact expected utility of any slate.
+
+    Slates hold positions into a request's candidates. Ids are row numbers of the world's users and items.
+
+    Args:
+        settings: The constants; the same settings always give the same world and the same requests.
+    """
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        rng = self._stream("world")
+        size = settings.latent_size
+        self.user_vectors = _unit(rng.normal(size=(settings.num_users, size)))
+        centroids = _unit(rng.normal(size=(settings.num_categories, size)))
+        self.item_categories = rng.integers(settings.num_categories, size=settings.num_items)
+        directions = _unit(rng.normal(size=(settings.num_items, size)))
+        self.item_vectors = _unit(centroids[self.item_categories] + settings.category_spread * directions)
+        self.item_biases = settings.item_bias_std * rng.normal(size=settings.num_items)
+        self.item_values = rng.uniform(*settings.value_range, size=settings.num_items)
+        self.complements = _draw_complements(rng, settings.num_categories, settings.num_complements)
+        self.observed_users = self.user_vectors + settings.feature_noise * rng.normal(size=self.user_vectors.shape)
+        self.observed_items = self.item_vectors + settings.feature_noise * rng.normal(size=self.item_vectors.shape)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Simulator:
+        """Rebuilds the world of a data folder from its `dataset.json`.
+
+        Raises:
+            ValueError: If the folder was not written by the simulator, or by one with other constants.
+        """
+        if metadata.get("source") != "simulator" or not isinstance(metadata.get("settings"), Mapping):
+            raise ValueError(
+                f"metadata of source {metadata.get('source')!r} holds no simulator settings; "
+                "the truth is known for simulated data only"
+            )
+        _refuse_unknown(metadata["settings"])
+        return cls(SimulatorSettings(**metadata["settings"]))
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The schema of the tables; a click earns the item's value."""
+        size = self.settings.latent_size
+        return FeatureSchema(
+            name="simulator",
+            item_id="item_id",
+            fields=(
+                FieldSpec(name="user_embedding", group="request", kind="dense", size=size),
+                FieldSpec(name="item_id", group="candidate", kind="categorical"),
+                FieldSpec(name="category", group="candidate", kind="categorical"),
+                FieldSpec(name="item_embedding", group="candidate", kind="dense", size=size),
+                FieldSpec(name="affinity", group="candidate", kind="dense", size=size),
+                FieldSpec(name="value", group="candidate", kind="numeric", transforms=("standardize",)),
+                FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=("standardize",)),
+            ),
+            targets=(TargetSpec(name="click", value="value"),),
+            upstream_score="upstream_score",
+            propensity="propensity",
+        )
+
+    def requests(self, split: str, num_requests: int) -> pa.Table:
+        """Draws the first requests of a split as an exposure log with sampled clicks.
+
+        Splits are independent streams, and a longer table begins with the rows of a shorter one.
+
+        Args:
+            split: "train", "validation" or "test".
+            num_requests: Rows of the table.
+
+        Returns:
+            The table: `user_id`, the fields of `schema`, `slate`, `click` and `propensity`, the probability with which
+            the logging policy chose each position given the ones before. Candidates are in random order.
+
+        Raises:
+            ValueError: If the split is unknown or `num_requests` is negative.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}, choose from {SPLITS}")
+        if num_requests < 0:
+            raise ValueError(f"num_requests must not be negative, got {num_requests}")
+        num_blocks = max(1, -(-num_requests // BLOCK_SIZE))  # one block at least: it carries the column types
+        return pa.concat_tables([self._block(split, block) for block in range(num_blocks)]).slice(0, num_requests)
+
+    def click_probabilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
+        """Returns a_t, the probability (B, S, M) of a click at each position if the user looks at it.
+
+        Args and errors are those of `expected_utility`.
+        """
+        requests = self._requests(user_ids, item_ids)
+        return self._clicks(requests, _checked_slates(slates, requests))
+
+    def expected_utility(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
+        """Returns the exact expected utility of given slates.
+
+        Args:
+            user_ids: Users (B,).
+            item_ids: Candidates (B, N).
+            slates: Positions into the candidates (B, S, M), distinct within a slate; M need not be `slate_size`.
+
+        Returns:
+            Expected utilities (B, S), float64.
+
+        Raises:
+            RerankingDataError: If an id or a position is out of range, a slate repeats a position, or shapes disagree.
+        """
+        requests = self._requests(user_ids, item_ids)
+        return self._utility(requests, _checked_slates(slates, requests))
+
+    def all_utilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
+        """Returns the exact expected utility of every slate of each request.
+
+        Args:
+            user_ids: Users (B,).
+            item_ids: Candidates (B, N).
+            slate_size: M, positions of a slate.
+
+        Returns:
+            Expected utilities (B, P) in the order of `rerankzoo.metrics.permutation.all_slates(N, M)`.
+
+        Raises:
+            RerankingDataError: If an id is out of range or shapes disagree.
+            ValueError: If `slate_size` exceeds N.
+        """
+        requests = self._requests(user_ids, item_ids)
+        slates = all_slates(requests.num_candidates, slate_size)
+        utilities = np.empty((len(requests.relevance), len(slates)))
+        step = max(1, _CHUNK_ELEMENTS // len(slates))
+        for start in range(0, len(utilities), step):
+            utilities[start : start + step] = self._utility(requests.rows(start, start + step), slates)
+        return utilities
+
+    def pointwise_oracle(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
+        """Returns the slates (B, M) that sort the candidates by their true stand-alone expected value."""
+        requests = self._requests(user_ids, item_ids)
+        _check_slate_size(slate_size, requests)
+        return np.argsort(-self._stand_alone(requests), axis=1, kind="stable")[:, :slate_size]
+
+    def greedy(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
+        """Returns the slates (B, M) that add the item of highest true utility of the prefix at every position."""
+        return self.beam(user_ids, item_ids, slate_size, num_beams=1)
+
+    def beam(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int, *, num_beams: int) -> np.ndarray:
+        """Returns the best slates (B, M) of a beam search on the true utility of prefixes.
+
+        A prefix is scored as if it were the whole slate: the loss to its unknown next item (look-ahead) is missing.
+        """
+        requests = self._requests(user_ids, item_ids)
+        _check_slate_size(slate_size, requests)
+        if num_beams < 1:
+            raise ValueError(f"num_beams must be at least 1, got {num_beams}")
+        batch, num_candidates = requests.relevance.shape
+        beams = np.empty((batch, 1, 0), dtype=np.int64)
+        for _ in range(slate_size):
+            width = beams.shape[1]
+            items = np.broadcast_to(np.arange(num_candidates), (batch, width, num_candidates))
+            prefixes = np.broadcast_to(beams[:, :, None], (*items.shape, beams.shape[2]))
+            slates = np.concatenate([prefixes, items[..., None]], axis=-1).reshape(batch, width * num_candidates, -1)
+            utilities = self._utility(requests, slates)
+            utilities[(slates[..., :-1] == slates[..., -1:]).any(-1)] = -np.inf
+            # A beam cannot be wider than the prefixes that exist (width * items left of them).
+            keep = min(num_beams, width * (num_candidates - beams.shape[2]))
+            best = np.argsort(-utilities, axis=1, kind="stable")[:, :keep]
+            beams = np.take_along_axis(slates, best[..., None], axis=1)
+        return beams[:, 0]
+
+    def sample_feedback(
+        self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Draws one reading of each slate.
+
+        Args and errors are those of `expected_utility`; `rng` is the source of randomness.
+
+        Returns:
+            Clicks (B, S, M), float64, 1 or 0; 0 where the user did not look.
+        """
+        requests = self._requests(user_ids, item_ids)
+        return self._read(self._clicks(requests, _checked_slates(slates, requests)), rng)
+
+    def _stream(self, name: str, block: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
+
+    def _requests(self, user_ids: np.ndarray, item_ids: np.ndarray) -> _Requests:
+        users = _checked_ids(user_ids, "user_id", self.settings.num_users, dimensions=1)
+        items = _checked_ids(item_ids, "item_id", self.settings.num_items, dimensions=2)
+        if len(users) != len(items):
+            raise RerankingDataError(f"{len(users)} users but {len(items)} rows of candidates", field="item_id")
+        vectors, categories = self.item_vectors[items], self.item_categories[items]
+        affinity = np.einsum("bd,bnd->bn", self.user_vectors[users], vectors)
+        similarity = np.maximum(0.0, vectors @ vectors.swapaxes(1, 2))
+        complement = self.complements[categories[:, :, None], categories[:, None, :]]
+        return _Requests(
+            relevance=self.settings.relevance_scale * affinity + self.item_biases[items],
+            value=self.item_values[items],
+            similarity=similarity.reshape(len(items), -1),
+            complement=complement.reshape(len(items), -1),
+        )
+
+    def _stand_alone(self, requests: _Requests) -> np.ndarray:
+        return _sigmoid(self.settings.base_logit + requests.relevance) * requests.value
+
+    def _clicks(self, requests: _Requests, slates: np.ndarray) -> np.ndarray:
+        """a_t (B, S, M) of slates (B, S, M), or of slates (S, M) that all requests share."""
+        settings, size = self.settings, requests.num_candidates
+        items = [slates[..., position] for position in range(slates.shape[-1])]
+        after = settings.complement * requests.complement - settings.substitution * requests.similarity
+        before = -settings.lookahead * requests.similarity
+        clicks = []
+        for position, item in enumerate(items):
+            logit = settings.base_logit + _gather(requests.relevance, item)
+            if position > 0:
+                logit += _gather(after, items[position - 1] * size + item)
+            for earlier in range(position - 1):
+                weight = settings.substitution * settings.substitution_decay ** (position - earlier - 1)
+                logit -= weight * _gather(requests.similarity, items[earlier] * size + item)
+            if position + 1 < len(items):
+                logit += _gather(before, item * size + items[position + 1])
+            clicks.append(_sigmoid(logit))
+        return np.stack(clicks, axis=-1)
+
+    def _utility(self, requests: _Requests, slates: np.ndarray) -> np.ndarray:
+        clicks = self._clicks(requests, slates)
+        utility, examined = np.zeros(clicks.shape[:-1]), np.ones(clicks.shape[:-1])
+        hook = self.settings.continue_after_click - self.settings.continue_without_click
+        for position in range(clicks.shape[-1]):
+            click = clicks[..., position]
+            utility += examined * click * _gather(requests.value, slates[..., position])
+            examined *= self.settings.continue_without_click + hook * click
+        return utility
+
+    def _read(self, probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        wants, goes_on = rng.random(probabilities.shape), rng.random(probabilities.shape)
+        clicks, examined = np.zeros(probabilities.shape), np.ones(probabilities.shape[:-1], dtype=bool)
+        for position in range(probabilities.shape[-1]):
+            clicked = examined & (wants[..., position] < probabilities[..., position])
+            clicks[..., position] = clicked
+            continues = np.where(clicked, self.settings.continue_after_click, self.settings.continue_without_click)
+            examined &= goes_on[..., position] < continues
+        return clicks
+
+    def _retrieve(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Candidates (R, N) of requests (R,), in random order."""
+        settings = self.settings
+        keys = rng.random((len(users), settings.num_items), dtype=np.float32)
+        pool = np.argpartition(keys, settings.retrieval_pool - 1, axis=1)[:, : settings.retrieval_pool]
+        affinity = np.einsum("rd,rpd->rp", self.user_vectors[users], self.item_vectors[pool])
+        score = settings.relevance_scale * affinity + self.item_biases[pool]
+        score += settings.retrieval_noise * rng.normal(size=pool.shape)
+        best = np.argsort(-score, axis=1, kind="stable")[:, : settings.num_candidates]
+        return np.take_along_axis(pool, rng.permuted(best, axis=1), axis=1)
+
+    def _block(self, split: str, block: int) -> pa.Table:
+        """One block of a split's requests, always drawn whole, so that its rows do not depend on the table's length."""
+        settings, rng = self.settings, self._stream(split, block)
+        users = rng.integers(settings.num_users, size=BLOCK_SIZE)
+        items = self._retrieve(users, rng)
+        requests = self._requests(users, items)
+        upstream = np.log(self._stand_alone(requests)) + settings.upstream_noise * rng.normal(size=items.shape)
+        slates, propensities = sample_plackett_luce(upstream / settings.logging_temperature, settings.slate_size, rng)
+        clicks = self._read(self._clicks(requests, slates[:, None]), rng)[:, 0]
+        user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
+        return pa.table(
+            {
+                "user_id": pa.array(users),
+                "user_embedding": list_array(user_embedding.astype(np.float32)),
+                "item_id": list_array(items),
+                "category": list_array(self.item_categories[items]),
+                "item_embedding": list_array(item_embedding.astype(np.float32)),
+                "affinity": list_array((4.0 * user_embedding[:, None] * item_embedding).astype(np.float32)),
+                "value": list_array(requests.value.astype(np.float32)),
+                "upstream_score": list_array(upstream.astype(np.float32)),
+                "slate": list_array(slates),
+                "click": list_array(clicks.astype(np.float32)),
+                "propensity": list_array(propensities.astype(np.float32)),
+            }
+        )
+
+
+def write_simulator_folder(
+    directory: str | Path,
+    settings: SimulatorSettings,
+    *,
+    num_train: int = 40_000,
+    num_validation: int = 2_000,
+    num_test: int = 500,
+) -> None:
+    """Writes simulated train, validation and test tables as a data folder.
+
+    Args:
+        directory: The folder, made if it is missing.
+        settings: The world; kept in `dataset.json`, from which `Simulator.from_metadata` rebuilds it.
+        num_train: Requests of the train split.
+        num_validation: Requests of the validation split.
+        num_test: Requests of the test split.
+    """
+    simulator = Simulator(settings)
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    metadata = {
+        "source": "simulator",
+        "protocol": "independent requests of one simulated world; slates by a Plackett-Luce policy over upstream scores",
+        "settings": asdict(settings),
+    }
+    tables = {split: simulator.requests(split, size) for split, size in sizes.items()}
+    write_data_folder(directory, tables, simulator.schema, metadata)
+
+
+def sample_plackett_luce(
+    logits: np.ndarray, slate_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws slates without replacement by a Plackett-Luce policy (Gumbel top-k).
+
+    Args:
+        logits: Scores over a temperature (R, N).
+        slate_size: M, at most N.
+        rng: Source of randomness.
+
+    Returns:
+        Slates (R, M) int64, and the probability (R, M) of each choice among the items left at its position.
+    """
+    slates = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")[:, :slate_size]
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    propensities = np.empty(slates.shape)
+    rows = np.arange(len(slates))
+    for position in range(slates.shape[1]):
+        chosen = slates[:, position]
+        propensities[:, position] = weights[rows, chosen] / weights.sum(axis=1)
+        weights[rows, chosen] = 0.0
+    return slates, propensities
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-logits))
+
+
+def _draw_complements(rng: np.random.Generator, num_categories: int, num_complements: int) -> np.ndarray:
+    """K[c, c'] = 1 for `num_complements` random follow-up categories c' of each c, never c itself."""
+    keys = rng.random((num_categories, num_categories))
+    np.fill_diagonal(keys, np.inf)
+    complements = np.zeros(keys.shape)
+    np.put_along_axis(complements, np.argsort(keys, axis=1)[:, :num_complements], 1.0, axis=1)
+    return complements
+
+
+def _gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(B, S) of a table (B, K), by an index (B, S), or (S,) shared by all rows."""
+    return np.take(table, index, axis=1) if index.ndim == 1 else np.take_along_axis(table, index, axis=1)
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    unknown = sorted(set(values) - {field.name for field in fields(SimulatorSettings)})
+    if unknown:
+        raise ValueError(f"unknown simulator constants {unknown}")
+
+
+def _checked_ids(ids: np.ndarray, field: str, bound: int, dimensions: int) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != dimensions or not np.issubdtype(ids.dtype, np.integer):
+        raise RerankingDataError(
+            f"expected {dimensions}-dimensional integer ids, got shape {ids.shape} of {ids.dtype}", field=field
+        )
+    wrong = np.argwhere((ids < 0) | (ids >= bound))
+    if len(wrong):
+        raise RerankingDataError(
+            f"id {ids[tuple(wrong[0])]} is outside 0..{bound - 1}", field=field, row=int(wrong[0][0])
+        )
+    return ids
+
+
+def _checked_slates(slates: np.ndarray, requests: _Requests) -> np.ndarray:
+    slates = np.asarray(slates)
+    if slates.ndim != 3 or len(slates) != len(requests.relevance) or not np.issubdtype(slates.dtype, np.integer):
+        raise RerankingDataError(
+            f"expected integer positions ({len(requests.relevance)}, S, M), got shape {slates.shape} of {slates.dtype}",
+            field="slate",
+        )
+    wrong = np.argwhere((slates < 0) | (slates >= requests.num_candidates))
+    if len(wrong):
+        raise RerankingDataError(
+            f"position {slates[tuple(wrong[0])]} is outside 0..{requests.num_candidates - 1}",
+            field="slate",
+            row=int(wrong[0][0]),
+        )
+    ordered = np.sort(slates, axis=-1)
+    repeated = np.argwhere((ordered[..., 1:] == ordered[..., :-1]).any(-1))
+    if len(repeated):
+        row, slate = repeated[0]
+        raise RerankingDataError(f"slate {slates[row, slate].tolist()} repeats a position", field="slate", row=int(row))
+    return slates
+
+
+def _check_slate_size(slate_size: int, requests: _Requests) -> None:
+    if not 1 <= slate_size <= requests.num_candidates:
+        raise ValueError(f"slate_size {slate_size} is outside 1..{requests.num_candidates}, the number of candidates")

@@ -1,0 +1,445 @@
+"""MovieLens as a reranking data set, from GroupLens' own files (Harper and Konstan 2015, ACM TiiS 5, 4, Article 19).
+
+Protocol. Ratings are sorted by (user, timestamp, item id). A request is a window of 10 consecutive ratings of one user;
+all its labels are known: relevant means a rating of at least 4. A window belongs to the split of its last timestamp,
+against the 80 % and 90 % quantiles of all timestamps (train up to and including the first, validation up to and
+including the second, test after). Windows of a user follow one another 5 ratings apart while they are train windows and
+10 apart afterwards, so validation and test windows do not overlap one another.
+
+What a window knows. Item statistics and the first-stage score count only ratings of the train period *strictly before
+the window's first timestamp*: means over the whole train period would hold the very labels that a train window asks for.
+User statistics, genre affinity and history count the user's own ratings before the window. The logged slate is a
+Plackett-Luce sample of 4 candidates by the first-stage score, and candidates are in random order. Labels do not depend on
+the slate, so a pointwise ranker is optimal here: no gain of listwise reranking can be shown, only that it does no harm.
+
+GroupLens' terms forbid redistribution: a converted folder is for its maker's own use.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
+from rerankzoo.data.simulator import sample_plackett_luce
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+
+Variant = Literal["ml-100k", "ml-1m"]
+
+logger = logging.getLogger(__name__)
+
+URLS = MappingProxyType(
+    {
+        "ml-100k": "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        "ml-1m": "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+    }
+)
+FILES = MappingProxyType(
+    {"ml-100k": ("u.data", "u.item", "u.user"), "ml-1m": ("ratings.dat", "movies.dat", "users.dat")}
+)
+"""Raw files of each variant: ratings, items, users."""
+
+NUM_RATINGS = MappingProxyType({"ml-100k": 100_000, "ml-1m": 1_000_209})
+EXPECTED_ROWS = MappingProxyType({"ml-100k": {"train": 14_966, "validation": 972, "test": 971}})
+DEFAULT_CACHE = Path("~/.cache/rerankzoo")
+
+NUM_CANDIDATES, SLATE_SIZE, HISTORY_LENGTH = 10, 4, 20
+TRAIN_STRIDE, LATER_STRIDE = 5, 10
+RELEVANT_RATING = 4
+LOGGING_TEMPERATURE = 0.7
+ITEM_SMOOTHING, USER_SMOOTHING = 10.0, 5.0  # ratings' worth of the mean over all items (or of the user) in a mean
+
+_GENRES_100K = 19
+_GENRES_1M = (
+    "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """The three files; ratings refer to rows of items and users."""
+
+    ratings: pd.DataFrame  # user, item (row numbers), rating, timestamp; sorted by (user, timestamp, item id)
+    items: pd.DataFrame  # id, year
+    genres: np.ndarray  # (items, G) float64 flags
+    users: pd.DataFrame  # id, age, gender, occupation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """Requests: each is `NUM_CANDIDATES` consecutive rows of the sorted ratings."""
+
+    start: np.ndarray  # (R,) row of the first rating
+    user_start: np.ndarray  # (R,) row of the user's first rating
+    split: np.ndarray  # (R,) index into SPLITS
+    train_end: int  # first timestamp after the train period
+
+
+def convert_movielens(
+    out: str | Path,
+    raw: str | Path | None = None,
+    variant: Variant = "ml-100k",
+    *,
+    cache: str | Path = DEFAULT_CACHE,
+    seed: int = 0,
+) -> None:
+    """Converts MovieLens to a data folder; the module describes the protocol.
+
+    Args:
+        out: The data folder to write.
+        raw: Folder with the unpacked raw files; `None` downloads GroupLens' zip (once).
+        variant: "ml-100k" (`u.data`, `u.item`, `u.user`) or "ml-1m" (`ratings.dat`, `movies.dat`, `users.dat`).
+        cache: Where downloaded files are kept.
+        seed: Seed of the order of candidates and of the logged slates.
+
+    Raises:
+        ValueError: If the variant is unknown, or the complete ML-100K does not give the published number of windows.
+        RerankingDataError: If a raw file is missing or garbled; names the file, the line and the value.
+        OSError: If the download fails.
+    """
+    if variant not in get_args(Variant):
+        raise ValueError(f"unknown variant {variant!r}, choose from {get_args(Variant)}")
+    folder = _download(variant, Path(cache).expanduser()) if raw is None else Path(raw)
+    data = _read(folder, variant)
+    windows = _cut_windows(data.ratings)
+    table = _build_table(data, windows, np.random.default_rng(seed))
+    tables = {split: table.filter(pa.array(windows.split == index)) for index, split in enumerate(SPLITS)}
+    _check_rows({split: part.num_rows for split, part in tables.items()}, variant, len(data.ratings))
+    metadata = {
+        "source": variant,
+        "protocol": (
+            f"windows of {NUM_CANDIDATES} consecutive ratings of a user, {TRAIN_STRIDE} apart in train and "
+            f"{LATER_STRIDE} apart later; chronological split by a window's last timestamp at the 80 % and 90 % "
+            f"quantiles; relevant = rating >= {RELEVANT_RATING}; item statistics from train ratings strictly before "
+            f"the window; slates of {SLATE_SIZE} by Plackett-Luce at temperature {LOGGING_TEMPERATURE}"
+        ),
+        "ratings": len(data.ratings),
+        "seed": seed,
+        "license": "GroupLens: research use with acknowledgement; do not redistribute without permission",
+    }
+    write_data_folder(out, tables, _schema(variant, data.genres.shape[1]), metadata)
+
+
+def _check_rows(rows: dict[str, int], variant: str, num_ratings: int) -> None:
+    if num_ratings != NUM_RATINGS[variant]:
+        logger.warning("%s has %d ratings, got %d: an excerpt", variant, NUM_RATINGS[variant], num_ratings)
+    elif rows != EXPECTED_ROWS.get(variant, rows):
+        raise ValueError(f"{variant} must give {EXPECTED_ROWS[variant]} windows, got {rows}")
+
+
+def _schema(variant: str, num_genres: int) -> FeatureSchema:
+    standard = ("standardize",)
+    return FeatureSchema(
+        name=variant,
+        item_id="item_id",
+        fields=(
+            FieldSpec(name="gender", group="request", kind="categorical"),
+            FieldSpec(name="occupation", group="request", kind="categorical"),
+            FieldSpec(name="age", group="request", kind="numeric", transforms=standard),
+            FieldSpec(name="user_mean_rating", group="request", kind="numeric", transforms=standard),
+            FieldSpec(name="history_length", group="request", kind="numeric", transforms=("log1p", "standardize")),
+            FieldSpec(name="item_id", group="candidate", kind="categorical"),
+            FieldSpec(name="genres", group="candidate", kind="dense", size=num_genres),
+            FieldSpec(name="genre_affinity", group="candidate", kind="dense", size=num_genres),
+            FieldSpec(name="item_mean_rating", group="candidate", kind="numeric", transforms=standard),
+            FieldSpec(name="item_popularity", group="candidate", kind="numeric", transforms=standard),
+            FieldSpec(name="year", group="candidate", kind="numeric", transforms=standard),
+            FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=standard),
+            FieldSpec(name="history_item_id", group="history", kind="categorical", shares="item_id"),
+        ),
+        targets=(TargetSpec(name="relevant", candidate_feedback="candidate_relevant"),),
+        upstream_score="upstream_score",
+        propensity="propensity",
+    )
+
+
+# Windows and features
+
+
+def _cut_windows(ratings: pd.DataFrame) -> _Windows:
+    """Cuts windows, in the order of their last timestamp."""
+    times = ratings["timestamp"].to_numpy()
+    train_end, validation_end = (int(end) + 1 for end in np.quantile(times, [0.8, 0.9]))
+    _, first, counts = np.unique(ratings["user"].to_numpy(), return_index=True, return_counts=True)
+    final = first + counts - NUM_CANDIDATES  # start of the user's last possible window
+    owner, start = _grid(first, final, TRAIN_STRIDE)
+    in_train = times[start + NUM_CANDIDATES - 1] < train_end
+    # A user's timestamps ascend, so her train windows come first and the later grid begins one stride after them.
+    begin = first + TRAIN_STRIDE * np.bincount(owner[in_train], minlength=len(first))
+    later_owner, later_start = _grid(begin, final, LATER_STRIDE)
+    owner, start = np.concatenate([owner[in_train], later_owner]), np.concatenate([start[in_train], later_start])
+    last = times[start + NUM_CANDIDATES - 1]
+    order = np.lexsort((start, last))
+    split = np.searchsorted([train_end, validation_end], last, side="right")
+    return _Windows(start=start[order], user_start=first[owner[order]], split=split[order], train_end=train_end)
+
+
+def _grid(begin: np.ndarray, final: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each k the numbers begin[k], begin[k] + stride, ... up to final[k]: their k, and the numbers."""
+    counts = np.maximum(0, (final - begin) // stride + 1)
+    owner = np.repeat(np.arange(len(begin)), counts)
+    step = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return owner, begin[owner] + stride * step
+
+
+class _PastSums:
+    """Sums over the ratings of a key (an item) strictly before a time."""
+
+    def __init__(self, keys: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
+        self._first, self._span = int(times.min()), int(times.max() - times.min()) + 2
+        self._codes = self._encode(keys, times)
+        order = np.argsort(self._codes, kind="stable")
+        self._codes = self._codes[order]
+        self._sums = _running_sums(values[order])
+
+    def _encode(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
+        return keys * self._span + np.clip(times - self._first, 0, self._span - 1)
+
+    def before(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Returns the sums (..., V) for keys and times of shape (...)."""
+        stop = np.searchsorted(self._codes, self._encode(keys, times))
+        start = np.searchsorted(self._codes, keys * self._span)
+        return self._sums[stop] - self._sums[start]
+
+
+def _running_sums(values: np.ndarray) -> np.ndarray:
+    """Sums (R + 1, V) of the first 0..R rows of `values` (R, V)."""
+    return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
+
+
+def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.Table:
+    ratings, size = data.ratings, len(windows.start)
+    order = rng.permuted(np.broadcast_to(np.arange(NUM_CANDIDATES), (size, NUM_CANDIDATES)), axis=1)
+    rows = windows.start[:, None] + order  # (R, N) rows of the ratings
+    items = ratings["item"].to_numpy()[rows]
+    user_columns, affinity = _user_features(data, windows)
+    item_columns = _item_features(ratings, windows, items)
+    upstream = item_columns["upstream_score"]
+    slates, propensities = sample_plackett_luce(upstream / LOGGING_TEMPERATURE, SLATE_SIZE, rng)
+    relevant = (ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING).astype(np.float32)
+    genres = data.genres[items]
+    candidate_columns = {
+        "item_id": data.items["id"].to_numpy()[items],
+        "genres": genres.astype(np.float32),
+        "genre_affinity": (genres * affinity[:, None]).astype(np.float32),
+        **{name: values.astype(np.float32) for name, values in item_columns.items()},
+        "year": data.items["year"].to_numpy(dtype=np.float32)[items],
+        "slate": slates,
+        "relevant": np.take_along_axis(relevant, slates, axis=1),
+        "candidate_relevant": relevant,
+        "propensity": propensities.astype(np.float32),
+    }
+    columns = user_columns | {name: list_array(values) for name, values in candidate_columns.items()}
+    return pa.table({**columns, "history_item_id": _histories(data, windows)})
+
+
+def _user_features(data: _Raw, windows: _Windows) -> tuple[dict[str, pa.Array], np.ndarray]:
+    """Request columns, and the user's genre affinity (R, G): how far her past ratings of a genre exceed her mean."""
+    ratings, start, begin = data.ratings, windows.start, windows.user_start
+    times, stars = ratings["timestamp"].to_numpy(), ratings["rating"].to_numpy(dtype=np.float64)
+    genres = data.genres[ratings["item"].to_numpy()]
+    length = start - begin
+    past = _running_sums(stars[:, None])
+    prior = _prior(ratings, windows)[:, 0]
+    mean = ((past[start] - past[begin])[:, 0] + USER_SMOOTHING * prior) / (length + USER_SMOOTHING)
+    counts, sums = _running_sums(genres), _running_sums(genres * stars[:, None])
+    genre_counts, genre_sums = counts[start] - counts[begin], sums[start] - sums[begin]
+    affinity = (genre_sums - genre_counts * mean[:, None]) / (genre_counts + USER_SMOOTHING)
+    users = data.users.iloc[ratings["user"].to_numpy()[start]]
+    columns = {
+        "user_id": pa.array(users["id"].to_numpy()),
+        "timestamp": pa.array(times[start + NUM_CANDIDATES - 1]),
+        "gender": pa.array(users["gender"].to_numpy(), pa.string()),
+        "occupation": pa.array(users["occupation"].to_numpy(), pa.string()),
+        "age": pa.array(users["age"].to_numpy(dtype=np.float32)),
+        "user_mean_rating": pa.array(mean.astype(np.float32)),
+        "history_length": pa.array(length.astype(np.float32)),
+    }
+    return columns, affinity
+
+
+def _item_features(ratings: pd.DataFrame, windows: _Windows, items: np.ndarray) -> dict[str, np.ndarray]:
+    """Candidate columns (R, N) from the train ratings strictly before the window."""
+    cutoff, (keys, times, values) = _cutoff(ratings, windows), _train_values(ratings, windows)
+    sums = _PastSums(keys, times, values).before(items, np.broadcast_to(cutoff[:, None], items.shape))
+    prior = _prior(ratings, windows)[:, None]  # (R, 1, [mean rating, share of relevant ratings])
+    count = sums[..., 2]
+    mean, share = np.moveaxis((sums[..., :2] + ITEM_SMOOTHING * prior) / (count[..., None] + ITEM_SMOOTHING), -1, 0)
+    # Relative to the average item: counts grow with time, and train windows are earlier than test windows.
+    seen = _PastSums(np.zeros_like(keys), times, values).before(np.zeros_like(cutoff), cutoff)[:, 2]
+    average = seen[:, None] / (int(ratings["item"].max()) + 1)
+    return {
+        "item_mean_rating": mean,
+        "item_popularity": np.log((count + 1.0) / (average + 1.0)),
+        "upstream_score": np.log(share / (1.0 - share)),
+    }
+
+
+def _cutoff(ratings: pd.DataFrame, windows: _Windows) -> np.ndarray:
+    """Item statistics of a window count ratings before this time (R,)."""
+    return np.minimum(ratings["timestamp"].to_numpy()[windows.start], windows.train_end)
+
+
+def _train_values(ratings: pd.DataFrame, windows: _Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Item, time, and (rating, relevant, 1) of the train period's ratings."""
+    train = ratings[ratings["timestamp"] < windows.train_end]
+    stars = train["rating"].to_numpy(dtype=np.float64)
+    values = np.stack([stars, stars >= RELEVANT_RATING, np.ones_like(stars)], axis=1)
+    return train["item"].to_numpy(), train["timestamp"].to_numpy(), values
+
+
+def _prior(ratings: pd.DataFrame, windows: _Windows) -> np.ndarray:
+    """Mean rating and share of relevant ratings (R, 2) over all items before the window; mid-scale at the outset."""
+    keys, times, values = _train_values(ratings, windows)
+    cutoff = _cutoff(ratings, windows)
+    sums = _PastSums(np.zeros_like(keys), times, values).before(np.zeros_like(cutoff), cutoff)
+    return (sums[:, :2] + [3.0, 0.5]) / (sums[:, 2:] + 1.0)
+
+
+def _histories(data: _Raw, windows: _Windows) -> pa.Array:
+    """The ids of the user's last items before each window, newest last."""
+    ids = data.items["id"].to_numpy()[data.ratings["item"].to_numpy()]
+    begin = np.maximum(windows.user_start, windows.start - HISTORY_LENGTH)
+    _, rows = _grid(begin, windows.start - 1, 1)
+    offsets = np.concatenate([[0], np.cumsum(windows.start - begin)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids[rows]))
+
+
+# Raw files
+
+
+def _download(variant: Variant, cache: Path) -> Path:
+    """Fetches and unpacks the zip unless the cache holds its files; returns their folder."""
+    folder = cache / variant
+    if all((folder / name).is_file() for name in FILES[variant]):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = cache / f".{variant}.{os.getpid()}.zip"
+    try:
+        with urllib.request.urlopen(URLS[variant], timeout=60) as response, archive.open("wb") as file:
+            shutil.copyfileobj(response, file)
+        _unpack(archive, variant, folder)
+    finally:
+        archive.unlink(missing_ok=True)
+    return folder
+
+
+def _unpack(archive: Path, variant: Variant, folder: Path) -> None:
+    """Takes the wanted members, by their exact names, so no path in the zip decides where a file goes."""
+    if not zipfile.is_zipfile(archive):
+        raise RerankingDataError(f"{URLS[variant]} did not return a zip file", field=f"{variant}.zip")
+    with zipfile.ZipFile(archive) as contents:
+        missing = [name for name in FILES[variant] if f"{variant}/{name}" not in contents.namelist()]
+        if missing:
+            raise RerankingDataError(f"{URLS[variant]} lacks {missing}", field=f"{variant}.zip")
+        for name in FILES[variant]:
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            with contents.open(f"{variant}/{name}") as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            os.replace(temporary, folder / name)
+
+
+def _read(folder: Path, variant: Variant) -> _Raw:
+    ratings_file, items_file, users_file = (folder / name for name in FILES[variant])
+    if variant == "ml-100k":
+        ratings = _split_lines(ratings_file, "\t", ("user", "item", "rating", "timestamp"))
+        items, genres = _read_items_100k(items_file)
+        users = _split_lines(users_file, "|", ("id", "age", "gender", "occupation", "zip"))
+    else:
+        ratings = _split_lines(ratings_file, "::", ("user", "item", "rating", "timestamp"))
+        items, genres = _read_items_1m(items_file)
+        users = _split_lines(users_file, "::", ("id", "gender", "age", "occupation", "zip"))
+    items["id"] = _unique_ids(items["id"], items_file)
+    users["id"], users["age"] = _unique_ids(users["id"], users_file), _integers(users["age"], users_file)
+    _refuse(~users["gender"].isin(["M", "F"]), users["gender"], users_file, "is neither M nor F")
+    return _Raw(ratings=_sorted_ratings(ratings, items, users, ratings_file), items=items, genres=genres, users=users)
+
+
+def _split_lines(path: Path, separator: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """Reads a file without header into text columns."""
+    if not path.is_file():
+        raise RerankingDataError(f"{path} is missing", field=path.name)
+    # Not splitlines(): in Latin-1 it would also split at bytes such as 0x85.
+    lines = pd.Series(
+        [line.removesuffix("\r") for line in path.read_text(encoding="latin-1").split("\n")], dtype=object
+    )
+    if lines.iloc[-1] == "":
+        lines = lines.iloc[:-1]
+    if lines.empty:
+        raise RerankingDataError(f"{path} is empty", field=path.name)
+    parts = lines.str.split(separator, regex=False)
+    _refuse(parts.str.len() != len(names), lines, path, f"has not {len(names)} parts between {separator!r}")
+    return pd.DataFrame(parts.to_list(), columns=list(names))
+
+
+def _refuse(wrong: pd.Series, values: pd.Series, path: Path, reason: str) -> None:
+    """Raises for the first wrong line."""
+    if wrong.any():
+        line = int(np.argmax(wrong.to_numpy()))
+        column = "" if values.name is None else f"{values.name} "
+        raise RerankingDataError(f"{path}, line {line + 1}: {column}{values.iloc[line]!r} {reason}", field=path.name)
+
+
+def _integers(values: pd.Series, path: Path) -> pd.Series:
+    _refuse(~values.str.fullmatch(r"[0-9]{1,18}"), values, path, "is no whole number")
+    return values.astype(np.int64)
+
+
+def _unique_ids(values: pd.Series, path: Path) -> pd.Series:
+    ids = _integers(values, path)
+    _refuse(ids.duplicated(), ids, path, "appears twice")
+    return ids
+
+
+def _read_items_100k(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    flags = tuple(f"genre flag {index}" for index in range(_GENRES_100K))
+    table = _split_lines(path, "|", ("id", "title", "release date", "video release date", "url", *flags))
+    for flag in flags:
+        _refuse(~table[flag].isin(["0", "1"]), table[flag], path, "is neither 0 nor 1")
+    genres = table[list(flags)].to_numpy() == "1"
+    dates = table["release date"]
+    _refuse(~dates.str.fullmatch(r"(.*[0-9]{4})?"), dates, path, "does not end in a year")
+    return _with_years(table["id"], dates.str.extract(r"([0-9]{4})$")[0]), genres.astype(np.float64)
+
+
+def _read_items_1m(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    table = _split_lines(path, "::", ("id", "title", "genres"))
+    dummies = table["genres"].str.get_dummies("|")
+    known = table["genres"].map(lambda names: set(names.split("|")) <= set(_GENRES_1M))
+    _refuse(~known, table["genres"], path, f"has a genre that is none of {', '.join(_GENRES_1M)}")
+    genres = dummies.reindex(columns=list(_GENRES_1M), fill_value=0).to_numpy(dtype=np.float64)
+    return _with_years(table["id"], table["title"].str.extract(r"\(([0-9]{4})\)\s*$")[0]), genres
+
+
+def _with_years(ids: pd.Series, years: pd.Series) -> pd.DataFrame:
+    """Items with numeric years; an unknown year is the median of the known ones (an input must be a number)."""
+    numbers = years.astype(float)
+    middle = numbers.median() if numbers.notna().any() else 0.0
+    return pd.DataFrame({"id": ids, "year": numbers.fillna(middle)})
+
+
+def _sorted_ratings(ratings: pd.DataFrame, items: pd.DataFrame, users: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Checks the ratings, replaces ids by row numbers, and sorts by (user, timestamp, item id)."""
+    numbers = ratings.apply(_integers, path=path)
+    _refuse(~numbers["rating"].between(1, 5), numbers["rating"], path, "is outside 1..5")
+    _refuse(numbers.duplicated(["user", "item"]), numbers["item"], path, "was rated twice by the same user")
+    ordered = numbers.copy()
+    for name, table in (("user", users), ("item", items)):
+        rows = pd.Index(table["id"]).get_indexer(numbers[name])
+        _refuse(pd.Series(rows < 0), numbers[name], path, f"is not among the {name}s")
+        ordered[name] = rows
+    order = np.lexsort((numbers["item"], numbers["timestamp"], numbers["user"]))
+    return ordered.iloc[order].reset_index(drop=True)

@@ -1,0 +1,27 @@
+"""The few errors of rerankzoo. Each is a `ValueError`, so callers need not know this module to catch them."""
+
+from __future__ import annotations
+
+
+class RerankingDataError(ValueError):
+    """A row of a request table cannot be used.
+
+    Args:
+        message: What is wrong, with the offending value.
+        field: The column or field concerned.
+        row: The row within the data that was passed in, counted from 0; `None` where the whole column is concerned.
+    """
+
+    def __init__(self, message: str, *, field: str, row: int | None = None) -> None:
+        place = f"field {field!r}" if row is None else f"field {field!r}, row {row}"
+        super().__init__(f"{place}: {message}")
+        self.field = field
+        self.row = row
+
+
+class SchemaError(ValueError):
+    """A feature schema contradicts itself, or data was used before the schema was fitted."""
+
+
+class SchemaMismatchError(SchemaError):
+    """A model and a feature extractor (or two checkpoints) were made for different schemas."""

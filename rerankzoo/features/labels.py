@@ -1,0 +1,187 @@
+"""What was shown and what it earned: slates, feedback, propensities, labels and values of candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.batch import PADDING_INDEX
+from rerankzoo.features.columns import Column, IntArray, Table
+from rerankzoo.features.encoding import finite
+from rerankzoo.features.ragged import Ragged
+from rerankzoo.features.schema import FeatureSchema
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class _SlateLayout:
+    """The two list levels of a slate column: slates per row (one where the log has a flat list), positions per slate."""
+
+    def __init__(self, column: Column) -> None:
+        self.nested = len(column.offsets) == 2
+        rows = len(column.offsets[0]) - 1
+        outer = column.offsets[0] if self.nested else np.arange(rows + 1, dtype=np.int64)
+        self.slates = Ragged(outer)
+        self.positions = Ragged(column.offsets[-1])
+        self.column = column
+
+    def check(self, column: Column) -> None:
+        """Raises unless `column` is aligned with the slate column."""
+        if self.nested:
+            self.slates.check_same(column, 0, f"{self.column.name!r}")
+        self.positions.check_same(column, len(column.offsets) - 1, f"{self.column.name!r}")
+
+    def pad(self, values: npt.NDArray[Any], fill: float = 0) -> npt.NDArray[Any]:
+        """(total positions, ...) to (B, S, M, ...)."""
+        return self.slates.pad(self.positions.pad(values, fill), fill)
+
+
+def read_slates(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arrays:
+    """Returns `slates`, `feedback` and `propensity`, as far as the table has them.
+
+    Raises:
+        RerankingDataError: If a slate is empty, longer than the candidate list, repeats a candidate or points outside
+            the list, or if feedback or propensities are missing, not finite or not aligned.
+    """
+    if not table.has(schema.slate):
+        return {}
+    depth = min(max(table.depth(schema.slate), 1), 2)
+    column = table.column(schema.slate, depth)
+    layout = _SlateLayout(column)
+    arrays: Arrays = {"slates": layout.pad(_check_slates(column, layout, candidates), PADDING_INDEX)}
+    feedback = np.empty((layout.positions.total, len(schema.targets)), dtype=np.float32)
+    for index, target in enumerate(schema.targets):
+        earned = table.column(target.name, depth)
+        earned.refuse_nulls("feedback", "; give 0 where nothing was earned")
+        layout.check(earned)
+        feedback[:, index] = finite(earned)
+    arrays["feedback"] = layout.pad(feedback)
+    if schema.propensity is not None and table.has(schema.propensity):
+        arrays["propensity"] = layout.pad(_propensity(table.column(schema.propensity, depth), layout))
+    return arrays
+
+
+def _propensity(column: Column, layout: _SlateLayout) -> npt.NDArray[np.float32]:
+    column.refuse_nulls("a propensity")
+    layout.check(column)
+    values = finite(column)
+    wrong = (values <= 0) | (values > 1)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise column.error(f"a probability in (0, 1] is required, got {float(values[index])}", index)
+    return values.astype(np.float32)
+
+
+def _check_slates(column: Column, layout: _SlateLayout, candidates: Ragged) -> IntArray:
+    column.refuse_nulls("a candidate index")
+    _check_no_empty(column)
+    if column.kind != "int":
+        raise column.error(f"a candidate index (int) is required, got {column.value(0)!r}", 0)
+    indices = column.values.astype(np.int64, copy=False)
+    owners = np.repeat(np.arange(layout.slates.rows), layout.slates.lengths)
+    sizes = candidates.lengths[owners]
+    long = layout.positions.lengths > sizes
+    level = len(column.offsets) - 1
+    if long.any():
+        slate = int(long.argmax())
+        message = f"{layout.positions.lengths[slate]} slate positions for {sizes[slate]} candidates"
+        raise column.error(message, slate, level)
+    limits = np.repeat(sizes, layout.positions.lengths)
+    outside = (indices < 0) | (indices >= limits)
+    if outside.any():
+        index = int(outside.argmax())
+        message = f"slate index {indices[index]} is outside 0..{limits[index] - 1}"
+        raise column.error(message, index)
+    _check_no_repeats(column, indices, layout, candidates.width)
+    return indices
+
+
+def _check_no_empty(column: Column) -> None:
+    for level, offsets in enumerate(column.offsets):
+        empty = np.diff(offsets) == 0
+        if empty.any():
+            raise column.error("an empty slate", int(empty.argmax()), level)
+
+
+def _check_no_repeats(column: Column, indices: IntArray, layout: _SlateLayout, width: int) -> None:
+    slates = np.repeat(np.arange(layout.positions.rows), layout.positions.lengths)
+    keys = slates * width + indices
+    order = np.argsort(keys, kind="stable")
+    repeated = keys[order][1:] == keys[order][:-1]
+    if repeated.any():
+        index = int(order[1:][repeated].min())
+        raise column.error(f"candidate {indices[index]} appears twice in a slate", index)
+
+
+def read_candidate_values(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arrays:
+    """Returns `candidate_value` (B, N, T): 1 where a target has no value column, 0 in padding.
+
+    Raises:
+        RerankingDataError: If a value is missing or not finite, or the lists' lengths are not the candidates'.
+    """
+    values = np.ones((candidates.total, len(schema.targets)), dtype=np.float32)
+    for index, target in enumerate(schema.targets):
+        if target.value is not None:
+            column = candidate_column(table, target.value, schema, candidates)
+            column.refuse_nulls("a value", "; the utility of the item is not known without it")
+            values[:, index] = finite(column)
+    return {"candidate_value": candidates.pad(values)}
+
+
+def read_candidate_feedback(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arrays:
+    """Returns `candidate_feedback` and its mask if the table has all declared columns.
+
+    The mask is True where the labels of all declared targets are known; unknown labels are 0.
+    """
+    declared = [target.candidate_feedback for target in schema.targets if target.candidate_feedback is not None]
+    if not declared or not all(table.has(name) for name in declared):
+        return {}
+    labels = np.zeros((candidates.total, len(schema.targets)), dtype=np.float32)
+    known = np.ones(candidates.total, dtype=np.bool_)
+    for index, target in enumerate(schema.targets):
+        if target.candidate_feedback is not None:
+            column = candidate_column(table, target.candidate_feedback, schema, candidates)
+            labels[:, index] = finite(column)
+            if column.missing is not None:
+                known &= ~column.missing
+    labels[~known] = 0
+    return {"candidate_feedback": candidates.pad(labels), "candidate_feedback_mask": candidates.pad(known)}
+
+
+def candidate_column(table: Table, name: str, schema: FeatureSchema, candidates: Ragged, depth: int = 1) -> Column:
+    """Reads a list column over the candidates.
+
+    Raises:
+        RerankingDataError: If it is missing, or a row's list has another length than the row's candidates.
+    """
+    column = table.column(name, depth)
+    refuse_missing_lists(column)
+    candidates.check_same(column, 0, f"{schema.item_id!r}")
+    return column
+
+
+def refuse_missing_lists(column: Column) -> None:
+    """Raises if a row has `None` where it should have a list."""
+    absent = column.nulls[0]
+    if absent is not None and absent.any():
+        raise column.error("a list is required, got None", int(absent.argmax()), 0)
+
+
+def read_candidates(table: Table, schema: FeatureSchema) -> tuple[Column, Ragged]:
+    """Returns the item ids and the layout of the candidate lists.
+
+    Raises:
+        RerankingDataError: If a row has no candidates or a candidate has no id.
+    """
+    column = table.column(schema.item_id, 1)
+    column.refuse_nulls("an item id")
+    layout = Ragged(column.offsets[0])
+    if (layout.lengths == 0).any():
+        row = int((layout.lengths == 0).argmax()) + column.first_row
+        raise RerankingDataError("an empty candidate set", field=schema.item_id, row=row)
+    if column.kind not in ("int", "string"):
+        raise column.error(f"an item id must be an int or a string, got {column.value(0)!r}", 0)
+    return column, layout

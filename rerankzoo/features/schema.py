@@ -1,0 +1,363 @@
+"""What a reranking log contains: fields, their kinds and groups, feedback targets.
+
+A `FeatureSchema` is written by hand (`schema.yaml`) or by a converter. Fitting a
+`rerankzoo.features.extractor.RerankingFeatureExtractor` returns the same schema with the number of embeddings of every
+categorical field and a fingerprint, and that fitted schema is what a model is built from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rerankzoo.errors import SchemaError
+
+Group = Literal["request", "candidate", "history"]
+Kind = Literal["categorical", "numeric", "dense"]
+Transform = Literal["log1p", "standardize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One input column.
+
+    Args:
+        name: The column's name.
+        group: `"request"` (one value per row), `"candidate"` (a list over the row's candidates) or `"history"` (a list
+            of the user's past items, newest last).
+        kind: `"categorical"` (int or str ids), `"numeric"` (a number) or `"dense"` (a vector of `size` numbers).
+            History fields are categorical.
+        hash_size: Categorical: hash values into this many buckets instead of keeping a vocabulary.
+        min_count: Categorical: values seen less often than this while fitting become "unknown".
+        shares: Categorical: use the vocabulary (and so the embedding rows) of the field of this name.
+        transforms: Numeric and dense, applied in order: `"log1p"`, `"standardize"`.
+        clip: Numeric and dense: raw values are clipped to this range before the transforms.
+        size: Dense: the length of the vector.
+        num_embeddings: Categorical, set by fitting: 2 + vocabulary (or `hash_size`). Id 0 is padding or missing, 1 is
+            unknown.
+
+    Raises:
+        SchemaError: If the settings contradict one another.
+    """
+
+    name: str
+    group: Group
+    kind: Kind
+    hash_size: int | None = None
+    min_count: int = 1
+    shares: str | None = None
+    transforms: tuple[Transform, ...] = ()
+    clip: tuple[float, float] | None = None
+    size: int = 1
+    num_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_name(self.name, "a field's name")
+        _require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
+        _require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
+        for key in ("hash_size", "min_count", "size", "num_embeddings"):
+            _require_positive_integer(getattr(self, key), f"{key} of field {self.name!r}", optional=key != "size")
+        if self.group == "history" and self.kind != "categorical":
+            raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
+        if self.kind == "categorical":
+            self._refuse("transforms", "clip", "size")
+        else:
+            self._refuse("hash_size", "min_count", "shares", "num_embeddings")
+        if self.kind == "numeric":
+            self._refuse("size")
+        if self.shares is not None:
+            _require_name(self.shares, f"shares of field {self.name!r}")
+            self._refuse("hash_size", "min_count")
+        self._check_transforms()
+
+    def _refuse(self, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) != _default(type(self), key):
+                reason = "shares a vocabulary" if self.kind == "categorical" and self.shares else f"is {self.kind}"
+                raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={getattr(self, key)!r}")
+
+    def _check_transforms(self) -> None:
+        for transform in self.transforms:
+            _require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
+        if len(set(self.transforms)) != len(self.transforms):
+            raise SchemaError(f"field {self.name!r} repeats a transform: {list(self.transforms)}")
+        if self.clip is not None:
+            numbers = len(self.clip) == 2 and all(_is_number(bound) for bound in self.clip)
+            if not numbers or not self.clip[0] < self.clip[1]:
+                raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {self.clip!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """One kind of feedback, such as a click.
+
+    The utility of a slate is the sum over its positions and all targets of weight x value x feedback.
+
+    Args:
+        name: The feedback column, aligned with the slate column.
+        weight: What one unit of it is worth.
+        value: A raw numeric candidate column that multiplies the feedback (a price); 1 if `None`.
+        candidate_feedback: A column of labels for all candidates, not only those of the slate; `None` if there is none.
+
+    Raises:
+        SchemaError: If an entry has the wrong type.
+    """
+
+    name: str
+    weight: float = 1.0
+    value: str | None = None
+    candidate_feedback: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_name(self.name, "a target's name")
+        if not _is_number(self.weight):
+            raise SchemaError(f"weight of target {self.name!r} must be a number, got {self.weight!r}")
+        for key in ("value", "candidate_feedback"):
+            if getattr(self, key) is not None:
+                _require_name(getattr(self, key), f"{key} of target {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSchema:
+    """The columns of a reranking log and what they mean.
+
+    Args:
+        name: A name for people.
+        item_id: The list column of the candidates' ids (int or str). A categorical candidate field may have this name.
+        fields: The input fields. Their order is the order of the last dimension of a batch's tensors.
+        targets: The feedback targets, in the order of a batch's T dimension.
+        upstream_score: The numeric candidate field with the first stage's score, if there is one.
+        slate: The column of displayed positions.
+        propensity: The column of logging probabilities, aligned with `slate`.
+        fingerprint: Set by fitting: a hash over schema, vocabularies and statistics. Models compare it.
+
+    Raises:
+        SchemaError: If entries contradict one another.
+    """
+
+    name: str
+    item_id: str
+    fields: tuple[FieldSpec, ...]
+    targets: tuple[TargetSpec, ...] = ()
+    upstream_score: str | None = None
+    slate: str = "slate"
+    propensity: str | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("name", "item_id", "slate"):
+            _require_name(getattr(self, key), f"the schema's {key}")
+        for key in ("upstream_score", "propensity", "fingerprint"):
+            if getattr(self, key) is not None:
+                _require_name(getattr(self, key), f"the schema's {key}")
+        _require_unique([field.name for field in self.fields], "field")
+        _require_unique([target.name for target in self.targets], "target")
+        self._check_item_id()
+        self._check_labels()
+        self._check_shares()
+        self._check_references()
+
+    def _check_item_id(self) -> None:
+        for field in self.fields:
+            if field.name == self.item_id and (field.group, field.kind) != ("candidate", "categorical"):
+                raise SchemaError(f"item_id {self.item_id!r} is also a {field.group} {field.kind} field")
+
+    def _check_labels(self) -> None:
+        """Columns known only after the slate was shown must be distinct and must not be inputs."""
+        labels = [self.slate, *([self.propensity] if self.propensity else [])]
+        for target in self.targets:
+            labels += [target.name, *([target.candidate_feedback] if target.candidate_feedback else [])]
+        _require_unique(labels, "label column")
+        inputs = {self.item_id, *(field.name for field in self.fields)}
+        inputs.update(target.value for target in self.targets if target.value)
+        for label in labels:
+            if label in inputs:
+                raise SchemaError(f"column {label!r} is both an input and a label (slate, feedback or propensity)")
+
+    def _check_shares(self) -> None:
+        for field in self.fields:
+            if field.shares is None:
+                continue
+            target = self.field(field.shares)
+            if target.kind != "categorical":
+                raise SchemaError(f"field {field.name!r} shares {target.name!r}, which is {target.kind}")
+            if target.shares is not None:
+                raise SchemaError(f"field {field.name!r} shares {target.name!r}, which itself shares {target.shares!r}")
+
+    def _check_references(self) -> None:
+        if self.upstream_score is not None:
+            field = self.field(self.upstream_score)
+            if (field.group, field.kind) != ("candidate", "numeric"):
+                raise SchemaError(
+                    f"upstream_score {field.name!r} must be a numeric candidate field, got {field.group} {field.kind}"
+                )
+        specs = {field.name: field for field in self.fields}
+        for target in self.targets:
+            spec = specs.get(target.value or "")
+            if spec is not None and (spec.group, spec.kind) != ("candidate", "numeric"):
+                raise SchemaError(
+                    f"value {spec.name!r} of target {target.name!r} must be a numeric candidate column, "
+                    f"got {spec.group} {spec.kind}"
+                )
+
+    def field(self, name: str) -> FieldSpec:
+        """Returns the field of this name.
+
+        Raises:
+            SchemaError: If there is none.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise SchemaError(f"no field {name!r}{_nearest(name, [field.name for field in self.fields])}")
+
+    def select(self, group: Group, kind: Kind) -> list[FieldSpec]:
+        """Returns the fields of one group and kind, in schema order."""
+        return [field for field in self.fields if field.group == group and field.kind == kind]
+
+    def numeric_fields(self, group: Group) -> list[FieldSpec]:
+        """Returns the numeric and dense fields of a group, in the order of its numeric tensor."""
+        return [field for field in self.fields if field.group == group and field.kind != "categorical"]
+
+    def numeric_size(self, group: Group) -> int:
+        """Returns the width of a group's numeric tensor: 1 per numeric field plus `size` per dense one."""
+        return sum(field.size for field in self.numeric_fields(group))
+
+    def position(self, name: str) -> int:
+        """Returns the (first) column of a field within its group's categorical or numeric tensor.
+
+        Raises:
+            SchemaError: If there is no such field.
+        """
+        field = self.field(name)
+        if field.kind == "categorical":
+            return self.select(field.group, "categorical").index(field)
+        numeric = self.numeric_fields(field.group)
+        return sum(other.size for other in numeric[: numeric.index(field)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a JSON-able dictionary without the entries that have their default value."""
+        return _to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
+        """Builds a schema from `to_dict`'s format.
+
+        Raises:
+            SchemaError: If a key is unknown or missing, or the schema contradicts itself.
+        """
+        values = _known_keys(cls, data, "schema")
+        for key, spec in (("fields", FieldSpec), ("targets", TargetSpec)):
+            entries = _as_list(values.get(key, []), f"{key} of the schema")
+            values[key] = tuple(_spec_from_dict(spec, entry, f"{key}[{index}]") for index, entry in enumerate(entries))
+        return cls(**values)
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Writes the schema as YAML, atomically."""
+        import yaml
+
+        target = Path(path)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            yaml.safe_dump(self.to_dict(), file, sort_keys=False, allow_unicode=True)
+        os.replace(file.name, target)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> FeatureSchema:
+        """Reads a schema from YAML.
+
+        Raises:
+            SchemaError: If the file is not valid YAML or not a valid schema; the message names the file.
+        """
+        import yaml
+
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except (yaml.YAMLError, SchemaError) as error:
+            raise SchemaError(f"{os.fspath(path)}: {error}") from error
+
+
+def _to_dict(spec: FieldSpec | TargetSpec | FeatureSchema) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for entry in fields(spec):
+        value = getattr(spec, entry.name)
+        if entry.default is MISSING or value != entry.default:
+            result[entry.name] = _plain(value)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, FieldSpec | TargetSpec):
+        return _to_dict(value)
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _spec_from_dict(spec: type[FieldSpec] | type[TargetSpec], data: Any, where: str) -> FieldSpec | TargetSpec:
+    values = _known_keys(spec, data, where)
+    for key in ("transforms", "clip"):
+        if values.get(key) is not None:
+            values[key] = tuple(_as_list(values[key], f"{key} of {where}"))
+    return spec(**values)
+
+
+def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
+    """Returns a copy of `data` after checking that its keys are `spec`'s."""
+    if not isinstance(data, Mapping):
+        raise SchemaError(f"{where} must be a mapping, got {data!r}")
+    known = [entry.name for entry in fields(spec)]
+    unknown = [str(key) for key in data if key not in known]
+    if unknown:
+        listed = ", ".join(f"{key!r}{_nearest(key, known)}" for key in unknown)
+        raise SchemaError(f"unknown keys in {where}: {listed}; known keys: {', '.join(known)}")
+    missing = [entry.name for entry in fields(spec) if entry.default is MISSING and entry.name not in data]
+    if missing:
+        raise SchemaError(f"{where} lacks {', '.join(map(repr, missing))}")
+    return dict(data)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _default(spec: type[Any], key: str) -> Any:
+    return next(entry.default for entry in fields(spec) if entry.name == key)
+
+
+def _as_list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise SchemaError(f"{where} must be a list, got {value!r}")
+    return list(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _require_name(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise SchemaError(f"{what} must be a non-empty string, got {value!r}")
+
+
+def _require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
+    if value not in choices:
+        raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}")
+
+
+def _require_positive_integer(value: Any, what: str, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SchemaError(f"{what} must be a positive integer, got {value!r}")
+
+
+def _require_unique(names: list[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SchemaError(f"{what} {name!r} appears {names.count(name)} times")

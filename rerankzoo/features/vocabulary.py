@@ -1,0 +1,182 @@
+"""From raw categorical values to ids: 0 padding or missing, 1 unknown, then the vocabulary (or the hash buckets).
+
+The encoders know nothing about rows or missing values: they map the distinct values of a column (or, for integers, all
+of them) to ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+MISSING_ID = 0
+UNKNOWN_ID = 1
+FIRST_ID = 2
+
+# A direct lookup table is about ten times faster than a binary search; it is used while it stays small.
+_MAX_TABLE_SLOTS_PER_VALUE = 16
+_MIN_TABLE_SLOTS = 1 << 20
+
+
+class IntegerVocabulary:
+    """Maps int64 values to ids.
+
+    Args:
+        values: The known values, strictly increasing.
+    """
+
+    def __init__(self, values: IntArray) -> None:
+        self.values = values
+        self._table: IntArray | None = None
+        if len(values):
+            span = int(values[-1]) - int(values[0]) + 1
+            if span <= max(_MIN_TABLE_SLOTS, _MAX_TABLE_SLOTS_PER_VALUE * len(values)):
+                self._table = np.full(span, UNKNOWN_ID, dtype=np.int64)
+                self._table[values - values[0]] = np.arange(FIRST_ID, FIRST_ID + len(values))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def encode(self, values: IntArray) -> IntArray:
+        """Returns one id per value."""
+        if not len(self.values):
+            return np.full(len(values), UNKNOWN_ID, dtype=np.int64)
+        first, last = self.values[0], self.values[-1]
+        if self._table is not None:
+            # Clipping comes first, so that the subtraction cannot overflow.
+            ids = self._table[np.clip(values, first, last) - first]
+            ids[(values < first) | (values > last)] = UNKNOWN_ID
+            return ids
+        places = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
+        return np.where(self.values[places] == values, places + FIRST_ID, UNKNOWN_ID)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Returns the arrays to store."""
+        return {"values": self.values}
+
+
+class StringVocabulary:
+    """Maps strings to ids.
+
+    Args:
+        values: The known values, sorted, without repetition.
+    """
+
+    def __init__(self, values: Sequence[str]) -> None:
+        self.values = list(values)
+        self._ids = {value: index for index, value in enumerate(self.values, start=FIRST_ID)}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def encode(self, values: Sequence[str]) -> IntArray:
+        """Returns one id per value."""
+        ids = self._ids
+        return np.array([ids.get(value, UNKNOWN_ID) for value in values], dtype=np.int64)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Returns the arrays to store: UTF-8 bytes and where each value starts."""
+        encoded = [_utf8(value) for value in self.values]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(value) for value in encoded], out=offsets[1:])
+        return {"bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8), "offsets": offsets}
+
+
+Vocabulary = IntegerVocabulary | StringVocabulary
+
+
+def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabulary:
+    """Rebuilds a vocabulary from `to_arrays`."""
+    if "values" in arrays:
+        return IntegerVocabulary(arrays["values"].astype(np.int64, copy=False))
+    blob, offsets = arrays["bytes"].tobytes(), arrays["offsets"].tolist()
+    return StringVocabulary(
+        [blob[start:stop].decode("utf-8", "surrogatepass") for start, stop in zip(offsets, offsets[1:], strict=False)]
+    )
+
+
+def vocabulary_digest(vocabulary: Vocabulary) -> str:
+    """Returns a SHA-256 over a vocabulary's type and values."""
+    digest = hashlib.sha256(type(vocabulary).__name__.encode())
+    for name, array in sorted(vocabulary.to_arrays().items()):
+        digest.update(f"/{name}:{array.dtype.str}:{len(array)}/".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def hash_integers(values: IntArray, size: int) -> IntArray:
+    """Hashes integers into ids 2 .. size + 1, the same on every machine.
+
+    The mix is SplitMix64's (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+    """
+    mixed = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed % np.uint64(size)).astype(np.int64) + FIRST_ID
+
+
+def hash_strings(values: Sequence[str], size: int) -> IntArray:
+    """Hashes strings (BLAKE2b, 8 bytes, of their UTF-8) into ids 2 .. size + 1, the same on every machine."""
+    digests = (hashlib.blake2b(_utf8(value), digest_size=8).digest() for value in values)
+    return np.array([int.from_bytes(digest, "little") % size + FIRST_ID for digest in digests], dtype=np.int64)
+
+
+class IntegerCounter:
+    """Counts integers over many chunks; memory grows with the number of distinct values only."""
+
+    def __init__(self) -> None:
+        self._values: IntArray = np.empty(0, dtype=np.int64)
+        self._counts: IntArray = np.empty(0, dtype=np.int64)
+        self._pending: list[tuple[IntArray, IntArray]] = []
+        self._pending_size = 0
+
+    def update(self, values: IntArray) -> None:
+        """Adds the values of one chunk."""
+        distinct, counts = np.unique(values, return_counts=True)
+        self._pending.append((distinct, counts))
+        self._pending_size += len(distinct)
+        # Merging sorts everything seen so far: doing it only when the backlog is as large keeps the cost n log n.
+        if self._pending_size > max(len(self._values), _MIN_TABLE_SLOTS):
+            self._merge()
+
+    def _merge(self) -> None:
+        values = np.concatenate([self._values, *(distinct for distinct, _ in self._pending)])
+        counts = np.concatenate([self._counts, *(count for _, count in self._pending)])
+        self._values, inverse = np.unique(values, return_inverse=True)
+        self._counts = np.zeros(len(self._values), dtype=np.int64)
+        np.add.at(self._counts, inverse, counts)
+        self._pending, self._pending_size = [], 0
+
+    def vocabulary(self, min_count: int) -> IntegerVocabulary:
+        """Returns the vocabulary of the values seen at least `min_count` times."""
+        self._merge()
+        return IntegerVocabulary(self._values[self._counts >= min_count])
+
+
+class StringCounter:
+    """Counts strings over many chunks."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def update(self, values: Sequence[str], counts: IntArray) -> None:
+        """Adds the distinct values of one chunk and how often each was seen."""
+        for value, count in zip(values, counts.tolist(), strict=True):
+            if count:
+                self._counts[value] += count
+
+    def vocabulary(self, min_count: int) -> StringVocabulary:
+        """Returns the vocabulary of the values seen at least `min_count` times."""
+        return StringVocabulary(sorted(value for value, count in self._counts.items() if count >= min_count))
+
+
+def _utf8(value: str) -> bytes:
+    # "surrogatepass": a lone surrogate is legal in a Python str and must not crash a serving request.
+    return value.encode("utf-8", "surrogatepass")

@@ -1,0 +1,28 @@
+"""Decoding: scorers, greedy, beam and contrastive search, sampling. Imports no model."""
+
+from __future__ import annotations
+
+from rerankzoo.generation.beam import beam_search
+from rerankzoo.generation.configuration import RerankingGenerationConfig
+from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.generation.greedy import greedy_search
+from rerankzoo.generation.mixin import SlateGenerationMixin, SlateGenerationOutput
+from rerankzoo.generation.sampling import sample_slates
+from rerankzoo.generation.scorer import Batch, MatrixScorer, Scorer, ScorerState, SlateEvaluator
+from rerankzoo.generation.search import Decoded
+
+__all__ = [
+    "Batch",
+    "Decoded",
+    "MatrixScorer",
+    "RerankingGenerationConfig",
+    "Scorer",
+    "ScorerState",
+    "SlateEvaluator",
+    "SlateGenerationMixin",
+    "SlateGenerationOutput",
+    "beam_search",
+    "contrastive_search",
+    "greedy_search",
+    "sample_slates",
+]

@@ -1,0 +1,63 @@
+"""Beam search over prefixes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rerankzoo.generation.scorer import PADDING, Batch, Scorer
+from rerankzoo.generation.search import Decoded, Rows
+
+NEVER = float("-inf")
+
+
+def beam_search(scorer: Scorer, batch: Batch, slate_size: int, num_beams: int, num_return_sequences: int) -> Decoded:
+    """Keeps the `num_beams` best prefixes of each request at every position.
+
+    With `num_beams` at least the number of prefixes it is exhaustive. Prefixes are compared by their score: the sum of
+    log-probabilities, or the value of the prefix, as the scorer's kind says.
+
+    Args:
+        scorer: Scores the continuations of a prefix.
+        batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
+        slate_size: M.
+        num_beams: W.
+        num_return_sequences: S; at most W.
+
+    Returns:
+        The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
+    """
+    rows = Rows.start(scorer.start(batch))
+    num_requests, num_candidates = rows.state.available.shape
+    first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
+    for _ in range(slate_size):
+        scores = scorer.score(rows.state)
+        totals = _totals(scorer, rows, scores).view(num_requests, -1)  # (B, width * N)
+        best, flat = totals.topk(min(num_beams, totals.shape[-1]), dim=-1)
+        width = len(rows.total) // num_requests
+        parent = (first_row * width + flat // num_candidates).flatten()
+        rows = rows.extend(scorer, scores, parent, (flat % num_candidates).flatten())
+        rows.total = best.flatten()
+    return _best(rows.decoded(num_requests), num_return_sequences)
+
+
+def _totals(scorer: Scorer, rows: Rows, scores: Tensor) -> Tensor:
+    """The score (R, N) of each prefix extended by each candidate; -inf for those that do not exist."""
+    total = rows.total.unsqueeze(-1)
+    extended = total + scores if scorer.kind == "log_prob" else scores.masked_fill(total == NEVER, NEVER)
+    # A prefix without candidates left has one continuation, itself; it stands in column 0.
+    first = torch.arange(scores.shape[-1], device=scores.device) == 0
+    return torch.where(rows.state.exhausted.unsqueeze(-1) & first, total, extended)
+
+
+def _best(found: Decoded, num_return_sequences: int) -> Decoded:
+    """Cuts to the slates asked for, and pads where fewer exist."""
+    missing = num_return_sequences - found.scores.shape[1]
+    slates, scores, steps = found.slates, found.scores, found.step_scores
+    if missing > 0:
+        slates = torch.nn.functional.pad(slates, (0, 0, 0, missing), value=PADDING)
+        scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
+        steps = torch.nn.functional.pad(steps, (0, 0, 0, missing))
+    slates, scores, steps = (x[:, :num_return_sequences] for x in (slates, scores, steps))
+    absent = (scores == NEVER).unsqueeze(-1)
+    return Decoded(slates.masked_fill(absent, PADDING), scores, steps.masked_fill(absent, 0.0))

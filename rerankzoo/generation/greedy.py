@@ -1,0 +1,27 @@
+"""Greedy decoding."""
+
+from __future__ import annotations
+
+import torch
+
+from rerankzoo.generation.scorer import Batch, Scorer
+from rerankzoo.generation.search import Decoded, Rows
+
+
+def greedy_search(scorer: Scorer, batch: Batch, slate_size: int) -> Decoded:
+    """Takes the best-scored candidate at every position.
+
+    Args:
+        scorer: Scores the continuations of a prefix.
+        batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
+        slate_size: M.
+
+    Returns:
+        One slate per request.
+    """
+    rows = Rows.start(scorer.start(batch))
+    parent = rows.state.request
+    for _ in range(slate_size):
+        scores = scorer.score(rows.state)
+        rows = rows.extend(scorer, scores, parent, scores.argmax(-1))
+    return rows.decoded(len(parent))

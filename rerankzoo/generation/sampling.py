@@ -1,0 +1,48 @@
+"""Sampling slates from a model's policy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rerankzoo.generation.scorer import Batch, Scorer
+from rerankzoo.generation.search import Decoded, Rows
+
+
+def sample_slates(
+    scorer: Scorer, batch: Batch, slate_size: int, num_return_sequences: int, temperature: float, top_k: int | None
+) -> Decoded:
+    """Draws every position at random, with probability softmax(score / temperature).
+
+    By the Gumbel-max rule (the maximum of score / temperature + Gumbel noise), so that a candidate with score -inf can
+    never be drawn. Uses torch's global random state.
+
+    Args:
+        scorer: Scores the continuations of a prefix.
+        batch: The requests.
+        slate_size: M.
+        num_return_sequences: S, slates drawn independently for each request.
+        temperature: Above 0; below 1 sharpens, above 1 flattens.
+        top_k: Draw only among this many best candidates; `None` for all.
+
+    Returns:
+        S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
+    """
+    rows = Rows.start(scorer.start(batch))
+    num_requests = len(rows.total)
+    parent = torch.arange(num_requests, device=rows.total.device).repeat_interleave(num_return_sequences)
+    for _ in range(slate_size):
+        scores = scorer.score(rows.state)
+        tempered = (scores if top_k is None else keep_top_k(scores, top_k)) / temperature
+        tempered = tempered[parent]
+        uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
+        rows = rows.extend(scorer, scores, parent, (tempered - (-uniform.log()).log()).argmax(-1))
+        parent = torch.arange(len(parent), device=parent.device)
+    return rows.decoded(num_requests)
+
+
+def keep_top_k(scores: Tensor, top_k: int) -> Tensor:
+    """Sets all but the `top_k` best scores of each row (R, N) to -inf."""
+    index = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, True)
+    return scores.masked_fill(~kept, float("-inf"))

@@ -1,0 +1,147 @@
+"""The scorer: "given the prefixes so far, a score for every candidate", all that decoding needs to know of a model.
+
+B requests, N candidates, M positions, D hidden; R rows, each a prefix that is being continued (one per request in
+greedy decoding, W per request with W beams).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Batch = Mapping[str, Tensor]
+PADDING = -100
+
+
+@dataclass
+class ScorerState:
+    """What a scorer knows between two steps.
+
+    Attributes:
+        request: (R,), the request that each row decodes.
+        available: (R, N), True where a candidate is real and not chosen yet.
+        prefix: (R, t), the candidates chosen so far; -100 once a request has run out of candidates.
+        memory: Tensors per request, computed once and never copied; indexed by `request`.
+        cache: Tensors per row (keys and values of the prefix, say), reordered by `Scorer.extend`.
+    """
+
+    request: Tensor
+    available: Tensor
+    prefix: Tensor
+    memory: dict[str, Tensor]
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def exhausted(self) -> Tensor:
+        """(R,), True where no candidate is left."""
+        return ~self.available.any(-1)
+
+
+class Scorer(ABC):
+    """Scores every candidate as the continuation of each row's prefix.
+
+    Attributes:
+        kind: `"log_prob"`: scores are log-probabilities over the candidates left, and a slate's score is their sum.
+            `"value"`: a score is the value of the extended prefix, and a slate's score is the last one.
+    """
+
+    kind: Literal["log_prob", "value"]
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Encodes the requests once.
+
+        Args:
+            batch: The batch; `candidate_mask` (B, N) and the features of the model's schema.
+
+        Returns:
+            Tensors with B rows, kept as `ScorerState.memory`.
+        """
+
+    @abstractmethod
+    def score(self, state: ScorerState) -> Tensor:
+        """Scores (R, N) of all candidates as the next item; -inf where `state.available` is False."""
+
+    def start(self, batch: Batch) -> ScorerState:
+        """Encodes the requests and opens one empty prefix per request."""
+        mask = batch["candidate_mask"]
+        request = torch.arange(mask.shape[0], device=mask.device)
+        prefix = torch.empty(mask.shape[0], 0, dtype=torch.int64, device=mask.device)
+        return ScorerState(request, mask, prefix, self.encode(batch))
+
+    def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
+        """Row r of the new state continues row `parent[r]` with candidate `index[r]`.
+
+        Args:
+            state: The state with R rows; left as it was.
+            parent: (R',), rows of `state`; a row may be continued several times or not at all.
+            index: (R',), candidates; -100 leaves the candidates left as they are.
+
+        Returns:
+            The state with R' rows.
+        """
+        arange = torch.arange(state.available.shape[1], device=index.device)
+        available = state.available[parent] & (index.unsqueeze(-1) != arange)
+        prefix = torch.cat([state.prefix[parent], index.unsqueeze(-1)], dim=-1)
+        cache = {name: tensor[parent] for name, tensor in state.cache.items()}
+        return ScorerState(state.request[parent], available, prefix, state.memory, cache)
+
+    def candidate_states(self, state: ScorerState) -> Tensor | None:
+        """Representations (B, N, D) of the candidates for similarity penalties, or `None` if there are none."""
+        return state.memory.get("candidate_states")
+
+
+class MatrixScorer(Scorer):
+    """The scorer of models that score all positions at once, whatever the prefix.
+
+    Position t of a prefix takes row t of the matrix, renormalised over the candidates left. NAR4Rec has one row per
+    position; a pointwise or listwise ranker has the same row everywhere, which makes it a Plackett-Luce policy: greedy
+    decoding sorts, and beam search can only add slates of a lower first choice.
+
+    Args:
+        encode: Maps a batch to logits (B, M, N) and candidate representations (B, N, D).
+    """
+
+    kind = "log_prob"
+
+    def __init__(self, encode: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
+        self._encode = encode
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Scorer.encode`."""
+        logits, states = self._encode(batch)
+        return {"logits": logits, "candidate_states": states}
+
+    def score(self, state: ScorerState) -> Tensor:
+        """See `Scorer.score`."""
+        logits = state.memory["logits"][state.request, state.prefix.shape[1]]
+        return remaining_log_probs(logits, state.available)
+
+
+class SlateEvaluator(Protocol):
+    """Anything that values whole slates; chooses the best of several in `generate(evaluator=...)`."""
+
+    def score_slates(self, slates: Tensor, **batch: Tensor) -> Tensor:
+        """Predicted utility (B, S) of slates (B, S, M); -100 pads."""
+        ...
+
+
+def remaining_log_probs(logits: Tensor, available: Tensor) -> Tensor:
+    """Log-softmax over the candidates left.
+
+    Args:
+        logits: (R, N).
+        available: (R, N), True where a candidate may still be chosen.
+
+    Returns:
+        (R, N); -inf where a candidate is not left, also throughout a row that has none left.
+    """
+    floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
+    log_probs = F.log_softmax(logits.masked_fill(~available, floor), dim=-1)
+    return log_probs.masked_fill(~available, float("-inf"))

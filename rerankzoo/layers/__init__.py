@@ -1,0 +1,17 @@
+"""Building blocks of all models: plain modules with flat arguments; they know no config and no model."""
+
+from __future__ import annotations
+
+from rerankzoo.layers.embedding import FeatureEmbedding, PackedEmbedding
+from rerankzoo.layers.pointer import PointerHead
+from rerankzoo.layers.transformer import MultiHeadAttention, TransformerBlock, attend, key_mask
+
+__all__ = [
+    "FeatureEmbedding",
+    "MultiHeadAttention",
+    "PackedEmbedding",
+    "PointerHead",
+    "TransformerBlock",
+    "attend",
+    "key_mask",
+]

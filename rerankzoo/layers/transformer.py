@@ -1,0 +1,166 @@
+"""Attention and Transformer blocks, pre-norm, with padding masks. Plain modules: flat arguments, no config.
+
+B batch, Q queries, K keys, D hidden, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        query: (B, H, Q, D/H).
+        key: (B, H, K, D/H).
+        value: (B, H, K, D/H).
+        mask: Boolean, broadcastable to (B, H, Q, K), True where a key may be attended to. Every query needs at least
+            one such key.
+        implementation: `"sdpa"` (torch's fused kernels) or `"eager"` (spelled out, for inspection and parity tests).
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        (B, H, Q, D/H).
+
+    Raises:
+        ValueError: If `implementation` is neither of the two.
+    """
+    if implementation == "sdpa":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    if implementation != "eager":
+        raise ValueError(f"attention implementation {implementation!r} is not one of 'sdpa', 'eager'")
+    weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
+    return F.dropout(weights.softmax(-1), dropout) @ value
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention; one fused projection for queries, keys and values where they come from the same input.
+
+    Args:
+        hidden_size: D.
+        num_attention_heads: H; divides D.
+        dropout: Probability of dropping an attention weight while training.
+        cross: Whether keys and values come from another sequence (`memory`) than the queries.
+    """
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, dropout: float = 0.0, cross: bool = False) -> None:
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}")
+        self.num_attention_heads = num_attention_heads
+        self.dropout = dropout
+        self.cross = cross
+        if cross:
+            self.query = nn.Linear(hidden_size, hidden_size)
+            self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        else:
+            self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, implementation: str = "sdpa"
+    ) -> Tensor:
+        """Attends from `hidden` (B, Q, D) to itself, or to `memory` (B, K, D) where the module was made with `cross`.
+
+        Args:
+            hidden: (B, Q, D).
+            memory: (B, K, D), for cross-attention only.
+            mask: Boolean, broadcastable to (B, H, Q, K), True where a key may be attended to.
+            implementation: See `attend`.
+
+        Returns:
+            (B, Q, D).
+        """
+        if self.cross:
+            query = self.query(hidden)
+            key, value = self.key_value(memory).chunk(2, dim=-1)
+        else:
+            query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(self._split(query), self._split(key), self._split(value), mask, implementation, dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)  # (B, H, L, D/H)
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm Transformer block: self-attention, optionally cross-attention, feed-forward; each with a residual.
+
+    Args:
+        hidden_size: D.
+        num_attention_heads: H; divides D.
+        intermediate_size: Width of the feed-forward layer.
+        dropout: Probability of dropping a unit of a residual branch while training.
+        attention_dropout: Probability of dropping an attention weight while training.
+        cross_attention: Whether the block also attends to a second sequence.
+
+    References:
+        Vaswani et al., Attention is all you need (2017); pre-norm after Xiong et al. (2020).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        cross_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = MultiHeadAttention(hidden_size, num_attention_heads, attention_dropout)
+        if cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(hidden_size)
+            self.cross_attention = MultiHeadAttention(hidden_size, num_attention_heads, attention_dropout, cross=True)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        implementation: str = "sdpa",
+    ) -> Tensor:
+        """Runs the block.
+
+        Args:
+            hidden: (B, Q, D).
+            mask: Boolean, broadcastable to (B, H, Q, Q), True where a key may be attended to.
+            memory: (B, K, D), required where the block was made with `cross_attention`.
+            memory_mask: Boolean, broadcastable to (B, H, Q, K).
+            implementation: See `attend`.
+
+        Returns:
+            (B, Q, D).
+        """
+        mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
+        hidden = hidden + self.dropout(mixed)
+        if memory is not None:
+            query = self.cross_attention_norm(hidden)
+            mixed = self.cross_attention(query, memory=memory, mask=memory_mask, implementation=implementation)
+            hidden = hidden + self.dropout(mixed)
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+
+def key_mask(mask: Tensor) -> Tensor:
+    """Turns a padding mask (B, K), True where a key is real, into an attention mask (B, 1, 1, K).
+
+    A row without any real key attends to all of them instead of dividing by zero; its output is never used.
+    """
+    return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]

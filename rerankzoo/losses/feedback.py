@@ -1,0 +1,37 @@
+"""Losses of evaluators: predicted against observed feedback."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of each slate, averaged over its positions and targets.
+
+    Args:
+        logits: (..., M, T), one logit per position and feedback target.
+        feedback: (..., M, T), observed feedback in [0, 1].
+        mask: (..., M), True where a position was shown.
+
+    Returns:
+        (...), in nats per position and target; 0 for an empty slate.
+
+    Raises:
+        ValueError: If shown feedback lies outside [0, 1]: cross-entropy has no meaning there.
+
+    References:
+        NAR4Rec (arXiv 2402.06871), evaluator.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0], [2.0]])
+        >>> feedback_loss(logits, torch.tensor([[1.0], [0.0]]), torch.tensor([True, False]))
+        tensor(0.6931)
+    """
+    shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if not bool(((shown >= 0) & (shown <= 1)).all()):
+        low, high = shown.min().item(), shown.max().item()
+        raise ValueError(f"field 'feedback': values must lie in [0, 1], found a range of [{low}, {high}]")
+    loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none").mean(-1)
+    return loss.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)

@@ -1,0 +1,65 @@
+"""Input checks that the metrics share; every message names the argument, the row and the offending value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PADDING = -100
+
+
+def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is one of the named choices of option `name`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ValueError unless `value` is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises ValueError unless 0 < `value` < 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], of: str) -> None:
+    """Raises ValueError unless `tensor` has the `expected` shape, which is that of argument `of`."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)} as {of}")
+
+
+def check_rows(name: str, bad: Tensor, values: Tensor, problem: str) -> None:
+    """Raises ValueError for the first True of `bad`, quoting its place and its entry in `values`.
+
+    Args:
+        name: The argument concerned.
+        bad: (...) bool, True where an entry cannot be used; its leading dimension counts rows.
+        values: Tensor of the same shape as `bad`.
+        problem: What is wrong, for example "is not finite".
+    """
+    if bad.any():
+        place = tuple(bad.nonzero()[0].tolist())
+        where = f"row {place[0]}" + (f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else "")
+        raise ValueError(f"{name}, {where}: {values[place].item()} {problem}")
+
+
+def check_slates(slates: Tensor, num_candidates: int) -> None:
+    """Raises ValueError unless `slates` (B, M) holds distinct positions below `num_candidates`, or -100."""
+    if slates.dim() != 2 or slates.is_floating_point():
+        raise ValueError(f"slates must be integers (B, M), got {slates.dtype} of shape {tuple(slates.shape)}")
+    outside = (slates != PADDING) & ((slates < 0) | (slates >= num_candidates))
+    check_rows("slates", outside, slates, f"is neither {PADDING} nor one of {num_candidates} candidates")
+    ordered = slates.sort(dim=1).values
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)
+    if repeated.any():
+        row, column = repeated.nonzero()[0].tolist()
+        raise ValueError(f"slates, row {row}: candidate {ordered[row, column].item()} appears twice")
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Casts integers, booleans and 16-bit floats to float32 and leaves float32 and float64 alone."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

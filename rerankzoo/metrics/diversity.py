@@ -1,0 +1,165 @@
+"""Variety within slates (intra-list distance, distinct categories) and across requests (coverage, distinct pairs).
+
+`slates` (B, M) int64 are positions into the row's candidates, -100 pads. A pair with a padded position does not count.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rerankzoo.metrics._checks import PADDING, as_float, check_option, check_positive, check_rows, check_slates
+
+Pool = Literal["all", "request"]
+
+
+def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
+    """ILD@k: mean cosine distance, 1 - cos, over all pairs of the top k items (Zhang and Hurley, 2008).
+
+    Args:
+        slates: (B, M) int64, -100 pads.
+        vectors: (B, N, D) vector of every candidate; a zero vector has distance 1 from every other.
+        k: Cut-off, in positions.
+
+    Returns:
+        (B,) values in [0, 2]; 0 for a slate without a pair.
+
+    Raises:
+        ValueError: On k < 1, wrong shapes, or slate positions out of range or repeated.
+
+    Example:
+        >>> vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
+        >>> intra_list_distance(torch.tensor([[0, 1, 2]]), vectors, k=3)
+        tensor([1.3333])
+    """
+    top = _top(slates, vectors, k, dim=3)
+    chosen = as_float(vectors).gather(1, top.clamp(min=0)[..., None].expand(-1, -1, vectors.size(2)))
+    unit = torch.nn.functional.normalize(chosen, dim=-1)
+    return _mean_over_pairs(1 - unit @ unit.transpose(1, 2), top != PADDING)
+
+
+def ilad(slates: Tensor, categories: Tensor, *, k: int) -> Tensor:
+    """ILAD@k: share of the pairs of the top k items that differ in category (as in the code of CMR).
+
+    Args:
+        slates: (B, M) int64, -100 pads.
+        categories: (B, N) int64, category of every candidate.
+        k: Cut-off, in positions.
+
+    Returns:
+        (B,) values in [0, 1]; 0 for a slate without a pair.
+
+    Raises:
+        ValueError: On k < 1, wrong shapes, or slate positions out of range or repeated.
+
+    Example:
+        >>> ilad(torch.tensor([[0, 1, 2]]), torch.tensor([[5, 5, 8]]), k=3)
+        tensor([0.6667])
+    """
+    top = _top(slates, categories, k, dim=2)
+    chosen = categories.gather(1, top.clamp(min=0))
+    return _mean_over_pairs((chosen[:, :, None] != chosen[:, None, :]).float(), top != PADDING)
+
+
+def displayed_items(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> Tensor:
+    """Marks the items of the catalogue that the top k of any slate shows; marks of batches combine by maximum.
+
+    Args:
+        slates: (B, M) int64, -100 pads.
+        items: (B, N) int64, catalogue index 0 .. num_items - 1 of every candidate (anything where it is padding).
+        num_items: Size of the catalogue.
+        k: Cut-off, in positions.
+
+    Returns:
+        (num_items,) uint8, 1 where displayed.
+
+    Raises:
+        ValueError: On k < 1 or num_items < 1, wrong shapes, slate positions out of range or repeated, or a displayed item
+            outside the catalogue.
+
+    Example:
+        >>> displayed_items(torch.tensor([[2, 0]]), torch.tensor([[3, 1, 0]]), num_items=4, k=2)
+        tensor([1, 0, 0, 1], dtype=torch.uint8)
+    """
+    check_positive("num_items", num_items)
+    top = _top(slates, items, k, dim=2)
+    shown = items.gather(1, top.clamp(min=0))
+    real = top != PADDING
+    check_rows("items", real & ((shown < 0) | (shown >= num_items)), shown, f"is outside a catalogue of {num_items}")
+    return torch.zeros(num_items, dtype=torch.uint8, device=items.device).index_fill_(0, shown[real], 1)
+
+
+def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> Tensor:
+    """Share of the catalogue that is displayed to anybody: |union of the top k| / num_items (RecBole).
+
+    Args:
+        slates: (B, M) int64, -100 pads.
+        items: (B, N) int64, catalogue index 0 .. num_items - 1 of every candidate (anything where it is padding).
+        num_items: Size of the catalogue.
+        k: Cut-off, in positions.
+
+    Returns:
+        Scalar in [0, 1].
+
+    Raises:
+        ValueError: As `displayed_items`.
+
+    Example:
+        >>> item_coverage(torch.tensor([[2, 0], [0, 1]]), torch.tensor([[3, 1, 0], [3, 2, 0]]), num_items=4, k=2)
+        tensor(0.7500)
+    """
+    return displayed_items(slates, items, num_items, k=k).sum() / num_items
+
+
+def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> Tensor:
+    """Distinct-2: number of different ordered pairs of neighbours / number of pairs of neighbours (Li et al., 2016).
+
+    CONGRATS reports it for slates without saying over what it pools, so both readings are here.
+
+    Args:
+        slates: (B, M) int64, -100 pads.
+        items: (B, N) int64, id (or category) of every candidate.
+        k: Cut-off, in positions.
+        pool: `"all"`: pairs of all requests are one collection; `"request"`: the mean over requests of each one's own
+            share, which is 1 for ids, as no item repeats within a slate, and informative for categories.
+
+    Returns:
+        Scalar in [0, 1]; 0 if there is no pair.
+
+    Raises:
+        ValueError: On an unknown option, k < 1, wrong shapes, or slate positions out of range or repeated.
+
+    Example:
+        >>> slates, items = torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[7, 8, 9], [7, 8, 5]])
+        >>> distinct_2(slates, items, k=3)
+        tensor(0.7500)
+    """
+    check_option("pool", pool, get_args(Pool))
+    top = _top(slates, items, k, dim=2)
+    shown = items.gather(1, top.clamp(min=0))
+    both = (top[:, :-1] != PADDING) & (top[:, 1:] != PADDING)
+    pairs = torch.stack([shown[:, :-1][both], shown[:, 1:][both]], dim=1)
+    owner = both.nonzero()[:, 0] if pool == "request" else torch.zeros_like(pairs[:, 0])
+    distinct = torch.unique(torch.cat([owner[:, None], pairs], dim=1), dim=0)[:, 0]
+    totals = torch.bincount(owner)
+    shares = torch.bincount(distinct, minlength=totals.numel())[totals > 0] / totals[totals > 0]
+    return shares.sum() / max(1, shares.numel())
+
+
+def _top(slates: Tensor, features: Tensor, k: int, dim: int) -> Tensor:
+    """Checks the inputs and returns the first k positions (B, min(k, M))."""
+    check_positive("k", k)
+    if features.dim() != dim or features.size(0) != slates.size(0):
+        raise ValueError(
+            f"candidate tensor has shape {tuple(features.shape)}, expected {dim} dimensions and {slates.size(0)} rows"
+        )
+    check_slates(slates, features.size(1))
+    return slates[:, :k]
+
+
+def _mean_over_pairs(distances: Tensor, real: Tensor) -> Tensor:
+    """Mean of (B, K, K) distances over i < j with both positions real; 0 where there is no such pair."""
+    pairs = (real[:, :, None] & real[:, None, :]).triu(1)
+    return (distances * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)

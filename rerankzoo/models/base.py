@@ -1,0 +1,213 @@
+"""What all models share: config, weight initialisation, outputs.
+
+B requests, N candidates, M positions, S slates, T targets, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.features.batch import gather_candidates
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.layers import FeatureEmbedding, PackedEmbedding
+
+#: Keys of a saved config that are not fields of ours; everything else unknown is a typing error of the user.
+_BASE_KEYS = {
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "torch_dtype",
+    "transformers_version",
+    "use_return_dict",
+}
+
+
+@strict
+class RerankingConfig(PreTrainedConfig):
+    """Fields that all models have. Unknown keys and wrong types are refused.
+
+    Args:
+        feature_schema: The fitted `FeatureSchema` as a dictionary; `None` only until the model's data is known.
+        slate_size: M, positions of a slate that the model was made for.
+        hidden_size: D.
+        embedding_size: Width of a categorical field's embedding.
+        num_attention_heads: Attention heads; divides `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
+        hidden_dropout_prob: Probability of dropping a unit of a residual branch.
+        attention_probs_dropout_prob: Probability of dropping an attention weight.
+        initializer_range: Standard deviation of the embeddings at the start.
+
+    Raises:
+        ValueError: If a key is unknown, a size is not positive or the heads do not divide the hidden size.
+        SchemaError: If the schema contradicts itself.
+    """
+
+    feature_schema: dict | None = None
+    slate_size: int = 4
+    hidden_size: int = 64
+    embedding_size: int = 16
+    num_attention_heads: int = 4
+    intermediate_size: int = 128
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - _BASE_KEYS)
+        if unknown:
+            known = [f.name for f in fields(self) if f.name not in {g.name for g in fields(PreTrainedConfig)}]
+            raise ValueError(f"{type(self).__name__} has no fields {unknown}; its fields are {known}")
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Checks that sizes are positive and compatible; called by the strict dataclass."""
+        for key in ("slate_size", "hidden_size", "embedding_size", "num_attention_heads", "intermediate_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+    def validate_feature_schema(self) -> None:
+        """Checks the schema; called by the strict dataclass."""
+        if self.feature_schema is not None:
+            FeatureSchema.from_dict(self.feature_schema)
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The fitted schema.
+
+        Raises:
+            ValueError: If there is none yet.
+        """
+        if self.feature_schema is None:
+            raise ValueError(
+                f"{type(self).__name__}.feature_schema is not set; pass feature_schema=extractor.schema.to_dict()"
+            )
+        return FeatureSchema.from_dict(self.feature_schema)
+
+    @property
+    def target_weights(self) -> list[float]:
+        """(T,), the weight of each feedback target in a slate's utility."""
+        return [target.weight for target in self.schema.targets]
+
+
+@dataclass
+class SlateModelOutput(ModelOutput):
+    """Output of a generator's `forward`.
+
+    Attributes:
+        loss: Scalar, the mean over requests; present where the batch holds slates.
+        loss_terms: Each term of the loss before its weight, scalars by name.
+        logits: (B, M, N), scores of every candidate at every position before the softmax.
+        candidate_states: (B, N, D), representations of the candidates.
+    """
+
+    loss: Tensor | None = None
+    loss_terms: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    candidate_states: Tensor | None = None
+
+
+@dataclass
+class EvaluatorOutput(ModelOutput):
+    """Output of an evaluator's `forward`.
+
+    Attributes:
+        loss: Scalar, the mean over requests; present where the batch holds feedback.
+        loss_terms: Each term of the loss before its weight, scalars by name.
+        logits: (B, S, M, T), one logit per position and feedback target.
+        values: (B, S), predicted utility of each slate.
+    """
+
+    loss: Tensor | None = None
+    loss_terms: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    values: Tensor | None = None
+
+
+class RerankingPreTrainedModel(PreTrainedModel):
+    """Base of all models: saving, loading and weight initialisation."""
+
+    config: RerankingConfig
+    base_model_prefix = "model"
+    main_input_name = "candidate_numeric"
+    _supports_sdpa = True
+
+    def make_feature_embedding(self) -> FeatureEmbedding:
+        """The feature embedding for the config's schema."""
+        schema = self.config.schema
+        categorical = [field for field in schema.fields if field.kind == "categorical"]
+        owning = [field for field in categorical if field.shares is None]
+        block = {field.name: number for number, field in enumerate(owning)}
+        unfitted = [field.name for field in owning if field.num_embeddings is None]
+        if unfitted:
+            raise ValueError(f"fields {unfitted} of the schema have no num_embeddings; use a fitted extractor's schema")
+        return FeatureEmbedding(
+            num_embeddings=[field.num_embeddings or 0 for field in owning],
+            owners={
+                group: [block[field.shares or field.name] for field in schema.select(group, "categorical")]
+                for group in ("request", "candidate", "history")
+            },
+            num_numeric={group: schema.numeric_size(group) for group in ("request", "candidate")},
+            embedding_size=self.config.embedding_size,
+            hidden_size=self.config.hidden_size,
+        )
+
+    def check_schema(self, schema: FeatureSchema) -> None:
+        """Refuses a feature extractor other than the one the model was trained with.
+
+        Raises:
+            SchemaMismatchError: If the fingerprints differ.
+        """
+        own = self.config.schema
+        if own.fingerprint != schema.fingerprint:
+            raise SchemaMismatchError(
+                f"{type(self).__name__} was made for schema {own.name!r} (fingerprint {own.fingerprint}), "
+                f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
+            )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            # A fixed standard deviation, as large text models use, starves layers as narrow as ours.
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+        elif isinstance(module, PackedEmbedding):
+            for group in module.owners:
+                buffer = module.get_buffer(f"{group}_offsets")
+                init.copy_(buffer, torch.tensor(module.offsets(group), dtype=buffer.dtype))
+
+
+def predicted_utility(
+    probabilities: Tensor, slates: Tensor, candidate_value: Tensor, target_weights: list[float]
+) -> Tensor:
+    """Expected utility of slates: the sum over positions and targets of weight x value x probability.
+
+    Args:
+        probabilities: (B, S, M, T), probability of each feedback.
+        slates: (B, S, M), -100 pads.
+        candidate_value: (B, N, T), value of each target for each candidate.
+        target_weights: (T,).
+
+    Returns:
+        (B, S).
+    """
+    value = gather_candidates(candidate_value, slates)  # (B, S, M, T), zero at padding
+    weights = torch.tensor(target_weights, dtype=value.dtype, device=value.device)
+    return (probabilities * value * weights).sum((-1, -2))

@@ -1,0 +1,55 @@
+"""Configuration of NAR4Rec's generator and evaluator."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+
+from rerankzoo.models.base import RerankingConfig
+
+
+@strict
+class NAR4RecConfig(RerankingConfig):
+    """Sizes and loss terms of `NAR4RecForReranking` and `NAR4RecEvaluator`; see also `RerankingConfig`.
+
+    Args:
+        num_hidden_layers: Layers of the candidate encoder; layers of the evaluator.
+        num_position_layers: Layers of the position encoder (self-attention among positions, cross-attention to the
+            candidates).
+        utility_threshold: A logged slate whose utility reaches it is trained with likelihood, one below it with
+            unlikelihood (paper: sequence-level unlikelihood training). `None` until the training data is known; the
+            Lightning module sets it to the quantile below.
+        utility_quantile: The quantile of the logged utility on the training split that becomes the threshold. Not
+            stated in our sources.
+        likelihood_weight: Weight of the likelihood of slates that reach the threshold.
+        unlikelihood_weight: Weight of the unlikelihood of slates below it. Not stated in our sources.
+        contrastive_weight: Weight of the contrastive loss on the candidate representations.
+        contrastive_margin: rho of the contrastive loss (SimCTG uses 0.5).
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    model_type = "nar4rec"
+
+    num_hidden_layers: int = 2
+    num_position_layers: int = 1
+    utility_threshold: float | int | None = None
+    utility_quantile: float | int = 0.5
+    likelihood_weight: float | int = 1.0
+    unlikelihood_weight: float | int = 1.0
+    contrastive_weight: float | int = 1.0
+    contrastive_margin: float | int = 0.5
+
+    def validate_loss(self) -> None:
+        """Checks layers and loss terms; called by the strict dataclass."""
+        for key in ("num_hidden_layers", "num_position_layers"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if not 0 <= self.utility_quantile <= 1:
+            raise ValueError(f"utility_quantile must lie in [0, 1], got {self.utility_quantile}")
+        for key in ("likelihood_weight", "unlikelihood_weight", "contrastive_weight", "contrastive_margin"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+
+
+__all__ = ["NAR4RecConfig"]
