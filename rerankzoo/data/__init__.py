@@ -1,0 +1,1 @@
+"""Data: loaders, data modules, the simulator and converters of public data sets."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def write_data_folder(
         for split in set(SPLITS) - set(tables):
             (directory / f"{split}.parquet").unlink(missing_ok=True)
     for split, table in tables.items():
-        _replace(directory / f"{split}.parquet", lambda path, table=table: pq.write_table(table, path))
-    _replace(directory / SCHEMA_FILE, schema.to_yaml)
+        _replace(directory / f"{split}.parquet", partial(pq.write_table, table))
+    schema.to_yaml(directory / SCHEMA_FILE)
     _replace(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 

@@ -11,9 +11,9 @@ She goes on with a probability that a click raises (a cascade with a hook), so e
 
     e_1 = 1,   e_{t+1} = e_t * (g0 + (g1 - g0) * a_t),   U(slate) = sum_t e_t * a_t * value[l_t]
 
-which is exact, because a_t depends on the slate and not on earlier clicks. The bias b_i is observed nowhere: it can only
-be learned through the item id. Sorting candidates by their stand-alone value is therefore clearly sub-optimal
-(`SETTINGS["strong"]`), and optimal once every listwise effect is off (`SETTINGS["control"]`).
+which is exact, because a_t depends on the slate and not on earlier clicks. The bias b_i is observed nowhere: it can
+only be learned through the item id. Sorting candidates by their stand-alone value is clearly sub-optimal in the default
+setting (`SETTINGS["strong"]`), and optimal once every listwise effect is off (`SETTINGS["control"]`).
 """
 
 from __future__ import annotations
@@ -457,7 +457,7 @@ def write_simulator_folder(
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     metadata = {
         "source": "simulator",
-        "protocol": "independent requests of one simulated world; slates by a Plackett-Luce policy over upstream scores",
+        "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
         "settings": asdict(settings),
     }
     tables = {split: simulator.requests(split, size) for split, size in sizes.items()}

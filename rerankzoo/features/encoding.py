@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.columns import BoolArray, Column, IntArray
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FieldSpec
-from rerankzoo.features.vocabulary import Vocabulary, hash_integers, hash_strings
+from rerankzoo.features.vocabulary import MISSING_ID, UNKNOWN_ID, Vocabulary, hash_integers, hash_strings
 
 FloatArray = npt.NDArray[np.float64]
 IdType = Literal["int", "string"]
@@ -29,23 +29,19 @@ def id_type(column: Column, expected: IdType | None = None) -> IdType | None:
     if column.kind == "null" or not len(column.values):
         return None
     if column.kind == "float":
-        real = column.values if column.missing is None else np.where(column.missing, np.inf, column.values)
-        index = int((np.isnan(column.values) | (real != np.floor(real))).argmax())
-        advice = "; use None for a missing value" if np.isnan(column.values).any() else ""
+        # Among the floats of the column, the one that is no integer tells the caller most.
+        odd = column.values != np.floor(column.values)
+        index = int(odd.argmax()) if odd.any() else column.first_present()
+        advice = "; use None for a missing value" if np.isnan(column.values[index]) else ""
         raise column.error(f"an int or a string is required, got {column.value(index)!r}{advice}", index)
     found: IdType = "string" if column.kind == "string" else "int"
     if expected is not None and found != expected:
-        index = 0 if column.missing is None else int((~column.missing).argmax())
-        if column.missing is None or not column.missing.all():
-            raise column.error(
-                f"the extractor was fitted on {expected} values, got {column.value(index)!r} ({found})", index
-            )
+        index = column.first_present()
+        raise column.error(f"fitted on {expected} values, got {column.value(index)!r} ({found})", index)
     return found
 
 
-def encode_ids(
-    column: Column, spec: FieldSpec, vocabulary: Vocabulary | None, expected: IdType | None
-) -> IntArray:
+def encode_ids(column: Column, spec: FieldSpec, vocabulary: Vocabulary | None, expected: IdType | None) -> IntArray:
     """Returns the id of every leaf: 0 missing, 1 unknown, then the vocabulary (or the hash bucket).
 
     Args:
@@ -58,19 +54,19 @@ def encode_ids(
         RerankingDataError: If the type is wrong.
     """
     found = id_type(column, expected)
-    if found is None or (found == "string" and not column.strings):
+    if found is None:
         return np.zeros(len(column.values), dtype=np.int64)
     values: Any = column.strings if found == "string" else column.values.astype(np.int64, copy=False)
     if spec.hash_size is not None:
         ids = hash_strings(values, spec.hash_size) if found == "string" else hash_integers(values, spec.hash_size)
-    elif vocabulary is None:
-        raise RuntimeError(f"field {spec.name!r} has no vocabulary")
+    elif vocabulary is None or expected is None:  # nothing was seen while fitting
+        ids = np.full(len(values), UNKNOWN_ID, dtype=np.int64)
     else:
-        ids = vocabulary.encode(values) if expected is not None else np.ones(len(values), dtype=np.int64)
+        ids = vocabulary.encode(values)
     if found == "string":
         ids = ids[column.values]
     if column.missing is not None:
-        ids[column.missing] = 0
+        ids[column.missing] = MISSING_ID
     return ids
 
 
@@ -158,7 +154,7 @@ def finite(column: Column) -> FloatArray:
         RerankingDataError: If a leaf is a string, NaN, infinite or beyond float32.
     """
     if column.kind == "string":
-        index = 0 if column.missing is None else int((~column.missing).argmax())
+        index = column.first_present()
         raise column.error(f"a number is required, got {column.value(index)!r}", index)
     values = column.values.astype(np.float64, copy=False)
     # One comparison also catches NaN, for which it is false.
@@ -170,23 +166,16 @@ def finite(column: Column) -> FloatArray:
         value = float(values[index])
         advice = "; use None for a missing value" if np.isnan(value) else ""
         raise column.error(f"a finite float32 number is required, got {value}{advice}", index)
-    return cast(FloatArray, values)
+    return values
 
 
-def transform(
-    column: Column,
-    spec: FieldSpec,
-    statistics: Statistics | None,
-    *,
-    until: str | None = None,
-) -> tuple[FloatArray, BoolArray | None]:
+def transform(column: Column, spec: FieldSpec, statistics: Statistics | None) -> tuple[FloatArray, BoolArray | None]:
     """Applies a numeric or dense field's clipping and transforms.
 
     Args:
         column: The raw column.
         spec: The field.
-        statistics: For "standardize".
-        until: Stop before this transform (fitting stops before "standardize").
+        statistics: For "standardize"; with `None` (while fitting) the transforms before it are all that is applied.
 
     Returns:
         (n, size) float64 and the mask of missing entries (their values are arbitrary).
@@ -198,41 +187,42 @@ def transform(
     if spec.clip is not None:
         values = np.clip(values, *spec.clip)
     for name in spec.transforms:
-        if name == until:
-            break
         if name == "log1p":
-            _check_log1p(column, values, missing)
+            _check_log1p(column, spec, values, missing)
             values = np.log1p(values if missing is None else np.where(missing, 0, values))
-        elif statistics is not None:
+        elif statistics is None:
+            break
+        else:
             values = (values - statistics.mean) / statistics.std
     return values, missing
 
 
-def _check_log1p(column: Column, values: FloatArray, missing: BoolArray | None) -> None:
+def _check_log1p(column: Column, spec: FieldSpec, values: FloatArray, missing: BoolArray | None) -> None:
     bad = values <= -1
     if missing is not None:
         bad &= ~missing
     if bad.any():
         index, component = divmod(int(bad.argmax()), values.shape[1])
-        level = len(column.offsets) - (values.shape[1] > 1)
-        row = column.row(index, level)
-        raise RerankingDataError(
-            f"log1p needs a value above -1, got {float(values[index, component])}", field=column.name, row=row
-        )
+        # The entries of a dense column are its vectors, one level above the leaves.
+        level = len(column.offsets) - (spec.kind == "dense")
+        raise column.error(f"log1p needs a value above -1, got {float(values[index, component])}", index, level)
 
 
-def encode_numbers(column: Column, spec: FieldSpec, statistics: Statistics | None) -> FloatArray:
-    """Returns (n, size) transformed values, 0 where missing."""
-    values, missing = transform(column, spec, statistics)
+def encode_numbers(column: Column, spec: FieldSpec, statistics: Mapping[str, Statistics]) -> FloatArray:
+    """Returns (n, size) transformed values, 0 where missing; `statistics` are by field name."""
+    own = statistics[spec.name] if "standardize" in spec.transforms else None
+    values, missing = transform(column, spec, own)
     return values if missing is None else np.where(missing, 0.0, values)
 
 
 def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Joins (total, ...) parts along a last dimension and pads: (B, width, sum of sizes)."""
-    matrices = [part if part.ndim > 1 else part[:, None] for part in parts]
-    packed = np.empty((layout.total, sum(matrix.shape[1] for matrix in matrices)), dtype=dtype)
-    start = 0
-    for matrix in matrices:
-        packed[:, start : start + matrix.shape[1]] = matrix
-        start += matrix.shape[1]
-    return layout.pad(packed)
+    """Joins (total,) and (total, size) parts along a last dimension and pads: (B, width, sum of sizes)."""
+    columns = [column for part in parts for column in (part.T if part.ndim > 1 else part[None])]
+    # Straight into the padded array: a packed copy in between costs more in fresh memory pages than it saves.
+    packed = np.zeros((layout.rows * layout.width, len(columns)), dtype=dtype)
+    for index, column in enumerate(columns):
+        if layout.full:
+            packed[:, index] = column
+        else:
+            packed[:, index][layout.places] = column
+    return packed.reshape(layout.rows, layout.width, len(columns))

@@ -6,14 +6,11 @@ and is saved, loaded and pushed to the Hub with the model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +22,10 @@ from transformers.utils import cached_file
 
 from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
 from rerankzoo.features.batch import PADDING_INDEX
-from rerankzoo.features.columns import Column, Table, read_table
-from rerankzoo.features.encoding import (
-    IdType,
-    Moments,
-    Statistics,
-    encode_ids,
-    encode_numbers,
-    id_type,
-    pack,
-    transform,
-)
+from rerankzoo.features.columns import Column, Table
+from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
+from rerankzoo.features.files import write_atomically
+from rerankzoo.features.fitting import FittedState, field_depth, fit_state, fitted_schema, unfitted_schema
 from rerankzoo.features.labels import (
     Arrays,
     candidate_column,
@@ -43,25 +33,15 @@ from rerankzoo.features.labels import (
     read_candidate_values,
     read_candidates,
     read_slates,
-    refuse_missing_lists,
 )
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
-from rerankzoo.features.vocabulary import (
-    FIRST_ID,
-    IntegerCounter,
-    IntegerVocabulary,
-    StringCounter,
-    Vocabulary,
-    vocabulary_digest,
-    vocabulary_from_arrays,
-)
+from rerankzoo.features.tables import read_table
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
 
-_FIT_ROWS = 16_384
-_BASE_DEPTH: dict[Group, int] = {"request": 0, "candidate": 1, "history": 1}
+Read = Callable[[FieldSpec], Column]
 
 
 class RerankingFeatureExtractor(FeatureExtractionMixin):
@@ -74,18 +54,20 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         [[2, 3]]
 
     Args:
-        schema: What the columns are. A fitted schema is accepted too: fitting computes everything anew.
+        schema: What the columns are. What fitting once set in it (`num_embeddings`, `fingerprint`) is forgotten.
     """
 
-    model_input_names = ["request_categorical", "candidate_categorical"]
+    model_input_names: ClassVar[list[str]] = [
+        "request_categorical",
+        "request_numeric",
+        "candidate_categorical",
+        "candidate_numeric",
+    ]
 
     def __init__(self, schema: FeatureSchema) -> None:
         super().__init__()
-        self._declared = _unfitted(schema)
-        self._fitted: FeatureSchema | None = None
-        self._types: dict[str, IdType | None] = {}
-        self._vocabularies: dict[str, Vocabulary] = {}
-        self._statistics: dict[str, Statistics] = {}
+        self._declared = unfitted_schema(schema)
+        self._fitted: tuple[FeatureSchema, FittedState] | None = None
 
     @property
     def schema(self) -> FeatureSchema:
@@ -94,20 +76,25 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
+        return self._require_fitted()[0]
+
+    def _require_fitted(self) -> tuple[FeatureSchema, FittedState]:
         if self._fitted is None:
             raise SchemaError(f"the extractor of schema {self._declared.name!r} is not fitted; call fit(data) first")
         return self._fitted
 
-    # --- fitting ----------------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        state = "not fitted" if self._fitted is None else f"fingerprint {self.schema.fingerprint}"
+        return f"{type(self).__name__}(schema {self._declared.name!r}, {state})"
 
     def fit(self, data: Any) -> RerankingFeatureExtractor:
-        """Learns vocabularies and statistics; call it on training rows only.
+        """Learns vocabularies and statistics anew; call it on training rows only.
 
-        Rows are read in slices, so that memory grows with the vocabularies only. A field that shares another's
-        vocabulary adds nothing to it.
+        Rows are read in slices: memory grows with the vocabularies only. Labels are not read. A field that shares
+        another's vocabulary adds nothing to it, and a hashed field only has its type (int or str) recorded.
 
         Args:
-            data: Any supported table (see `rerankzoo.features.columns`).
+            data: Any supported table (see `rerankzoo.features.tables`).
 
         Returns:
             The extractor itself.
@@ -115,27 +102,207 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         Raises:
             RerankingDataError: If a value cannot be used; it names field, row and value.
         """
-        fitters = [_make_fitter(spec) for spec in self._declared.fields]
-        table = read_table(data, self._declared.item_id)
-        for start in range(0, table.rows, _FIT_ROWS):
-            rows = table.slice(start, start + _FIT_ROWS)
-            for fitter in fitters:
-                fitter.update(rows)
-        self._types, self._vocabularies, self._statistics = {}, {}, {}
-        for fitter in fitters:
-            fitter.finish(self)
-        self._fitted = self._finished_schema()
+        state = fit_state(self._declared, read_table(data, self._declared.item_id))
+        self._fitted = fitted_schema(self._declared, state), state
         return self
 
-    def _finished_schema(self) -> FeatureSchema:
-        sizes = {}
-        for spec in self._declared.select_categorical():
-            owner = self._declared.owner(spec)
-            size = owner.hash_size if owner.hash_size is not None else len(self._vocabularies[owner.name])
-            sizes[spec.name] = FIRST_ID + size
-        fields = tuple(
-            replace(spec, num_embeddings=sizes[spec.name]) if spec.name in sizes else spec
-            for spec in self._declared.fields
-        )
-        schema = replace(self._declared, fields=fields)
-        return replace(schema, fingerprint=self._fingerprint(schema, self._digests()))
+    def __call__(self, data: Any) -> dict[str, Tensor]:
+        """Turns rows into a padded batch.
+
+        N, M, S and L are the largest in the data (L at least 1). `slates` and `feedback` are there if the data has the
+        slate column, `propensity` if it has that column too, `candidate_feedback` and its mask if it has all declared
+        columns, `history_*` if the schema has history fields. A group without fields yields tensors with F = 0.
+
+        Args:
+            data: Any supported table (see `rerankzoo.features.tables`).
+
+        Returns:
+            The batch, on the CPU; keys and shapes as in `rerankzoo.features.batch.BATCH_KEYS`.
+
+        Raises:
+            RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
+            SchemaError: If the extractor was not fitted.
+        """
+        schema, _ = self._require_fitted()
+        table = read_table(data, schema.item_id)
+        items, candidates = read_candidates(table, schema)
+        requests = Ragged(np.arange(table.rows + 1, dtype=np.int64))
+
+        def read_request(spec: FieldSpec) -> Column:
+            return table.column(spec.name, field_depth(spec))
+
+        def read_candidate(spec: FieldSpec) -> Column:
+            if spec.name == schema.item_id:
+                return items
+            return candidate_column(table, spec.name, schema, candidates, field_depth(spec))
+
+        arrays = self._group("request", requests, read_request)
+        arrays.update(self._group("candidate", candidates, read_candidate))
+        arrays.update(read_candidate_values(table, schema, candidates))
+        arrays["candidate_mask"] = candidates.mask()
+        arrays.update(self._history(table))
+        arrays.update(read_slates(table, schema, candidates))
+        arrays.update(read_candidate_feedback(table, schema, candidates))
+        arrays["request_index"] = np.arange(table.rows, dtype=np.int64)
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+    def _group(self, group: Group, layout: Ragged, read: Read) -> Arrays:
+        """The categorical and numeric arrays of the request or candidate fields."""
+        schema, state = self._require_fitted()
+        ids = [self._encode_ids(spec, read(spec)) for spec in schema.select(group, "categorical")]
+        numbers = [encode_numbers(read(spec), spec, state.statistics) for spec in schema.numeric_fields(group)]
+        arrays = {
+            f"{group}_categorical": pack(ids, layout, np.int64),
+            f"{group}_numeric": pack(numbers, layout, np.float32),
+        }
+        # One value per request: no list dimension.
+        return {key: array[:, 0] for key, array in arrays.items()} if group == "request" else arrays
+
+    def _encode_ids(self, spec: FieldSpec, column: Column) -> npt.NDArray[np.int64]:
+        schema, state = self._require_fitted()
+        owner = schema.owner(spec)
+        return encode_ids(column, owner, state.vocabularies.get(owner.name), state.types[owner.name])
+
+    def _history(self, table: Table) -> Arrays:
+        specs = self.schema.select("history", "categorical")
+        if not specs:
+            return {}
+        columns = [table.column(spec.name, field_depth(spec)) for spec in specs]
+        # A model attends over the history: one masked place is kept where no row has any.
+        layout = Ragged(columns[0].offsets[0], min_width=1)
+        for column in columns[1:]:
+            layout.check_same(column, 0, f"{specs[0].name!r}")
+        ids = [self._encode_ids(spec, column) for spec, column in zip(specs, columns, strict=True)]
+        return {"history_categorical": pack(ids, layout, np.int64), "history_mask": layout.mask()}
+
+    def decode(self, slates: Tensor | npt.NDArray[np.int64] | list[Any], data: Any) -> list[list[Any]]:
+        """Turns slates into item ids.
+
+        Args:
+            slates: (B, M) or (B, S, M) candidate indexes; -100 is left out.
+            data: The rows the slates were made for; only their item ids are read.
+
+        Returns:
+            One list of item ids per row; for (B, S, M) one list of such lists per row.
+
+        Raises:
+            RerankingDataError: If the number of rows differs or an index is outside a row's candidates.
+        """
+        indices = np.asarray(slates, dtype=np.int64)
+        table = read_table(data, self._declared.item_id)
+        column, candidates = read_candidates(table, self._declared)
+        if indices.ndim not in (2, 3) or len(indices) != table.rows:
+            message = f"slates of shape {indices.shape} do not fit {table.rows} rows"
+            raise RerankingDataError(message, field="slates")
+        real = indices != PADDING_INDEX
+        limits = candidates.lengths.reshape(-1, *[1] * (indices.ndim - 1))
+        outside = real & ((indices < 0) | (indices >= limits))
+        if outside.any():
+            place = tuple(np.argwhere(outside)[0])
+            message = f"slate index {indices[place]} is outside 0..{candidates.lengths[place[0]] - 1}"
+            raise RerankingDataError(message, field="slates", row=int(place[0]))
+        starts = candidates.offsets[:-1].reshape(limits.shape)
+        items = column.values[np.where(real, indices, 0) + starts]
+        return cast(list[list[Any]], _item_lists(items, real, column))
+
+    # --- saving and loading -----------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON-able configuration; the vocabularies are stored beside it."""
+        schema, state = self._require_fitted()
+        return {
+            "feature_extractor_type": type(self).__name__,
+            "schema": schema.to_dict(),
+            "state": state.to_dict(),
+        }
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Saves `preprocessor_config.json` and `vocabularies.safetensors`.
+
+        Args:
+            save_directory: The folder, created if need be. Files are replaced in one step each.
+            push_to_hub: Also push to the Hub.
+            **kwargs: For `push_to_hub`: `repo_id`, `commit_message`, `private`, `token`, `revision`...
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            SchemaError: If the extractor was not fitted.
+        """
+        _, state = self._require_fitted()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        vocabularies, config = folder / VOCABULARY_NAME, folder / CONFIG_NAME
+        write_atomically(vocabularies, lambda path: save_file(state.to_arrays(), path))
+        write_atomically(config, lambda path: path.write_text(self.to_json_string(), encoding="utf-8"))
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(config), str(vocabularies)]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> RerankingFeatureExtractor:
+        """Loads an extractor.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a repository on the Hub.
+            **kwargs: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`.
+
+        Returns:
+            A fitted extractor.
+
+        Raises:
+            OSError: If a file is not found.
+            SchemaMismatchError: If the vocabularies are not those the configuration was saved with.
+            TypeError: If an argument is unknown.
+        """
+        options = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
+        unknown = [key for key in kwargs if not key.startswith("_") and key != "trust_remote_code"]
+        if unknown:
+            raise TypeError(f"unknown arguments: {', '.join(unknown)}; known: {', '.join(_HUB_OPTIONS)}")
+        config = _locate(pretrained_model_name_or_path, CONFIG_NAME, options)
+        vocabularies = _locate(pretrained_model_name_or_path, VOCABULARY_NAME, options)
+        data = json.loads(Path(config).read_text(encoding="utf-8"))
+        return cls._restore(data, load_file(vocabularies))
+
+    @classmethod
+    def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:
+        saved = FeatureSchema.from_dict(data["schema"])
+        state = FittedState.restore(saved, data["state"], arrays)
+        extractor = cls(saved)
+        schema = fitted_schema(extractor._declared, state)
+        if schema.fingerprint != saved.fingerprint:
+            raise SchemaMismatchError(
+                f"schema {saved.name!r} or its statistics were changed after saving: fingerprint {schema.fingerprint}, "
+                f"expected {saved.fingerprint}"
+            )
+        extractor._fitted = schema, state
+        return extractor
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> RerankingFeatureExtractor:
+        """Refuses: the configuration alone lacks the vocabularies.
+
+        Raises:
+            SchemaError: Always.
+        """
+        raise SchemaError("a dictionary lacks the vocabularies; use from_pretrained")
+
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
+
+def _locate(path: str | os.PathLike[str], name: str, options: dict[str, Any]) -> str:
+    given = {key: value for key, value in options.items() if value is not None}
+    return cast(str, cached_file(os.fspath(path), name, **given))
+
+
+def _item_lists(items: npt.NDArray[Any], real: npt.NDArray[np.bool_], column: Column) -> list[Any]:
+    if items.ndim > 1:
+        return [_item_lists(part, mask, column) for part, mask in zip(items, real, strict=True)]
+    values = items[real].tolist()
+    return [column.strings[value] for value in values] if column.kind == "string" else values

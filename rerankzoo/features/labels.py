@@ -18,7 +18,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class _SlateLayout:
-    """The two list levels of a slate column: slates per row (one where the log has a flat list), positions per slate."""
+    """The two list levels of a slate column: slates per row (one if the log has flat lists), positions per slate."""
 
     def __init__(self, column: Column) -> None:
         self.nested = len(column.offsets) == 2
@@ -80,7 +80,8 @@ def _check_slates(column: Column, layout: _SlateLayout, candidates: Ragged) -> I
     _check_no_empty(column)
     if column.kind != "int":
         raise column.error(f"a candidate index (int) is required, got {column.value(0)!r}", 0)
-    indices = column.values.astype(np.int64, copy=False)
+    # A copy: the values may be Arrow's own read-only memory, and the batch is the caller's to change.
+    indices = column.values.astype(np.int64)
     owners = np.repeat(np.arange(layout.slates.rows), layout.slates.lengths)
     sizes = candidates.lengths[owners]
     long = layout.positions.lengths > sizes
@@ -158,16 +159,11 @@ def candidate_column(table: Table, name: str, schema: FeatureSchema, candidates:
         RerankingDataError: If it is missing, or a row's list has another length than the row's candidates.
     """
     column = table.column(name, depth)
-    refuse_missing_lists(column)
-    candidates.check_same(column, 0, f"{schema.item_id!r}")
-    return column
-
-
-def refuse_missing_lists(column: Column) -> None:
-    """Raises if a row has `None` where it should have a list."""
     absent = column.nulls[0]
     if absent is not None and absent.any():
         raise column.error("a list is required, got None", int(absent.argmax()), 0)
+    candidates.check_same(column, 0, f"{schema.item_id!r}")
+    return column
 
 
 def read_candidates(table: Table, schema: FeatureSchema) -> tuple[Column, Ragged]:

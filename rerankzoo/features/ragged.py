@@ -46,7 +46,10 @@ class Ragged:
         shape = (self.rows, self.width, *flat.shape[1:])
         if self.full:
             return flat.reshape(shape)
-        padded = np.full((self.rows * self.width, *flat.shape[1:]), fill, dtype=flat.dtype)
+        # np.zeros gets its pages zeroed by the system and is several times faster than np.full here.
+        padded = np.zeros((self.rows * self.width, *flat.shape[1:]), dtype=flat.dtype)
+        if fill != 0:
+            padded.fill(fill)
         padded[self.places] = flat
         return padded.reshape(shape)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rerankzoo.errors import SchemaError
+from rerankzoo.features.files import write_atomically
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]
@@ -90,6 +90,8 @@ class FieldSpec:
             numbers = len(self.clip) == 2 and all(_is_number(bound) for bound in self.clip)
             if not numbers or not self.clip[0] < self.clip[1]:
                 raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {self.clip!r}")
+            # 1 and 1.0 must give the same fingerprint.
+            object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ class TargetSpec:
         _require_name(self.name, "a target's name")
         if not _is_number(self.weight):
             raise SchemaError(f"weight of target {self.name!r} must be a number, got {self.weight!r}")
+        object.__setattr__(self, "weight", float(self.weight))
         for key in ("value", "candidate_feedback"):
             if getattr(self, key) is not None:
                 _require_name(getattr(self, key), f"{key} of target {self.name!r}")
@@ -216,6 +219,10 @@ class FeatureSchema:
                 return field
         raise SchemaError(f"no field {name!r}{_nearest(name, [field.name for field in self.fields])}")
 
+    def owner(self, field: FieldSpec) -> FieldSpec:
+        """Returns the field whose vocabulary a categorical field uses: itself, unless it shares another's."""
+        return field if field.shares is None else self.field(field.shares)
+
     def select(self, group: Group, kind: Kind) -> list[FieldSpec]:
         """Returns the fields of one group and kind, in schema order."""
         return [field for field in self.fields if field.group == group and field.kind == kind]
@@ -261,12 +268,8 @@ class FeatureSchema:
         """Writes the schema as YAML, atomically."""
         import yaml
 
-        target = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            yaml.safe_dump(self.to_dict(), file, sort_keys=False, allow_unicode=True)
-        os.replace(file.name, target)
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> FeatureSchema:

@@ -7,6 +7,7 @@ of them) to ids.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -97,7 +98,7 @@ def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabu
         return IntegerVocabulary(arrays["values"].astype(np.int64, copy=False))
     blob, offsets = arrays["bytes"].tobytes(), arrays["offsets"].tolist()
     return StringVocabulary(
-        [blob[start:stop].decode("utf-8", "surrogatepass") for start, stop in zip(offsets, offsets[1:], strict=False)]
+        [blob[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]
     )
 
 

@@ -127,7 +127,7 @@ class MatrixScorer(Scorer):
 class SlateEvaluator(Protocol):
     """Anything that values whole slates; chooses the best of several in `generate(evaluator=...)`."""
 
-    def score_slates(self, slates: Tensor, **batch: Tensor) -> Tensor:
+    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
         """Predicted utility (B, S) of slates (B, S, M); -100 pads."""
         ...
 

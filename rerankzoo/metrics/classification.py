@@ -35,8 +35,8 @@ def auc(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
     """P(score of a positive > score of a negative) over all pairs of entries; ties count one half.
 
     *Pooled*: pairs run across requests (PIER's code, RecBole). The mean over batches of a per-batch AUC (GoalRank's
-    evaluator training) depends on the batch size and is not offered; for an AUC within requests see `gauc`. Computed from
-    ranks in whole numbers, hence exact up to the last division.
+    evaluator training) depends on the batch size and is not offered; for an AUC within requests see `gauc`. Computed
+    from ranks in whole numbers, hence exact up to the last division.
 
     Args:
         predictions: (...) scores, any monotone scale.
@@ -53,7 +53,7 @@ def auc(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
         >>> auc(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([1, 1, 0]))
         tensor(0.7500)
     """
-    pooled = grouped_auc(predictions, labels, torch.zeros_like(labels, dtype=torch.int64), mask)
+    pooled = grouped_auc(predictions, labels, torch.zeros_like(predictions, dtype=torch.int64), mask)
     return pooled.auc[0] if pooled.auc.numel() else pooled.auc.new_tensor(0.5)
 
 
@@ -89,7 +89,8 @@ def grouped_auc(predictions: Tensor, labels: Tensor, groups: Tensor, mask: Tenso
     positives, negatives, rank_sums = positives[both], negatives[both], rank_sums[both]
     # Mann-Whitney U of the positives; everything is doubled so that the half ranks of ties stay whole numbers.
     twice_u = rank_sums - positives * (positives + 1)
-    return GroupedAUC((twice_u / (2 * positives * negatives)).to(scores.dtype), positives, negatives)
+    twice_pairs = 2 * positives * negatives
+    return GroupedAUC(twice_u.to(scores.dtype) / twice_pairs.to(scores.dtype), positives, negatives)
 
 
 def gauc(
@@ -114,7 +115,7 @@ def gauc(
         Scalar in [0, 1]; 0.5, the value of an uninformative score, if no group has both classes.
 
     Raises:
-        ValueError: As `auc`, and on an unknown option.
+        ValueError: As `auc`, on an unknown option, and for vectors of predictions without `groups`.
 
     Example:
         >>> predictions = torch.tensor([[0.9, 0.5, 0.3], [0.2, 0.2, 0.2]])
@@ -299,6 +300,8 @@ def select_binary(predictions: Tensor, labels: Tensor, mask: Tensor | None = Non
 
 
 def _row_numbers(values: Tensor) -> Tensor:
+    if values.dim() < 2:
+        raise ValueError(f"predictions of shape {tuple(values.shape)} have no rows to group by: give groups")
     rows = torch.arange(values.size(0), device=values.device)
     return rows.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
 

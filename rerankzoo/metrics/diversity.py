@@ -76,8 +76,8 @@ def displayed_items(slates: Tensor, items: Tensor, num_items: int, *, k: int) ->
         (num_items,) uint8, 1 where displayed.
 
     Raises:
-        ValueError: On k < 1 or num_items < 1, wrong shapes, slate positions out of range or repeated, or a displayed item
-            outside the catalogue.
+        ValueError: On k < 1 or num_items < 1, wrong shapes, slate positions out of range or repeated, or a displayed
+            item outside the catalogue.
 
     Example:
         >>> displayed_items(torch.tensor([[2, 0]]), torch.tensor([[3, 1, 0]]), num_items=4, k=2)

@@ -117,8 +117,8 @@ def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float =
         Lower and upper ends, each (...) float64.
 
     Raises:
-        ValueError: If a number of trials is below 1, successes are negative or exceed the trials, or `confidence` is not
-            strictly between 0 and 1.
+        ValueError: If a number of trials is below 1, successes are negative or exceed the trials, or `confidence` is
+            not strictly between 0 and 1.
 
     Example:
         >>> low, high = wilson_interval(torch.tensor([0, 2, 3]), 3)

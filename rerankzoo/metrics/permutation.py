@@ -5,8 +5,8 @@ of its request by some value: that of an evaluator, or the truth where it is kno
 *consistency with that evaluator*, the more so if the evaluator taught the generator; report the truth beside it.
 
 The papers leave two things open. *Rounding*: 1 % of A(5, 5) = 120 slates is 1.2; `"ceil"` admits 2 slates, `"floor"` 1
-(at least one is always admitted). *Ties*: only slates that are better by more than a relative tolerance count, so a slate
-is a hit even if many others tie with it; with few distinct values (binary labels) a random slate then hits often.
+(at least one is always admitted). *Ties*: only slates that are better by more than a relative tolerance count, so a
+slate is a hit even if many others tie with it; with few distinct values (binary labels) a random slate then hits often.
 
 Where A(n, m) is too large to list, `sample_slates`, `estimate_rank` and `sampled_hit_rate` give an estimate with an
 interval. In HR@p% of YOLOR and PIER something else is meant: whether a *set* of proposals holds the evaluator's best.
@@ -66,7 +66,7 @@ def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
         Read-only int64 array (P, M) with P = n! / (n - m)!.
 
     Raises:
-        ValueError: If `slate_size` is below 1 or exceeds `num_candidates`, or if there are more than `MAX_SLATES` slates.
+        ValueError: If `slate_size` is below 1 or exceeds `num_candidates`, or if there are more than `MAX_SLATES`.
 
     Example:
         >>> all_slates(3, 2).tolist()
@@ -78,7 +78,7 @@ def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
     count = math.perm(num_candidates, slate_size)
     if count > MAX_SLATES:
         raise ValueError(
-            f"{num_candidates} candidates have {count} slates of {slate_size}, more than {MAX_SLATES}: use sample_slates"
+            f"{num_candidates} candidates have {count} slates of {slate_size}, above {MAX_SLATES}: use sample_slates"
         )
     entries = chain.from_iterable(permutations(range(num_candidates), slate_size))
     slates = np.fromiter(entries, dtype=np.int64, count=count * slate_size).reshape(count, slate_size)
@@ -167,17 +167,16 @@ def hit_rate_at_share(
     check_fraction("share", share)
     check_option("rounding", rounding, get_args(Rounding))
     better = count_better(values, chosen, mask, tolerance)
-    sizes = [values.size(1)] * values.size(0) if mask is None else mask.bool().sum(1).tolist()
-    admitted = torch.tensor([_num_admitted(share, size, rounding) for size in sizes], device=better.device)
-    return (better < admitted).to(as_float(values).dtype)
+    sizes = torch.full_like(better, values.size(1)) if mask is None else mask.bool().sum(1)
+    return (better < _num_admitted(share, sizes, rounding)).to(as_float(values).dtype)
 
 
 def regret_ratio(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - chosen / best: the share of the reachable value that was missed (1 - "V(l) / max V" of NSGR).
 
     Meant for values >= 0. Computed as (best - chosen) / |best|, so that it stays >= 0 where even the best value is
-    negative. If the best value is 0, it is 0 for a chosen value of 0 and 1 for any lower one. A chosen value above all of
-    `values`, possible where these are only a sample, gives a negative regret.
+    negative. If the best value is 0, it is 0 for a chosen value of 0 and 1 for any lower one. A chosen value above all
+    of `values`, possible where these are only a sample, gives a negative regret.
 
     Args:
         values: (B, P) value of every slate of the request.
@@ -277,8 +276,8 @@ def estimate_rank(
 
     Example:
         >>> estimate = estimate_rank(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([2.0]))
-        >>> estimate.share, estimate.low, estimate.high
-        (tensor([0.2500], dtype=torch.float64), tensor([0.0456], dtype=torch.float64), tensor([0.6994], dtype=torch.float64))
+        >>> [round(ends.item(), 3) for ends in estimate]
+        [0.25, 0.046, 0.699]
     """
     better = count_better(sampled_values, chosen, tolerance=tolerance)
     num_samples = sampled_values.size(1)
@@ -290,9 +289,10 @@ def sampled_hit_rate(rank: RankEstimate, share: float, confidence: float = 0.95)
     """HR@p% from estimated ranks, with an interval for both sources of doubt: the sampled slates and the requests.
 
     A request is a hit where its estimated share of better slates is below `share`, which is the rule of
-    `hit_rate_at_share` with `rounding="ceil"`. The interval runs from the lower Wilson end for the requests that are hits
-    for certain (whole rank interval below `share`) to the upper Wilson end for those that may be. It is conservative, and
-    wide if the samples are too few to tell: below about 4 / share samples no request is a hit for certain.
+    `hit_rate_at_share` with `rounding="ceil"`. The interval runs from the lower Wilson end for the requests that are
+    hits for certain (whole rank interval below `share`) to the upper Wilson end for those that may be. It is
+    conservative, and wide if the samples are too few to tell: below about 4 / share samples no request is a hit for
+    certain.
 
     Args:
         rank: The requests' ranks, from `estimate_rank`.
@@ -319,10 +319,12 @@ def sampled_hit_rate(rank: RankEstimate, share: float, confidence: float = 0.95)
     return Estimate((rank.share < share).double().mean().item(), low.item(), high.item(), num_requests)
 
 
-def _num_admitted(share: float, num_slates: int, rounding: Rounding) -> int:
-    """max(1, rounding(share * P)), where a product such as 0.07 * 100 = 7.000000000000001 means 7."""
-    product = round(share * num_slates, 6)
-    return max(1, math.ceil(product) if rounding == "ceil" else math.floor(product))
+def _num_admitted(share: float, sizes: Tensor, rounding: Rounding) -> Tensor:
+    """max(1, rounding(share * size)) of every row; a product such as 0.07 * 100 = 7.000000000000001 means 7."""
+    # On the CPU in float64, as some accelerators have no float64: an error of one slate is an error in the metric.
+    product = (share * sizes.cpu().double()).round(decimals=6)
+    admitted = product.ceil() if rounding == "ceil" else product.floor()
+    return admitted.clamp(min=1).long().to(sizes.device)
 
 
 def _checked(values: Tensor, chosen: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

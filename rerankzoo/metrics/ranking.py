@@ -138,8 +138,8 @@ def recall_at_k(
 ) -> Tensor:
     """Share of a request's positives that are in the top k.
 
-    The Recall@6/@10 of NAR4Rec and CONGRATS on Kuaishou takes "was exposed in the logged slate" as the label: it measures
-    imitation of the log. That is a matter of `relevance`, not of this function.
+    The Recall@6/@10 of NAR4Rec and CONGRATS on Kuaishou takes "was exposed in the logged slate" as the label: it
+    measures imitation of the log. That is a matter of `relevance`, not of this function.
 
     Args:
         slates: (B, M) int64, -100 pads.

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 
 
@@ -21,6 +22,18 @@ class AutoModelForReranking(_BaseAutoModelClass):
 FAMILIES = {
     NAR4RecConfig: ((NAR4RecForReranking,), (NAR4RecForReranking, NAR4RecEvaluator)),
 }
+
+
+def model_class(architecture: str) -> type[RerankingPreTrainedModel]:
+    """The model class of this name.
+
+    Raises:
+        ValueError: If no family has one.
+    """
+    known = {head.__name__: head for _, heads in FAMILIES.values() for head in heads}
+    if architecture not in known:
+        raise ValueError(f"architecture {architecture!r} is not one of {sorted(known)}")
+    return known[architecture]
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -101,6 +102,13 @@ class RerankingConfig(PreTrainedConfig):
             )
         return FeatureSchema.from_dict(self.feature_schema)
 
+    def adapt_to_log(self, utility_quantile: Callable[[float], float]) -> None:
+        """Fills in what only the training log can tell; most models need nothing.
+
+        Args:
+            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split.
+        """
+
     @property
     def target_weights(self) -> list[float]:
         """(T,), the weight of each feedback target in a slate's utility."""
@@ -145,6 +153,7 @@ class RerankingPreTrainedModel(PreTrainedModel):
     """Base of all models: saving, loading and weight initialisation."""
 
     config: RerankingConfig
+    config_class = RerankingConfig
     base_model_prefix = "model"
     main_input_name = "candidate_numeric"
     _supports_sdpa = True

@@ -1,0 +1,8 @@
+"""Training with Lightning: one module for every model, optimiser, callbacks."""
+
+from __future__ import annotations
+
+from rerankzoo.training.callbacks import PretrainedExport, SlateWriter
+from rerankzoo.training.module import RerankingModule
+
+__all__ = ["PretrainedExport", "RerankingModule", "SlateWriter"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from huggingface_hub.dataclasses import strict
 
 from rerankzoo.models.base import RerankingConfig
@@ -50,6 +52,11 @@ class NAR4RecConfig(RerankingConfig):
         for key in ("likelihood_weight", "unlikelihood_weight", "contrastive_weight", "contrastive_margin"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+
+    def adapt_to_log(self, utility_quantile: Callable[[float], float]) -> None:
+        """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
+        if self.utility_threshold is None:
+            self.utility_threshold = utility_quantile(float(self.utility_quantile))
 
 
 __all__ = ["NAR4RecConfig"]

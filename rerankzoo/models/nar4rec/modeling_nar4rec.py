@@ -93,6 +93,7 @@ class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
     """Weight initialisation of the NAR4Rec family."""
 
     config: NAR4RecConfig
+    config_class = NAR4RecConfig
     _no_split_modules = ["TransformerBlock"]
 
     @torch.no_grad()
@@ -278,7 +279,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         return self.heads(self.norm(hidden)).unflatten(0, slates.shape[:2])
 
     @torch.no_grad()
-    def score_slates(self, slates: Tensor, **batch: Tensor) -> Tensor:
+    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
         """Predicted utility of slates; see `rerankzoo.generation.SlateEvaluator`.
 
         Args:

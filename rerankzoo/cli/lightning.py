@@ -1,0 +1,86 @@
+"""`rerankzoo fit|validate|test|predict`: Lightning's own command line over our module, data and callbacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.training import PretrainedExport, RerankingModule, SlateWriter
+
+
+class RerankingCLI(LightningCLI):
+    """LightningCLI with what every run wants: checkpoints, early stopping, an exported folder, logs.
+
+    Everything is written below `trainer.default_root_dir`: `checkpoints/`, `best/` (for `from_pretrained`), `logs/`.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks, each with its own section of the recipe, and `--wandb`."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(PretrainedExport, "export")
+        parser.add_lightning_class_args(SlateWriter, "predictions")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 3,
+            }
+        )
+        parser.add_argument(
+            "--wandb", type=bool, default=False, help="also log to Weights & Biases (WANDB_MODE=offline needs no account)"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Puts all output below the run's root directory."""
+        config = self.config[self.subcommand]
+        root = config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
+        config.checkpoint.dirpath = config.checkpoint.dirpath or os.path.join(root, "checkpoints")
+        if config.trainer.logger is None:
+            loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": _in(root, "logs")}]
+            if config.wandb:
+                os.makedirs(root, exist_ok=True)
+                wandb = {"project": "rerankzoo", "save_dir": root}
+                loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
+            config.trainer.logger = loggers
+
+
+def _in(root: str, name: str) -> dict[str, str]:
+    return {"save_dir": root, "name": name}
+
+
+def quiet() -> None:
+    """Silences messages that tell a user nothing: advertising, hardware that is not there, loader workers we avoid."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs a subcommand of Lightning's.
+
+    Args:
+        arguments: Subcommand and options, such as `["fit", "--config", "recipes/nar4rec/simulator.yaml"]`.
+    """
+    quiet()
+    sys.argv = [sys.argv[0], *arguments]  # LightningCLI warns of arguments that differ from the process's own
+    RerankingCLI(
+        RerankingModule,
+        RerankingDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+    )

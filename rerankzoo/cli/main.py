@@ -1,0 +1,59 @@
+"""`rerankzoo`: the command line. Each command imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+#: Command -> (module with a `main(arguments)` function, one line of help).
+COMMANDS = {
+    "quickstart": ("rerankzoo.cli.quickstart", "train, evaluate and use a reranker on simulated data, in minutes"),
+    "prepare": ("rerankzoo.cli.prepare", "make a data folder: simulator, ml-100k, ml-1m"),
+    "fit": ("rerankzoo.cli.lightning", "train a model by a recipe"),
+    "validate": ("rerankzoo.cli.lightning", "run one validation epoch"),
+    "test": ("rerankzoo.cli.lightning", "run one test epoch"),
+    "predict": ("rerankzoo.cli.lightning", "write the slates of the test split"),
+    "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
+    "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: rerankzoo COMMAND [options]", "", *lines, "", "rerankzoo COMMAND --help tells the options."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: Command and options; default: those of the process.
+
+    Returns:
+        The exit status: 0, or 2 for wrong usage and unusable input.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    command = arguments[0]
+    if command == "--version":
+        print(import_module("rerankzoo").__version__)
+        return 0
+    if command not in COMMANDS:
+        print(f"rerankzoo: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    run = import_module(COMMANDS[command][0]).main
+    try:
+        run(arguments)
+    except (ValueError, FileNotFoundError) as error:  # what the user gave, not how we failed: one line, no traceback
+        print(f"rerankzoo {command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Lightning data modules: any exposure log with a schema, and the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+
+from rerankzoo.data.folder import METADATA_FILE, SCHEMA_FILE, SPLITS, read_metadata
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.features.batch import slate_utility
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import FeatureSchema
+
+
+class RerankingDataModule(L.LightningDataModule):
+    """The train, validation and test splits of a data folder, as batches.
+
+    Args:
+        path: A folder with `train.parquet`, `validation.parquet`, `test.parquet` (or several files per split, such as
+            `train-00000.parquet`) and `schema.yaml`.
+        batch_size: Requests per training batch and process.
+        eval_batch_size: Requests per batch and process in validation, test and prediction.
+        seed: Of the shuffling.
+        extractor: A folder or Hub id with a fitted extractor, as of a checkpoint that is fine-tuned or applied;
+            default: one is fitted on the training split.
+
+    Raises:
+        FileNotFoundError: If the folder, its schema or a split that is asked for is missing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 256,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+        extractor: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.extractor_path = extractor
+        self.splits = DatasetDict()
+        self._extractor: RerankingFeatureExtractor | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the splits and fits (or loads) the extractor; called by Lightning in every process."""
+        if self.splits:
+            return
+        folder = Path(self.path)
+        if not (folder / SCHEMA_FILE).is_file():
+            raise FileNotFoundError(f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files")
+        self.splits = open_splits(folder)
+        if self.extractor_path is not None:
+            self._extractor = RerankingFeatureExtractor.from_pretrained(self.extractor_path)
+        else:
+            schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
+            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
+
+    @property
+    def extractor(self) -> RerankingFeatureExtractor:
+        """The fitted extractor; there after `setup`."""
+        if self._extractor is None:
+            raise RuntimeError("call setup() before using the extractor")
+        return self._extractor
+
+    @property
+    def metadata(self) -> dict | None:
+        """What `dataset.json` says of the data's origin; `None` for a log without one."""
+        return read_metadata(self.path) if (Path(self.path) / METADATA_FILE).is_file() else None
+
+    def split(self, name: str) -> Dataset:
+        """One split's table.
+
+        Raises:
+            FileNotFoundError: If the folder has no such split.
+        """
+        if name not in self.splits:
+            raise FileNotFoundError(f"{self.path} has no {name}*.parquet; it has {sorted(self.splits)}")
+        return self.splits[name]
+
+    def loader(self, name: str, shuffle: bool = False) -> RequestLoader:
+        """Batches of one split, for this process's share of it."""
+        trainer = self.trainer
+        return RequestLoader(
+            self.split(name),
+            self.extractor,
+            self.batch_size if shuffle else self.eval_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def train_dataloader(self) -> RequestLoader:
+        """Shuffled batches of the training split."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> RequestLoader:
+        """Batches of the validation split."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> RequestLoader:
+        """Batches of the test split."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> RequestLoader:
+        """Batches of the test split."""
+        return self.loader("test")
+
+    def slate_size(self) -> int:
+        """The longest logged slate of the first training rows."""
+        rows = self.split("train").with_format("arrow")[: self.eval_batch_size]
+        return self.extractor(rows)["slates"].shape[-1]
+
+    def utility_quantile(self, quantile: float) -> float:
+        """A quantile of the utility of the logged slates of the whole training split."""
+        weights = [target.weight for target in self.extractor.schema.targets]
+        loader = RequestLoader(self.split("train"), self.extractor, self.eval_batch_size)
+        utilities = torch.cat([slate_utility(batch, weights).flatten() for batch in loader])
+        return float(np.quantile(utilities.numpy(), quantile))  # torch.quantile refuses more than 2^24 values
+
+
+def open_splits(folder: Path) -> DatasetDict:
+    """Memory-maps the Parquet files of a data folder."""
+    found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
+    files = {name: paths for name, paths in found.items() if paths}
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
+    return load_dataset("parquet", data_files=files)
+
+
+class SimulatorDataModule(RerankingDataModule):
+    """Simulated exposure logs, whose truth is known. Made when first used, then kept.
+
+    Args:
+        setting: `"strong"`, `"medium"` or `"control"` (see `rerankzoo.data.simulator`).
+        num_train: Requests of the training split.
+        num_validation: Requests of the validation split.
+        num_test: Requests of the test split.
+        world_seed: Of the simulated world and its log.
+        root: The folder that holds the made data sets.
+        batch_size: See `RerankingDataModule`.
+        eval_batch_size: See `RerankingDataModule`.
+        seed: Of the shuffling.
+    """
+
+    def __init__(
+        self,
+        setting: str = "strong",
+        num_train: int = 40_000,
+        num_validation: int = 2_000,
+        num_test: int = 500,
+        world_seed: int = 0,
+        root: str = "outputs/data",
+        batch_size: int = 256,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        sizes = f"{num_train}-{num_validation}-{num_test}"
+        path = Path(root) / f"simulator-{setting}-{sizes}-seed{world_seed}"
+        super().__init__(str(path), batch_size, eval_batch_size, seed)
+        self.settings = SimulatorSettings.named(setting, seed=world_seed)
+        self.sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
+
+    def prepare_data(self) -> None:
+        """Simulates the log, unless it is there; called by Lightning in one process."""
+        if not (Path(self.path) / METADATA_FILE).is_file():
+            write_simulator_folder(self.path, self.settings, **self.sizes)

@@ -1,0 +1,187 @@
+"""What an extractor learns: vocabularies, types and statistics, and how they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.features.columns import Table
+from rerankzoo.features.encoding import IdType, Moments, Statistics, id_type, transform
+from rerankzoo.features.schema import FeatureSchema, FieldSpec
+from rerankzoo.features.vocabulary import (
+    FIRST_ID,
+    IntegerCounter,
+    StringCounter,
+    Vocabulary,
+    vocabulary_digest,
+    vocabulary_from_arrays,
+)
+
+_SLICE_ROWS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedState:
+    """What fitting learned, by field name.
+
+    Args:
+        types: The type of every categorical field that owns its vocabulary; `None` if only missing values were seen.
+        vocabularies: Of the fields that have one of their own and do not hash.
+        statistics: Of the fields with "standardize".
+    """
+
+    types: dict[str, IdType | None]
+    vocabularies: dict[str, Vocabulary]
+    statistics: dict[str, Statistics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON-able part: all but the vocabularies, of which it has the digests."""
+        return {
+            "types": self.types,
+            "statistics": {
+                name: {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()}
+                for name, statistics in self.statistics.items()
+            },
+            "vocabulary_digests": {
+                name: vocabulary_digest(vocabulary) for name, vocabulary in self.vocabularies.items()
+            },
+        }
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns the vocabularies as named arrays."""
+        return {
+            f"{part}/{name}": array
+            for name, vocabulary in self.vocabularies.items()
+            for part, array in vocabulary.to_arrays().items()
+        }
+
+    @classmethod
+    def restore(
+        cls, schema: FeatureSchema, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> FittedState:
+        """Undoes `to_dict` and `to_arrays`.
+
+        Raises:
+            SchemaMismatchError: If a vocabulary is missing or not the one that was saved; names the field.
+        """
+        vocabularies = {}
+        for name in _vocabulary_owners(schema):
+            expected = data["vocabulary_digests"].get(name, "none")
+            parts = {key.split("/", 1)[0]: array for key, array in arrays.items() if key.split("/", 1)[1] == name}
+            if set(parts) not in ({"values"}, {"bytes", "offsets"}):
+                raise SchemaMismatchError(f"the vocabulary of field {name!r} is missing")
+            vocabularies[name] = vocabulary_from_arrays(parts)
+            found = vocabulary_digest(vocabularies[name])
+            if found != expected:
+                raise SchemaMismatchError(
+                    f"the vocabulary of field {name!r} is not the one this extractor was saved with "
+                    f"(digest {found[:12]}, expected {expected[:12]})"
+                )
+        statistics = {
+            name: Statistics(mean=np.array(entry["mean"]), std=np.array(entry["std"]))
+            for name, entry in data["statistics"].items()
+        }
+        return cls(types=dict(data["types"]), vocabularies=vocabularies, statistics=statistics)
+
+
+def fitted_schema(schema: FeatureSchema, state: FittedState) -> FeatureSchema:
+    """Returns the schema with `num_embeddings` and the fingerprint of everything that was learned."""
+    fields = tuple(replace(field, num_embeddings=_num_embeddings(schema, field, state)) for field in schema.fields)
+    schema = replace(schema, fields=fields, fingerprint=None)
+    content = json.dumps({"schema": schema.to_dict(), "state": state.to_dict()}, sort_keys=True)
+    return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
+
+
+def unfitted_schema(schema: FeatureSchema) -> FeatureSchema:
+    """Returns the schema without what fitting sets."""
+    fields = tuple(replace(field, num_embeddings=None) for field in schema.fields)
+    return replace(schema, fields=fields, fingerprint=None)
+
+
+def _vocabulary_owners(schema: FeatureSchema) -> list[str]:
+    return [
+        field.name
+        for field in schema.fields
+        if field.kind == "categorical" and field.shares is None and field.hash_size is None
+    ]
+
+
+def _num_embeddings(schema: FeatureSchema, field: FieldSpec, state: FittedState) -> int | None:
+    if field.kind != "categorical":
+        return None
+    owner = schema.owner(field)
+    return FIRST_ID + (len(state.vocabularies[owner.name]) if owner.hash_size is None else owner.hash_size)
+
+
+def fit_state(schema: FeatureSchema, table: Table) -> FittedState:
+    """Reads all rows once, in slices, and returns what was learned.
+
+    Raises:
+        RerankingDataError: If a value cannot be used.
+    """
+    ids = [_IdFitter(spec) for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
+    numbers = [_NumberFitter(spec) for spec in schema.fields if "standardize" in spec.transforms]
+    for start in range(0, table.rows, _SLICE_ROWS):
+        rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
+        for id_fitter in ids:
+            id_fitter.update(rows)
+        for number_fitter in numbers:
+            number_fitter.update(rows)
+    return FittedState(
+        types={fitter.spec.name: fitter.type for fitter in ids},
+        vocabularies={fitter.spec.name: fitter.vocabulary() for fitter in ids if fitter.spec.hash_size is None},
+        statistics={fitter.spec.name: fitter.statistics() for fitter in numbers},
+    )
+
+
+def field_depth(spec: FieldSpec) -> int:
+    """Returns how many lists deep a field's column is."""
+    return (spec.group != "request") + (spec.kind == "dense")
+
+
+class _IdFitter:
+    """Counts the values of a categorical field (of a hashed one, only their type is kept)."""
+
+    def __init__(self, spec: FieldSpec) -> None:
+        self.spec = spec
+        self.type: IdType | None = None
+        self._integers = IntegerCounter()
+        self._strings = StringCounter()
+
+    def update(self, rows: Table) -> None:
+        column = rows.column(self.spec.name, field_depth(self.spec))
+        found = id_type(column, self.type)
+        self.type = self.type or found
+        if found is None or self.spec.hash_size is not None:
+            return
+        values = column.values if column.missing is None else column.values[~column.missing]
+        if found == "string":
+            self._strings.update(column.strings, np.bincount(values, minlength=len(column.strings)))
+        else:
+            self._integers.update(values.astype(np.int64, copy=False))
+
+    def vocabulary(self) -> Vocabulary:
+        counter = self._strings if self.type == "string" else self._integers
+        return counter.vocabulary(self.spec.min_count)
+
+
+class _NumberFitter:
+    """Collects mean and standard deviation of a field, after the transforms that come before "standardize"."""
+
+    def __init__(self, spec: FieldSpec) -> None:
+        self.spec = spec
+        self._moments = Moments(spec.size)
+
+    def update(self, rows: Table) -> None:
+        column = rows.column(self.spec.name, field_depth(self.spec))
+        self._moments.update(*transform(column, self.spec, None))
+
+    def statistics(self) -> Statistics:
+        return Statistics(mean=self._moments.mean, std=self._moments.std())

@@ -1,0 +1,150 @@
+"""One LightningModule for every model: `forward` computes the loss, this only steps, logs and optimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+
+from rerankzoo.metrics import NDCG, Hit
+from rerankzoo.models.auto import model_class
+from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
+from rerankzoo.training.optimizer import make_optimizer, make_scheduler
+
+
+class RerankingModule(L.LightningModule):
+    """Trains, validates, tests and applies any model of rerankzoo.
+
+    The model is made when training starts, because its config needs what only the data can tell: the fitted schema and,
+    for NAR4Rec, the utility threshold.
+
+    Args:
+        architecture: Class name of the model, such as `"NAR4RecForReranking"`.
+        config: Fields of the model's config class; unknown ones are refused. `slate_size` defaults to the length of the
+            logged slates.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Of matrices; biases, norms and embeddings are not decayed.
+        warmup_steps: Steps in which the learning rate grows linearly to its peak.
+        lr_scheduler_type: What follows: a name of `transformers.get_scheduler`, such as `"constant_with_warmup"`,
+            `"cosine"` or `"linear"`.
+        generation: Decoding parameters saved with the model and used by `predict`, such as `{"penalty_alpha": 0.1}`.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        config: dict[str, Any] | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        lr_scheduler_type: str = "constant_with_warmup",
+        generation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model_class = model_class(architecture)
+        self.config_values = dict(config or {})
+        self.generation_values = dict(generation or {})
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.lr_scheduler_type = lr_scheduler_type
+        self.model: RerankingPreTrainedModel | None = None
+        self.model_class.config_class(**self.config_values)  # refuses typing errors before any data is read
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Makes the model from the config and the data; called by Lightning after the data module's `setup`."""
+        if self.model is None:
+            self._build(self._complete_config())
+
+    def _complete_config(self) -> RerankingConfig:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
+        if "slate_size" not in values:
+            values["slate_size"] = data.slate_size()
+        config = self.model_class.config_class(**values)
+        config.adapt_to_log(data.utility_quantile)
+        return config
+
+    def _build(self, config: RerankingConfig) -> None:
+        self.model = self.model_class(config)
+        if self.generation_values:
+            self.model.generation_config = self.model.generation_config_class(**self.generation_values)
+        weights = config.schema.targets
+        self.ranking = MetricCollection(
+            {f"ndcg@{config.slate_size}": NDCG(k=config.slate_size), f"hit@{config.slate_size}": Hit(k=config.slate_size)}
+        )
+        self.has_ranking = self.model.can_generate() and any(t.candidate_feedback for t in weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the completed config, so that the checkpoint loads without its training data."""
+        checkpoint["model_config"] = self.model.config.to_dict()  # type: ignore[union-attr]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the model that the weights belong to, unless the data made it already."""
+        if self.model is None:
+            self._build(self.model_class.config_class.from_dict(checkpoint["model_config"]))
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def forward(self, **batch: Tensor) -> Any:
+        """The model's output for a batch."""
+        return self.model(**batch)  # type: ignore[misc]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs the loss and, where all candidates are labelled, the ranking metrics of greedy slates."""
+        self._step(batch, "val")
+        self._rank(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Like `validation_step`, on the test split."""
+        self._step(batch, "test")
+        self._rank(batch, "test")
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Slates of a batch with the model's own decoding parameters: exactly what `generate` returns."""
+        found = self.model.generate(**batch, return_dict_in_generate=True)  # type: ignore[union-attr]
+        return {"request_index": batch["request_index"], "slates": found.slates, "scores": found.scores}
+
+    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
+        output = self(**batch)
+        shared: dict[str, Any] = {
+            "batch_size": len(batch["candidate_mask"]),
+            "on_step": stage == "train",
+            "on_epoch": True,
+            "sync_dist": stage != "train",
+        }
+        self.log(f"{stage}/loss", output.loss, prog_bar=True, **shared)
+        for name, term in output.loss_terms.items():
+            self.log(f"{stage}/{name}_loss", term, **shared)
+        return output.loss
+
+    def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
+        if not self.has_ranking or "candidate_feedback" not in batch:
+            return
+        slates = self.model.generate(**batch)  # type: ignore[union-attr]
+        # The first target with labels: what the model is asked to find.
+        self.ranking.update(slates, batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"][..., 0])
+        for name, metric in self.ranking.items():
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+
+    # --- optimisation -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up."""
+        optimizer: Optimizer = make_optimizer(self.model, self.learning_rate, self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = make_scheduler(optimizer, self.lr_scheduler_type, self.warmup_steps, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

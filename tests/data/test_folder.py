@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rerankzoo.data.folder import list_array, read_metadata, write_data_folder
+from rerankzoo.features.schema import FeatureSchema, FieldSpec
+
+SCHEMA = FeatureSchema(
+    name="tiny", item_id="item_id", fields=(FieldSpec(name="item_id", group="candidate", kind="categorical"),)
+)
+METADATA = {"source": "test", "protocol": "by hand", "settings": {"seed": 3}}
+
+
+def table(rows: int) -> pa.Table:
+    return pa.table({"item_id": list_array(np.arange(2 * rows).reshape(rows, 2))})
+
+
+def test_writes_every_file_and_counts_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    write_data_folder(folder, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dataset.json",
+        "schema.yaml",
+        "test.parquet",
+        "train.parquet",
+    ]
+    assert read_metadata(folder) == {**METADATA, "rows": {"train": 3, "test": 2}}
+    assert FeatureSchema.from_yaml(folder / "schema.yaml") == SCHEMA
+    assert pq.read_table(folder / "train.parquet").to_pydict() == {"item_id": [[0, 1], [2, 3], [4, 5]]}
+
+
+def test_rewriting_leaves_no_split_of_the_earlier_data_set(tmp_path: Path) -> None:
+    write_data_folder(tmp_path, {"train": table(3), "validation": table(2)}, SCHEMA, METADATA)
+    write_data_folder(tmp_path, {"train": table(1)}, SCHEMA, METADATA)
+    assert not (tmp_path / "validation.parquet").exists()
+    assert read_metadata(tmp_path)["rows"] == {"train": 1}
+
+
+def test_interrupted_writing_leaves_no_metadata_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data_folder(tmp_path, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
+
+    def fail(part: pa.Table, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_data_folder(tmp_path, {"train": table(4), "test": table(4)}, SCHEMA, METADATA)
+    with pytest.raises(FileNotFoundError, match="no complete data folder"):
+        read_metadata(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["schema.yaml", "test.parquet", "train.parquet"]
+    assert pq.read_table(tmp_path / "train.parquet").num_rows == 3  # the old file, not half of the new one
+
+
+@pytest.mark.parametrize(
+    ("tables", "metadata", "message"),
+    [
+        ({}, METADATA, "named among"),
+        ({"dev": table(1)}, METADATA, r"got \['dev'\]"),
+        ({"train": table(1)}, {"source": "test"}, r"lacks \['protocol'\]"),
+        ({"train": table(1)}, {**METADATA, "rows": {"train": 9}}, "must not hold 'rows'"),
+    ],
+)
+def test_refuses_before_writing(tmp_path: Path, tables: dict, metadata: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_data_folder(tmp_path / "out", tables, SCHEMA, metadata)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_metadata_that_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_data_folder(tmp_path / "out", {"train": table(1)}, SCHEMA, {**METADATA, "path": tmp_path})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), (json.dumps([1]), "got list")])
+def test_read_metadata_refuses_garbled_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4), (0, 3), (0, 3, 4)])
+def test_list_array_nests_like_the_array(shape: tuple[int, ...]) -> None:
+    values = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    assert list_array(values).to_pylist() == values.tolist()

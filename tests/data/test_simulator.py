@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rerankzoo.data.folder import read_metadata
+from rerankzoo.data.simulator import (
+    BLOCK_SIZE,
+    SETTINGS,
+    Simulator,
+    SimulatorSettings,
+    sample_plackett_luce,
+    write_simulator_folder,
+)
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.metrics.permutation import all_slates
+
+SMALL = SimulatorSettings(num_users=20, num_items=60, num_candidates=6, slate_size=3)
+
+
+def columns(table: pa.Table) -> tuple[np.ndarray, ...]:
+    names = ("user_id", "item_id", "slate", "upstream_score")
+    return tuple(np.array(table[name].to_pylist()) for name in names)
+
+
+def shares(setting: str, *, seeds: int = 6, requests: int = 300) -> dict[str, float]:
+    """Percent of the best expected utility, averaged over requests and worlds."""
+    totals: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        simulator = Simulator(SimulatorSettings.named(setting, seed=seed))
+        users, items, logged, upstream = columns(simulator.requests("test", requests))
+        utilities = simulator.all_utilities(users, items, 4)
+        slates = {
+            "logged": logged,
+            "upstream": np.argsort(-upstream, axis=1)[:, :4],
+            "oracle": simulator.pointwise_oracle(users, items, 4),
+            "greedy": simulator.greedy(users, items, 4),
+            "beam 4": simulator.beam(users, items, 4, num_beams=4),
+        }
+        best = utilities.max(axis=1)
+        totals.setdefault("random", []).append((utilities.mean(axis=1) / best).mean())
+        for name, slate in slates.items():
+            utility = simulator.expected_utility(users, items, slate[:, None])[:, 0]
+            totals.setdefault(name, []).append((utility / best).mean())
+    return {name: 100.0 * float(np.mean(values)) for name, values in totals.items()}
+
+
+# Percent of the optimum that a prototype measured with the same formulas (one to three worlds).
+REFERENCE = {
+    "strong": {"random": 45.2, "logged": 52.0, "upstream": 57.7, "oracle": 61.7, "greedy": 91.9, "beam 4": 98.1},
+    "medium": {"random": 56.3, "logged": 66.5, "oracle": 81.1, "greedy": 94.8, "beam 4": 99.1},
+    "control": {"random": 67.8, "logged": 81.2, "oracle": 100.0, "greedy": 100.0, "beam 4": 100.0},
+}
+
+
+@pytest.mark.parametrize("setting", sorted(SETTINGS))
+def test_policies_reach_the_reference_shares_of_the_optimum(setting: str) -> None:
+    measured = shares(setting)
+    for policy, reference in REFERENCE[setting].items():
+        assert measured[policy] == pytest.approx(reference, abs=3.0), policy
+    if setting == "strong":
+        assert measured["oracle"] < 80.0  # pointwise is clearly below the optimum
+        assert measured["beam 4"] > measured["greedy"] + 3.0  # looking ahead pays
+
+
+def test_pointwise_is_optimal_without_listwise_effects() -> None:
+    simulator = Simulator(SimulatorSettings.named("control", seed=5))
+    users, items, *_ = columns(simulator.requests("test", 50))
+    oracle = simulator.pointwise_oracle(users, items, 4)
+    utility = simulator.expected_utility(users, items, oracle[:, None])[:, 0]
+    np.testing.assert_allclose(utility, simulator.all_utilities(users, items, 4).max(axis=1), rtol=1e-12)
+
+
+def hand_made() -> Simulator:
+    """One user and three items with hand-picked vectors; item 2's category follows item 0's, not the other way."""
+    simulator = Simulator(SimulatorSettings())
+    simulator.user_vectors = np.array([[1.0, 0.0]])
+    simulator.item_vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    simulator.item_biases = np.array([0.1, -0.2, 0.0])
+    simulator.item_values = np.array([1.0, 2.0, 0.5])
+    simulator.item_categories = np.array([0, 1, 2])
+    simulator.complements = np.zeros((8, 8))
+    simulator.complements[0, 2] = 1.0
+    return simulator
+
+
+def sigmoid(logit: float) -> float:
+    return 1.0 / (1.0 + float(np.exp(-logit)))
+
+
+def test_expected_utility_of_two_items_by_hand() -> None:
+    # r = 2 <u,v> + b: 2.1, -0.2, 1.2; S(0, 2) = 0.6
+    first = sigmoid(-1.0 + 2.1 - 0.7 * 0.6)  # item 2 comes next and is similar
+    second = sigmoid(-1.0 + 1.2 - 2.0 * 0.6 + 1.5)  # after item 0: substitution, and its category is asked for
+    forward = first * 1.0 + (0.75 + 0.2 * first) * second * 0.5
+    first = sigmoid(-1.0 + 1.2 - 0.7 * 0.6)
+    second = sigmoid(-1.0 + 2.1 - 2.0 * 0.6)  # not complementary in this direction
+    backward = first * 0.5 + (0.75 + 0.2 * first) * second * 1.0
+    utility = hand_made().expected_utility(np.array([0]), np.array([[0, 1, 2]]), np.array([[[0, 2], [2, 0]]]))
+    np.testing.assert_allclose(utility, [[forward, backward]], rtol=1e-12)
+
+
+def test_substitution_fades_with_distance_and_skips_nothing() -> None:
+    clicks = hand_made().click_probabilities(np.array([0]), np.array([[0, 1, 2]]), np.array([[[0, 1, 2]]]))
+    # Last position: S(2, 1) = 0.8 just before, S(2, 0) = 0.6 one further away; no complement of category 1.
+    assert clicks[0, 0, 2] == pytest.approx(sigmoid(-1.0 + 1.2 - 2.0 * (0.8 + 0.7 * 0.6)), rel=1e-12)
+
+
+def test_sampled_feedback_agrees_with_expected_utility() -> None:
+    simulator = Simulator(SMALL)
+    users, items, slates, _ = columns(simulator.requests("test", 5))
+    repeats = 40_000
+    many = np.repeat(slates[:, None], repeats, axis=1)
+    clicks = simulator.sample_feedback(users, items, many, np.random.default_rng(0))
+    values = simulator.item_values[np.take_along_axis(items, slates, axis=1)]
+    rewards = (clicks * values[:, None]).sum(axis=2)
+    error = rewards.std(axis=1) / np.sqrt(repeats)
+    expected = simulator.expected_utility(users, items, slates[:, None])[:, 0]
+    assert (np.abs(rewards.mean(axis=1) - expected) < 4.0 * error).all()
+    assert (error < 0.02 * expected).all()  # the bound above means something
+
+
+def test_logged_clicks_agree_with_expected_utility() -> None:
+    simulator = Simulator(SimulatorSettings())
+    table = simulator.requests("train", 20_000)
+    users, items, slates, _ = columns(table)
+    expected = simulator.expected_utility(users, items, slates[:, None])[:, 0]
+    values = np.take_along_axis(np.array(table["value"].to_pylist()), slates, axis=1)
+    residual = (np.array(table["click"].to_pylist()) * values).sum(axis=1) - expected
+    assert abs(residual.mean()) < 4.0 * residual.std() / np.sqrt(len(residual))
+
+
+def test_all_utilities_enumerates_all_slates() -> None:
+    simulator = Simulator(SMALL)
+    users, items, *_ = columns(simulator.requests("test", 7))
+    slates = np.broadcast_to(all_slates(6, 3), (7, 120, 3))
+    np.testing.assert_allclose(
+        simulator.all_utilities(users, items, 3), simulator.expected_utility(users, items, slates), rtol=1e-12
+    )
+
+
+def test_full_width_beam_finds_the_best_slate_and_one_beam_is_greedy() -> None:
+    simulator = Simulator(SMALL)
+    users, items, *_ = columns(simulator.requests("test", 9))
+    best = simulator.all_utilities(users, items, 3).argmax(axis=1)
+    np.testing.assert_array_equal(simulator.beam(users, items, 3, num_beams=120), all_slates(6, 3)[best])
+    greedy = simulator.greedy(users, items, 3)
+    for size in range(3):  # by definition: no other next item has a better prefix
+        nexts = [[j for j in range(6) if j not in row[:size]] for row in greedy]
+        options = np.array([[[*row[:size], j] for j in js] for row, js in zip(greedy, nexts, strict=True)])
+        chosen = simulator.expected_utility(users, items, options).argmax(axis=1)
+        np.testing.assert_array_equal(options[np.arange(9), chosen, size], greedy[:, size])
+
+
+def test_truth_does_not_depend_on_the_order_of_candidates() -> None:
+    simulator = Simulator(SMALL)
+    users, items, slates, _ = columns(simulator.requests("test", 30))
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(6), (30, 1)), axis=1)
+    shuffled = np.take_along_axis(items, order, axis=1)
+    relabelled = np.take_along_axis(np.argsort(order, axis=1), slates, axis=1)
+    np.testing.assert_allclose(
+        simulator.expected_utility(users, shuffled, relabelled[:, None]),
+        simulator.expected_utility(users, items, slates[:, None]),
+        rtol=1e-12,
+    )
+    for policy in (simulator.pointwise_oracle, simulator.greedy):
+        np.testing.assert_array_equal(
+            np.take_along_axis(shuffled, policy(users, shuffled, 3), axis=1),
+            np.take_along_axis(items, policy(users, items, 3), axis=1),
+        )
+
+
+def test_requests_are_deterministic_and_extend_shorter_tables() -> None:
+    simulator = Simulator(SMALL)
+    test = simulator.requests("test", 5)
+    train = simulator.requests("train", BLOCK_SIZE + 7)
+    assert train.num_rows == BLOCK_SIZE + 7
+    assert Simulator(SMALL).requests("train", BLOCK_SIZE + 1).equals(train.slice(0, BLOCK_SIZE + 1))
+    assert simulator.requests("test", 5).equals(test)  # whatever was drawn in between
+    assert simulator.requests("train", 0).schema == train.schema
+    rows = {name: str(simulator.requests(name, 3)["item_id"].to_pylist()) for name in ("train", "validation", "test")}
+    assert len(set(rows.values())) == 3
+    assert train.slice(0, 5)["item_id"].to_pylist() != train.slice(BLOCK_SIZE, 5)["item_id"].to_pylist()
+    other = Simulator(SimulatorSettings(**{**asdict(SMALL), "seed": 1}))
+    assert not other.requests("test", 5).equals(test)
+
+
+def test_tables_follow_the_schema() -> None:
+    simulator = Simulator(SimulatorSettings())
+    schema, table = simulator.schema, simulator.requests("validation", 200)
+    assert schema.numeric_size("candidate") == 8 + 8 + 2
+    items, slates = np.array(table["item_id"].to_pylist()), np.array(table["slate"].to_pylist())
+    assert items.shape == (200, 10)
+    assert slates.shape == (200, 4)
+    assert all(len(set(row)) == 10 for row in items.tolist())
+    assert all(len(set(row)) == 4 for row in slates.tolist())
+    for field in schema.fields:
+        width = (200,) if field.group == "request" else (200, 10)
+        shape = np.array(table[field.name].to_pylist()).shape
+        assert shape == (width if field.kind != "dense" else (*width, field.size))
+    np.testing.assert_array_equal(np.array(table["category"].to_pylist()), simulator.item_categories[items])
+    user, item = (np.array(table[name].to_pylist()) for name in ("user_embedding", "item_embedding"))
+    np.testing.assert_allclose(np.array(table["affinity"].to_pylist()), 4.0 * user[:, None] * item, rtol=1e-5)
+
+
+def test_row_order_says_nothing_about_relevance() -> None:
+    simulator = Simulator(SimulatorSettings())
+    upstream = np.array(simulator.requests("train", 5_000)["upstream_score"].to_pylist())
+    means = upstream.mean(axis=0)
+    assert np.abs(means - means.mean()).max() < 4.0 * upstream.std() / np.sqrt(5_000)
+
+
+def test_propensity_is_the_plackett_luce_probability() -> None:
+    simulator = Simulator(SMALL)
+    table = simulator.requests("test", 3)
+    _, _, slates, upstream = columns(table)
+    weights = np.exp(upstream / SMALL.logging_temperature)
+    chosen = np.take_along_axis(weights, slates, axis=1)
+    left = weights.sum(axis=1, keepdims=True) - np.cumsum(chosen, axis=1) + chosen
+    np.testing.assert_allclose(np.array(table["propensity"].to_pylist()), chosen / left, rtol=1e-5)
+
+
+def test_sampled_slates_have_plackett_luce_frequencies() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2]))
+    slates, propensities = sample_plackett_luce(np.tile(logits, (60_000, 1)), 2, np.random.default_rng(0))
+    for slate, probability in (((0, 1), 0.5 * 0.6), ((2, 0), 0.2 * 0.5 / 0.8), ((1, 2), 0.3 * 0.2 / 0.7)):
+        rows = (slates == slate).all(axis=1)
+        assert rows.mean() == pytest.approx(probability, abs=4.0 * np.sqrt(probability / 60_000))
+        np.testing.assert_allclose(propensities[rows].prod(axis=1), probability, rtol=1e-12)
+
+
+def test_world_is_as_described() -> None:
+    simulator = Simulator(SimulatorSettings())
+    np.testing.assert_allclose(np.linalg.norm(simulator.item_vectors, axis=1), 1.0)
+    np.testing.assert_allclose(np.linalg.norm(simulator.user_vectors, axis=1), 1.0)
+    assert (simulator.complements.sum(axis=1) == 2).all()
+    assert not simulator.complements.diagonal().any()
+    assert simulator.item_values.min() >= 0.5
+    assert simulator.item_values.max() <= 2.0
+    assert simulator.item_biases.std() == pytest.approx(0.4, rel=0.1)
+
+
+def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
+    settings = SimulatorSettings.named("medium", seed=4, num_items=50)
+    write_simulator_folder(tmp_path, settings, num_train=30, num_validation=20, num_test=10)
+    metadata = read_metadata(tmp_path)
+    assert metadata["rows"] == {"train": 30, "validation": 20, "test": 10}
+    simulator = Simulator.from_metadata(metadata)
+    assert simulator.settings == settings
+    assert simulator.requests("test", 10).equals(pq.read_table(tmp_path / "test.parquet"))
+    assert FeatureSchema.from_yaml(tmp_path / "schema.yaml") == simulator.schema
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"source": "ml-100k"}, "'ml-100k' holds no simulator settings"),
+        ({"source": "simulator", "settings": {"num_item": 3}}, r"unknown simulator constants \['num_item'\]"),
+    ],
+)
+def test_from_metadata_refuses_other_folders(metadata: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Simulator.from_metadata(json.loads(json.dumps(metadata)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"slate_size": 11}, "1 <= slate_size <= num_candidates"),
+        ({"num_complements": 8}, "num_complements 8 must be below num_categories 8"),
+        ({"continue_after_click": 1.2}, "continue_after_click must be a probability, got 1.2"),
+        ({"logging_temperature": 0.0}, "logging_temperature must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"sed": 1}, r"unknown simulator constants \['sed'\]"),
+    ],
+)
+def test_settings_refuse_nonsense(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SimulatorSettings.named("strong", **overrides)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown simulator setting 'weak'.*control.*medium.*strong"):
+        SimulatorSettings.named("weak")
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        Simulator(SMALL).requests("dev", 3)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        Simulator(SMALL).requests("test", -1)
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "slates", "field", "message"),
+    [
+        ([0, 99], [[0, 1], [2, 3]], [[[0]], [[0]]], "user_id", r"row 1: id 99 is outside 0\.\.19"),
+        ([0, 1], [[0, 1], [2, 60]], [[[0]], [[0]]], "item_id", r"row 1: id 60 is outside 0\.\.59"),
+        ([0], [[0, 1], [2, 3]], [[[0]], [[0]]], "item_id", "1 users but 2 rows"),
+        ([0.5], [[0, 1]], [[[0]]], "user_id", "float64"),
+        ([0, 1], [[0, 1], [2, 3]], [[[0, 1]], [[1, -100]]], "slate", r"row 1: position -100 is outside 0\.\.1"),
+        ([0, 1], [[0, 1], [2, 3]], [[[0, 1]], [[1, 1]]], "slate", r"row 1: slate \[1, 1\] repeats"),
+        ([0], [[0, 1]], [[0, 1]], "slate", r"\(1, S, M\)"),
+    ],
+)
+def test_truth_refuses_bad_input(users: list, items: list, slates: list, field: str, message: str) -> None:
+    with pytest.raises(RerankingDataError, match=message) as error:
+        Simulator(SMALL).expected_utility(np.array(users), np.array(items), np.array(slates))
+    assert error.value.field == field
+
+
+def test_decoders_refuse_bad_sizes() -> None:
+    simulator, users, items = Simulator(SMALL), np.array([0]), np.array([[0, 1]])
+    with pytest.raises(ValueError, match=r"slate_size 3 is outside 1\.\.2"):
+        simulator.greedy(users, items, 3)
+    with pytest.raises(ValueError, match=r"slate_size 0 is outside 1\.\.2"):
+        simulator.pointwise_oracle(users, items, 0)
+    with pytest.raises(ValueError, match="num_beams must be at least 1, got 0"):
+        simulator.beam(users, items, 2, num_beams=0)
