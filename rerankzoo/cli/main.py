@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from rerankzoo.errors import RerankingDataError, SchemaError
+
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
     "quickstart": ("rerankzoo.cli.quickstart", "train, evaluate and use a reranker on simulated data, in minutes"),
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = import_module(COMMANDS[command][0]).main
     try:
         run(arguments)
-    except (ValueError, FileNotFoundError) as error:  # what the user gave, not how we failed: one line, no traceback
+    except (RerankingDataError, SchemaError, FileNotFoundError, FileExistsError) as error:  # unusable input: one line
         print(f"rerankzoo {command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, IntArray, Table
-from rerankzoo.features.encoding import finite
+from rerankzoo.features.encoding import finite, id_type
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema
 
@@ -170,7 +170,7 @@ def read_candidates(table: Table, schema: FeatureSchema) -> tuple[Column, Ragged
     """Returns the item ids and the layout of the candidate lists.
 
     Raises:
-        RerankingDataError: If a row has no candidates or a candidate has no id.
+        RerankingDataError: If a row has no candidates, or a candidate has no id or one that is neither int nor str.
     """
     column = table.column(schema.item_id, 1)
     column.refuse_nulls("an item id")
@@ -178,6 +178,5 @@ def read_candidates(table: Table, schema: FeatureSchema) -> tuple[Column, Ragged
     if (layout.lengths == 0).any():
         row = int((layout.lengths == 0).argmax()) + column.first_row
         raise RerankingDataError("an empty candidate set", field=schema.item_id, row=row)
-    if column.kind not in ("int", "string"):
-        raise column.error(f"an item id must be an int or a string, got {column.value(0)!r}", 0)
+    id_type(column)
     return column, layout

@@ -38,7 +38,7 @@ def test_ilad_by_hand():
 
 
 def test_item_coverage_by_hand():
-    items = torch.tensor([[0, 1, 2, 7], [0, 1, 3, 7], [5, 4, 2, 1]])
+    items = torch.tensor([[0, 1, 2, 7], [8, 1, 3, 7], [5, 4, 2, 1]])
     # k = 4: {0, 1, 2}, {3}, {1, 2, 4, 5}; k = 1: {0}, {3}, {1}.
     assert item_coverage(SLATES, items, 10, k=4).item() == pytest.approx(0.6)
     assert item_coverage(SLATES, items, 10, k=1).item() == pytest.approx(0.3)
@@ -47,7 +47,7 @@ def test_item_coverage_by_hand():
 
 
 def test_item_coverage_ignores_ids_of_padding():
-    assert item_coverage(torch.tensor([[0, -100]]), torch.tensor([[1, -1]]), 2, k=2).item() == 0.5
+    assert item_coverage(torch.tensor([[1, -100]]), torch.tensor([[-1, 1]]), 2, k=2).item() == 0.5
 
 
 def test_distinct_2_by_hand():

@@ -128,6 +128,9 @@ def test_masked_values_may_hold_anything():
     values, mask = torch.tensor([[1.0, math.nan, math.inf]]), torch.tensor([[True, False, False]])
     assert regret_ratio(values, torch.tensor([1.0]), mask).item() == 0
     assert hit_rate_at_share(values, torch.tensor([1.0]), 0.1, mask=mask).item() == 1
+    negative = torch.tensor([[-1.0, -2.0, 5.0]])
+    assert count_better(negative, torch.tensor([-2.0]), torch.tensor([[True, True, False]])).item() == 1
+    assert regret_ratio(negative, torch.tensor([-2.0]), torch.tensor([[True, True, False]])).item() == 1
 
 
 def test_regret_signs_and_zeros():

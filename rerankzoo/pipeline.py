@@ -1,0 +1,118 @@
+"""From raw requests to ordered items: model, feature extractor and, if wanted, evaluator in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.generation import SlateEvaluator, SlateGenerationOutput
+from rerankzoo.models.auto import AutoModelForReranking
+from rerankzoo.models.base import RerankingPreTrainedModel
+
+_CHUNK = 256  # requests decoded together: more gains nothing and takes memory
+
+RankedItem = dict[str, Any]
+
+
+class RerankingPipeline:
+    """Reranks raw requests.
+
+    Args:
+        model: A model that generates slates.
+        extractor: The feature extractor it was trained with.
+        evaluator: Chooses among several slates where `num_return_sequences` asks for them.
+
+    Raises:
+        SchemaMismatchError: If model or evaluator were trained with another extractor.
+
+    Example:
+        >>> pipeline = RerankingPipeline.from_pretrained("outputs/quickstart/nar4rec")  # doctest: +SKIP
+        >>> pipeline({"user_embedding": [...], "item_id": [3, 1, 2], ...}, slate_size=2)  # doctest: +SKIP
+        [{'item_id': 2, 'index': 2, 'score': -0.31}, {'item_id': 3, 'index': 0, 'score': -0.52}]
+    """
+
+    def __init__(
+        self,
+        model: RerankingPreTrainedModel,
+        extractor: RerankingFeatureExtractor,
+        evaluator: RerankingPreTrainedModel | None = None,
+    ) -> None:
+        for part in (model, evaluator):
+            if part is not None:
+                part.check_schema(extractor.schema)
+        self.model = model.eval()
+        self.extractor = extractor
+        self.evaluator: SlateEvaluator | None = None if evaluator is None else evaluator.eval()  # type: ignore[assignment]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, evaluator: str | None = None, **kwargs: Any
+    ) -> RerankingPipeline:
+        """Loads a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
+            evaluator: A folder or Hub id with an evaluator.
+            **kwargs: Passed to every `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`...
+
+        Returns:
+            The pipeline.
+        """
+        return cls(
+            AutoModelForReranking.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            RerankingFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            None if evaluator is None else AutoModel.from_pretrained(evaluator, **kwargs),
+        )
+
+    def __call__(self, requests: Any, **parameters: Any) -> list[RankedItem] | list[list[RankedItem]]:
+        """Chooses and orders the items of one request or of many.
+
+        Args:
+            requests: One request as a dictionary, or many: a list of dictionaries, a pandas or Arrow table, a
+                `datasets.Dataset`. Columns are those of the schema; label columns are not needed.
+            **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`).
+
+        Returns:
+            For one request a list of items in display order, each a dictionary with `item_id`, `index` (position among
+            the request's candidates) and `score` (what the model's scorer gave to the choice: a log-probability, or the
+            value of the slate up to it). For many requests a list of such lists.
+
+        Raises:
+            RerankingDataError: If a request cannot be used; it names field and row.
+            ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
+        """
+        single = isinstance(requests, Mapping)
+        batch = self.extractor(requests)
+        found = [self._generate(chunk, parameters) for chunk in _chunks(batch)]
+        slates = torch.cat([output.slates for output in found])
+        scores = torch.cat([output.step_scores for output in found])
+        ranked = [
+            [
+                {"item_id": item, "index": index, "score": score}
+                for item, index, score in zip(items, slate, step_scores, strict=False)  # padding at the end is left out
+            ]
+            for items, slate, step_scores in zip(
+                self.extractor.decode(slates, requests), slates.tolist(), scores.tolist(), strict=True
+            )
+        ]
+        return ranked[0] if single else ranked
+
+    def _generate(self, batch: dict[str, Tensor], parameters: Mapping[str, Any]) -> SlateGenerationOutput:
+        device = self.model.device
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        output = self.model.generate(  # type: ignore[operator]
+            **inputs, evaluator=self.evaluator, **{**parameters, "return_dict_in_generate": True}
+        )
+        if output.slates.dim() == 3:
+            raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
+        return output
+
+
+def _chunks(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    size = len(batch["candidate_mask"])
+    return [{key: value[start : start + _CHUNK] for key, value in batch.items()} for start in range(0, size, _CHUNK)]

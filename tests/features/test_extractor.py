@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from transformers import AutoFeatureExtractor, PreTrainedConfig
+
+from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
+from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, slate_utility
+
+Rows = list[dict[str, Any]]
+Batch = dict[str, torch.Tensor]
+
+
+def same(left: Batch, right: Batch) -> bool:
+    return left.keys() == right.keys() and all(
+        left[key].dtype == right[key].dtype and torch.equal(left[key], right[key]) for key in left
+    )
+
+
+@pytest.fixture
+def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
+    return RerankingFeatureExtractor(schema).fit(rows)
+
+
+def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    batch = extractor(rows)
+    assert set(batch) == set(BATCH_KEYS) - {"slate_weights", "soft_labels"}
+    assert all(batch[key].is_contiguous() for key in batch)
+    assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing
+    assert batch["request_numeric"].tolist() == [[-1.0], [1.0]]  # 30 and 40: mean 35, std 5
+    # items 11, 12, 13, 14 are 2..5; brands x, y are 2, 3
+    assert batch["candidate_categorical"].tolist() == [[[2, 2], [3, 3], [4, 2]], [[3, 3], [5, 0], [0, 0]]]
+    assert batch["candidate_mask"].tolist() == [[True, True, True], [True, True, False]]
+    logs = [math.log(price + 1) for price in (1, 3, 8, 2, 5)]
+    mean = sum(logs) / 5
+    std = math.sqrt(sum((value - mean) ** 2 for value in logs) / 5)
+    prices = [(value - mean) / std for value in logs]
+    expected = [
+        [[0.5, 1, 2, prices[0]], [0.25, 3, 4, prices[1]], [0.125, 5, 6, prices[2]]],
+        [[0.75, 0, 1, prices[3]], [0.5, 1, 0, prices[4]], [0, 0, 0, 0]],
+    ]
+    torch.testing.assert_close(batch["candidate_numeric"], torch.tensor(expected))
+    assert batch["candidate_value"].tolist() == [[[1, 1], [1, 3], [1, 8]], [[1, 2], [1, 5], [0, 0]]]
+    assert batch["history_categorical"].tolist() == [[[4], [2]], [[0], [0]]]
+    assert batch["history_mask"].tolist() == [[True, True], [False, False]]
+    assert batch["slates"].tolist() == [[[2, 0]], [[1, -100]]]
+    assert batch["feedback"].tolist() == [[[[1, 0.5], [0, 0.25]]], [[[1, 0], [0, 0]]]]
+    assert batch["propensity"].tolist() == [[[0.5, 1.0]], [[0.25, 0.0]]]
+    assert batch["candidate_feedback"].tolist() == [[[1, 0], [0, 0], [1, 1]], [[0, 1], [1, 0], [0, 0]]]
+    assert batch["candidate_feedback_mask"].tolist() == [[True, False, True], [True, True, False]]
+    assert batch["request_index"].tolist() == [0, 1]
+    # 1 + 2 * (0.5 * 8 + 0.25 * 1) = 9.5 and 1
+    assert slate_utility(batch, [1.0, 2.0]).tolist() == [[9.5], [1.0]]
+
+
+def test_dtypes(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    for key, tensor in extractor(rows).items():
+        integral = key in ("slates", "request_index") or key.endswith("categorical")
+        expected = torch.bool if key.endswith("mask") else torch.int64 if integral else torch.float32
+        assert tensor.dtype == expected, key
+
+
+def test_fitted_schema(extractor: RerankingFeatureExtractor, schema: FeatureSchema) -> None:
+    sizes = {field.name: field.num_embeddings for field in extractor.schema.fields if field.kind == "categorical"}
+    assert sizes == {"user": 3, "item_id": 6, "brand": 4, "past": 6}
+    assert extractor.schema.fingerprint is not None
+    assert schema.fingerprint is None
+
+
+def test_serving_rows_need_no_labels(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    request = {name: rows[1][name] for name in ("user", "age", "item_id", "brand", "price", "score", "vector", "past")}
+    request["item_id"] = [12, 99]
+    batch = extractor(request)
+    assert "slates" not in batch
+    assert "candidate_feedback" not in batch
+    assert batch["candidate_categorical"].tolist() == [[[3, 3], [1, 0]]]  # 99 is unknown
+    assert batch["history_mask"].tolist() == [[False]]
+
+
+def test_missing_numbers_are_zero_after_the_transforms(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    rows[1].update(age=None, score=[None, 0.5], vector=[None, [None, 2.0]])
+    rows[0]["score"] = [None, None, None]
+    for data in (rows, pa.Table.from_pylist(rows)):
+        batch = extractor(data)
+        assert batch["request_numeric"].tolist() == [[-1.0], [0.0]]
+        assert batch["candidate_numeric"][1, :, :3].tolist() == [[0, 0, 0], [0.5, 0, 2], [0, 0, 0]]
+
+
+def columns_of(rows: Rows) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def arrays_of(rows: Rows) -> Rows:
+    def convert(value: Any) -> Any:
+        return np.array(value) if isinstance(value, list) and value and None not in value else value
+
+    return [{name: convert(value) for name, value in row.items()} for row in rows]
+
+
+def in_chunks(rows: Rows) -> pa.Table:
+    schema = pa.Table.from_pylist(rows).schema
+    return pa.concat_tables([pa.Table.from_pylist([row], schema=schema) for row in rows])
+
+
+def sliced(rows: Rows) -> pa.Table:
+    return pa.Table.from_pylist([rows[1], *rows, rows[0]]).slice(1, len(rows))
+
+
+def other_arrow_types(rows: Rows) -> pa.Table:
+    table = pa.Table.from_pylist(rows)
+    types = {
+        "user": pa.dictionary(pa.int8(), pa.string()),
+        "brand": pa.large_list(pa.large_string()),
+        "item_id": pa.list_(pa.uint16()),
+        "past": pa.large_list(pa.int32()),
+        "age": pa.int8(),
+        "vector": pa.list_(pa.list_(pa.float32(), 2)),
+        "score": pa.large_list(pa.float32()),
+        "slate": pa.list_(pa.int16()),
+    }
+    for name, kind in types.items():
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+    return table
+
+
+def without_nulls_in_lists(rows: Rows) -> pd.DataFrame:
+    # The default conversion turns a null within a list of numbers into NaN, which is an error: those lists stay lists.
+    frame = pa.Table.from_pylist(rows).to_pandas()
+    assert isinstance(frame["item_id"][0], np.ndarray)
+    return frame.assign(bought=[row["bought"] for row in rows])
+
+
+def nested_dictionary(rows: Rows) -> pa.Table:
+    parts = []
+    for row in [rows[1], *rows]:  # every chunk has a dictionary of its own
+        table = pa.Table.from_pylist([row], schema=pa.Table.from_pylist(rows).schema)
+        brands = table["brand"].combine_chunks()
+        encoded = pa.ListArray.from_arrays(brands.offsets, brands.values.dictionary_encode())
+        parts.append(table.set_column(table.column_names.index("brand"), "brand", encoded))
+    return pa.concat_tables(parts).slice(1)
+
+
+FORMATS: dict[str, Callable[[Rows], Any]] = {
+    "tuple": tuple,
+    "columns": columns_of,
+    "numpy": arrays_of,
+    "pandas": pd.DataFrame,
+    "pandas from arrow": without_nulls_in_lists,
+    "pandas arrow types": lambda rows: pa.Table.from_pylist(rows).to_pandas(types_mapper=pd.ArrowDtype),
+    "pandas category": lambda rows: pd.DataFrame(rows).astype({"user": "category"}),
+    "arrow": pa.Table.from_pylist,
+    "record batch": pa.RecordBatch.from_pylist,
+    "arrow chunks": in_chunks,
+    "arrow slice": sliced,
+    "arrow other types": other_arrow_types,
+    "arrow nested dictionary": nested_dictionary,
+    "datasets": datasets.Dataset.from_list,
+    "datasets shuffled": lambda rows: datasets.Dataset.from_list(rows[::-1]).select([1, 0]),
+    "datasets slice": lambda rows: datasets.Dataset.from_list(rows)[:],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same(
+    name: str, schema: FeatureSchema, rows: Rows, extractor: RerankingFeatureExtractor
+) -> None:
+    data = FORMATS[name](rows)
+    assert same(extractor(data), extractor(rows))
+    fitted = RerankingFeatureExtractor(schema).fit(data)
+    assert fitted.schema == extractor.schema
+    assert extractor.decode(torch.tensor([[2, 0], [1, -100]]), data) == [[13, 11], [14]]
+
+
+def test_batches_are_writable_and_own_their_memory(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    table = pa.Table.from_pylist([rows[0]])
+    before = extractor(table)
+    changed = extractor(table)
+    for tensor in changed.values():
+        tensor.zero_()
+    assert same(extractor(table), before)
+
+
+def test_one_row_equals_its_row_in_the_batch(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    whole, single = extractor(rows), extractor(rows[1])
+    for key, tensor in single.items():
+        if key != "request_index":
+            part = whole[key][1]
+            assert torch.equal(part[tuple(slice(size) for size in tensor.shape[1:])], tensor[0]), key
+
+
+def test_nested_slates(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    rows[0].update(slate=[[0], [1, 2]], click=[[1], [0, 1]], order=[[0], [0, 0]], probability=[[1.0], [0.5, 0.5]])
+    rows[1].update(slate=[[1]], click=[[1]], order=[[0]], probability=[[1.0]])
+    expected = [[[0, -100], [1, 2]], [[1, -100], [-100, -100]]]
+    for data in (rows, pa.Table.from_pylist(rows), pd.DataFrame(rows)):
+        batch = extractor(data)
+        assert batch["slates"].tolist() == expected
+        assert batch["feedback"][0, 1, :, 0].tolist() == [0.0, 1.0]
+        assert extractor.decode(batch["slates"], data) == [[[11], [12, 13]], [[14], []]]
+
+
+def test_repeated_candidates_are_allowed(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    rows[0]["item_id"] = [11, 11, 11]
+    assert extractor(rows)["candidate_categorical"][0, :, 0].tolist() == [2, 2, 2]
+    assert extractor.decode([[1, 0], [0, 1]], rows) == [[11, 11], [12, 14]]
+
+
+def test_decode_refuses_what_does_not_fit(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    with pytest.raises(RerankingDataError, match=r"slate index 2 is outside 0\.\.1") as caught:
+        extractor.decode([[0, 1], [2, 0]], rows)
+    assert caught.value.row == 1
+    with pytest.raises(RerankingDataError, match="do not fit 2 rows"):
+        extractor.decode([[0]], rows)
+
+
+def test_string_ids_decode(rows: Rows) -> None:
+    schema = FeatureSchema(name="s", item_id="sku", fields=())
+    extractor = RerankingFeatureExtractor(schema).fit({"sku": ["b", "a", "b"]})
+    batch = extractor({"sku": ["b", "a", "c"]})
+    assert batch["candidate_categorical"].shape == batch["candidate_numeric"].shape == (1, 3, 0)
+    assert batch["request_categorical"].shape == batch["request_numeric"].shape == (1, 0)
+    assert batch["candidate_value"].shape == (1, 3, 0)
+    assert extractor.decode([[2, 0]], {"sku": ["b", "a", "c"]}) == [["c", "b"]]
+
+
+def single_field(**changes: Any) -> FeatureSchema:
+    spec = FieldSpec(**{"name": "x", "group": "candidate", **changes})
+    return FeatureSchema(name="s", item_id="item", fields=(spec,))
+
+
+def numbers(values: list[Any], **changes: Any) -> list[Any]:
+    data = {"item": list(range(len(values))), "x": values}
+    batch = RerankingFeatureExtractor(single_field(**changes)).fit(data)(data)
+    result: list[Any] = batch["candidate_numeric"][0].tolist()
+    return result
+
+
+def test_transforms_by_hand() -> None:
+    third = pytest.approx
+    assert numbers([1, 4, None], kind="numeric") == [[1], [4], [0]]
+    assert numbers([0, math.e - 1], kind="numeric", transforms=("log1p",)) == [[0], [third(1)]]
+    assert numbers([1, 3, None], kind="numeric", transforms=("standardize",)) == [[-1], [1], [0]]
+    assert numbers([7, 7], kind="numeric", transforms=("standardize",)) == [[0], [0]]
+    assert numbers([-9, 2, 99], kind="numeric", clip=(0, 10)) == [[0], [2], [10]]
+    assert numbers([-9, 3], kind="numeric", clip=(0, 3), transforms=("log1p", "standardize")) == [[third(-1)], [1]]
+    vectors = [[1, 10], [3, 10], None]
+    assert numbers(vectors, kind="dense", size=2, transforms=("standardize",)) == [[-1, 0], [1, 0], [0, 0]]
+    assert numbers([True, False], kind="numeric") == [[1], [0]]
+
+
+def test_min_count_and_hashing() -> None:
+    data = {"item": [0, 1, 2], "x": ["a", "b", "a"]}
+    rare = RerankingFeatureExtractor(single_field(kind="categorical", min_count=2)).fit(data)
+    assert rare(data)["candidate_categorical"][0, :, 0].tolist() == [2, 1, 2]
+    hashed = RerankingFeatureExtractor(single_field(kind="categorical", hash_size=1000)).fit(data)
+    assert hashed.schema.fields[0].num_embeddings == 1002
+    other = {"item": [0, 1], "x": ["never seen", None]}
+    expected = [int(hashed({"item": [0], "x": ["never seen"]})["candidate_categorical"]), 0]
+    assert hashed(other)["candidate_categorical"][0, :, 0].tolist() == expected
+    assert 2 <= expected[0] <= 1001
+
+
+def test_a_field_that_was_always_missing_knows_nothing() -> None:
+    extractor = RerankingFeatureExtractor(single_field(kind="categorical")).fit({"item": [0], "x": [None]})
+    for value in (3, "a"):
+        assert extractor({"item": [0, 1], "x": [value, None]})["candidate_categorical"].tolist() == [[[1], [0]]]
+
+
+def test_fit_in_slices_equals_fit_at_once(schema: FeatureSchema, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [rows[index % 2] | {"age": index} for index in range(7)]
+    whole = RerankingFeatureExtractor(schema).fit(many)
+    monkeypatch.setattr("rerankzoo.features.fitting._SLICE_ROWS", 2)
+    for data in (many, pa.Table.from_pylist(many), datasets.Dataset.from_list(many), pd.DataFrame(many)):
+        sliced_fit = RerankingFeatureExtractor(schema).fit(data)
+        left, right = whole(many), sliced_fit(many)
+        for key in left:
+            torch.testing.assert_close(left[key], right[key])
+    assert whole(many)["request_numeric"][:, 0].std(unbiased=False).item() == pytest.approx(1.0)
+
+
+def test_fit_is_deterministic_and_the_fingerprint_notices_changes(schema: FeatureSchema, rows: Rows) -> None:
+    fingerprints = {RerankingFeatureExtractor(schema).fit(rows[::step]).schema.fingerprint for step in (1, 1, -1)}
+    extractor = RerankingFeatureExtractor(schema).fit(rows)
+    assert extractor.schema.fingerprint in fingerprints
+    assert RerankingFeatureExtractor(extractor.schema).fit(rows).schema == extractor.schema
+    rows[0]["item_id"] = [11, 12, 15]
+    changed = RerankingFeatureExtractor(schema).fit(rows)
+    assert changed.schema.fields == extractor.schema.fields
+    assert changed.schema.fingerprint != extractor.schema.fingerprint
+
+
+def test_dict_rows_need_neither_pandas_nor_arrow(
+    extractor: RerankingFeatureExtractor, schema: FeatureSchema, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = extractor(rows)
+    for module in [name for name in sys.modules if name.split(".")[0] in ("pandas", "pyarrow", "datasets")]:
+        monkeypatch.setitem(sys.modules, module, None)
+    for data in (rows, columns_of(rows)):
+        assert same(RerankingFeatureExtractor(schema).fit(data)(data), expected)
+
+
+# --- saving and loading ---------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_are_exact(extractor: RerankingFeatureExtractor, rows: Rows, tmp_path: Any) -> None:
+    extractor.save_pretrained(tmp_path / "here")
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
+        "preprocessor_config.json",
+        "vocabularies.safetensors",
+    ]
+    loaded = RerankingFeatureExtractor.from_pretrained(tmp_path, subfolder="here")
+    assert loaded.schema == extractor.schema
+    assert same(loaded(rows), extractor(rows))
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("preprocessor_config.json", "vocabularies.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_an_extractor_without_vocabularies_saves(tmp_path: Any) -> None:
+    extractor = RerankingFeatureExtractor(FeatureSchema(name="s", item_id="i", fields=())).fit({"i": [1]})
+    extractor.save_pretrained(tmp_path)
+    assert RerankingFeatureExtractor.from_pretrained(tmp_path).schema == extractor.schema
+
+
+def test_auto_feature_extractor_loads_it(extractor: RerankingFeatureExtractor, rows: Rows, tmp_path: Any) -> None:
+    class ShopConfig(PreTrainedConfig):
+        model_type = "rerankzoo-extractor-test"
+
+    AutoFeatureExtractor.register(ShopConfig, RerankingFeatureExtractor, exist_ok=True)
+    extractor.save_pretrained(tmp_path)
+    assert same(AutoFeatureExtractor.from_pretrained(tmp_path)(rows), extractor(rows))
+
+
+def test_a_changed_vocabulary_is_named(extractor: RerankingFeatureExtractor, tmp_path: Any) -> None:
+    extractor.save_pretrained(tmp_path)
+    path = tmp_path / "vocabularies.safetensors"
+    arrays = load_file(path)
+    changed = {**arrays, "values/item_id": arrays["values/item_id"] + 1}
+    save_file(changed, path)
+    with pytest.raises(SchemaMismatchError, match="'item_id'"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path)
+    save_file({name: array for name, array in arrays.items() if not name.endswith("/brand")}, path)
+    with pytest.raises(SchemaMismatchError, match="'brand' is missing"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["statistics", "schema"])
+def test_a_changed_configuration_is_refused(extractor: RerankingFeatureExtractor, tmp_path: Any, change: str) -> None:
+    extractor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    if change == "statistics":
+        config["state"]["statistics"]["age"]["mean"] = [36.0]
+    else:
+        config["schema"]["fields"][1]["clip"] = [0, 50]
+    path.write_text(json.dumps(config))
+    with pytest.raises(SchemaMismatchError, match="fingerprint"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path)
+
+
+def test_loading_errors(tmp_path: Any) -> None:
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="sub_folder"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path, sub_folder="x")
+    with pytest.raises(SchemaError, match="from_pretrained"):
+        RerankingFeatureExtractor.from_dict({})
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+CANDIDATES = st.lists(
+    st.tuples(
+        st.one_of(st.none(), st.integers(-(2**40), 2**40)),
+        st.one_of(st.none(), st.text(max_size=3)),
+        st.one_of(st.none(), st.floats(-1000, 1000, width=32)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(CANDIDATES, min_size=1, max_size=5), st.data())
+def test_ragged_round_trip(lists: list[list[tuple[Any, ...]]], data: st.DataObject) -> None:
+    schema = FeatureSchema(
+        name="s",
+        item_id="item",
+        fields=(
+            FieldSpec(name="number", group="candidate", kind="categorical"),
+            FieldSpec(name="word", group="candidate", kind="categorical"),
+            FieldSpec(name="size", group="candidate", kind="numeric"),
+        ),
+    )
+    rows = []
+    for entries in lists:
+        number, word, size = (list(column) for column in zip(*entries, strict=True))
+        order = data.draw(st.permutations(range(len(entries))))
+        rows.append({"item": order, "number": number, "word": word, "size": size})
+    arrow = pa.schema(
+        {
+            "item": pa.list_(pa.int64()),
+            "number": pa.list_(pa.int64()),
+            "word": pa.list_(pa.string()),
+            "size": pa.list_(pa.float64()),
+        }
+    )
+    extractor = RerankingFeatureExtractor(schema).fit(rows)
+    batch = extractor(rows)
+    table = pa.Table.from_pylist(rows, schema=arrow)
+    assert same(extractor(table), batch)
+    start = data.draw(st.integers(0, len(rows) - 1))
+    assert same(extractor(table.slice(start)), extractor(rows[start:]))
+    knowns = [sorted({entry[field] for entries in lists for entry in entries} - {None}) for field in (0, 1)]
+    for row, entries in enumerate(lists):
+        assert int(batch["candidate_mask"][row].sum()) == len(entries)
+        for place, (number, word, size) in enumerate(entries):
+            ids = batch["candidate_categorical"][row, place].tolist()
+            assert ids == [
+                0 if value is None else known.index(value) + 2
+                for value, known in zip((number, word), knowns, strict=True)
+            ]
+            assert batch["candidate_numeric"][row, place].tolist() == [size or 0.0]
+    padding = ~batch["candidate_mask"]
+    assert not batch["candidate_categorical"][padding].any()
+    assert not batch["candidate_numeric"][padding].any()
