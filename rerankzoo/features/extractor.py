@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
@@ -186,9 +186,12 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
             One list of item ids per row; for (B, S, M) one list of such lists per row.
 
         Raises:
-            RerankingDataError: If the number of rows differs or an index is outside a row's candidates.
+            RerankingDataError: If the slates are not integers, have another number of rows, or point outside a row's
+                candidates.
         """
-        indices = np.asarray(slates, dtype=np.int64)
+        indices = torch.as_tensor(slates).cpu().numpy()
+        if indices.dtype.kind not in "iu":
+            raise RerankingDataError(f"candidate indexes (int) are required, got {indices.dtype}", field="slates")
         table = read_table(data, self._declared.item_id)
         column, candidates = read_candidates(table, self._declared)
         if indices.ndim not in (2, 3) or len(indices) != table.rows:
@@ -236,7 +239,8 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         vocabularies, config = folder / VOCABULARY_NAME, folder / CONFIG_NAME
-        write_atomically(vocabularies, lambda path: save_file(state.to_arrays(), path))
+        # Not save_file: it makes files that only their owner can read.
+        write_atomically(vocabularies, lambda path: path.write_bytes(save(state.to_arrays())))
         write_atomically(config, lambda path: path.write_text(self.to_json_string(), encoding="utf-8"))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -216,12 +217,15 @@ def _number_array(values: Sequence[Any], kind: LeafKind, column: Column) -> npt.
     try:
         return np.array(values, dtype=dtype)
     except OverflowError:
-        index = next(i for i, value in enumerate(values) if isinstance(value, int) and not _fits(value, kind))
+        index = next(
+            i for i, value in enumerate(values) if _kind_of_type(type(value)) == "int" and not _fits(value, kind)
+        )
         raise column.error(f"{values[index]} is too large", index) from None
 
 
 def _fits(value: int, kind: LeafKind) -> bool:
-    return -INT64_MAX - 1 <= value <= INT64_MAX if kind == "int" else abs(value) < 1 << 1023
+    # int(): a numpy integer compares in its own width.
+    return -INT64_MAX - 1 <= int(value) <= INT64_MAX if kind == "int" else abs(int(value)) <= sys.float_info.max
 
 
 def _kind_of(values: Sequence[Any], column: Column) -> LeafKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
@@ -77,17 +78,21 @@ class RerankingGenerationConfig(GenerationConfig):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{key} must be a positive integer, got {value!r}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}")
-        if self.penalty_alpha is not None and not 0 <= self.penalty_alpha <= 1:
+        for key in ("do_sample", "return_dict_in_generate"):
+            if not isinstance(getattr(self, key), bool | None):
+                raise ValueError(f"{key} must be True or False, got {getattr(self, key)!r}")
+        if self.temperature is not None and not (_is_number(self.temperature) and 0 < self.temperature < math.inf):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature!r}")
+        if self.penalty_alpha is not None and not (_is_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1):
             raise ValueError(f"penalty_alpha must lie in [0, 1], got {self.penalty_alpha!r}")
         self._validate_strategy()
 
     def _validate_strategy(self) -> None:
         beams, sequences = self.num_beams or 1, self.num_return_sequences or 1
-        chosen = {"num_beams": beams > 1, "do_sample": bool(self.do_sample), "penalty_alpha": self.penalty_alpha is not None}
-        if sum(chosen.values()) > 1:
-            raise ValueError(f"choose one decoding strategy, got {[key for key, on in chosen.items() if on]}")
+        named = {"num_beams": beams > 1, "do_sample": self.do_sample, "penalty_alpha": self.penalty_alpha is not None}
+        chosen = [key for key, on in named.items() if on]
+        if len(chosen) > 1:
+            raise ValueError(f"choose one decoding strategy, got {chosen}")
         if self.temperature is not None and not self.do_sample:
             raise ValueError(f"temperature {self.temperature} needs do_sample=True")
         if self.top_k is not None and not self.do_sample and self.penalty_alpha is None:
@@ -96,3 +101,7 @@ class RerankingGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"num_return_sequences {sequences} exceeds num_beams {beams}; use that many beams, or do_sample=True"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

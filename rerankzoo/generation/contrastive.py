@@ -45,9 +45,9 @@ def contrastive_search(
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
         kept = scores if top_k is None else keep_top_k(scores, top_k)
-        balance = (1.0 - penalty_alpha) * _probabilities(scores, rows.state.exhausted)
-        if similarity is not None:
-            balance = balance - penalty_alpha * similarity
+        balance = _probabilities(scores, rows.state.exhausted)
+        if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
+            balance = (1.0 - penalty_alpha) * balance - penalty_alpha * similarity
         index = balance.masked_fill(kept == float("-inf"), float("-inf")).argmax(-1)
         rows = rows.extend(scorer, scores, request, index)
         chosen = states[request, index]  # (B, D)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from rerankzoo.generation.scorer import Batch, Scorer
 from rerankzoo.generation.search import Decoded, Rows
 

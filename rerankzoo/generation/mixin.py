@@ -28,13 +28,13 @@ class SlateGenerationOutput(ModelOutput):
         slates: (B, M) or (B, S, M), indexes into the candidates, -100 where there are fewer candidates than positions.
         scores: (B,) or (B, S), the slate's score by the model: sum of log-probabilities, or value.
         step_scores: (B, M) or (B, S, M), the score of each choice when it was made.
-        values: (B,) or (B, S), the slate's predicted utility, where an evaluator was given.
+        utilities: (B,), the slate's predicted utility, where an evaluator was given.
     """
 
     slates: Tensor | None = None
     scores: Tensor | None = None
     step_scores: Tensor | None = None
-    values: Tensor | None = None
+    utilities: Tensor | None = None
 
 
 class SlateGenerationMixin:
@@ -68,8 +68,8 @@ class SlateGenerationMixin:
         Args:
             generation_config: Decoding parameters; default: the model's own.
             evaluator: Chooses, by predicted utility, one of the `num_return_sequences` slates of each request.
-            **kwargs: The batch, by its keys (labels in it are ignored), and decoding parameters that replace those of the config (see
-                `RerankingGenerationConfig`).
+            **kwargs: The batch, by its keys (labels in it are ignored), and decoding parameters that replace those of
+                the config (see `RerankingGenerationConfig`).
 
         Returns:
             Slates (B, M), or (B, S, M) for `num_return_sequences` above 1 without an evaluator; a
@@ -151,13 +151,13 @@ def _output(found: Decoded) -> SlateGenerationOutput:
 
 def _best_by(evaluator: SlateEvaluator, found: Decoded, batch: Batch) -> SlateGenerationOutput:
     """The slate of each request with the highest predicted utility."""
-    values = evaluator.score_slates(found.slates, **batch)  # (B, S)
-    values = values.masked_fill(found.scores == float("-inf"), float("-inf"))
-    best = values.argmax(-1)
+    utilities = evaluator.score_slates(found.slates, **batch)  # (B, S)
+    utilities = utilities.masked_fill(found.scores == float("-inf"), float("-inf"))
+    best = utilities.argmax(-1)
     request = torch.arange(len(best), device=best.device)
     return SlateGenerationOutput(
         slates=found.slates[request, best],
         scores=found.scores[request, best],
         step_scores=found.step_scores[request, best],
-        values=values[request, best],
+        utilities=utilities[request, best],
     )

@@ -33,8 +33,8 @@ def sample_slates(
     parent = torch.arange(num_requests, device=rows.total.device).repeat_interleave(num_return_sequences)
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
-        tempered = (scores if top_k is None else keep_top_k(scores, top_k)) / temperature
-        tempered = tempered[parent]
+        # In single precision: half of it draws from a few hundred values of noise only.
+        tempered = (scores if top_k is None else keep_top_k(scores, top_k)).float()[parent] / temperature
         uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
         rows = rows.extend(scorer, scores, parent, (tempered - (-uniform.log()).log()).argmax(-1))
         parent = torch.arange(len(parent), device=parent.device)

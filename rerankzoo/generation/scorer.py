@@ -119,8 +119,15 @@ class MatrixScorer(Scorer):
         return {"logits": logits, "candidate_states": states}
 
     def score(self, state: ScorerState) -> Tensor:
-        """See `Scorer.score`."""
-        logits = state.memory["logits"][state.request, state.prefix.shape[1]]
+        """See `Scorer.score`.
+
+        Raises:
+            ValueError: If there is no row for the position.
+        """
+        position, length = state.prefix.shape[1], state.memory["logits"].shape[1]
+        if position >= length:
+            raise ValueError(f"slate_size must be at most {length}, the number of positions that the model scores")
+        logits = state.memory["logits"][state.request, position]
         return remaining_log_probs(logits, state.available)
 
 

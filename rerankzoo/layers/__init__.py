@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rerankzoo.layers.embedding import FeatureEmbedding, PackedEmbedding
 from rerankzoo.layers.pointer import PointerHead
-from rerankzoo.layers.transformer import MultiHeadAttention, TransformerBlock, attend, key_mask
+from rerankzoo.layers.transformer import MultiHeadAttention, TransformerBlock, attend, causal_mask, key_mask
 
 __all__ = [
     "FeatureEmbedding",
@@ -13,5 +13,6 @@ __all__ = [
     "PointerHead",
     "TransformerBlock",
     "attend",
+    "causal_mask",
     "key_mask",
 ]

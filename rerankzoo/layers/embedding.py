@@ -24,9 +24,7 @@ class PackedEmbedding(nn.Module):
         embedding_size: E.
     """
 
-    def __init__(
-        self, num_embeddings: Sequence[int], owners: Mapping[str, Sequence[int]], embedding_size: int
-    ) -> None:
+    def __init__(self, num_embeddings: Sequence[int], owners: Mapping[str, Sequence[int]], embedding_size: int) -> None:
         super().__init__()
         self.num_embeddings = tuple(num_embeddings)
         self.owners = {group: tuple(blocks) for group, blocks in owners.items()}

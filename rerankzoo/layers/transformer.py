@@ -55,7 +55,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, hidden_size: int, num_attention_heads: int, dropout: float = 0.0, cross: bool = False) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
+            )
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
         self.cross = cross
@@ -164,3 +166,9 @@ def key_mask(mask: Tensor) -> Tensor:
     A row without any real key attends to all of them instead of dividing by zero; its output is never used.
     """
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """An attention mask (1, 1, M, M), True where a position may look: at itself and at those before it."""
+    position = torch.arange(length, device=device)
+    return (position[:, None] >= position)[None, None]

@@ -45,37 +45,51 @@ def likelihood_loss(log_likelihood: Tensor) -> Tensor:
     return -log_likelihood.sum(-1)
 
 
-def unlikelihood_loss(log_likelihood: Tensor) -> Tensor:
+def unlikelihood_loss(log_probs: Tensor, slates: Tensor, candidate_mask: Tensor) -> Tensor:
     """Unlikelihood of each slate: `-sum_j log(1 - p_{y_j j})` (NAR4Rec, sequence-level unlikelihood training).
 
-    A padded position has log-likelihood 0 and cannot be told from a certain one; both contribute nothing, since a
-    probability of exactly 1 belongs to a request with a single candidate, from which there is nothing to learn.
+    `1 - p` is summed over the other candidates, `log(1 - p_y) = logsumexp_{v != y} log p_v`: where p rounds to 1, on
+    just the slates that need it most, the difference has neither value nor gradient.
 
     Args:
-        log_likelihood: (..., M), from `position_log_likelihood`.
+        log_probs: (B, M, N), log-probabilities over candidates for each position.
+        slates: (B, S, M), indexes into the candidates, -100 where a slate is shorter.
+        candidate_mask: (B, N), True where a candidate is real.
 
     Returns:
-        (...), summed over positions.
+        (B, S), summed over positions; a padded position and a request with a single candidate, from which there is
+        nothing to learn, contribute nothing.
 
     References:
         Welleck et al., Neural text generation with unlikelihood training (2020), for tokens; NAR4Rec (arXiv
         2402.06871) for whole slates.
 
     Example:
-        >>> unlikelihood_loss(torch.tensor([0.5, 0.6]).log())
-        tensor(1.6094)
+        >>> log_probs = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]]).log()
+        >>> unlikelihood_loss(log_probs, torch.tensor([[[0, 2]]]), torch.ones(1, 3, dtype=torch.bool))
+        tensor([[1.6094]])
     """
-    certain = log_likelihood > -torch.finfo(log_likelihood.dtype).eps
-    safe = log_likelihood.masked_fill(certain, -1.0)
-    return -log1mexp(safe).masked_fill(certain, 0.0).sum(-1)
+    candidate = torch.arange(log_probs.shape[-1], device=log_probs.device)
+    others = candidate_mask[:, None, None, :] & (slates.unsqueeze(-1) != candidate)  # (B, S, M, N)
+    counted = (slates != PADDING) & others.any(-1)
+    floor = torch.finfo(log_probs.dtype).min  # not -inf: the gradient of a sum of nothing is not a number
+    log_rest = log_probs.unsqueeze(1).masked_fill(~others, floor).logsumexp(-1)  # (B, S, M)
+    return -log_rest.masked_fill(~counted, 0.0).sum(-1)
 
 
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, accurate at both ends (Maechler, 2012).
+def slate_mean(values: Tensor, slates: Tensor) -> Tensor:
+    """The mean over each request's own slates, so that a request's loss does not depend on its neighbours' slates.
 
-    Both branches are fed with values of their own range, so that the gradient of the one not taken is finite.
+    Args:
+        values: (B, S), one value per slate.
+        slates: (B, S, M); a slate of -100 only is padding, in a batch of requests with different numbers of slates.
+
+    Returns:
+        (B,); 0 for a request without slates.
+
+    Example:
+        >>> slate_mean(torch.tensor([[1.0, 3.0], [2.0, 9.0]]), torch.tensor([[[0], [1]], [[1], [-100]]]))
+        tensor([2., 2.])
     """
-    near_zero = x > -0.6931471805599453  # log(1/2)
-    upper = torch.where(near_zero, x, -0.5)
-    lower = torch.where(near_zero, -1.0, x)
-    return torch.where(near_zero, torch.log(-torch.expm1(upper)), torch.log1p(-torch.exp(lower)))
+    real = (slates != PADDING).any(-1)
+    return values.masked_fill(~real, 0.0).sum(-1) / real.sum(-1).clamp_min(1)

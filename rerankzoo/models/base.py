@@ -65,7 +65,7 @@ class RerankingConfig(PreTrainedConfig):
     intermediate_size: int = 128
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float = 0.1
+    initializer_range: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _BASE_KEYS)
@@ -140,13 +140,13 @@ class EvaluatorOutput(ModelOutput):
         loss: Scalar, the mean over requests; present where the batch holds feedback.
         loss_terms: Each term of the loss before its weight, scalars by name.
         logits: (B, S, M, T), one logit per position and feedback target.
-        values: (B, S), predicted utility of each slate.
+        utilities: (B, S), predicted utility of each slate. (Not `values`: that is a dictionary's method.)
     """
 
     loss: Tensor | None = None
     loss_terms: dict[str, Tensor] | None = None
     logits: Tensor | None = None
-    values: Tensor | None = None
+    utilities: Tensor | None = None
 
 
 class RerankingPreTrainedModel(PreTrainedModel):
@@ -157,6 +157,9 @@ class RerankingPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "candidate_numeric"
     _supports_sdpa = True
+    #: `forward` takes any key of the batch; without this transformers' Trainer would also expect it to rescale the loss
+    #: when gradients are accumulated.
+    accepts_loss_kwargs = False
 
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema."""

@@ -136,7 +136,7 @@ class RerankingModule(L.LightningModule):
             return
         slates = self.model.generate(**batch)  # type: ignore[union-attr]
         # The first target with labels: what the model is asked to find.
-        self.ranking.update(slates, batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"][..., 0])
+        self.ranking.update(slates, batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"])
         for name, metric in self.ranking.items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
 

@@ -224,6 +224,8 @@ def test_decode_refuses_what_does_not_fit(extractor: RerankingFeatureExtractor, 
     assert caught.value.row == 1
     with pytest.raises(RerankingDataError, match="do not fit 2 rows"):
         extractor.decode([[0]], rows)
+    with pytest.raises(RerankingDataError, match="float32"):
+        extractor.decode(torch.zeros(2, 1), rows)
 
 
 def test_string_ids_decode(rows: Rows) -> None:

@@ -36,6 +36,7 @@ BAD_VALUES: list[tuple[str, Any, list[str]]] = [
     ("item_id", [12, True], ["mixed", "True"]),
     ("item_id", [12, "a"], ["mixed", "'a'"]),
     ("item_id", [12, 2**70], [str(2**70)]),
+    ("item_id", [12, np.uint64(2**64 - 1)], [str(2**64 - 1)]),
     ("brand", ["y"], ["1 entries", "'item_id' has 2"]),
     ("brand", None, ["list", "None"]),
     ("brand", ["y", 3], ["mixed", "3"]),
@@ -44,6 +45,7 @@ BAD_VALUES: list[tuple[str, Any, list[str]]] = [
     ("price", [2.0, NAN], ["nan", "use None"]),
     ("price", [2.0, INFINITY], ["inf"]),
     ("price", [2.0, 1e39], ["1e+39"]),
+    ("price", [2.0, 10**400], ["is too large"]),
     ("price", [2.0, -1.0], ["log1p", "-1.0"]),
     ("price", [2.0, 5.0, 1.0], ["3 entries", "'item_id' has 2"]),
     ("price", [2.0, {"eur": 3}], ["{'eur': 3}"]),
@@ -89,7 +91,10 @@ def test_bad_value_in_dict_rows(
 ARROW_VALUES = [
     (name, value, words)
     for name, value, words in BAD_VALUES
-    if not any(word in ("mixed", "list", "[40]", "{'eur': 3}", str(2**70)) for word in words) or value is None
+    if not any(
+        word in ("mixed", "is too large", "list", "[40]", "{'eur': 3}", str(2**70), str(2**64 - 1)) for word in words
+    )
+    or value is None
 ]
 
 

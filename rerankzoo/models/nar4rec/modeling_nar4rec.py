@@ -16,12 +16,15 @@ Where this differs from the paper, or fills in what our sources (summaries and a
 - The losses are sums over positions and means over requests. With several slates per request, the mean over slates.
 - At decoding, p(v | t) is renormalised over the candidates left before each choice. Greedy decoding is the same with and
   without; beam search and sampling need it to be a distribution over slates.
-- The evaluator is a bidirectional Transformer over the slate; the paper says "sequence model". Its slate value is the
-  sum over positions and targets of weight x value x probability.
+- The evaluator is a causal Transformer over the slate: a position's feedback is predicted from the items down to it. The
+  paper says "sequence model"; people read a slate from the top, and on held-out logs a bidirectional one was clearly
+  worse (docs/models/nar4rec.md). Its slate value is the sum over positions and targets of weight x value x probability.
 - The differentiable-evaluator loss and the graph decoder of the follow-up CONGRATS (arXiv 2510.10127) are not part of it.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +32,13 @@ from transformers import initialization as init
 
 from rerankzoo.features.batch import gather_candidates, inputs_only, slate_utility
 from rerankzoo.generation import Batch, MatrixScorer, Scorer, SlateGenerationMixin
-from rerankzoo.layers import PointerHead, TransformerBlock, key_mask
+from rerankzoo.layers import PointerHead, TransformerBlock, causal_mask, key_mask
 from rerankzoo.losses import (
     contrastive_loss,
     feedback_loss,
     likelihood_loss,
     position_log_likelihood,
+    slate_mean,
     unlikelihood_loss,
 )
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput, predicted_utility
@@ -94,7 +98,7 @@ class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
 
     config: NAR4RecConfig
     config_class = NAR4RecConfig
-    _no_split_modules = ["TransformerBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -155,35 +159,38 @@ class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
             ValueError: If slates are longer than the config's slate size, or no utility threshold is set.
         """
         candidates = self.features(
-            request_categorical, request_numeric, candidate_categorical, candidate_numeric, history_categorical, history_mask
+            request_categorical,
+            request_numeric,
+            candidate_categorical,
+            candidate_numeric,
+            history_categorical,
+            history_mask,
         )
         implementation = self.config._attn_implementation
         states = self.candidate_encoder(candidates, candidate_mask, implementation)  # (B, N, D)
         positions = self.position_encoder(states, candidate_mask, implementation)  # (B, M, D)
-        output = SlateModelOutput(
-            logits=self.pointer(positions, states, candidate_mask), candidate_states=states
-        )
-        if slates is not None and feedback is not None and candidate_value is not None:
-            logged = {"slates": slates, "feedback": feedback, "candidate_value": candidate_value}
-            output.loss_terms = self._loss_terms(output, candidate_mask, logged)
-            output.loss = self._weigh(output.loss_terms)
-        return output
+        logits = self.pointer(positions, states, candidate_mask)
+        if slates is None or feedback is None or candidate_value is None:
+            return SlateModelOutput(logits=logits, candidate_states=states)
+        logged = {"slates": slates, "feedback": feedback, "candidate_value": candidate_value}
+        terms = self._loss_terms(logits, states, candidate_mask, logged)
+        return SlateModelOutput(loss=self._weigh(terms), loss_terms=terms, logits=logits, candidate_states=states)
 
-    def _loss_terms(self, output: SlateModelOutput, candidate_mask: Tensor, logged: Batch) -> dict[str, Tensor]:
+    def _loss_terms(self, logits: Tensor, states: Tensor, candidate_mask: Tensor, logged: Batch) -> dict[str, Tensor]:
         length, threshold = logged["slates"].shape[-1], self.config.utility_threshold
         if length > self.config.slate_size:
             raise ValueError(f"slates have {length} positions, the model has slate_size {self.config.slate_size}")
         if threshold is None:
             raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
-        log_probs = output.logits[:, :length].log_softmax(-1)
-        log_likelihood = position_log_likelihood(log_probs, logged["slates"])  # (B, S, M)
+        log_probs = logits[:, :length].log_softmax(-1)
+        slates = logged["slates"]
+        liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
+        disliked = unlikelihood_loss(log_probs, slates, candidate_mask)
         reached = (slate_utility(logged, self.config.target_weights) >= threshold).to(log_probs.dtype)  # (B, S)
         return {
-            "likelihood": (reached * likelihood_loss(log_likelihood)).mean(),
-            "unlikelihood": ((1 - reached) * unlikelihood_loss(log_likelihood)).mean(),
-            "contrastive": contrastive_loss(
-                output.candidate_states, candidate_mask, self.config.contrastive_margin
-            ).mean(),
+            "likelihood": slate_mean(reached * liked, slates).mean(),
+            "unlikelihood": slate_mean((1 - reached) * disliked, slates).mean(),
+            "contrastive": contrastive_loss(states, candidate_mask, self.config.contrastive_margin).mean(),
         }
 
     def _weigh(self, terms: dict[str, Tensor]) -> Tensor:
@@ -203,7 +210,7 @@ class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
 
 
 class NAR4RecEvaluator(NAR4RecPreTrainedModel):
-    """NAR4Rec's evaluator: predicts the feedback of every position of a slate from the whole slate.
+    """NAR4Rec's evaluator: predicts the feedback of every position of a slate from the slate down to it.
 
     Trained separately, on logged slates. Its slate values choose the best of several generated slates:
     `generator.generate(**batch, do_sample=True, num_return_sequences=16, evaluator=evaluator)`.
@@ -257,23 +264,26 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         if length > self.config.slate_size:
             raise ValueError(f"slates have {length} positions, the model has slate_size {self.config.slate_size}")
         candidates = self.features(
-            request_categorical, request_numeric, candidate_categorical, candidate_numeric, history_categorical, history_mask
+            request_categorical,
+            request_numeric,
+            candidate_categorical,
+            candidate_numeric,
+            history_categorical,
+            history_mask,
         )
         logits = self._feedback_logits(candidates, slates)
-        values = predicted_utility(logits.sigmoid(), slates, candidate_value, self.config.target_weights)
-        output = EvaluatorOutput(logits=logits, values=values)
-        if feedback is not None:
-            loss = feedback_loss(logits, feedback, slates >= 0).mean()
-            output.loss_terms = {"feedback": loss}
-            output.loss = loss
-        return output
+        utilities = predicted_utility(logits.sigmoid(), slates, candidate_value, self.config.target_weights)
+        if feedback is None:
+            return EvaluatorOutput(logits=logits, utilities=utilities)
+        loss = slate_mean(feedback_loss(logits, feedback, slates >= 0), slates).mean()
+        return EvaluatorOutput(loss=loss, loss_terms={"feedback": loss}, logits=logits, utilities=utilities)
 
     def _feedback_logits(self, candidates: Tensor, slates: Tensor) -> Tensor:
         """(B, S, M, T) for candidates (B, N, D) and slates (B, S, M)."""
         length = slates.shape[-1]
         position = torch.arange(length, device=slates.device)
         hidden = (gather_candidates(candidates, slates) + self.positions(position)).flatten(0, 1)  # (B * S, M, D)
-        mask = key_mask((slates >= 0).flatten(0, 1))
+        mask = causal_mask(length, slates.device)  # padding stands at the end: no real position looks at it
         for layer in self.layers:
             hidden = layer(hidden, mask=mask, implementation=self.config._attn_implementation)
         return self.heads(self.norm(hidden)).unflatten(0, slates.shape[:2])
@@ -289,7 +299,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         Returns:
             (B, S).
         """
-        return self(slates=slates, **inputs_only(batch)).values
+        return self(slates=slates, **inputs_only(batch)).utilities
 
 
 __all__ = ["NAR4RecEvaluator", "NAR4RecForReranking"]
