@@ -8,6 +8,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import datasets
+import transformers
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -44,7 +46,7 @@ class RerankingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Puts all output below the run's root directory."""
-        config = self.config[self.subcommand]
+        config = self.config[self.subcommand] if self.subcommand else self.config
         root = config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
         config.checkpoint.dirpath = config.checkpoint.dirpath or os.path.join(root, "checkpoints")
         if config.trainer.logger is None:
@@ -64,23 +66,44 @@ def quiet() -> None:
     """Silences messages that tell a user nothing: advertising, hardware that is not there, loader workers we avoid."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*WeightAveraging callback with a model that overrides.*")
+    transformers.utils.logging.disable_progress_bar()  # of reading and writing weights, over before they are seen
+    datasets.disable_progress_bars()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
+    """Parses a command line and makes trainer, module and data.
+
+    Args:
+        arguments: Subcommand and options, such as `["fit", "--config", "recipes/nar4rec/simulator.yaml"]`; without the
+            subcommand where nothing is to run.
+        run: Whether to run the subcommand.
+
+    Returns:
+        The command line, with `trainer`, `model` and `datamodule`.
+    """
+    quiet()
+    program, sys.argv = sys.argv, [sys.argv[0], *arguments]  # Lightning warns of arguments other than the process's
+    try:
+        return RerankingCLI(
+            RerankingModule,
+            RerankingDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            run=run,
+        )
+    finally:
+        sys.argv = program
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs a subcommand of Lightning's.
 
     Args:
-        arguments: Subcommand and options, such as `["fit", "--config", "recipes/nar4rec/simulator.yaml"]`.
+        arguments: Subcommand and options.
     """
-    quiet()
-    sys.argv = [sys.argv[0], *arguments]  # LightningCLI warns of arguments that differ from the process's own
-    RerankingCLI(
-        RerankingModule,
-        RerankingDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-    )
+    command_line(arguments)

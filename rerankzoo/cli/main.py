@@ -17,6 +17,7 @@ COMMANDS = {
     "test": ("rerankzoo.cli.lightning", "run one test epoch"),
     "predict": ("rerankzoo.cli.lightning", "write the slates of the test split"),
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
+    "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 

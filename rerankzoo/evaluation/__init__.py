@@ -1,0 +1,34 @@
+"""Evaluation of trained models: protocol, results, report."""
+
+from __future__ import annotations
+
+from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, SimulatorJudge
+from rerankzoo.evaluation.protocol import (
+    PENALTY_ALPHAS,
+    Decoding,
+    default_decodings,
+    evaluate,
+    tune_penalty_alpha,
+)
+from rerankzoo.evaluation.report import print_table, write_report
+from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, aggregate, compare, differences
+
+__all__ = [
+    "PENALTY_ALPHAS",
+    "Comparison",
+    "Decoding",
+    "Evaluation",
+    "EvaluatorJudge",
+    "Judge",
+    "Row",
+    "SimulatorJudge",
+    "Summary",
+    "aggregate",
+    "compare",
+    "default_decodings",
+    "differences",
+    "evaluate",
+    "print_table",
+    "tune_penalty_alpha",
+    "write_report",
+]

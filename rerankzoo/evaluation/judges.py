@@ -142,7 +142,9 @@ class SimulatorJudge(Judge):
 
     def pointwise(self, batch: Batch, slate_size: int) -> Tensor:
         """The slates (B, M) of a ranker that knows the true stand-alone value of every candidate."""
-        oracle = torch.from_numpy(self.simulator.pointwise_oracle(*self._ids(batch), min(slate_size, self.items.shape[1])))
+        oracle = torch.from_numpy(
+            self.simulator.pointwise_oracle(*self._ids(batch), min(slate_size, self.items.shape[1]))
+        )
         return torch.nn.functional.pad(oracle, (0, slate_size - oracle.shape[1]), value=PADDING_INDEX)
 
     def _ids(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,7 @@ from rerankzoo.metrics import (
 )
 
 SHARES = {"hr@1%": 0.01, "hr@10%": 0.10}
-_LABEL_METRICS = {
+_LABEL_METRICS: dict[str, Callable[..., Tensor]] = {
     "ndcg": ndcg_at_k,
     "map": average_precision_at_k,
     "recall": recall_at_k,
@@ -183,7 +184,9 @@ class Measurements:
         rankings = self._rankings.get(prefix)
         if not rankings:
             return
-        whole = RankEstimate(*(torch.cat(parts) for parts in zip(*(ranking.ranks for ranking in rankings), strict=True)))
+        whole = RankEstimate(
+            *(torch.cat(parts) for parts in zip(*(ranking.ranks for ranking in rankings), strict=True))
+        )
         for index, row in enumerate(rows):
             rank = RankEstimate(*(part[:, index] for part in whole))
             for name, share in SHARES.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,9 @@ RANDOM = ("random", "sample")
 LOGGED = ("logged", "log")
 ORACLE = ("oracle", "pointwise")
 BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE)
+
+# Slates of equal value may change their order with the batching of an evaluator: a hit more or less among hundreds.
+_NOISE = 0.01
 
 Key = tuple[str, str]
 """Model and decoding: what a row is about."""
@@ -137,22 +141,19 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     """The rows of several evaluations without repeated baselines; baselines first.
 
     Raises:
-        ValueError: If two evaluations give different figures for one model, decoding and seed: they were not measured
-            in the same way (with another evaluator or other requests, say), and do not belong in one table.
+        ValueError: If two runs of a model have the same seed, or a baseline has different figures for one seed: then it
+            was measured with another evaluator or on other requests, and the rows do not belong in one table.
     """
     rows: dict[tuple[str, str, int], Row] = {}
     for row in (row for evaluation in evaluations for row in evaluation.rows):
         known = rows.setdefault((*row.key, row.seed), row)
-        if known.metrics != row.metrics:
-            differing = sorted(
-                name for name in {*known.metrics, *row.metrics} if known.metrics.get(name) != row.metrics.get(name)
-            )
+        if known is not row and not (row.key in BASELINES and _agree(known.metrics, row.metrics)):
             raise ValueError(
-                f"row {row.key} of seed {row.seed} was measured twice with different {differing}: "
-                "one table needs the same requests and the same evaluator for every row, and one seed per run"
+                f"row {row.key} of seed {row.seed} was measured twice: {known.metrics} and {row.metrics}; one table "
+                "needs one seed per run of a model, and the same requests and the same evaluator for every row"
             )
-    baseline = [key for key in BASELINES]
-    return sorted(rows.values(), key=lambda row: baseline.index(row.key) if row.key in baseline else len(baseline))
+    order = {key: index for index, key in enumerate(BASELINES)}
+    return sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
 
 
 def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
@@ -223,6 +224,10 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         values = [run.protocol.get(key) for run in evaluations]
         merged[key] = values[0] if all(value == values[0] for value in values) else values
     return merged
+
+
+def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
+    return one.keys() == other.keys() and all(math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one)
 
 
 def _mean_of_runs(runs: Iterable[Evaluation], key: Key) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ class SlateGenerationMixin:
         generation_config: RerankingGenerationConfig | None,
         from_auto_class: bool,
         from_pipeline: str | None,
-        pretrained_model_name_or_path: str | None,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         cache_dir: str | None,
         force_download: bool,
         proxies: dict[str, str] | None,
@@ -112,6 +113,8 @@ class SlateGenerationMixin:
         """Called by `from_pretrained`: loads the generation config saved beside the weights, where there is one."""
         if generation_config is not None:
             self.generation_config = generation_config
+            return
+        if pretrained_model_name_or_path is None:  # weights were given as a state dict
             return
         try:
             self.generation_config = RerankingGenerationConfig.from_pretrained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
@@ -16,6 +17,22 @@ class AutoModelForReranking(_BaseAutoModelClass):
     """Loads any model that generates slates: `AutoModelForReranking.from_pretrained("org/nar4rec-shop")`."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """See `transformers.AutoModel.from_pretrained`.
+
+        Raises:
+            ValueError: If the checkpoint is another head, such as an evaluator, whose weights a generator cannot use.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        saved = model.config.architectures
+        if saved and type(model).__name__ not in saved:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds {saved}, not a model that generates; use AutoModel"
+            )
+        return loaded
 
 
 #: Config class -> (generators, all heads). `config.architectures` tells the heads of one config apart.
@@ -41,4 +58,5 @@ def register() -> None:
     for config, (generators, heads) in FAMILIES.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, heads, exist_ok=True)
-        AutoModelForReranking.register(config, generators, exist_ok=True)
+        # A tuple is chosen from by `config.architectures`, which a config that was not loaded lacks.
+        AutoModelForReranking.register(config, generators if len(generators) > 1 else generators[0], exist_ok=True)

@@ -5,6 +5,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -53,8 +54,9 @@ class RerankingConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the embeddings at the start.
 
     Raises:
-        ValueError: If a key is unknown, a size is not positive or the heads do not divide the hidden size.
-        SchemaError: If the schema contradicts itself.
+        ValueError: If a key is unknown.
+        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type, a size is not positive, the heads do
+            not divide the hidden size, or the schema contradicts itself.
     """
 
     feature_schema: dict | None = None
@@ -66,6 +68,13 @@ class RerankingConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes the dataclass, and its annotations types again: `@strict` does not check those that are strings."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(RerankingConfig) + 1]:
+            for name, kind in inspect.get_annotations(base, eval_str=True).items():
+                cls.__dataclass_fields__[name].type = kind
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _BASE_KEYS)
@@ -79,6 +88,9 @@ class RerankingConfig(PreTrainedConfig):
         for key in ("slate_size", "hidden_size", "embedding_size", "num_attention_heads", "intermediate_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -28,7 +28,8 @@ class NAR4RecConfig(RerankingConfig):
         contrastive_margin: rho of the contrastive loss (SimCTG uses 0.5).
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a key is unknown.
+        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "nar4rec"

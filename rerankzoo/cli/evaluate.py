@@ -1,0 +1,174 @@
+"""`rerankzoo evaluate`: compares models with the upstream order and, where it is known, with the truth."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoModel
+from transformers.utils.logging import disable_progress_bar
+
+import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
+from rerankzoo.data.datamodule import open_splits
+from rerankzoo.data.folder import METADATA_FILE, read_metadata
+from rerankzoo.evaluation import Evaluation, default_decodings, evaluate, print_table, tune_penalty_alpha, write_report
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.models.base import RerankingPreTrainedModel
+
+
+def make_parser(command: str = "evaluate") -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog=f"rerankzoo {command}",
+        description="Evaluates models under every decoding strategy beside the upstream order and random slates. "
+        "Several models of one type on the same data are runs: the table shows mean and spread.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folder or Hub id of a generator with its extractor")
+    parser.add_argument("--data", required=True, metavar="DIR", help="data folder: schema.yaml and Parquet files")
+    parser.add_argument("--evaluator", metavar="DIR", help="folder or Hub id of an evaluator, the same for every row")
+    parser.add_argument("--split", default="test", help="split to evaluate on (default: test)")
+    parser.add_argument("--num-requests", type=_positive, metavar="N", help="only the first N requests (default: all)")
+    parser.add_argument(
+        "--hr-requests",
+        type=_not_negative,
+        default=200,
+        metavar="N",
+        help="HR@p%% by the evaluator looks at N requests, for it values all slates of each (default: 200)",
+    )
+    parser.add_argument("--penalty-alpha", type=_alpha, default=0.1, metavar="A", help="of contrastive decoding")
+    parser.add_argument("--tune-alpha", action="store_true", help="choose penalty_alpha on the validation split")
+    parser.add_argument(
+        "--seed", type=_not_negative, default=0, metavar="S", help="of the first run; the next has S + 1"
+    )
+    parser.add_argument("--out", default="outputs/evaluation", metavar="DIR", help="default: outputs/evaluation")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: Its name and options.
+
+    Raises:
+        SystemExit: With status 2, if an option is wrong or a model is of the wrong kind.
+        FileNotFoundError: If a model, the data folder or a split is missing.
+        SchemaMismatchError: If model and evaluator were made for different schemas.
+    """
+    parser = make_parser(arguments[0])
+    options = parser.parse_args(list(arguments[1:]))
+    disable_progress_bar()  # of loading weights, over before it is seen
+    splits = open_splits(Path(options.data))
+    wanted = [options.split, *(["validation"] if options.tune_alpha else [])]
+    missing = [split for split in wanted if split not in splits]
+    if missing:
+        raise FileNotFoundError(f"{options.data} has no split {missing[0]!r}; it has {sorted(splits)}")
+    metadata = read_metadata(options.data) if (Path(options.data) / METADATA_FILE).is_file() else None
+    models = [_load(path) for path in options.models]
+    evaluator = _load(options.evaluator) if options.evaluator else None
+    _check_kinds(models, evaluator, parser)
+    runs: Counter[str] = Counter()
+    evaluations = []
+    with _progress() as progress:
+        for path, model in zip(options.models, models, strict=True):
+            name = model.config.model_type
+            seed = options.seed + runs[name]
+            runs[name] += 1
+            found = _evaluate(path, model, evaluator, dict(splits), metadata, options, seed, progress)
+            evaluations.append(found)
+    paths = write_report(evaluations, options.out)
+    print_table(evaluations)
+    print("written:", ", ".join(str(path) for path in paths.values()))
+
+
+def _evaluate(
+    path: str,
+    model: RerankingPreTrainedModel,
+    evaluator: RerankingPreTrainedModel | None,
+    splits: dict[str, Dataset],
+    metadata: dict[str, Any] | None,
+    options: argparse.Namespace,
+    seed: int,
+    progress: Progress,
+) -> Evaluation:
+    """One run: tunes alpha if asked to, then evaluates."""
+    extractor = RerankingFeatureExtractor.from_pretrained(path)
+    alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
+    shared: dict[str, Any] = {"evaluator": evaluator, "num_requests": options.num_requests}
+    if options.tune_alpha:
+        validation = splits["validation"]
+        step = _task(progress, f"tuning alpha of {path}", validation, options.num_requests)
+        alpha, notes["penalty_alpha"] = tune_penalty_alpha(
+            model, validation, extractor, metadata, on_progress=step, **shared
+        )
+    data = splits[options.split]
+    found = evaluate(
+        model,
+        data,
+        extractor,
+        metadata,
+        name=model.config.model_type,
+        decodings=default_decodings(evaluator is not None, alpha),
+        seed=seed,
+        hr_requests=options.hr_requests,
+        on_progress=_task(progress, f"evaluating {path}", data, options.num_requests),
+        **shared,
+    )
+    return found.with_protocol(**notes)
+
+
+def _load(path: str) -> RerankingPreTrainedModel:
+    try:
+        return AutoModel.from_pretrained(path).eval()
+    except OSError as error:
+        raise FileNotFoundError(f"no model at {path}: {error}") from error
+
+
+def _check_kinds(
+    models: Sequence[RerankingPreTrainedModel],
+    evaluator: RerankingPreTrainedModel | None,
+    parser: argparse.ArgumentParser,
+) -> None:
+    for model in models:
+        if not model.can_generate():
+            parser.error(f"a {type(model).__name__} generates no slates; give it as --evaluator")
+    if evaluator is not None and not hasattr(evaluator, "score_slates"):
+        parser.error(f"a {type(evaluator).__name__} values no slates and is no evaluator")
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _alpha(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return value
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _task(progress: Progress, text: str, data: Dataset, num_requests: int | None) -> Any:
+    total = len(data) if num_requests is None else min(num_requests, len(data))
+    task = progress.add_task(text, total=total)
+    return lambda done: progress.advance(task, done)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankzoo.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def checkpoints(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, model in {"a": simulated.model(0), "b": simulated.model(1), "evaluator": simulated.evaluator()}.items():
+        model.save_pretrained(folder / name)
+        simulated.extractor.save_pretrained(folder / name)
+    return folder
+
+
+def test_evaluates_runs_and_writes_everything(
+    simulated: Any, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
+    arguments += ["--evaluator", str(checkpoints / "evaluator"), "--tune-alpha", "--num-requests", "20"]
+    arguments += ["--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["seed"] for row in results["rows"]} == {3, 4}
+    assert {row["model"] for row in results["rows"]} == {"upstream", "random", "logged", "oracle", "nar4rec"}
+    protocol = results["protocol"]
+    assert protocol["model"] == [str(checkpoints / "a"), str(checkpoints / "b")]
+    assert protocol["hr_requests"] == 10
+    tuned = protocol["penalty_alpha"][0]
+    assert tuned["chosen"] in (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+    output = capsys.readouterr().out
+    assert "16 samples + evaluator" in output
+    assert str(tmp_path / "out" / "results.json") in output
+
+
+def status(arguments: list[str]) -> int:
+    """The exit status of the command, whether returned or, for wrong options, raised."""
+    try:
+        return main(arguments)
+    except SystemExit as exit_:
+        return int(str(exit_.code))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"model": "evaluator"}, "generates no slates"),
+        ({"model": "nowhere"}, "no model at"),
+        ({"evaluator": "a"}, "is no evaluator"),
+        ({"split": "holdout"}, "no split 'holdout'"),
+        ({"alpha": "1.5"}, "1.5 is not in [0, 1]"),
+    ],
+)
+def test_wrong_input_is_told_with_status_2(
+    simulated: Any,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    replaced: dict[str, str],
+    message: str,
+) -> None:
+    given = {"model": "a", "evaluator": "evaluator", "split": "test", "alpha": "0.1", **replaced}
+    arguments = ["evaluate", str(checkpoints / given["model"]), "--data", str(simulated.folder)]
+    arguments += ["--evaluator", str(checkpoints / given["evaluator"]), "--split", given["split"]]
+    assert status([*arguments, "--penalty-alpha", given["alpha"], "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.evaluation import Decoding, Evaluation, default_decodings, evaluate, tune_penalty_alpha
+from rerankzoo.metrics import all_slates
+
+GREEDY = [Decoding("greedy", {"num_beams": 1})]
+BASELINES = [("upstream", "sort"), ("random", "sample"), ("logged", "log"), ("oracle", "pointwise")]
+
+
+def run(simulated: Any, model: Any, **options: Any) -> Evaluation:
+    options = {"name": "model", "decodings": GREEDY, "batch_size": 25, **options}
+    return evaluate(model, simulated.data, simulated.extractor, simulated.metadata, **options)
+
+
+def only(labelled: Any, model: Any, **options: Any) -> Evaluation:
+    return evaluate(model, labelled.data, labelled.extractor, name="model", decodings=GREEDY, **options)
+
+
+# Decodings
+
+
+def test_default_decodings() -> None:
+    assert [one.name for one in default_decodings()] == ["greedy", "beam 4", "contrastive", "sampling"]
+    names = [one.name for one in default_decodings(has_evaluator=True, penalty_alpha=None)]
+    assert names == ["greedy", "beam 4", "sampling", "16 samples + evaluator", "16 beams + evaluator"]
+    assert default_decodings(penalty_alpha=0.25)[2].parameters == {"penalty_alpha": 0.25}
+
+
+def test_a_decoding_refuses_what_generate_would() -> None:
+    with pytest.raises(ValueError, match="unknown decoding parameters"):
+        Decoding("wrong", {"beams": 2})
+    with pytest.raises(ValueError, match="'many' returns 3 slates per request"):
+        Decoding("many", {"num_beams": 3, "num_return_sequences": 3})
+
+
+# The truth
+
+
+def test_baselines_agree_with_the_simulator(simulated: Any) -> None:
+    found = run(simulated, simulated.model())
+    rows = simulated.data[:]
+    upstream = simulated.utility(np.argsort(-np.array(rows["upstream_score"]), axis=1)[:, :3])
+    oracle = simulated.simulator.pointwise_oracle(simulated.users, simulated.items, 3)
+    expected = {
+        ("upstream", "sort"): upstream,
+        ("logged", "log"): simulated.utility(np.array(rows["slate"])),
+        ("oracle", "pointwise"): simulated.utility(oracle),
+    }
+    assert [row.key for row in found.rows] == [*BASELINES, ("model", "greedy")]
+    assert found.primary == "utility"
+    for key, values in expected.items():
+        np.testing.assert_allclose(found.per_request[key].numpy(), values, rtol=1e-12)
+        assert found.row(*key).metrics["utility"] == pytest.approx(values.mean())
+        assert found.row(*key).metrics["regret"] == pytest.approx(1 - values.mean())
+
+
+def test_random_slates_have_the_mean_utility_of_all(simulated: Any) -> None:
+    utilities = simulated.simulator.all_utilities(simulated.users, simulated.items, 3)
+    expected = (utilities / utilities.max(1, keepdims=True)).mean()
+    seeds = [
+        run(simulated, simulated.model(), seed=seed).row("random", "sample").metrics["utility"] for seed in range(8)
+    ]
+    assert np.mean(seeds) == pytest.approx(expected, abs=0.04)
+    assert len(set(seeds)) == 8
+
+
+def test_true_hit_rates_are_counted_over_all_slates(simulated: Any) -> None:
+    found = run(simulated, simulated.model())
+    utilities = simulated.simulator.all_utilities(simulated.users, simulated.items, 3)
+    logged = simulated.simulator.expected_utility(
+        simulated.users, simulated.items, np.array(simulated.data[:]["slate"])[:, None]
+    )
+    better = (utilities > logged * (1 + 1e-9)).sum(1)
+    metrics = found.row("logged", "log").metrics
+    assert metrics["true_hr@1%"] == pytest.approx((better < 2).mean())  # 1 % of 120 is 1.2: two slates
+    assert metrics["true_hr@10%"] == pytest.approx((better < 12).mean())
+
+
+def test_the_best_slates_have_all_the_utility(simulated: Any, scripted: Any, best_slates: torch.Tensor) -> None:
+    metrics = run(simulated, scripted(best_slates)).row("model", "greedy").metrics
+    assert metrics["utility"] == 1.0
+    assert metrics["regret"] == 0.0
+    assert metrics["true_hr@1%"] == metrics["true_hr@10%"] == 1.0
+
+
+def test_sampled_truth_is_near_the_exact_one(
+    simulated: Any, scripted: Any, best_slates: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = run(simulated, scripted(best_slates))
+    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.max_exact", 100)
+    monkeypatch.setattr("rerankzoo.evaluation.judges.Judge.num_samples", 2_000)
+    sampled = run(simulated, scripted(best_slates))
+    assert "2000 uniformly sampled slates" in sampled.protocol["truth"]
+    assert sampled.row("model", "greedy").metrics["utility"] == 1.0
+    for key in BASELINES:
+        one, other = exact.row(*key).metrics, sampled.row(*key).metrics
+        assert other["utility"] == pytest.approx(one["utility"], rel=1e-9)  # the best slate is among the known ones
+        assert other["true_hr@10%"] == pytest.approx(one["true_hr@10%"], abs=0.1)
+        assert other["true_hr@10%_low"] <= other["true_hr@10%"] <= other["true_hr@10%_high"]
+        assert "true_hr@10%_low" not in one
+
+
+# The evaluator
+
+
+def test_the_evaluators_own_best_slates_are_hits(simulated: Any, scripted: Any, last_first: Any) -> None:
+    best = torch.tensor([5, 4, 3]).expand(60, 3)
+    found = run(simulated, scripted(best), evaluator=last_first, hr_requests=30)
+    metrics = found.row("model", "greedy").metrics
+    assert metrics["hr@1%"] == metrics["hr@10%"] == 1.0
+    assert metrics["value"] == pytest.approx(6.54)
+    assert found.protocol["hr_requests"] == 30
+
+
+def test_the_evaluators_ranks_are_exact_and_end_at_hr_requests(simulated: Any, scripted: Any, last_first: Any) -> None:
+    listed = torch.tensor(all_slates(6, 3))
+    order = last_first.score_slates(listed[None])[0].argsort(descending=True)
+    slates = listed[order[torch.arange(60)]]  # request r gets the slate of rank r
+    metrics = run(simulated, scripted(slates), evaluator=last_first, hr_requests=40).row("model", "greedy").metrics
+    assert metrics["hr@1%"] == pytest.approx(2 / 40)
+    assert metrics["hr@10%"] == pytest.approx(12 / 40)
+
+
+def test_no_hit_rates_by_the_evaluator_without_requests_for_them(simulated: Any, last_first: Any) -> None:
+    found = run(simulated, simulated.model(), evaluator=last_first, hr_requests=0)
+    assert "hr@1%" not in found.rows[0].metrics
+    assert "hr_requests" not in found.protocol
+    assert "value" in found.rows[0].metrics
+
+
+def test_gap_is_prediction_minus_truth(
+    simulated: Any, scripted: Any, last_first: Any, best_slates: torch.Tensor
+) -> None:
+    metrics = run(simulated, scripted(best_slates), evaluator=last_first).row("model", "greedy").metrics
+    optimum = simulated.simulator.all_utilities(simulated.users, simulated.items, 3).max(1).mean()
+    assert metrics["gap"] == pytest.approx((metrics["value"] - optimum) / optimum)
+
+
+def test_a_models_evaluator_values_a_slate_alike_alone_and_among_all(simulated: Any, scripted: Any) -> None:
+    evaluator = simulated.evaluator()
+    batch = simulated.extractor(simulated.data[:])
+    listed = torch.tensor(all_slates(6, 3))
+    with torch.no_grad():
+        best = listed[evaluator.score_slates(listed.expand(60, -1, -1), **batch).argmax(1)]
+    metrics = run(simulated, scripted(best), evaluator=evaluator).row("model", "greedy").metrics
+    assert metrics["hr@1%"] == 1.0
+
+
+def test_the_evaluator_chooses_among_slates(simulated: Any) -> None:
+    evaluator, decodings = simulated.evaluator(), default_decodings(has_evaluator=True)
+    found = run(simulated, simulated.model(), evaluator=evaluator, decodings=decodings)
+    values = {row.decoding: row.metrics["value"] for row in found.rows}
+    assert values["16 beams + evaluator"] > values["beam 4"]
+    assert values["16 samples + evaluator"] > values["sampling"]
+    for row in found.rows:
+        for name, value in row.metrics.items():
+            assert math.isfinite(value)
+            if name not in ("gap", "value", "ild@3"):
+                assert 0 <= value <= 1, (row.key, name)
+
+
+# Labels
+
+
+def test_labels_count_on_requests_with_both_kinds(labelled: Any, scripted: Any) -> None:
+    slates = torch.tensor([[0, 1, 2], [0, 1, -100], [0, 1, 2], [0, 1, 2]])
+    found = only(labelled, scripted(slates))
+    log2 = math.log2
+    first = (1 / log2(3)) / (1 + 1 / log2(3))  # b c d: c is relevant, and a is cut off
+    upstream = found.row("upstream", "sort").metrics
+    assert upstream["ndcg@3"] == pytest.approx((first + 1 / log2(3)) / 2)
+    assert upstream["map@3"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert upstream["recall@3"] == pytest.approx((1 / 2 + 1) / 2)
+    assert upstream["hit@3"] == 1.0
+    assert upstream["mrr@3"] == pytest.approx(1 / 2)
+    model = found.row("model", "greedy").metrics
+    assert model["ndcg@3"] == pytest.approx(((1 + 1 / 2) / (1 + 1 / log2(3)) + 1) / 2)
+    assert found.primary == "ndcg@3"
+    assert len(found.per_request["model", "greedy"]) == 2
+    assert found.protocol["labels"]["num_requests"] == 2
+    assert found.protocol["num_requests"] == 4
+
+
+def test_coverage_is_of_the_items_among_the_candidates(labelled: Any, scripted: Any) -> None:
+    slates = torch.tensor([[0, -100, -100], [0, -100, -100], [1, -100, -100], [0, 1, -100]])
+    metrics = only(labelled, scripted(slates)).row("model", "greedy").metrics
+    assert metrics["coverage@3"] == pytest.approx(2 / 5)  # a and b of a, b, c, d, e
+
+
+def test_requests_of_different_sizes_are_ranked_in_their_own_space(
+    labelled: Any, scripted: Any, last_first: Any
+) -> None:
+    best = torch.tensor([[3, 2, 1], [1, 0, -100], [2, 1, 0], [2, 1, 0]])
+    metrics = only(labelled, scripted(best), evaluator=last_first).row("model", "greedy").metrics
+    assert metrics["hr@1%"] == 1.0
+    worst = torch.tensor([[0, 1, 2], [0, 1, -100], [0, 1, 2], [0, 1, 2]])
+    metrics = only(labelled, scripted(worst), evaluator=last_first).row("model", "greedy").metrics
+    assert metrics["hr@1%"] == metrics["hr@10%"] == 0.0
+
+
+def test_there_is_no_logged_row_without_a_log(labelled: Any, scripted: Any) -> None:
+    found = only(labelled, scripted(torch.tensor([[0, 1]] * 4)))
+    assert [row.model for row in found.rows] == ["upstream", "random", "model"]
+
+
+# The run
+
+
+def test_equal_arguments_give_equal_results(simulated: Any) -> None:
+    options = {"evaluator": simulated.evaluator(), "decodings": default_decodings(has_evaluator=True), "seed": 5}
+    torch.manual_seed(1)
+    first = run(simulated, simulated.model(), **options)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    second = run(simulated, simulated.model(), **options)
+    assert first.rows == second.rows
+    assert first.protocol == second.protocol
+    torch.random.set_rng_state(state)
+    untouched = torch.random.get_rng_state()
+    model = simulated.model()
+    torch.random.set_rng_state(untouched)
+    run(simulated, model, **options)
+    assert torch.equal(torch.random.get_rng_state(), untouched)
+
+
+def test_sampling_does_not_depend_on_the_other_decodings(simulated: Any) -> None:
+    sampling = Decoding("sampling", {"do_sample": True})
+    alone = run(simulated, simulated.model(), decodings=[sampling]).row("model", "sampling")
+    among = run(simulated, simulated.model(), decodings=default_decodings()).row("model", "sampling")
+    assert alone == among
+
+
+def test_a_model_in_training_is_evaluated_without_dropout_and_given_back(simulated: Any) -> None:
+    model = simulated.model()
+    expected = run(simulated, model).rows
+    model.config.hidden_dropout_prob = 0.5
+    dropping = type(model)(model.config)
+    dropping.load_state_dict(model.state_dict())
+    assert run(simulated, dropping.train()).rows == expected
+    assert dropping.training
+
+
+def test_num_requests_and_progress(simulated: Any) -> None:
+    done: list[int] = []
+    found = run(simulated, simulated.model(), num_requests=30, on_progress=done.append)
+    assert done == [25, 5]
+    assert found.protocol["num_requests"] == len(found.per_request["model", "greedy"]) == 30
+    assert found.requests != run(simulated, simulated.model()).requests
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decodings": []}, "at least one"),
+        ({"decodings": GREEDY * 2}, "distinct names"),
+        ({"decodings": default_decodings(has_evaluator=True)}, "need an evaluator"),
+        ({"num_requests": 0}, "num_requests must be at least 1, got 0"),
+        ({"hr_requests": -1}, "hr_requests must not be negative, got -1"),
+    ],
+)
+def test_unusable_arguments_are_refused(simulated: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(simulated, simulated.model(), **options)
+
+
+def test_an_extractor_of_another_schema_is_refused(simulated: Any, labelled: Any) -> None:
+    with pytest.raises(SchemaMismatchError):
+        evaluate(simulated.model(), labelled.data, labelled.extractor, name="model", decodings=GREEDY)
+
+
+# Tuning
+
+
+def test_alpha_is_tuned_by_the_primary_metric(simulated: Any) -> None:
+    model = simulated.model()
+    alphas = (0.3, 0.0, 0.9)
+    chosen, record = tune_penalty_alpha(
+        model, simulated.data, simulated.extractor, simulated.metadata, alphas=alphas, num_requests=40
+    )
+    scores = {
+        alpha: run(
+            simulated, model, decodings=[Decoding("one", {"penalty_alpha": alpha})], num_requests=40, batch_size=256
+        )
+        .row("model", "one")
+        .metrics["utility"]
+        for alpha in alphas
+    }
+    assert record["scores"] == {f"{alpha:g}": pytest.approx(score) for alpha, score in scores.items()}
+    assert chosen == record["chosen"] == max(sorted(alphas), key=lambda alpha: scores[alpha])
+    assert record["metric"] == "utility"
+    assert record["num_requests"] == 40
+
+
+def test_alpha_cannot_be_tuned_in_the_dark(simulated: Any) -> None:
+    with pytest.raises(ValueError, match="no truth, no candidate labels and no evaluator"):
+        tune_penalty_alpha(simulated.model(), simulated.data, simulated.extractor)
+    with pytest.raises(ValueError, match="at least one alpha"):
+        tune_penalty_alpha(simulated.model(), simulated.data, simulated.extractor, alphas=())

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rerankzoo.evaluation import Evaluation, default_decodings, evaluate, print_table, write_report
+from rerankzoo.evaluation.report import draw, markdown_table
+from rerankzoo.evaluation.results import Summary
+from rerankzoo.metrics import Spread
+
+
+@pytest.fixture(scope="module")
+def evaluations(simulated: Any) -> list[Evaluation]:
+    return [
+        evaluate(
+            simulated.model(seed),
+            simulated.data,
+            simulated.extractor,
+            simulated.metadata,
+            name="nar4rec",
+            decodings=default_decodings(has_evaluator=True),
+            evaluator=simulated.evaluator(),
+            seed=seed,
+            num_requests=20,
+        )
+        for seed in range(2)
+    ]
+
+
+def printed(evaluations: list[Evaluation], width: int) -> str:
+    stream = io.StringIO()
+    print_table(evaluations, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def summary(model: str, **metrics: float) -> Summary:
+    return Summary(
+        model, "sort", {name.replace("_at_", "@"): Spread(value, None, 1) for name, value in metrics.items()}
+    )
+
+
+def test_results_json_has_the_agreed_form(evaluations: list[Evaluation], tmp_path: Path) -> None:
+    paths = write_report(evaluations, tmp_path / "new" / "folder")
+    results = json.loads(paths["json"].read_text())
+    assert set(results) == {"rows", "protocol", "differences"}
+    assert len(results["rows"]) == 2 * (4 + 6)
+    for row in results["rows"]:
+        assert set(row) == {"model", "decoding", "seed", "metrics"}
+        assert {"utility", "regret", "true_hr@1%", "true_hr@10%", "hr@1%", "hr@10%", "gap"} <= set(row["metrics"])
+    assert {row["seed"] for row in results["rows"]} == {0, 1}
+    assert results["protocol"]["primary_metric"] == "utility"
+    assert [one["a"]["decoding"] for one in results["differences"]][:2] == ["greedy", "beam 4"]
+    assert results["differences"][0]["num_requests"] == 20
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["results.json", "results.md", "results.png"]  # and nothing temporary
+
+
+def test_the_picture_is_a_png(evaluations: list[Evaluation], tmp_path: Path) -> None:
+    picture = write_report(evaluations[:1], tmp_path)["picture"].read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(picture) > 10_000
+
+
+def test_bars_show_the_metric_in_percent() -> None:
+    figure = draw([summary("upstream", utility=0.5), summary("model", utility=0.625)], "utility", "here")
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [50.0, 62.5]
+    assert [text.get_text() for text in axes.texts] == ["50.0", "62.5", "here"]
+    assert axes.lines[0].get_xdata()[0] == 50.0
+
+
+def test_a_report_without_a_primary_metric_has_no_picture(tmp_path: Path, simulated: Any) -> None:
+    options = {"name": "nar4rec", "decodings": default_decodings()}
+    found = evaluate(simulated.model(), simulated.data, simulated.extractor, **options)
+    assert found.primary is None
+    assert set(write_report([found], tmp_path)) == {"json", "markdown"}
+    assert json.loads((tmp_path / "results.json").read_text())["differences"] == []
+
+
+def test_markdown_marks_the_best_of_each_column() -> None:
+    rows = [
+        summary("upstream", utility=0.5, regret=0.5, ndcg_at_4=0.3, value=9.0),
+        summary("model", utility=0.75, regret=0.25, ndcg_at_4=0.2996, value=1.0),
+    ]
+    assert markdown_table(rows) == (
+        "| model | decoding | utility | regret | ndcg@4 | value |\n"
+        "|---|---|---:|---:|---:|---:|\n"
+        "| upstream | sort | 50.0 | 50.0 | **30.0** | 9.000 |\n"
+        "| model | sort | **75.0** | **25.0** | **30.0** | 1.000 |\n"
+    )
+
+
+def test_the_oracle_does_not_compete() -> None:
+    oracle = Summary("oracle", "pointwise", {"utility": Spread(0.9, None, 1)})
+    table = markdown_table([oracle, summary("model", utility=0.75)])
+    assert "| oracle | pointwise | 90.0 |" in table
+    assert "| model | sort | **75.0** |" in table
+
+
+def test_several_runs_are_shown_with_their_spread(evaluations: list[Evaluation]) -> None:
+    assert "±" in printed(evaluations, 200)
+    assert "±" not in printed(evaluations[:1], 200)
+
+
+def test_a_narrow_console_leaves_out_the_least_important_columns(evaluations: list[Evaluation]) -> None:
+    wide, narrow = printed(evaluations[:1], 200), printed(evaluations[:1], 80)
+    assert "ild@3" in wide
+    assert "not shown" not in wide
+    assert "not shown, for want of width" in narrow
+    assert "utility" in narrow
+    table = narrow[: narrow.index("not shown")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in narrow
+
+
+def test_the_same_seed_prints_the_same_table_twice(evaluations: list[Evaluation]) -> None:
+    assert printed(evaluations, 100) == printed(evaluations, 100)
+    assert "nar4rec greedy - upstream: " in printed(evaluations, 100)

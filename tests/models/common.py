@@ -1,0 +1,575 @@
+"""The checks that every model passes. A model gets them all from a subclass of a few lines:
+
+    class TestNAR4RecForReranking(GeneratorTestSuite):
+        model_class = NAR4RecForReranking
+        config_values = {"hidden_size": 32, ...}    # tiny, no dropout, every loss term on
+
+There is nothing to skip and nothing to override: a model that cannot pass a check needs another design, or the check
+another wording. `test_auto.py` holds that every registered model has such a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import permutations
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import pyarrow.parquet as pq
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.features.batch import gather_candidates, inputs_only
+from rerankzoo.generation import RerankingGenerationConfig, beam_search
+from rerankzoo.models.auto import AutoModelForReranking
+from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
+from rerankzoo.training import RerankingModule, SlateWriter
+from tests.generation.common import play
+
+Batch = dict[str, Tensor]
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"num_beams": 3},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 3},
+    "contrastive of all": {"penalty_alpha": 0.3},
+    "sample": {"do_sample": True, "temperature": 1.5},
+    "sample of the best": {"do_sample": True, "top_k": 2},
+}
+DETERMINISTIC = [name for name in STRATEGIES if not name.startswith("sample")]
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Same keys, same values up to the rounding of single precision."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def losses(output: Any) -> dict[str, Tensor]:
+    """The loss and its terms."""
+    return {"loss": output.loss, **output.loss_terms}
+
+
+def real_entries(output: Any, batch: Batch, rows: Tensor | None = None, candidates: Tensor | None = None) -> Batch:
+    """What a model says about real candidates or slate positions, without the loss.
+
+    `rows` and `candidates` pick rows and candidates of batch and output first, in the given order.
+    """
+    rows = torch.arange(len(batch["candidate_mask"])) if rows is None else rows
+    candidates = torch.arange(batch["candidate_mask"].shape[1]) if candidates is None else candidates
+    mask, shown = batch["candidate_mask"][rows][:, candidates], batch["slates"][rows] >= 0
+    if isinstance(output, SlateModelOutput):
+        logits = output.logits[rows][..., candidates].movedim(-1, 1)  # (B, N, ...)
+        found = {"logits": logits[mask]}
+        if output.candidate_states is not None:
+            found["candidate_states"] = output.candidate_states[rows][:, candidates][mask]
+        return found
+    assert isinstance(output, EvaluatorOutput)
+    return {"logits": output.logits[rows][shown], "utilities": output.utilities[rows][shown.any(-1)]}
+
+
+def pick_candidates(batch: Batch, order: Tensor) -> Batch:
+    """The batch with its candidates in another order; slates point to the same items."""
+    moved = {key: value[:, order] if key.startswith("candidate_") else value for key, value in batch.items()}
+    place = order.argsort()
+    moved["slates"] = torch.where(batch["slates"] < 0, -100, place[batch["slates"].clamp_min(0)])
+    return moved
+
+
+def single_row(batch: Batch, row: int) -> Batch:
+    """One request without anything that pads it."""
+    single = {key: value[row : row + 1] for key, value in batch.items()}
+    size, past = int(single["candidate_mask"].sum()), max(1, int(single["history_mask"].sum()))
+    shown = single["slates"][0] >= 0
+    slates, length = int(shown.any(-1).sum()), int(shown.sum(-1).max())
+    cut = {"candidate_": (slice(None), slice(size)), "history_": (slice(None), slice(past))}
+    for key, value in single.items():
+        if key in ("slates", "feedback"):
+            single[key] = value[:, :slates, :length]
+        for prefix, place in cut.items():
+            if key.startswith(prefix):
+                single[key] = value[place]
+    return single
+
+
+def with_padding(batch: Batch, candidates: int = 0, past: int = 0, slates: int = 0) -> Batch:
+    """The batch with more padding, which holds rubbish where the batch format does not say what padding holds."""
+    padded = dict(batch)
+    for key, value in batch.items():
+        if key.startswith(("candidate_", "history_")):
+            extra = candidates if key.startswith("candidate_") else past
+            rubbish = 0 if key.endswith("mask") else 1
+            padded[key] = torch.cat([value, value.new_full((len(value), extra, *value.shape[2:]), rubbish)], dim=1)
+    size = (len(batch["slates"]), slates, batch["slates"].shape[2])
+    padded["slates"] = torch.cat([batch["slates"], torch.full(size, -100)], dim=1)
+    rubbish = torch.full((*size, batch["feedback"].shape[-1]), torch.nan)
+    padded["feedback"] = torch.cat([batch["feedback"], rubbish], dim=1)
+    return padded
+
+
+def assert_valid_slates(slates: Tensor, candidate_mask: Tensor) -> None:
+    """All positions filled with distinct real candidates as far as there are any, then -100."""
+    for row, mask in zip(
+        slates.reshape(len(slates), -1, slates.shape[-1]).tolist(), candidate_mask.tolist(), strict=True
+    ):
+        size = sum(mask)
+        for slate in row:
+            filled = min(size, len(slate))
+            assert slate[filled:] == [-100] * (len(slate) - filled)
+            assert len(set(slate[:filled])) == filled
+            assert all(0 <= index < len(mask) and mask[index] for index in slate[:filled])
+
+
+class WeighedItems:
+    """An evaluator made by hand: later positions count more, and no two slates of these tests have one utility."""
+
+    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        weights = torch.arange(1.0, slates.shape[-1] + 1)
+        return (gather_candidates(batch["candidate_numeric"][..., 0], slates) * weights).sum(-1)
+
+
+class ValidationLosses(L.Callback):
+    """The loss on the validation split, before training and after every epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.losses.append(float(trainer.callback_metrics["val/loss"]))
+
+
+def trainer(folder: Path, **kwargs: Any) -> L.Trainer:
+    """A Lightning trainer that leaves nothing behind."""
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **kwargs,
+    )
+
+
+# --- what every model does ------------------------------------------------------------------------------------------
+
+
+class ModelTestSuite:
+    """Checks of any model.
+
+    Attributes:
+        model_class: The class under test.
+        config_values: Fields of its config beside the schema: tiny sizes, `slate_size` 4, no dropout, and every loss
+            term with a weight. NAR4Rec's `utility_threshold` must split the rows of the `batch` fixture.
+    """
+
+    model_class: ClassVar[type[RerankingPreTrainedModel]]
+    config_values: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        replaced = sorted(
+            name for name in vars(cls) if name.startswith("test") and any(hasattr(base, name) for base in cls.__bases__)
+        )
+        if replaced:
+            raise TypeError(f"{cls.__name__} replaces {replaced}; no model may leave out or change a common test")
+
+    def make_model(self, extractor: RerankingFeatureExtractor, seed: int = 0, **values: Any) -> Any:
+        """A model with random weights, in evaluation mode."""
+        torch.manual_seed(seed)
+        config = self.model_class.config_class(
+            feature_schema=extractor.schema.to_dict(), **{**self.config_values, **values}
+        )
+        return self.model_class(config).eval()
+
+    # saving and loading
+
+    def test_loads_all_parameters_and_buffers_that_it_saved(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, tmp_path: Path
+    ) -> None:
+        model = self.make_model(extractor)
+        model.save_pretrained(tmp_path)
+        loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values()), info
+        for kind in ("named_parameters", "named_buffers"):
+            saved, found = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
+            assert saved.keys() == found.keys()
+            for name, value in saved.items():
+                assert found[name].dtype == value.dtype, name
+                assert torch.equal(found[name], value), name
+        with torch.no_grad():
+            before, after = pytree.tree_leaves(model(**batch)), pytree.tree_leaves(loaded(**batch))
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_initialises_every_tensor_that_a_checkpoint_lacks(self, extractor: RerankingFeatureExtractor) -> None:
+        # Built on the meta device: whatever `_init_weights` does not know comes out as uninitialised memory.
+        fresh = self.make_model(extractor)
+        empty = self.model_class.from_pretrained(None, config=fresh.config, state_dict={})
+        for (name, expected), found in zip(fresh.named_parameters(), empty.parameters(), strict=True):
+            assert found.device.type == "cpu", name
+            assert torch.isfinite(found).all(), name
+            scale = float(expected.detach().std()) if expected.numel() > 1 else 0.0
+            assert float(found.detach().std()) == pytest.approx(scale, rel=0.5), name
+            assert float(found.detach().mean()) == pytest.approx(float(expected.detach().mean()), abs=scale), name
+        for (name, expected), found in zip(fresh.named_buffers(), empty.buffers(), strict=True):
+            assert torch.equal(found, expected), name
+
+    def test_auto_model_finds_the_class(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+        self.make_model(extractor).save_pretrained(tmp_path)
+        assert type(AutoModel.from_pretrained(tmp_path)) is self.model_class
+
+    def test_config_round_trip(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+        config = self.make_model(extractor).config
+        config.save_pretrained(tmp_path)
+        for loaded in (type(config).from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+            assert type(loaded) is type(config)
+            assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+            assert loaded.schema == extractor.schema
+        assert type(config).from_pretrained(tmp_path, slate_size=2).slate_size == 2
+
+    def test_config_refuses_unknown_keys(self) -> None:
+        with pytest.raises(ValueError, match="hiden_size"):
+            self.model_class.config_class(**self.config_values, hiden_size=8)
+
+    def test_config_refuses_wrong_types(self) -> None:
+        config_class = self.model_class.config_class
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        own = [field.name for field in fields(config_class) if field.name not in inherited]
+        assert {"feature_schema", "slate_size", "hidden_size"} <= set(own)
+        for name in own:
+            for wrong in (object(), "4"):
+                with pytest.raises(StrictDataclassFieldValidationError, match=name):
+                    config_class(**{**self.config_values, name: wrong})
+
+    def test_refuses_another_schema(self, extractor: RerankingFeatureExtractor, make_rows: Any) -> None:
+        model = self.make_model(extractor)
+        model.check_schema(extractor.schema)
+        other = RerankingFeatureExtractor(extractor.schema).fit(make_rows(seed=7))
+        with pytest.raises(SchemaMismatchError, match="fingerprint"):
+            model.check_schema(other.schema)
+
+    # invariance
+
+    def test_order_of_candidates_does_not_matter(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
+    ) -> None:
+        model, order = self.make_model(extractor), torch.tensor([5, 2, 6, 0, 3, 1, 4])  # padding moves into the middle
+        moved = pick_candidates(mined_batch, order)
+        with torch.no_grad():
+            expected, found = model(**mined_batch), model(**moved)
+        assert_close(real_entries(found, moved, candidates=order.argsort()), real_entries(expected, mined_batch))
+        assert_close(losses(found), losses(expected))
+
+    def test_order_of_requests_does_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model, order = self.make_model(extractor), torch.tensor([3, 7, 0, 2, 6, 1, 5, 4])
+        moved = {key: value[order] for key, value in mined_batch.items()}
+        with torch.no_grad():
+            expected, found = model(**mined_batch), model(**moved)
+        assert_close(real_entries(found, moved), real_entries(expected, mined_batch, rows=order))
+        assert_close(losses(found), losses(expected))
+
+    @pytest.mark.parametrize("extra", [{"candidates": 3}, {"past": 2}, {"slates": 2}], ids=str)
+    def test_padding_does_not_matter(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, extra: dict[str, int]
+    ) -> None:
+        model, padded = self.make_model(extractor), with_padding(mined_batch, **extra)
+        with torch.no_grad():
+            expected, found = model(**mined_batch), model(**padded)
+        assert_close(real_entries(found, padded), real_entries(expected, mined_batch))
+        assert_close(losses(found), losses(expected))
+
+    def test_padding_of_slates_does_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor)
+        short = {**mined_batch, "slates": mined_batch["slates"][..., :2], "feedback": mined_batch["feedback"][:, :, :2]}
+        padded = {
+            **mined_batch,
+            "slates": F.pad(short["slates"], (0, 2), value=-100),
+            "feedback": F.pad(short["feedback"], (0, 0, 0, 2), value=torch.nan),
+        }
+        with torch.no_grad():
+            expected, found = model(**short), model(**padded)
+        assert_close(real_entries(found, padded), real_entries(expected, short))
+        assert_close(losses(found), losses(expected))
+
+    def test_batch_is_the_mean_of_its_rows(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor)
+        with torch.no_grad():
+            whole = model(**mined_batch)
+            singles = [single_row(mined_batch, row) for row in range(len(mined_batch["slates"]))]
+            outputs = [model(**single) for single in singles]
+        for row, (single, output) in enumerate(zip(singles, outputs, strict=True)):
+            assert_close(real_entries(output, single), real_entries(whole, mined_batch, rows=torch.tensor([row])))
+        mean = {name: torch.stack([losses(output)[name] for output in outputs]).mean() for name in losses(whole)}
+        assert_close(losses(whole), mean)
+
+    def test_eager_attention_equals_sdpa(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = self.make_model(extractor)
+        assert model.config._attn_implementation == "sdpa"
+        with torch.no_grad():
+            expected = model(**mined_batch)
+            model.set_attn_implementation("eager")
+            monkeypatch.delattr(F, "scaled_dot_product_attention")
+            found = model(**mined_batch)
+        assert_close(real_entries(found, mined_batch), real_entries(expected, mined_batch))
+        assert_close(losses(found), losses(expected))
+
+    def test_refuses_slates_longer_than_its_own(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        with pytest.raises(ValueError, match="4 positions, the model has slate_size 3"):
+            self.make_model(extractor, slate_size=3)(**batch)
+
+    # training
+
+    def test_every_parameter_gets_a_gradient(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        output = model(**mined_batch)
+        assert all(term.item() > 0 for term in output.loss_terms.values()), output.loss_terms
+        output.loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+    def test_output_is_read_like_any_transformers_output(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        # Distributed training, torch.export and transformers' Trainer take outputs apart as dictionaries and tuples.
+        output = self.make_model(extractor)(**batch)
+        assert output.to_tuple()[0] is output["loss"]
+        leaves = pytree.tree_leaves(output)
+        assert len(leaves) == len(pytree.tree_leaves(dict(output.items()))) > 2
+        assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k != "feedback"})
+
+    def test_loss_is_finite_under_bfloat16(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        expected = model(**batch).loss.item()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=0.05)
+        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+    def test_overfits_eight_requests(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        # Only slates worth repeating for a generator; an evaluator learns to tell their positions apart.
+        if model.can_generate():
+            batch["feedback"] = (batch["slates"] >= 0).unsqueeze(-1).expand_as(batch["feedback"]).float()
+        first = float(model(**batch).loss)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(120):
+            optimizer.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+        assert float(loss) < 0.2 * first
+        if model.can_generate():
+            assert torch.equal(model.eval().generate(**batch), batch["slates"][:, 0])
+
+    def test_loss_decreases_under_the_lightning_module(self, data_folder: Path, tmp_path: Path) -> None:
+        L.seed_everything(0, verbose=False)
+        module = RerankingModule(
+            self.model_class.__name__, self.config_values, learning_rate=5e-3, weight_decay=0.0, warmup_steps=2
+        )
+        data = RerankingDataModule(str(data_folder), batch_size=8)
+        seen = ValidationLosses()
+        trainer(tmp_path, max_epochs=8, num_sanity_val_steps=-1, callbacks=[seen]).fit(module, datamodule=data)
+        assert len(seen.losses) == 9  # one before training; validation rows are the training rows
+        assert seen.losses[-1] < 0.9 * seen.losses[0]
+        assert seen.losses[-1] < seen.losses[4] < seen.losses[0]
+
+
+# --- what generators do ---------------------------------------------------------------------------------------------
+
+
+class GeneratorTestSuite(ModelTestSuite):
+    """Checks of models with `generate()`."""
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("slate_size", [None, 3, 1])
+    def test_generates_distinct_real_candidates(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str, slate_size: int | None
+    ) -> None:
+        moved = pick_candidates(batch, torch.tensor([5, 2, 6, 0, 3, 1, 4]))
+        slates = self.make_model(extractor).generate(**moved, **STRATEGIES[strategy], slate_size=slate_size)
+        assert slates.shape == (8, slate_size or 4)
+        assert_valid_slates(slates, moved["candidate_mask"])
+
+    @pytest.mark.parametrize("strategy", DETERMINISTIC)
+    def test_choices_do_not_depend_on_the_order_of_candidates(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        model, order = self.make_model(extractor), torch.tensor([5, 2, 6, 0, 3, 1, 4])
+        expected = model.generate(**batch, **STRATEGIES[strategy])
+        found = model.generate(**pick_candidates(batch, order), **STRATEGIES[strategy])
+        assert torch.equal(torch.where(found < 0, -100, order[found.clamp_min(0)]), expected)
+
+    @pytest.mark.parametrize("strategy", DETERMINISTIC)
+    def test_choices_do_not_depend_on_padding_or_neighbours(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        model = self.make_model(extractor)
+        expected = model.generate(**batch, **STRATEGIES[strategy])
+        padded = with_padding(batch, candidates=2, past=1)
+        assert torch.equal(model.generate(**padded, **STRATEGIES[strategy]), expected)
+        singles = [model.generate(**single_row(batch, row), **STRATEGIES[strategy]) for row in range(len(expected))]
+        assert torch.equal(torch.cat(singles), expected)
+
+    @pytest.mark.parametrize("strategy", DETERMINISTIC)
+    def test_is_deterministic_and_ignores_labels(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        model = self.make_model(extractor)
+        torch.manual_seed(1)
+        expected = model.generate(**batch, **STRATEGIES[strategy])
+        torch.manual_seed(2)
+        assert torch.equal(model.generate(**inputs_only(batch), **STRATEGIES[strategy]), expected)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_scores_are_the_scorers(self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str) -> None:
+        model = self.make_model(extractor)
+        found = model.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
+        with torch.no_grad():
+            scores, steps = play(model.scorer(), batch, found.slates.unsqueeze(1))
+        torch.testing.assert_close(found.scores, scores[:, 0])
+        torch.testing.assert_close(found.step_scores, steps[:, 0])
+
+    def test_one_beam_is_greedy(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor)
+        with torch.no_grad():
+            beam = beam_search(model.scorer(), batch, slate_size=4, num_beams=1, num_return_sequences=1)
+        assert torch.equal(beam.slates[:, 0], model.generate(**batch))
+
+    def test_full_width_beam_is_brute_force(self, extractor: RerankingFeatureExtractor, make_rows: Any) -> None:
+        model, batch = self.make_model(extractor), extractor(make_rows(seed=5, sizes=(5, 5, 5)))
+        every = torch.tensor(list(permutations(range(5), 3))).expand(3, -1, -1)  # (B, 60, 3)
+        with torch.no_grad():
+            scores, _ = play(model.scorer(), batch, every)
+        found = model.generate(
+            **batch, slate_size=3, num_beams=60, num_return_sequences=60, return_dict_in_generate=True
+        )
+        best, order = scores.sort(-1, descending=True)
+        torch.testing.assert_close(found.scores, best)
+        assert torch.equal(found.slates[:, 0], every[torch.arange(3), order[:, 0]])
+        assert all(len(set(map(tuple, slates))) == 60 for slates in found.slates.tolist())
+
+    @pytest.mark.parametrize("parameters", [{"num_beams": 5}, {"do_sample": True}], ids=str)
+    def test_returns_several_sequences(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, parameters: dict[str, Any]
+    ) -> None:
+        found = self.make_model(extractor).generate(
+            **batch, **parameters, num_return_sequences=5, slate_size=2, return_dict_in_generate=True
+        )
+        assert found.slates.shape == found.step_scores.shape == (8, 5, 2)
+        assert found.scores.shape == (8, 5)
+        assert found.utilities is None
+        exists = found.scores > -torch.inf  # a request with two candidates has two slates
+        assert exists.sum(-1).tolist() == ([5] * 4 + [2] + [5] * 3 if "num_beams" in parameters else [5] * 8)
+        assert (found.slates[~exists] == -100).all()
+        for slates, mask, real in zip(found.slates, batch["candidate_mask"], exists, strict=True):
+            assert_valid_slates(slates[real].unsqueeze(0), mask.unsqueeze(0))
+
+    def test_evaluator_chooses_its_favourite(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model, judge = self.make_model(extractor), WeighedItems()
+        parameters = {"num_beams": 6, "num_return_sequences": 6, "return_dict_in_generate": True}
+        every, chosen = model.generate(**batch, **parameters), model.generate(**batch, **parameters, evaluator=judge)
+        utilities = judge.score_slates(every.slates, **batch).masked_fill(every.scores == -torch.inf, -torch.inf)
+        best, row = utilities.argmax(-1), torch.arange(8)
+        assert (best > 0).any()
+        assert torch.equal(chosen.slates, every.slates[row, best])
+        assert torch.equal(chosen.scores, every.scores[row, best])
+        assert torch.equal(chosen.utilities, utilities[row, best])
+        alone = model.generate(**batch, evaluator=judge, return_dict_in_generate=True)
+        assert torch.equal(alone.utilities, judge.score_slates(alone.slates.unsqueeze(1), **batch)[:, 0])
+
+    def test_refuses_unknown_and_contradictory_parameters(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        model = self.make_model(extractor)
+        with pytest.raises(ValueError, match="num_beam'"):
+            model.generate(**batch, num_beam=3)
+        with pytest.raises(ValueError, match="one decoding strategy"):
+            model.generate(**batch, num_beams=3, penalty_alpha=0.5)
+        with pytest.raises(ValueError, match="num_return_sequences 3 exceeds num_beams 1"):
+            model.generate(**batch, num_return_sequences=3)
+
+    def test_generation_config_is_saved_with_the_model(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, tmp_path: Path
+    ) -> None:
+        model = self.make_model(extractor)
+        model.save_pretrained(tmp_path / "default")
+        assert self.model_class.from_pretrained(tmp_path / "default").generation_config.strategy == "greedy"
+        model.generation_config = RerankingGenerationConfig(penalty_alpha=0.9, top_k=2, slate_size=3)
+        model.save_pretrained(tmp_path / "own")
+        expected = model.generate(**batch, penalty_alpha=0.9, top_k=2, slate_size=3)
+        for loader in (self.model_class, AutoModelForReranking):
+            loaded = loader.from_pretrained(tmp_path / "own")
+            assert isinstance(loaded.generation_config, RerankingGenerationConfig)
+            assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
+            assert torch.equal(loaded.generate(**batch), expected)
+        given = RerankingGenerationConfig(num_beams=2)
+        loaded = self.model_class.from_pretrained(tmp_path / "own", generation_config=given)
+        assert loaded.generation_config.strategy == "beam"
+
+    def test_predict_writes_what_generate_returns(self, data_folder: Path, tmp_path: Path) -> None:
+        generation = {"penalty_alpha": 0.5, "top_k": 3}
+        module = RerankingModule(self.model_class.__name__, self.config_values, generation=generation)
+        data, path = RerankingDataModule(str(data_folder), eval_batch_size=3), tmp_path / "slates.parquet"
+        trainer(tmp_path, callbacks=[SlateWriter(str(path))]).predict(module, datamodule=data, return_predictions=False)
+        raw = pq.read_table(data_folder / "test.parquet").to_pylist()
+        expected = module.model.generate(**data.extractor(raw), **generation, return_dict_in_generate=True)
+        written = pq.read_table(path).to_pydict()
+        assert written["request_index"] == list(range(8))
+        slates = [[index for index in slate if index >= 0] for slate in expected.slates.tolist()]
+        assert written["slate"] == slates
+        items = [[row["item_id"][index] for index in slate] for row, slate in zip(raw, slates, strict=True)]
+        assert written["item_ids"] == items
+        assert written["score"] == pytest.approx(expected.scores.tolist(), rel=1e-4)
+
+
+# --- what evaluators do ---------------------------------------------------------------------------------------------
+
+
+class EvaluatorTestSuite(ModelTestSuite):
+    """Checks of models with `score_slates()`."""
+
+    def test_scores_slates_as_forward_does(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor)
+        with torch.no_grad():
+            expected = model(**mined_batch).utilities
+        found = model.score_slates(mined_batch["slates"], **mined_batch)
+        assert torch.equal(found, expected)
+        assert not found.requires_grad
+        assert torch.equal(found == 0, (mined_batch["slates"] < 0).all(-1))  # an empty slate earns nothing
+
+    def test_padded_slate_is_worth_what_the_shorter_one_is(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        model = self.make_model(extractor)
+        for length in (1, 2, 3):
+            short = batch["slates"][..., :length]
+            padded = F.pad(short, (0, 4 - length), value=-100)
+            torch.testing.assert_close(model.score_slates(padded, **batch), model.score_slates(short, **batch))
+
+    def test_value_of_a_slate_depends_on_its_items_and_their_order(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        model, every = self.make_model(extractor), torch.tensor([[0, 1], [1, 0], [0, -100]]).expand(8, -1, -1)
+        forward, backward, part = model.score_slates(every, **batch).unbind(-1)
+        assert not torch.isclose(forward, backward).any()
+        assert not torch.isclose(forward, part).any()

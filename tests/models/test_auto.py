@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModel
+
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.models.auto import FAMILIES, AutoModelForReranking, model_class, register
+from rerankzoo.models.base import RerankingConfig
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite, ModelTestSuite
+
+HEADS = [(head, head in generators) for generators, heads in FAMILIES.values() for head in heads]
+
+
+def suites(base: type[ModelTestSuite] = ModelTestSuite) -> list[type[ModelTestSuite]]:
+    """All suite classes of the test files beside this one."""
+    for path in Path(__file__).parent.glob("test_*.py"):
+        importlib.import_module(f"tests.models.{path.stem}")
+    return [suite for child in base.__subclasses__() for suite in (child, *suites(child))]
+
+
+@pytest.mark.parametrize(("head", "generates"), HEADS, ids=[head.__name__ for head, _ in HEADS])
+def test_every_registered_model_passes_the_common_suite(head: Any, generates: bool) -> None:
+    own = [suite for suite in suites() if getattr(suite, "model_class", None) is head]
+    assert own, f"no subclass of ModelTestSuite tests {head.__name__}"
+    assert generates <= head.can_generate()
+    for suite in own:
+        assert issubclass(suite, GeneratorTestSuite) == head.can_generate()
+        assert issubclass(suite, EvaluatorTestSuite) == hasattr(head, "score_slates")
+
+
+def test_every_suite_is_collected_whole() -> None:
+    checked = [suite for suite in suites() if suite.__module__ != ModelTestSuite.__module__]
+    assert checked
+    for suite in checked:
+        assert suite.__name__.startswith("Test")
+        assert getattr(suite, "__test__", True)
+        assert not getattr(suite, "pytestmark", []), f"{suite.__name__} is marked as a whole"
+        inherited = {name for name in dir(suite) if name.startswith("test")} - set(vars(suite))
+        for name in inherited:
+            base = next(base for base in suite.__mro__ if name in vars(base))
+            assert base.__module__ == ModelTestSuite.__module__
+            marks = {mark.name for mark in getattr(getattr(suite, name), "pytestmark", [])}
+            assert marks <= {"parametrize", "slow"}, f"{name} may be left out: {marks}"
+
+
+def test_no_suite_replaces_a_common_test() -> None:
+    with pytest.raises(TypeError, match="test_overfits_eight_requests"):
+        type("TestLazy", (GeneratorTestSuite,), {"test_overfits_eight_requests": None})
+
+
+def test_names_of_architectures() -> None:
+    assert model_class("NAR4RecEvaluator") is NAR4RecEvaluator
+    with pytest.raises(ValueError, match=r"'NAR4Rec' is not one of \['NAR4RecEvaluator', 'NAR4RecForReranking'"):
+        model_class("NAR4Rec")
+
+
+def test_auto_classes_know_every_family(extractor: RerankingFeatureExtractor) -> None:
+    register()  # twice is harmless
+    for config_class, (generators, _) in FAMILIES.items():
+        config = AutoConfig.for_model(config_class.model_type, feature_schema=extractor.schema.to_dict())
+        assert type(config) is config_class
+        assert issubclass(config_class, RerankingConfig)
+        assert type(AutoModelForReranking.from_config(config)) in generators
+
+
+def test_auto_model_for_reranking_refuses_an_evaluator(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+    config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8)
+    NAR4RecEvaluator(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="NAR4RecEvaluator"):
+        AutoModelForReranking.from_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is NAR4RecEvaluator
+    NAR4RecForReranking(config).save_pretrained(tmp_path)
+    model, info = AutoModelForReranking.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is NAR4RecForReranking
+    assert not info["missing_keys"]
