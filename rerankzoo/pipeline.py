@@ -16,7 +16,7 @@ from rerankzoo.models.base import RerankingPreTrainedModel
 
 _CHUNK = 256  # requests decoded together: more gains nothing and takes memory
 
-RankedItem = dict[str, Any]
+RerankedItem = dict[str, Any]
 
 
 class RerankingPipeline:
@@ -69,7 +69,7 @@ class RerankingPipeline:
             None if evaluator is None else AutoModel.from_pretrained(evaluator, **kwargs),
         )
 
-    def __call__(self, requests: Any, **parameters: Any) -> list[RankedItem] | list[list[RankedItem]]:
+    def __call__(self, requests: Any, **parameters: Any) -> list[RerankedItem] | list[list[RerankedItem]]:
         """Chooses and orders the items of one request or of many.
 
         Args:

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from transformers import AutoModel
 
-from rerankzoo.cli.lightning import command_line
+from rerankzoo.cli.lightning import RerankingCLI, command_line
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import RerankingDataError
@@ -99,8 +99,8 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"no file {name!r}, here or among the shipped recipes")
 
 
-def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains a recipe, unless its folder holds the result already.
+def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
+    """Makes trainer, module and data of a recipe.
 
     Args:
         recipe: See `find_recipe`.
@@ -109,22 +109,34 @@ def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -
         arguments: Further options of the command line.
 
     Returns:
-        The checkpoint.
+        The command line, ready for `train`.
     """
     options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
-    run = command_line(["--config", str(find_recipe(recipe)), *options], run=False)
+    return command_line(["--config", str(find_recipe(recipe)), *options], run=False)
+
+
+def train(run: RerankingCLI, folder: Path) -> Trained:
+    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`."""
+    start = time.process_time()
+    run.trainer.fit(run.model, datamodule=run.datamodule)
+    return _trained(run, folder, time.process_time() - start)
+
+
+def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
+    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`."""
+    run = prepare_run(recipe, folder, seed, arguments)
     best = folder / "best"
-    seconds = None
     if best.is_dir():
         console.print(f"{best} is there and not trained again")
-    else:
-        console.rule(f"{recipe}, seed {seed}")
-        start = time.process_time()
-        run.trainer.fit(run.model, datamodule=run.datamodule)
-        seconds = time.process_time() - start
+        return _trained(run, best, None)
+    console.rule(f"{recipe}, seed {seed}")
+    return train(run, best)
+
+
+def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trained:
     run.datamodule.prepare_data()
     run.datamodule.setup()
-    return Trained(best, run.datamodule, seconds)
+    return Trained(folder, run.datamodule, cpu_seconds)
 
 
 def judge(
@@ -179,8 +191,8 @@ def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, arguments: Sequen
             folder = out / f"seed-{seed}" / entry.name
             evaluator = None
             if entry.evaluator is not None:
-                evaluator = train(entry.evaluator, folder.with_name(f"{entry.name}-evaluator"), seed, options)
-            generator = train(entry.recipe, folder, seed, options)
+                evaluator = train_once(entry.evaluator, folder.with_name(f"{entry.name}-evaluator"), seed, options)
+            generator = train_once(entry.recipe, folder, seed, options)
             evaluations.append(judge(entry.name, generator, evaluator, seed))
     return evaluations
 

@@ -62,7 +62,6 @@ _DESCRIPTIVE = ("gap", "value", "coverage@", "ild@")
 _NO_SHARE = ("value", "ild@")  # shown as they are, not as percentages
 _TITLES = {
     "utility": "True expected utility, % of the best possible slate",
-    "ndcg": "NDCG, %",
     "value": "Utility predicted by the evaluator",
 }
 _COLOURS = {
@@ -286,7 +285,9 @@ def _sentence(comparison: Comparison) -> str:
 def _subtitle(protocol: dict[str, Any]) -> str:
     data = protocol["data"]
     source = data.get("source", "") if isinstance(data, dict) else "several data sets"
-    return f"{source}, {protocol['num_requests']} requests, slates of {protocol['slate_size']}"
+    labels = protocol.get("labels")
+    labelled = f" ({labels['num_requests']} with labels of both kinds)" if isinstance(labels, dict) else ""
+    return f"{source}, {protocol['num_requests']} requests{labelled}, slates of {protocol['slate_size']}"
 
 
 def _label(row: Summary) -> str:
@@ -300,7 +301,7 @@ def _colour(row: Summary) -> str:
 
 
 def _title(metric: str) -> str:
-    return _TITLES.get(metric.split("@")[0], metric)
+    return _TITLES.get(metric, f"{metric.upper()}, %")
 
 
 def _heading(name: str) -> str:

@@ -169,9 +169,6 @@ class RerankingPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "candidate_numeric"
     _supports_sdpa = True
-    #: `forward` takes any key of the batch; without this transformers' Trainer would also expect it to rescale the loss
-    #: when gradients are accumulated.
-    accepts_loss_kwargs = False
 
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema."""

@@ -218,17 +218,18 @@ def test_equal_arguments_give_equal_results(simulated: Any) -> None:
     options = {"evaluator": simulated.evaluator(), "decodings": default_decodings(has_evaluator=True), "seed": 5}
     torch.manual_seed(1)
     first = run(simulated, simulated.model(), **options)
-    state = torch.random.get_rng_state()
     torch.manual_seed(2)
     second = run(simulated, simulated.model(), **options)
     assert first.rows == second.rows
     assert first.protocol == second.protocol
-    torch.random.set_rng_state(state)
-    untouched = torch.random.get_rng_state()
+
+
+def test_sampling_leaves_the_global_random_state_alone(simulated: Any) -> None:
     model = simulated.model()
-    torch.random.set_rng_state(untouched)
-    run(simulated, model, **options)
-    assert torch.equal(torch.random.get_rng_state(), untouched)
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    run(simulated, model, decodings=default_decodings())
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_sampling_does_not_depend_on_the_other_decodings(simulated: Any) -> None:
@@ -297,6 +298,12 @@ def test_alpha_is_tuned_by_the_primary_metric(simulated: Any) -> None:
     assert chosen == record["chosen"] == max(sorted(alphas), key=lambda alpha: scores[alpha])
     assert record["metric"] == "utility"
     assert record["num_requests"] == 40
+
+
+def test_the_smallest_of_equally_good_alphas_is_chosen(simulated: Any) -> None:
+    options = {"alphas": (1e-9, 0.0), "num_requests": 20}
+    data = simulated.data, simulated.extractor, simulated.metadata
+    assert tune_penalty_alpha(simulated.model(), *data, **options)[0] == 0.0
 
 
 def test_alpha_cannot_be_tuned_in_the_dark(simulated: Any) -> None:

@@ -370,14 +370,14 @@ class ModelTestSuite:
         # Only slates worth repeating for a generator; an evaluator learns to tell their positions apart.
         if model.can_generate():
             batch["feedback"] = (batch["slates"] >= 0).unsqueeze(-1).expand_as(batch["feedback"]).float()
-        first = float(model(**batch).loss)
+        first = model(**batch).loss.item()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(120):
             optimizer.zero_grad()
             loss = model(**batch).loss
             loss.backward()
             optimizer.step()
-        assert float(loss) < 0.2 * first
+        assert loss.item() < 0.2 * first
         if model.can_generate():
             assert torch.equal(model.eval().generate(**batch), batch["slates"][:, 0])
 
