@@ -84,7 +84,11 @@ def test_every_part_has_a_level() -> None:
         ("layers/planted.py", "from rerankzoo.models.base import RerankingConfig", "layers may not import models"),
         ("layers/planted.py", "from ..models import base", "layers may not import models"),
         ("features/planted.py", "import rerankzoo.layers", "features may not import layers"),
-        ("models/one/planted.py", "def f():\n    from rerankzoo.models.two import X", "one model family imports another"),
+        (
+            "models/one/planted.py",
+            "def f():\n    from rerankzoo.models.two import X",
+            "one model family imports another",
+        ),
         ("models/base.py", "from rerankzoo.models.two import X", "one model family imports another"),
         ("generation/planted.py", "from rerankzoo import models", "generation may not import models"),
         ("data/planted.py", "import rerankzoo.novelty", "has no level"),

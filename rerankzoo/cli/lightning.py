@@ -41,7 +41,10 @@ class RerankingCLI(LightningCLI):
             }
         )
         parser.add_argument(
-            "--wandb", type=bool, default=False, help="also log to Weights & Biases (WANDB_MODE=offline needs no account)"
+            "--wandb",
+            type=bool,
+            default=False,
+            help="also log to Weights & Biases (WANDB_MODE=offline needs no account)",
         )
 
     def before_instantiate_classes(self) -> None:

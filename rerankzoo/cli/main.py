@@ -26,7 +26,9 @@ def usage() -> str:
     """The help text."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: rerankzoo COMMAND [options]", "", *lines, "", "rerankzoo COMMAND --help tells the options."])
+    return "\n".join(
+        ["usage: rerankzoo COMMAND [options]", "", *lines, "", "rerankzoo COMMAND --help tells the options."]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,7 +56,9 @@ class RerankingDataModule(L.LightningDataModule):
             return
         folder = Path(self.path)
         if not (folder / SCHEMA_FILE).is_file():
-            raise FileNotFoundError(f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files")
+            raise FileNotFoundError(
+                f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
+            )
         self.splits = open_splits(folder)
         if self.extractor_path is not None:
             self._extractor = RerankingFeatureExtractor.from_pretrained(self.extractor_path)

@@ -208,12 +208,23 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
 
 
 def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
-    """Compares every decoding of every model with the upstream order, or with random slates where there is none."""
+    """The comparisons that a table of results invites.
+
+    Every decoding of every model with the upstream order (with random slates where there is none) and with the model's
+    first decoding; and the model's best decoding with each of its others.
+    """
     if any(run.primary is None for run in evaluations):
         return []
     reference = UPSTREAM if all(UPSTREAM in run.per_request for run in evaluations) else RANDOM
-    keys = dict.fromkeys(row.key for row in unique_rows(evaluations) if row.key not in BASELINES)
-    return [compare(evaluations, key, reference) for key in keys]
+    rows = [summary for summary in aggregate(evaluations) if summary.key not in BASELINES]
+    metric = str(evaluations[0].primary)
+    pairs = dict.fromkeys((row.key, reference) for row in rows)
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row for row in rows if row.model == model]
+        best = max(own, key=lambda row: row.metrics[metric].mean)
+        pairs.update(dict.fromkeys((row.key, own[0].key) for row in own[1:]))
+        pairs.update(dict.fromkeys((best.key, row.key) for row in own if row.key not in (best.key, own[0].key)))
+    return [compare(evaluations, a, b) for a, b in pairs]
 
 
 def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class _RequestMean(Metric):
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        self.total += values.sum()
-        self.count += values.numel()
+        self.total = self.total + values.sum()
+        self.count = self.count + values.numel()
 
     def compute(self) -> Tensor:
         """Returns the mean over all requests seen, a scalar."""
@@ -262,8 +262,8 @@ class GAUC(Metric):
             raise ValueError(f'group_by={self.group_by!r}: groups must be given with "ids" and only then')
         if groups is None:
             weighted, weight = classification.gauc_sums(predictions, labels, mask, weights=self.weights)
-            self.weighted += weighted
-            self.weight += weight
+            self.weighted = self.weighted + weighted
+            self.weight = self.weight + weight
             return
         check_shape("groups", groups, tuple(predictions.shape), "predictions")
         scores, targets, kept = classification.select_binary(predictions, labels, mask)
@@ -314,8 +314,8 @@ class LogLoss(Metric):
     def update(self, predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch of probabilities, labels and mask of any one shape."""
         total, count = classification.log_loss_sums(predictions, labels, mask, eps=self.eps)
-        self.total += total
-        self.count += count
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         """Returns the mean over all entries seen, a scalar."""
@@ -346,8 +346,8 @@ class Calibration(Metric):
     def update(self, predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch of probabilities, labels and mask of any one shape."""
         predicted, observed = classification.calibration_sums(predictions, labels, mask)
-        self.predicted += predicted
-        self.observed += observed
+        self.predicted = self.predicted + predicted
+        self.observed = self.observed + observed
 
     def compute(self) -> Tensor:
         """Returns the ratio over all entries seen, a scalar."""

@@ -32,6 +32,7 @@ _BASE_KEYS = {
     "model_type",
     "name_or_path",
     "num_labels",
+    "output_attentions",
     "torch_dtype",
     "transformers_version",
     "use_return_dict",

@@ -66,7 +66,9 @@ def load_weights(model: RerankingPreTrainedModel, checkpoint: str) -> RerankingP
     """A copy of a model with the weights of a Lightning checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     copy = type(model)(model.config)
-    copy.load_state_dict({key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")})
+    copy.load_state_dict(
+        {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    )
     if model.can_generate():
         copy.generation_config = model.generation_config
     return copy.eval()
@@ -81,12 +83,23 @@ def save_checkpoint_folder(
     try:
         model.save_pretrained(fresh)
         extractor.save_pretrained(fresh)
+        _share_like_new_files(fresh)
         if directory.exists():
             directory.rename(old)
         fresh.rename(directory)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _share_like_new_files(folder: Path) -> None:
+    """Gives the files the permissions of any new file: safetensors makes them readable to their owner only."""
+    probe = folder / ".probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.iterdir():
+        path.chmod(mode)
 
 
 class SlateWriter(Callback):

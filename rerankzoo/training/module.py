@@ -61,8 +61,11 @@ class RerankingModule(L.LightningModule):
     # --- the model --------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Makes the model from the config and the data; called by Lightning after the data module's `setup`."""
-        if self.model is None:
+        """Makes the model from the config and the data; called by Lightning after the data module's `setup`.
+
+        `load_from_checkpoint` calls it too, without a trainer; there `on_load_checkpoint` makes the model.
+        """
+        if self.model is None and self._trainer is not None:
             self._build(self._complete_config())
 
     def _complete_config(self) -> RerankingConfig:
@@ -80,7 +83,10 @@ class RerankingModule(L.LightningModule):
             self.model.generation_config = self.model.generation_config_class(**self.generation_values)
         weights = config.schema.targets
         self.ranking = MetricCollection(
-            {f"ndcg@{config.slate_size}": NDCG(k=config.slate_size), f"hit@{config.slate_size}": Hit(k=config.slate_size)}
+            {
+                f"ndcg@{config.slate_size}": NDCG(k=config.slate_size),
+                f"hit@{config.slate_size}": Hit(k=config.slate_size),
+            }
         )
         self.has_ranking = self.model.can_generate() and any(t.candidate_feedback for t in weights)
 

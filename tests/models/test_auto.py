@@ -55,7 +55,7 @@ def test_no_suite_replaces_a_common_test() -> None:
 
 def test_names_of_architectures() -> None:
     assert model_class("NAR4RecEvaluator") is NAR4RecEvaluator
-    with pytest.raises(ValueError, match="'NAR4Rec' is not one of .*'NAR4RecForReranking'"):
+    with pytest.raises(ValueError, match=r"'NAR4Rec' is not one of .*'NAR4RecForReranking'"):
         model_class("NAR4Rec")
 
 

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import rerankzoo
+from rerankzoo.cli.main import COMMANDS, main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {command} " in shown for command in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == rerankzoo.__version__
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fitt"]) == 2
+    assert "unknown command 'fitt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere", "--data", "nowhere"], "nowhere"),
+        (["benchmark", "nowhere.yaml", "--out", "out"], "no file 'nowhere.yaml'"),
+        (["recipes", "copy", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
+        (["prepare", "ml-100k", "--raw", "nowhere", "--out", "out"], "nowhere"),
+    ],
+)
+def test_unusable_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"rerankzoo {arguments[0]}: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_import_is_lean() -> None:
+    """Serving needs neither Lightning nor datasets, and naming them must not load them."""
+    code = (
+        "import sys, rerankzoo\n"
+        "rerankzoo.RerankingPipeline, rerankzoo.NAR4RecForReranking, rerankzoo.FeatureSchema\n"
+        "heavy = {'lightning', 'datasets', 'torchmetrics', 'pandas', 'matplotlib', 'wandb', 'jsonargparse', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    for name in rerankzoo.__all__:
+        assert getattr(rerankzoo, name) is not None
+    assert set(rerankzoo.__all__) <= set(dir(rerankzoo))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rerankzoo.nothing

@@ -1,0 +1,172 @@
+"""Every shipped recipe is found, composed and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.strategies import DDPStrategy
+
+from rerankzoo.cli.benchmark import Benchmark, find_recipe
+from rerankzoo.cli.lightning import command_line
+from rerankzoo.cli.main import main
+from rerankzoo.cli.recipes import copy_recipe, describe, list_recipes, recipes_folder
+from rerankzoo.data.datamodule import SimulatorDataModule
+from rerankzoo.data.sources.movielens import movielens_schema
+from rerankzoo.features import FeatureSchema
+from tests.generated import write_random_folder
+
+FOLDER = recipes_folder()
+
+#: The schema of every recipe's data, by the end of the recipe's name.
+SCHEMAS = {"ml-100k": lambda: movielens_schema("ml-100k", 19)}
+
+
+def kind(recipe: str) -> str:
+    """What a recipe is for, from its keys; a recipe of no known kind fails here."""
+    keys = set(yaml.safe_load((FOLDER / recipe).read_text(encoding="utf-8")))
+    if keys == {"trainer"}:
+        return "trainer"
+    if "models" in keys:
+        return "benchmark"
+    assert {"model", "data", "trainer"} <= keys, f"{recipe} has keys {sorted(keys)}"
+    return "model"
+
+
+MODELS = [recipe for recipe in list_recipes() if kind(recipe) == "model"]
+TRAINERS = [recipe for recipe in list_recipes() if kind(recipe) == "trainer"]
+BENCHMARKS = [recipe for recipe in list_recipes() if kind(recipe) == "benchmark"]
+
+
+def data_arguments(recipe: str, folder: Path) -> list[str]:
+    """Options that put small generated data of the recipe's schema in the place of its own."""
+    data = yaml.safe_load((FOLDER / recipe).read_text(encoding="utf-8"))["data"]
+    if data["class_path"].endswith("SimulatorDataModule"):
+        return [
+            "--data.init_args.num_train=64",
+            "--data.init_args.num_validation=32",
+            "--data.init_args.num_test=32",
+            f"--data.init_args.root={folder}",
+        ]
+    schema = next(make() for name, make in SCHEMAS.items() if recipe.removesuffix(".yaml").endswith(name))
+    return [f"--data.init_args.path={write_random_folder(folder / 'data', schema)}"]
+
+
+def arguments(recipe: str, trainer: str, folder: Path) -> list[str]:
+    return [
+        f"--config={FOLDER / recipe}",
+        f"--config={FOLDER / trainer}",
+        *data_arguments(recipe, folder),
+        "--data.init_args.batch_size=8",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--trainer.default_root_dir={folder / 'run'}",
+    ]
+
+
+def test_there_are_recipes_of_every_kind() -> None:
+    assert len(MODELS) >= 4
+    assert len(TRAINERS) >= 2
+    assert len(BENCHMARKS) >= 2
+    assert set(list_recipes()) == {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml")}
+
+
+@pytest.mark.parametrize("recipe", MODELS)
+def test_model_recipe_runs(recipe: str, tmp_path: Path) -> None:
+    command = arguments(recipe, "trainer/cpu.yaml", tmp_path)
+    assert main(["fit", *command, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]) == 0
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert list((tmp_path / "run" / "logs").rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("recipe", MODELS)
+def test_trainer_recipe_composes_with_model_recipe(recipe: str, trainer: str, tmp_path: Path) -> None:
+    on_cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    run = command_line([*arguments(recipe, trainer, tmp_path), *on_cpu], run=False)
+    values = yaml.safe_load((FOLDER / trainer).read_text(encoding="utf-8"))["trainer"]
+    assert set(values) <= set(run.config["trainer"].keys())
+    assert run.trainer.max_epochs == yaml.safe_load((FOLDER / recipe).read_text())["trainer"]["max_epochs"]
+    if values.get("strategy") == "ddp":
+        assert isinstance(run.trainer.strategy, DDPStrategy)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_benchmark_recipe_names_recipes(benchmark: str) -> None:
+    found = Benchmark.from_yaml(FOLDER / benchmark)
+    for entry in found.models:
+        for recipe in (entry.recipe, entry.evaluator):
+            assert recipe is None or find_recipe(recipe).is_file()
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipe_says_what_it_is_and_how_to_run_it(recipe: str) -> None:
+    lines = (FOLDER / recipe).read_text(encoding="utf-8").splitlines()
+    assert describe(recipe)
+    commands = [line for line in lines[1:6] if line.startswith("#   rerankzoo ")]
+    assert commands
+    assert any(recipe in command for command in commands)
+
+
+def test_one_s_own_log_trains_with_the_same_recipe(tmp_path: Path, schema: FeatureSchema) -> None:
+    folder = write_random_folder(tmp_path / "data", schema)
+    (folder / "dataset.json").unlink()  # a log of one's own has none
+    root = tmp_path / "run"
+    common = [
+        f"--config={FOLDER / 'nar4rec/ml-100k.yaml'}",
+        f"--config={FOLDER / 'trainer/cpu.yaml'}",
+        f"--data.init_args.path={folder}",
+        f"--trainer.default_root_dir={root}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.max_epochs=1",
+    ]
+    assert main(["fit", *common]) == 0
+    assert main(["predict", *common, f"--ckpt_path={root / 'checkpoints' / 'best.ckpt'}"]) == 0
+    assert (root / "predictions.parquet").is_file()
+    assert main(["evaluate", str(root / "best"), "--data", str(folder), "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_predict(tmp_path: Path) -> None:
+    """Two processes on the CPU: the exported folder and one whole table of predictions, from one row each in turn."""
+    import subprocess
+    import sys
+
+    import pyarrow.parquet as pq
+
+    root = tmp_path / "run"
+    command = [
+        *arguments("nar4rec/simulator.yaml", "trainer/ddp.yaml", tmp_path),
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.max_epochs=1",
+    ]
+    SimulatorDataModule(num_train=64, num_validation=32, num_test=32, root=str(tmp_path)).prepare_data()
+    checkpoint = f"--ckpt_path={root / 'checkpoints' / 'best.ckpt'}"
+    for subcommand, further in (("fit", []), ("predict", [checkpoint])):
+        done = subprocess.run(
+            [sys.executable, "-m", "rerankzoo.cli.main", subcommand, *command, *further],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (root / "best" / "model.safetensors").is_file()
+    table: dict[str, Any] = pq.read_table(root / "predictions.parquet").to_pydict()
+    assert table["request_index"] == list(range(32))
+    assert not list(root.glob("*part*"))
+
+
+def test_list_and_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(recipe in shown for recipe in list_recipes())
+    assert main(["recipes", "copy", "nar4rec/simulator.yaml", str(tmp_path)]) == 0
+    copied = tmp_path / "simulator.yaml"
+    assert copied.read_bytes() == (FOLDER / "nar4rec/simulator.yaml").read_bytes()
+    with pytest.raises(FileExistsError):
+        copy_recipe("nar4rec/simulator.yaml", tmp_path)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from rerankzoo.data import loader as loader_module
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.features import RerankingFeatureExtractor
+
+SIZES = tuple(2 + number % 6 for number in range(50))
+
+
+@pytest.fixture(scope="module")
+def table(make_rows: Callable[..., Any]) -> Dataset:
+    return Dataset(pa.Table.from_pylist(make_rows(5, SIZES)))
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several buffers even for a small table."""
+    monkeypatch.setattr(loader_module, "BUFFER_BATCHES", 2)
+
+
+def order(loader: RequestLoader) -> list[list[int]]:
+    return [batch["request_index"].tolist() for batch in loader]
+
+
+def test_batches_equal_direct_extraction(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    rows = table.to_list()
+    for batch in RequestLoader(table, extractor, batch_size=8, shuffle=True):
+        direct = extractor([rows[index] for index in batch["request_index"].tolist()])
+        for key, value in direct.items():
+            if key == "request_index":
+                continue
+            found = batch[key]
+            if key.startswith("history"):  # the history is padded to the longest of the buffer
+                found = found[:, : value.shape[1]]
+            elif key in ("slates", "propensity"):
+                found = found[..., : value.shape[-1]]
+            elif key == "feedback":
+                found = found[:, :, : value.shape[2]]
+            assert torch.equal(found, value), key
+
+
+def test_candidates_are_padded_to_the_batch_only(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    for batch in RequestLoader(table, extractor, batch_size=3, shuffle=True):
+        longest = max(SIZES[index] for index in batch["request_index"].tolist())
+        assert {batch[key].shape[1] for key in batch if key.startswith("candidate_")} == {longest}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_every_row_once(table: Dataset, extractor: RerankingFeatureExtractor, batch_size: int) -> None:
+    for shuffle in (False, True):
+        loader = RequestLoader(table, extractor, batch_size, shuffle=shuffle)
+        batches = order(loader)
+        assert sorted(sum(batches, [])) == list(range(50))
+        assert len(batches) == len(loader)
+    assert sum(order(RequestLoader(table, extractor, batch_size)), []) == list(range(50))
+
+
+def test_order_follows_from_seed_and_epoch(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    loader = RequestLoader(table, extractor, 8, shuffle=True, seed=3)
+    first = order(loader)
+    assert order(loader) == first
+    loader.set_epoch(1)
+    second = order(loader)
+    assert second != first
+    again = RequestLoader(table, extractor, 8, shuffle=True, seed=3)
+    again.set_epoch(1)
+    assert order(again) == second
+    assert order(RequestLoader(table, extractor, 8, shuffle=True, seed=4)) != first
+
+
+def test_shuffling_mixes_blocks(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    first = order(RequestLoader(table, extractor, 10, shuffle=True))[0]
+    assert max(first) - min(first) >= 10  # rows of more than one block of ten
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_batches_of_one(
+    table: Dataset, extractor: RerankingFeatureExtractor, world_size: int
+) -> None:
+    alone = order(RequestLoader(table, extractor, 6 * world_size, shuffle=True))
+    shares = [
+        order(RequestLoader(table, extractor, 6, shuffle=True, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    for number, parts in enumerate(zip(*shares, strict=True)):
+        together = sorted(sum(parts, []))
+        assert set(together) <= set(alone[number])
+        assert len(together) == len(alone[number]) // world_size * world_size
+        assert len({len(part) for part in parts}) == 1
+
+
+def test_evaluation_is_shared_without_loss(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    loaders = [RequestLoader(table, extractor, 4, rank=rank, world_size=3) for rank in range(3)]
+    shares = [order(loader) for loader in loaders]
+    assert sorted(sum(sum(shares, []), [])) == list(range(50))
+    assert [len(share) for share in shares] == [len(loader) for loader in loaders]
+
+
+def test_refuses_what_cannot_work(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        RequestLoader(table, extractor, 0)
+    with pytest.raises(ValueError, match="50 rows cannot be shared by 51"):
+        RequestLoader(table, extractor, 4, world_size=51)

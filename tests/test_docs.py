@@ -1,0 +1,280 @@
+"""The documentation is true: its code runs, and what it names exists.
+
+Conventions, in HTML comments on the line before a fenced block:
+
+- `<!-- run -->`: the block is run, in the order of the page, in a folder that holds what `make quickstart` leaves
+  behind (tiny). Python blocks of a page share their variables; of a bash block the `rerankzoo` lines are run.
+- `<!-- file: PATH -->`: the block is written to that file, relative to the same folder.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rerankzoo.models
+from rerankzoo import metrics
+from rerankzoo.cli.main import COMMANDS, main
+from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
+from rerankzoo.generation.configuration import PARAMETERS
+from rerankzoo.models import auto
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from tests.models.common import GeneratorTestSuite
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+#: Added to what the docs say, so that a run is over in seconds.
+QUICKLY = {
+    "fit": ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "1"],
+    "predict": ["--trainer.accelerator", "cpu", "--trainer.devices", "1"],
+    "test": ["--trainer.accelerator", "cpu", "--trainer.devices", "1"],
+    "evaluate": ["--num-requests", "12", "--hr-requests", "2"],
+}
+#: Data sets that pages make themselves are made smaller.
+SMALLER = {"2_000": "96", '"validation": 300': '"validation": 24', '"test": 300': '"test": 24'}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block with the comment before it."""
+
+    language: str
+    text: str
+    mark: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    pattern = re.compile(r"(?:<!-- (run|file: \S+) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    source = page.read_text(encoding="utf-8")
+    return [
+        Block(match[2], match[3], match[1] or "", source.count("\n", 0, match.start(3)) + 1)
+        for match in pattern.finditer(source)
+    ]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def first_cells(page: Path) -> dict[str, list[str]]:
+    """The rows of all tables by their first cell, where that is code."""
+    rows = re.findall(r"^\| `([^`|]+)` \|(.*)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+
+
+# --- what is named exists -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_relative_links_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for target in targets:
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head.lower()).strip()) for head in heads}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = re.findall(r"[\w/-]+\.md", text[text.index("\nnav:") :])
+    assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES[1:])
+
+
+def test_named_commands_exist() -> None:
+    named = {
+        name
+        for page in PAGES
+        for code in [*(block.text for block in blocks(page)), *re.findall(r"`([^`\n]+)`", prose(page))]
+        for choice in re.findall(r"(?:^|[\s;])rerankzoo ([a-z][a-z|]*)", code)
+        for name in choice.split("|")
+        if not re.search(r"(?:from|import) rerankzoo", code.split(choice)[0].rsplit("\n", 1)[-1])
+    }
+    assert named <= set(COMMANDS) | {"import"}
+    assert set(COMMANDS) <= named, "every command is told of somewhere"
+
+
+def test_named_files_exist() -> None:
+    own = {block.mark.removeprefix("file: ") for page in PAGES for block in blocks(page)}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for recipe in re.findall(r"(?:recipes/)?((?:nar4rec|trainer|toy)/[\w-]+\.yaml)", text):
+            assert (ROOT / "recipes" / recipe).is_file() or f"recipes/{recipe}" in own, f"{page.name} names {recipe}"
+        for path in re.findall(r"`((?:rerankzoo|tests)/[\w./-]+\.py)`", text):
+            assert (ROOT / path).is_file() or path in own, f"{page.name} names {path}"
+
+
+def test_named_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named = re.findall(r"`make ([a-z-]+)`", page.read_text(encoding="utf-8"))
+        assert set(named) <= targets, page.name
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("data-format.md", {entry.name for kind in (FeatureSchema, FieldSpec, TargetSpec) for entry in fields(kind)}),
+        ("notation.md", set(BATCH_KEYS)),
+        ("decoding.md", set(PARAMETERS)),
+        ("evaluation.md", {name for name in metrics.__all__ if name[0].isupper() and hasattr(metrics, name)}
+         - {"Difference", "Estimate", "Spread", "RankEstimate"}),
+    ],
+)  # fmt: skip
+def test_reference_tables_are_complete(page: str, names: set[str]) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert not [name for name in names if f"`{name}" not in text]
+
+
+@pytest.mark.parametrize(("page", "kind"), [("models/nar4rec.md", NAR4RecConfig), ("simulator.md", SimulatorSettings)])
+def test_tables_tell_the_defaults(page: str, kind: Any) -> None:
+    rows = first_cells(DOCS / page)
+    inherited = {
+        entry.name for base in kind.__mro__[1:] if base.__name__ == "PreTrainedConfig" for entry in fields(base)
+    }
+    own = {entry.name: entry.default for entry in fields(kind) if entry.name not in inherited}
+    assert MISSING not in own.values()
+    assert set(own) <= set(rows)
+    for name, default in own.items():
+        shown = rows[name][0].strip("`")
+        assert yaml.safe_load(shown.replace("None", "null")) == (
+            list(default) if isinstance(default, tuple) else default
+        )
+
+
+# --- what is shown runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recipes and what `rerankzoo quickstart` leaves behind: data and two (untrained) checkpoints."""
+    folder = tmp_path_factory.mktemp("docs")
+    data = folder / "outputs/quickstart/data/simulator-strong-40000-2000-500-seed0"
+    write_simulator_folder(data, SimulatorSettings(), num_train=96, num_validation=24, num_test=24)
+    rows = __import__("pyarrow.parquet").parquet.read_table(data / "train.parquet")
+    extractor = RerankingFeatureExtractor(FeatureSchema.from_yaml(data / "schema.yaml")).fit(rows)
+    config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), hidden_size=16, num_hidden_layers=1)
+    for name, head in {"nar4rec": NAR4RecForReranking, "nar4rec-evaluator": NAR4RecEvaluator}.items():
+        head(config).save_pretrained(folder / "outputs/quickstart" / name)
+        extractor.save_pretrained(folder / "outputs/quickstart" / name)
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return folder
+
+
+RUNNING = [page for page in PAGES if any(block.mark == "run" for block in blocks(page))]
+
+
+def smaller(text: str) -> str:
+    for original, replacement in SMALLER.items():
+        text = text.replace(original, replacement)
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNING, ids=[page.stem for page in RUNNING])
+def test_page_runs(page: Path, quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    variables: dict[str, Any] = {"__name__": f"docs_{page.stem.replace('-', '_')}"}
+    for block in blocks(page):
+        if block.mark.startswith("file: "):
+            path = tmp_path / block.mark.removeprefix("file: ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+        elif block.mark == "run" and block.language == "python":
+            source = "\n" * (block.line - 1) + smaller(block.text)  # so that a traceback tells the page's own line
+            exec(compile(source, str(page), "exec", dont_inherit=True), variables)
+        elif block.mark == "run":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                run_command(shlex.split(line, comments=True))
+
+
+def run_command(words: list[str]) -> None:
+    if words[:1] == ["rerankzoo"]:
+        assert main([*words[1:], *QUICKLY.get(words[1], [])]) == 0, words
+
+
+def test_some_pages_run() -> None:
+    assert {"README.md", "docs/data-format.md", "docs/training.md"} <= {str(page.relative_to(ROOT)) for page in RUNNING}
+
+
+# --- the model that is added as an example --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The model of docs/adding-a-model.md, written to files, imported and registered."""
+    written = {block.mark.removeprefix("file: "): block.text for block in blocks(DOCS / "adding-a-model.md")}
+    for name in ("__init__", "configuration_toy", "modeling_toy"):
+        path = tmp_path / "toy" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(written[f"rerankzoo/models/toy/{name}.py"], encoding="utf-8")
+    monkeypatch.setattr(rerankzoo.models, "__path__", [*rerankzoo.models.__path__, str(tmp_path)])
+    import rerankzoo.models.toy as module
+
+    monkeypatch.setitem(auto.FAMILIES, module.ToyConfig, ((module.ToyForReranking,), (module.ToyForReranking,)))
+    auto.register()
+    yield module.ToyForReranking
+    for name in [name for name in sys.modules if name.startswith("rerankzoo.models.toy")]:
+        del sys.modules[name]
+
+
+def arguments_of(check: Callable[..., None]) -> Iterator[dict[str, Any]]:
+    """All combinations of a test's parametrized arguments."""
+    choices: list[list[dict[str, Any]]] = []
+    for mark in getattr(check, "pytestmark", []):
+        if mark.name == "parametrize":
+            names = (
+                [name.strip() for name in mark.args[0].split(",")] if isinstance(mark.args[0], str) else mark.args[0]
+            )
+            rows = [value if len(names) > 1 else (value,) for value in mark.args[1]]
+            choices.append([dict(zip(names, row, strict=True)) for row in rows])
+    for chosen in product(*choices):
+        yield {name: value for part in chosen for name, value in part.items()}
+
+
+@pytest.mark.slow
+def test_example_model_passes_the_common_suite(toy: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    values = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8}
+    assert f"config_values: ClassVar[dict[str, Any]] = {values}".replace("'", '"') in (
+        DOCS / "adding-a-model.md"
+    ).read_text(encoding="utf-8")
+    suite: Any = type("TestToyForReranking", (GeneratorTestSuite,), {"model_class": toy, "config_values": values})()
+    extractor, rows = request.getfixturevalue("extractor"), request.getfixturevalue("rows")
+    checks = [name for name in dir(suite) if name.startswith("test_")]
+    assert len(checks) > 20
+    for name in checks:
+        check = getattr(suite, name)
+        wanted = check.__code__.co_varnames[1 : check.__code__.co_argcount]
+        for number, given in enumerate(arguments_of(check)):
+            folder = tmp_path / name / str(number)
+            folder.mkdir(parents=True)
+            fresh = {"tmp_path": folder, "batch": extractor(rows), **given}
+            with pytest.MonkeyPatch.context() as patch:
+                fresh["monkeypatch"] = patch
+                check(**{key: fresh[key] if key in fresh else request.getfixturevalue(key) for key in wanted})

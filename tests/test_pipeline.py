@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from rerankzoo import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking, RerankingPipeline
+from rerankzoo import pipeline as pipeline_module
+from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.features import RerankingFeatureExtractor
+
+TINY: dict[str, Any] = {
+    "slate_size": 4,
+    "hidden_size": 16,
+    "embedding_size": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "utility_threshold": 1.0,
+}
+LABELS = ("slate", "click", "order", "candidate_click")
+
+
+@pytest.fixture(scope="module")
+def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its evaluator in a subfolder."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("checkpoint")
+    config = {"feature_schema": extractor.schema.to_dict(), **TINY}
+    NAR4RecForReranking(NAR4RecConfig(**config)).save_pretrained(root)
+    NAR4RecEvaluator(NAR4RecConfig(**config)).save_pretrained(root / "evaluator")
+    extractor.save_pretrained(root)
+    extractor.save_pretrained(root / "evaluator")
+    return root
+
+
+@pytest.fixture
+def requests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Raw requests as they come online, without labels."""
+    return [{key: value for key, value in row.items() if key not in LABELS} for row in rows]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"num_beams": 4}, {"penalty_alpha": 0.3}, {"slate_size": 2}])
+def test_is_extraction_generation_and_decoding(
+    folder: Path, requests: list[dict[str, Any]], parameters: dict[str, Any]
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    found = pipeline(requests, **parameters)
+    output = pipeline.model.generate(**pipeline.extractor(requests), **parameters, return_dict_in_generate=True)
+    for request, items, slate, scores in zip(
+        requests, found, output.slates.tolist(), output.step_scores.tolist(), strict=True
+    ):
+        real = [index for index in slate if index >= 0]
+        assert [item["index"] for item in items] == real
+        assert [item["item_id"] for item in items] == [request["item_id"][index] for index in real]
+        assert [item["score"] for item in items] == scores[: len(real)]
+        assert len(items) == min(parameters.get("slate_size", 4), len(request["item_id"]))
+
+
+def test_one_request_is_a_row_of_many(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    together = pipeline(requests)
+    for request, expected in zip(requests, together, strict=True):
+        alone = pipeline(request)
+        assert [item["item_id"] for item in alone] == [item["item_id"] for item in expected]
+
+
+def test_takes_a_data_frame(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    assert pipeline(pd.DataFrame(requests)) == pipeline(requests)
+
+
+def test_chunks_make_no_difference(
+    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    whole = pipeline(requests)
+    monkeypatch.setattr(pipeline_module, "_CHUNK", 3)
+    for one, other in zip(pipeline(requests), whole, strict=True):
+        assert [item["index"] for item in one] == [item["index"] for item in other]
+        assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-5)
+
+
+def test_evaluator_chooses(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder / "evaluator"))
+    chosen = pipeline(requests, num_beams=6, num_return_sequences=6)
+    batch = pipeline.extractor(requests)
+    slates = pipeline.model.generate(**batch, num_beams=6, num_return_sequences=6)
+    best = NAR4RecEvaluator.from_pretrained(folder / "evaluator").score_slates(slates, **batch)
+    real = (slates >= 0).any(-1)
+    favourite = best.masked_fill(~real, float("-inf")).argmax(-1)
+    for row, items in enumerate(chosen):
+        expected = slates[row, favourite[row]].tolist()
+        assert [item["index"] for item in items] == [index for index in expected if index >= 0]
+
+
+def test_several_slates_need_an_evaluator(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    with pytest.raises(ValueError, match="needs an evaluator"):
+        pipeline(requests, num_beams=3, num_return_sequences=3)
+
+
+def test_refuses_another_extractor(folder: Path, rows: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    other = RerankingFeatureExtractor(pipeline.extractor.schema).fit(rows[:2])
+    with pytest.raises(SchemaMismatchError, match="fingerprint"):
+        RerankingPipeline(pipeline.model, other)
+
+
+def test_names_the_bad_request(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    requests[2]["price"][1] = float("nan")
+    with pytest.raises(RerankingDataError, match=r"field 'price', row 2: .*nan"):
+        pipeline(requests)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.metrics import ndcg_at_k
+from rerankzoo.training import RerankingModule
+from rerankzoo.training.optimizer import make_optimizer, make_scheduler
+
+TINY = {"hidden_size": 16, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def trainer(folder: Path, **arguments: Any) -> L.Trainer:
+    options: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 2,
+        "default_root_dir": folder,
+    }
+    return L.Trainer(**{**options, **arguments})
+
+
+def test_refuses_typing_errors_before_any_data_is_read() -> None:
+    with pytest.raises(ValueError, match=r"no fields \['hiden_size'\]"):
+        RerankingModule("NAR4RecForReranking", {"hiden_size": 16})
+    with pytest.raises(ValueError, match="architecture 'NAR4Rek' is not one of"):
+        RerankingModule("NAR4Rek")
+
+
+def test_completes_the_config_from_the_data(data_folder: Path, tmp_path: Path) -> None:
+    module = RerankingModule("NAR4RecForReranking", {**TINY, "utility_quantile": 0.8}, generation={"num_beams": 2})
+    data = RerankingDataModule(str(data_folder), batch_size=8)
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+    assert module.model is not None
+    config = module.model.config
+    assert config.schema == data.extractor.schema
+    assert config.slate_size == 4
+    assert config.utility_threshold == data.utility_quantile(0.8)
+    assert module.model.generation_config.num_beams == 2
+
+
+def test_keeps_what_the_recipe_says(data_folder: Path, tmp_path: Path) -> None:
+    module = RerankingModule("NAR4RecForReranking", {**TINY, "utility_threshold": 1.5, "slate_size": 5})
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=RerankingDataModule(str(data_folder)))
+    assert module.model is not None
+    assert (module.model.config.utility_threshold, module.model.config.slate_size) == (1.5, 5)
+
+
+def test_logs_loss_terms_and_ranking(data_folder: Path, tmp_path: Path) -> None:
+    module = RerankingModule("NAR4RecForReranking", {**TINY, "slate_size": 4})
+    data = RerankingDataModule(str(data_folder), eval_batch_size=5)
+    run = trainer(tmp_path)
+    run.fit(module, datamodule=data)
+    logged = {name for name in run.callback_metrics if name.startswith("val/")}
+    terms = {f"val/{name}" for name in ("loss", "likelihood_loss", "unlikelihood_loss", "contrastive_loss")}
+    assert logged == terms | {"val/ndcg@4", "val/hit@4"}
+    assert module.model is not None
+    found = []
+    for batch in data.val_dataloader():
+        labels = batch["candidate_feedback"][..., 0]
+        found.append(ndcg_at_k(module.model.generate(**batch), labels, batch["candidate_feedback_mask"], k=4))
+    assert run.callback_metrics["val/ndcg@4"].item() == pytest.approx(torch.cat(found).mean().item(), rel=1e-5)
+
+
+def test_validation_loss_is_the_mean_over_requests(data_folder: Path, tmp_path: Path) -> None:
+    """24 rows in batches of 5: the last batch of 4 must not count as much as the others."""
+    module = RerankingModule("NAR4RecEvaluator", TINY)
+    data = RerankingDataModule(str(data_folder), eval_batch_size=5)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data)
+    assert module.model is not None
+    with torch.no_grad():
+        whole = module.model(**next(iter(RerankingDataModule.loader(_all_at_once(data), "validation")))).loss
+    assert run.callback_metrics["val/loss"].item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def _all_at_once(data: RerankingDataModule) -> RerankingDataModule:
+    data.eval_batch_size = 24
+    return data
+
+
+def test_resumed_run_equals_an_undisturbed_one(data_folder: Path, tmp_path: Path) -> None:
+    def fit(epochs: int, checkpoint: str | None = None) -> RerankingModule:
+        L.seed_everything(0, verbose=False)
+        module = RerankingModule("NAR4RecForReranking", TINY, warmup_steps=3)
+        keep = ModelCheckpoint(tmp_path, filename="kept", save_last=False, enable_version_counter=False)
+        run = trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=[keep])
+        run.fit(module, datamodule=RerankingDataModule(str(data_folder), batch_size=8), ckpt_path=checkpoint)
+        return module
+
+    whole = fit(4).model
+    fit(2)
+    resumed = fit(4, str(tmp_path / "kept.ckpt")).model
+    assert whole is not None
+    assert resumed is not None
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_checkpoint_loads_without_its_data(data_folder: Path, tmp_path: Path) -> None:
+    module = RerankingModule("NAR4RecEvaluator", TINY)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=RerankingDataModule(str(data_folder)))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    torch.load(tmp_path / "run.ckpt", weights_only=True)
+    loaded = RerankingModule.load_from_checkpoint(tmp_path / "run.ckpt", map_location="cpu", weights_only=True)
+    assert module.model is not None
+    assert loaded.model is not None
+    assert loaded.model.config.to_dict() == module.model.config.to_dict()
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, loaded.model.state_dict()[name]), name
+
+
+def test_decay_spares_biases_norms_and_embeddings() -> None:
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+    optimizer = make_optimizer(model, learning_rate=0.1, weight_decay=0.5)
+    decayed, spared = optimizer.param_groups
+    assert [id(p) for p in decayed["params"]] == [id(model[1].weight)]
+    assert decayed["weight_decay"] == 0.5
+    assert spared["weight_decay"] == 0.0
+    expected = {id(model[0].weight), id(model[1].bias), id(model[2].weight), id(model[2].bias)}
+    assert {id(p) for p in spared["params"]} == expected
+
+
+def test_learning_rate_warms_up_linearly() -> None:
+    optimizer = make_optimizer(nn.Linear(2, 2), learning_rate=0.4, weight_decay=0.0)
+    scheduler = make_scheduler(optimizer, "constant_with_warmup", warmup_steps=4, total_steps=8)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4], atol=1e-9)
