@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel
 
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import SlateEvaluator, SlateGenerationOutput
+from rerankzoo.generation import SlateEvaluator
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -47,7 +48,7 @@ class RerankingPipeline:
                 part.check_schema(extractor.schema)
         self.model = model.eval()
         self.extractor = extractor
-        self.evaluator: SlateEvaluator | None = None if evaluator is None else evaluator.eval()  # type: ignore[assignment]
+        self.evaluator: SlateEvaluator | None = None if evaluator is None else evaluator.eval()
 
     @classmethod
     def from_pretrained(
@@ -69,12 +70,16 @@ class RerankingPipeline:
             None if evaluator is None else AutoModel.from_pretrained(evaluator, **kwargs),
         )
 
+    @overload
+    def __call__(self, requests: Sequence[Mapping[str, Any]], **parameters: Any) -> list[list[RerankedItem]]: ...
+    @overload
+    def __call__(self, requests: Any, **parameters: Any) -> list[RerankedItem] | list[list[RerankedItem]]: ...
     def __call__(self, requests: Any, **parameters: Any) -> list[RerankedItem] | list[list[RerankedItem]]:
         """Chooses and orders the items of one request or of many.
 
         Args:
-            requests: One request as a dictionary, or many: a list of dictionaries, a pandas or Arrow table, a
-                `datasets.Dataset`. Columns are those of the schema; label columns are not needed.
+            requests: One request as a dictionary, or many: a list of dictionaries, a dictionary of columns, a pandas or
+                Arrow table, a `datasets.Dataset`. Columns are those of the schema; label columns are not needed.
             **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`).
 
         Returns:
@@ -86,11 +91,9 @@ class RerankingPipeline:
             RerankingDataError: If a request cannot be used; it names field and row.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
-        single = isinstance(requests, Mapping)
         batch = self.extractor(requests)
         found = [self._generate(chunk, parameters) for chunk in _chunks(batch)]
-        slates = torch.cat([output.slates for output in found])
-        scores = torch.cat([output.step_scores for output in found])
+        slates, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         ranked = [
             [
                 {"item_id": item, "index": index, "score": score}
@@ -100,17 +103,25 @@ class RerankingPipeline:
                 self.extractor.decode(slates, requests), slates.tolist(), scores.tolist(), strict=True
             )
         ]
-        return ranked[0] if single else ranked
+        return ranked[0] if self._is_one(requests) else ranked
 
-    def _generate(self, batch: dict[str, Tensor], parameters: Mapping[str, Any]) -> SlateGenerationOutput:
+    def _is_one(self, requests: Any) -> bool:
+        """Tells one request from a dictionary of columns, whose lists of items are lists of lists."""
+        if not isinstance(requests, Mapping):
+            return False
+        items = requests[self.extractor.schema.item_id]
+        return not isinstance(items[0], list | tuple | np.ndarray)
+
+    def _generate(self, batch: dict[str, Tensor], parameters: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Slates (B, M) of a batch and the score of every choice (B, M)."""
         device = self.model.device
         inputs = {key: value.to(device) for key, value in batch.items()}
-        output = self.model.generate(  # type: ignore[operator]
+        output = self.model.generate(
             **inputs, evaluator=self.evaluator, **{**parameters, "return_dict_in_generate": True}
         )
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
-        return output
+        return output.slates, output.step_scores
 
 
 def _chunks(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -67,9 +67,12 @@ def test_one_request_is_a_row_of_many(folder: Path, requests: list[dict[str, Any
         assert [item["item_id"] for item in alone] == [item["item_id"] for item in expected]
 
 
-def test_takes_a_data_frame(folder: Path, requests: list[dict[str, Any]]) -> None:
+def test_takes_tables(folder: Path, requests: list[dict[str, Any]]) -> None:
     pipeline = RerankingPipeline.from_pretrained(str(folder))
-    assert pipeline(pd.DataFrame(requests)) == pipeline(requests)
+    expected = pipeline(requests)
+    assert pipeline(pd.DataFrame(requests)) == expected
+    assert pipeline({key: [request[key] for request in requests] for key in requests[0]}) == expected
+    assert pipeline(pd.DataFrame(requests[:1])) == expected[:1]
 
 
 def test_chunks_make_no_difference(

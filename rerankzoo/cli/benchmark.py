@@ -201,13 +201,13 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command.
 
     Args:
-        arguments: Such as `["benchmark", "nar4rec/benchmark-simulator.yaml", "--seeds", "3", "--out", "outputs/bench"]`;
-            what it does not know is added to every recipe's command line.
+        arguments: Such as `["benchmark", "nar4rec/benchmark-simulator.yaml", "--out", "outputs/benchmark"]`; what it
+            does not know is added to every recipe's command line.
     """
     parser = argparse.ArgumentParser(
         prog="rerankzoo benchmark",
-        description="Trains and evaluates models over several seeds. Unknown options go to every recipe's command line, "
-        "such as --data.init_args.path DIR.",
+        description="Trains and evaluates models over several seeds. Unknown options go to every recipe's command "
+        "line, such as --data.init_args.path DIR.",
     )
     parser.add_argument("file", help="a benchmark file, such as nar4rec/benchmark-simulator.yaml")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs (default: 3)")

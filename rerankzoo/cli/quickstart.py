@@ -80,10 +80,10 @@ def _show_one(out: Path, trained: Trained) -> None:
     schema = trained.data.extractor.schema
     request = {field.name: row[field.name] for field in schema.fields}
     pipeline = RerankingPipeline.from_pretrained(str(out / "nar4rec"), evaluator=str(out / "nar4rec-evaluator"))
-    after = pipeline(request, slate_size=4, num_beams=16, num_return_sequences=16)
+    [after] = pipeline([request], slate_size=4, num_beams=16, num_return_sequences=16)
     order = np.argsort(row["upstream_score"])[::-1][: len(after)].tolist()
     before = [{"item_id": row["item_id"][i], "index": i, "score": row["upstream_score"][i]} for i in order]
-    console.print(_side_by_side(row, before, after))  # type: ignore[arg-type]
+    console.print(_side_by_side(row, before, after))
     console.print(_truth(row, before, after, Simulator.from_metadata(trained.data.metadata or {})), highlight=False)
 
 

@@ -124,10 +124,14 @@ class RerankingDataModule(L.LightningDataModule):
 
     def utility_quantile(self, quantile: float) -> float:
         """A quantile of the utility of the logged slates of the whole training split."""
-        weights = [target.weight for target in self.extractor.schema.targets]
         loader = RequestLoader(self.split("train"), self.extractor, self.eval_batch_size)
-        utilities = torch.cat([slate_utility(batch, weights).flatten() for batch in loader])
-        return float(np.quantile(utilities.numpy(), quantile))  # torch.quantile refuses more than 2^24 values
+        utilities = [
+            slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], self.extractor.schema)
+            for batch in loader
+        ]
+        return float(
+            np.quantile(torch.cat(utilities).numpy(), quantile)
+        )  # torch.quantile refuses more than 2^24 values
 
 
 def open_splits(folder: Path) -> DatasetDict:

@@ -5,10 +5,12 @@ B requests, N candidates, M slate positions, S slates per request, T feedback ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from rerankzoo.features.schema import FeatureSchema
 
 PADDING_INDEX = -100
 
@@ -62,24 +64,28 @@ def gather_candidates(values: Tensor, slates: Tensor) -> Tensor:
     return gathered.masked_fill(~trailing, 0)
 
 
-def slate_utility(batch: Mapping[str, Tensor], target_weights: Sequence[float]) -> Tensor:
-    """Logged utility of every slate: the sum over positions and targets of weight x value x feedback.
+def slate_utility(feedback: Tensor, slates: Tensor, candidate_value: Tensor, schema: FeatureSchema) -> Tensor:
+    """Utility of slates: the sum over positions and targets of weight x value x feedback (x position discount).
 
     Args:
-        batch: A batch with `slates`, `feedback` and `candidate_value`.
-        target_weights: T weights, in schema order.
+        feedback: (B, S, M, T), observed feedback, or predicted probabilities for the expected utility.
+        slates: (B, S, M), -100 pads.
+        candidate_value: (B, N, T), value of each target for each candidate.
+        schema: Tells the targets' weights and the position discount: 1, or 1/log2(t + 1) at position t = 1, 2...
 
     Returns:
         (B, S) utilities; padding (-100) counts nothing.
 
     Raises:
-        ValueError: If the number of weights is not T.
+        ValueError: If the schema has another number of targets than the feedback.
     """
-    feedback, slates = batch["feedback"], batch["slates"]
-    if len(target_weights) != feedback.shape[-1]:
-        raise ValueError(f"{len(target_weights)} target weights for {feedback.shape[-1]} feedback targets")
-    weights = torch.as_tensor(target_weights, dtype=feedback.dtype, device=feedback.device)
+    if len(schema.targets) != feedback.shape[-1]:
+        raise ValueError(f"the schema has {len(schema.targets)} targets, the feedback {feedback.shape[-1]}")
+    weights = torch.tensor([target.weight for target in schema.targets], dtype=feedback.dtype, device=feedback.device)
     # A padded position gathers value 0, but 0 x NaN would still be NaN: the feedback there is masked as well.
     real = (slates != PADDING_INDEX).unsqueeze(-1)
-    earned = gather_candidates(batch["candidate_value"], slates) * feedback.masked_fill(~real, 0)
-    return (earned * weights).sum(dim=(-2, -1))
+    earned = (gather_candidates(candidate_value, slates) * feedback.masked_fill(~real, 0) * weights).sum(-1)
+    if schema.position_discount == "log2":
+        position = torch.arange(slates.shape[-1], dtype=earned.dtype, device=earned.device)
+        earned = earned / torch.log2(position + 2)
+    return earned.sum(-1)

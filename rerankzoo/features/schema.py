@@ -20,6 +20,7 @@ from rerankzoo.features.files import write_atomically
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]
 Transform = Literal["log1p", "standardize"]
+Discount = Literal["none", "log2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class FieldSpec:
 class TargetSpec:
     """One kind of feedback, such as a click.
 
-    The utility of a slate is the sum over its positions and all targets of weight x value x feedback.
+    The utility of a slate is the sum over its positions and all targets of weight x value x feedback, discounted by
+    position where the schema says so.
 
     Args:
         name: The feedback column, aligned with the slate column.
@@ -137,6 +139,9 @@ class FeatureSchema:
         upstream_score: The numeric candidate field with the first stage's score, if there is one.
         slate: The column of displayed positions.
         propensity: The column of logging probabilities, aligned with `slate`.
+        position_discount: How utility counts the feedback of position t = 1, 2...: `"none"` (all the same; right where
+            the feedback itself depends on what was seen) or `"log2"` (1/log2(t + 1), as NDCG; for logs whose labels do
+            not depend on the slate, such as ratings, where the order would otherwise be worth nothing).
         fingerprint: Set by fitting: a hash over schema, vocabularies and statistics. Models compare it.
 
     Raises:
@@ -150,6 +155,7 @@ class FeatureSchema:
     upstream_score: str | None = None
     slate: str = "slate"
     propensity: str | None = None
+    position_discount: Discount = "none"
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -158,6 +164,7 @@ class FeatureSchema:
         for key in ("upstream_score", "propensity", "fingerprint"):
             if getattr(self, key) is not None:
                 _require_name(getattr(self, key), f"the schema's {key}")
+        _require_choice(self.position_discount, get_args(Discount), "the schema's position_discount")
         _require_unique([field.name for field in self.fields], "field")
         _require_unique([target.name for target in self.targets], "target")
         self._check_item_id()

@@ -18,7 +18,6 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from rerankzoo.errors import SchemaMismatchError
-from rerankzoo.features.batch import gather_candidates
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.layers import FeatureEmbedding, PackedEmbedding
 
@@ -122,11 +121,6 @@ class RerankingConfig(PreTrainedConfig):
             utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split.
         """
 
-    @property
-    def target_weights(self) -> list[float]:
-        """(T,), the weight of each feedback target in a slate's utility."""
-        return [target.weight for target in self.schema.targets]
-
 
 @dataclass
 class SlateModelOutput(ModelOutput):
@@ -171,9 +165,13 @@ class RerankingPreTrainedModel(PreTrainedModel):
     main_input_name = "candidate_numeric"
     _supports_sdpa = True
 
+    def __init__(self, config: RerankingConfig) -> None:
+        super().__init__(config)
+        self.schema = config.schema  # parsed once, not in every forward pass
+
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema."""
-        schema = self.config.schema
+        schema = self.schema
         categorical = [field for field in schema.fields if field.kind == "categorical"]
         owning = [field for field in categorical if field.shares is None]
         block = {field.name: number for number, field in enumerate(owning)}
@@ -197,7 +195,7 @@ class RerankingPreTrainedModel(PreTrainedModel):
         Raises:
             SchemaMismatchError: If the fingerprints differ.
         """
-        own = self.config.schema
+        own = self.schema
         if own.fingerprint != schema.fingerprint:
             raise SchemaMismatchError(
                 f"{type(self).__name__} was made for schema {own.name!r} (fingerprint {own.fingerprint}), "
@@ -214,22 +212,3 @@ class RerankingPreTrainedModel(PreTrainedModel):
             for group in module.owners:
                 buffer = module.get_buffer(f"{group}_offsets")
                 init.copy_(buffer, torch.tensor(module.offsets(group), dtype=buffer.dtype))
-
-
-def predicted_utility(
-    probabilities: Tensor, slates: Tensor, candidate_value: Tensor, target_weights: list[float]
-) -> Tensor:
-    """Expected utility of slates: the sum over positions and targets of weight x value x probability.
-
-    Args:
-        probabilities: (B, S, M, T), probability of each feedback.
-        slates: (B, S, M), -100 pads.
-        candidate_value: (B, N, T), value of each target for each candidate.
-        target_weights: (T,).
-
-    Returns:
-        (B, S).
-    """
-    value = gather_candidates(candidate_value, slates)  # (B, S, M, T), zero at padding
-    weights = torch.tensor(target_weights, dtype=value.dtype, device=value.device)
-    return (probabilities * value * weights).sum((-1, -2))

@@ -58,7 +58,7 @@ class PretrainedExport(Callback):
             return
         directory = Path(self.dirpath or os.path.join(trainer.default_root_dir, "best"))
         model = load_weights(pl_module.model, checkpoint.best_model_path)
-        save_checkpoint_folder(directory, model, trainer.datamodule.extractor)  # type: ignore[attr-defined]
+        save_checkpoint_folder(directory, model, trainer.datamodule.extractor)
         self._exported = best
 
 
@@ -146,7 +146,7 @@ class SlateWriter(Callback):
         index = torch.cat([row["request_index"] for row in self._rows])
         slates = torch.cat([row["slates"] for row in self._rows])
         scores = torch.cat([row["scores"] for row in self._rows])
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         split = data.split("test").with_format("arrow")
         item_ids: list[list[Any]] = []
         for start in range(0, len(index), _WRITE_ROWS):

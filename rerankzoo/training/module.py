@@ -69,7 +69,7 @@ class RerankingModule(L.LightningModule):
             self._build(self._complete_config())
 
     def _complete_config(self) -> RerankingConfig:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
         if "slate_size" not in values:
             values["slate_size"] = data.slate_size()
@@ -90,9 +90,14 @@ class RerankingModule(L.LightningModule):
         )
         self.has_ranking = self.model.can_generate() and any(t.candidate_feedback for t in weights)
 
+    def _made(self) -> RerankingPreTrainedModel:
+        if self.model is None:
+            raise RuntimeError("the model is made when training starts; call trainer.fit, or load a checkpoint")
+        return self.model
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the completed config, so that the checkpoint loads without its training data."""
-        checkpoint["model_config"] = self.model.config.to_dict()  # type: ignore[union-attr]
+        checkpoint["model_config"] = self._made().config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the model that the weights belong to, unless the data made it already."""
@@ -103,7 +108,7 @@ class RerankingModule(L.LightningModule):
 
     def forward(self, **batch: Tensor) -> Any:
         """The model's output for a batch."""
-        return self.model(**batch)  # type: ignore[misc]
+        return self._made()(**batch)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -121,7 +126,7 @@ class RerankingModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Slates of a batch with the model's own decoding parameters: exactly what `generate` returns."""
-        found = self.model.generate(**batch, return_dict_in_generate=True)  # type: ignore[union-attr]
+        found = self._made().generate(**batch, return_dict_in_generate=True)
         return {"request_index": batch["request_index"], "slates": found.slates, "scores": found.scores}
 
     def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
@@ -129,7 +134,7 @@ class RerankingModule(L.LightningModule):
         shared: dict[str, Any] = {
             "batch_size": len(batch["candidate_mask"]),
             "on_step": stage == "train",
-            "on_epoch": True,
+            "on_epoch": stage != "train",
             "sync_dist": stage != "train",
         }
         self.log(f"{stage}/loss", output.loss, prog_bar=True, **shared)
@@ -140,7 +145,7 @@ class RerankingModule(L.LightningModule):
     def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
         if not self.has_ranking or "candidate_feedback" not in batch:
             return
-        slates = self.model.generate(**batch)  # type: ignore[union-attr]
+        slates = self._made().generate(**batch)
         # The first target with labels: what the model is asked to find.
         self.ranking.update(slates, batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"])
         for name, metric in self.ranking.items():
@@ -150,7 +155,7 @@ class RerankingModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up."""
-        optimizer: Optimizer = make_optimizer(self.model, self.learning_rate, self.weight_decay)
+        optimizer: Optimizer = make_optimizer(self._made(), self.learning_rate, self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = make_scheduler(optimizer, self.lr_scheduler_type, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -124,7 +125,8 @@ def test_one_s_own_log_trains_with_the_same_recipe(tmp_path: Path, schema: Featu
         "--trainer.max_epochs=1",
     ]
     assert main(["fit", *common]) == 0
-    assert main(["predict", *common, f"--ckpt_path={root / 'checkpoints' / 'best.ckpt'}"]) == 0
+    for command in ("validate", "test", "predict"):
+        assert main([command, *common, f"--ckpt_path={root / 'checkpoints' / 'best.ckpt'}"]) == 0
     assert (root / "predictions.parquet").is_file()
     assert main(["evaluate", str(root / "best"), "--data", str(folder), "--out", str(tmp_path / "report")]) == 0
     assert (tmp_path / "report" / "results.json").is_file()
@@ -159,6 +161,25 @@ def test_two_processes_train_and_predict(tmp_path: Path) -> None:
     table: dict[str, Any] = pq.read_table(root / "predictions.parquet").to_pydict()
     assert table["request_index"] == list(range(32))
     assert not list(root.glob("*part*"))
+
+
+@pytest.mark.slow
+def test_logs_to_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = arguments("nar4rec/evaluator-simulator.yaml", "trainer/cpu.yaml", tmp_path)
+    assert main(["fit", *command, "--trainer.max_epochs=1", "--wandb=true"]) == 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:
+    command = arguments("nar4rec/evaluator-simulator.yaml", "trainer/cpu.yaml", tmp_path)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert main(["fit", *command, "--trainer.max_epochs=1"]) == 0
+    assert torch.load(last, weights_only=True)["epoch"] == 0
+    assert main(["fit", *command, "--trainer.max_epochs=3", f"--ckpt_path={last}"]) == 0
+    state = torch.load(last, weights_only=True)
+    assert state["epoch"] == 2
+    assert state["global_step"] == 3 * 8  # 64 rows in batches of 8: the first epoch was not repeated
 
 
 def test_list_and_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

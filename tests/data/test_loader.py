@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -58,9 +59,9 @@ def test_every_row_once(table: Dataset, extractor: RerankingFeatureExtractor, ba
     for shuffle in (False, True):
         loader = RequestLoader(table, extractor, batch_size, shuffle=shuffle)
         batches = order(loader)
-        assert sorted(sum(batches, [])) == list(range(50))
+        assert sorted(chain(*batches)) == list(range(50))
         assert len(batches) == len(loader)
-    assert sum(order(RequestLoader(table, extractor, batch_size)), []) == list(range(50))
+    assert list(chain(*order(RequestLoader(table, extractor, batch_size)))) == list(range(50))
 
 
 def test_order_follows_from_seed_and_epoch(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
@@ -92,7 +93,7 @@ def test_processes_share_the_batches_of_one(
     ]
     assert len({len(share) for share in shares}) == 1
     for number, parts in enumerate(zip(*shares, strict=True)):
-        together = sorted(sum(parts, []))
+        together = sorted(chain(*parts))
         assert set(together) <= set(alone[number])
         assert len(together) == len(alone[number]) // world_size * world_size
         assert len({len(part) for part in parts}) == 1
@@ -101,7 +102,7 @@ def test_processes_share_the_batches_of_one(
 def test_evaluation_is_shared_without_loss(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
     loaders = [RequestLoader(table, extractor, 4, rank=rank, world_size=3) for rank in range(3)]
     shares = [order(loader) for loader in loaders]
-    assert sorted(sum(sum(shares, []), [])) == list(range(50))
+    assert sorted(chain(*chain(*shares))) == list(range(50))
     assert [len(share) for share in shares] == [len(loader) for loader in loaders]
 
 

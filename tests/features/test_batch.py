@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
-from rerankzoo.features import BATCH_KEYS, gather_candidates, slate_utility
+from rerankzoo.features import BATCH_KEYS, FeatureSchema, TargetSpec, gather_candidates, slate_utility
 
 
 def test_keys_are_distinct() -> None:
@@ -26,19 +29,31 @@ def test_gather_passes_gradients_to_the_chosen_candidates_only() -> None:
     assert values.grad.tolist() == [[0.0, 0.0, 1.0]]
 
 
+def make_schema(*weights: float, **entries: Any) -> FeatureSchema:
+    targets = tuple(TargetSpec(name=f"target_{number}", weight=weight) for number, weight in enumerate(weights))
+    return FeatureSchema(name="two", item_id="item_id", fields=(), targets=targets, **entries)
+
+
+UTILITY_INPUTS = {
+    "candidate_value": torch.tensor([[[1.0, 10.0], [1.0, 20.0]]]),
+    "slates": torch.tensor([[[1, 0], [0, -100]]]),
+    "feedback": torch.tensor([[[[1.0, 0.5], [0.0, 1.0]], [[1.0, 0.0], [float("nan"), 9.0]]]]),
+}
+
+
 def test_utility_by_hand() -> None:
-    batch = {
-        "candidate_value": torch.tensor([[[1.0, 10.0], [1.0, 20.0]]]),
-        "slates": torch.tensor([[[1, 0], [0, -100]]]),
-        "feedback": torch.tensor([[[[1.0, 0.5], [0.0, 1.0]], [[1.0, 0.0], [float("nan"), 9.0]]]]),
-    }
     # first slate: 1 + 3 * (20 * 0.5 + 10 * 1) = 61; second: 1
-    assert slate_utility(batch, (1.0, 3.0)).tolist() == [[61.0, 1.0]]
+    assert slate_utility(schema=make_schema(1.0, 3.0), **UTILITY_INPUTS).tolist() == [[61.0, 1.0]]
+
+
+def test_discounted_utility_by_hand() -> None:
+    # first slate: (1 + 3 * 20 * 0.5) / log2(2) + 3 * 10 / log2(3); second: 1
+    found = slate_utility(schema=make_schema(1.0, 3.0, position_discount="log2"), **UTILITY_INPUTS)
+    assert found.tolist() == [[pytest.approx(31 + 30 / math.log2(3)), 1.0]]
 
 
 def test_mismatches_name_both_sizes() -> None:
     with pytest.raises(ValueError, match="2, slates 1"):
         gather_candidates(torch.zeros(2, 3), torch.zeros(1, 1, dtype=torch.int64))
-    batch = {"feedback": torch.zeros(1, 1, 1, 2), "slates": torch.zeros(1, 1, 1, dtype=torch.int64)}
-    with pytest.raises(ValueError, match="1 target weights for 2"):
-        slate_utility(batch, (1.0,))
+    with pytest.raises(ValueError, match="the schema has 1 targets, the feedback 2"):
+        slate_utility(schema=make_schema(1.0), **UTILITY_INPUTS)

@@ -63,7 +63,8 @@ def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None
     assert batch["candidate_feedback_mask"].tolist() == [[True, False, True], [True, True, False]]
     assert batch["request_index"].tolist() == [0, 1]
     # 1 + 2 * (0.5 * 8 + 0.25 * 1) = 9.5 and 1
-    assert slate_utility(batch, [1.0, 2.0]).tolist() == [[9.5], [1.0]]
+    utility = slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema)
+    assert utility.tolist() == [[9.5], [1.0]]
 
 
 def test_dtypes(extractor: RerankingFeatureExtractor, rows: Rows) -> None:

@@ -48,7 +48,9 @@ def test_loss_is_the_papers_sum(extractor: RerankingFeatureExtractor, mined_batc
     model = generator(extractor, likelihood_weight=2.0, unlikelihood_weight=0.5, contrastive_weight=3)
     with torch.no_grad():
         output = model(**mined_batch)
-    utility = slate_utility(mined_batch, model.config.target_weights)
+    utility = slate_utility(
+        mined_batch["feedback"], mined_batch["slates"], mined_batch["candidate_value"], model.config.schema
+    )
     totals = {"likelihood": 0.0, "unlikelihood": 0.0, "contrastive": 0.0}
     for row, mask in enumerate(mined_batch["candidate_mask"]):
         slates = [slate[slate >= 0].tolist() for slate in mined_batch["slates"][row] if (slate >= 0).any()]

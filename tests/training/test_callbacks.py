@@ -70,7 +70,7 @@ def test_exported_files_are_readable_like_any_new_file(data_folder: Path, tmp_pa
 
 
 def test_exports_averaged_weights(data_folder: Path, tmp_path: Path) -> None:
-    trainer, module = fit(data_folder, tmp_path, EMAWeightAveraging(decay=0.5), epochs=1)
+    trainer, _ = fit(data_folder, tmp_path, EMAWeightAveraging(decay=0.5), epochs=1)
     checkpoint = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)  # type: ignore[union-attr]
     model = AutoModelForReranking.from_pretrained(tmp_path / "best")
     raw = checkpoint["current_model_state"]

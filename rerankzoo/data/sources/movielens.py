@@ -12,8 +12,9 @@ raise the first stage's NDCG@4 on train windows from .697 to .735 and leave it a
 genre affinity and history count the user's own ratings before the window.
 
 The logged slate is a Plackett-Luce sample of 4 candidates by the first-stage score; candidates are in random order.
-Every position counts the same: utility has no position discount. Labels do not depend on the slate, so a pointwise
-ranker is optimal: no gain of listwise reranking can be shown here, only that it does no harm.
+Utility is discounted by 1/log2(t + 1), as NDCG: without it the order of a slate would be worth nothing. Labels do not
+depend on the slate, so a pointwise ranker is optimal: no gain of listwise reranking can be shown here, only that it
+does no harm.
 
 GroupLens' terms forbid redistribution: a converted folder is for its maker's own use.
 """
@@ -172,6 +173,7 @@ def movielens_schema(variant: str, num_genres: int) -> FeatureSchema:
             FieldSpec(name="history_item_id", group="history", kind="categorical", shares="item_id"),
         ),
         targets=(TargetSpec(name="relevant", candidate_feedback="candidate_relevant"),),
+        position_discount="log2",
         upstream_score="upstream_score",
         propensity="propensity",
     )

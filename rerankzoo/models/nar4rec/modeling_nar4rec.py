@@ -43,7 +43,7 @@ from rerankzoo.losses import (
     slate_mean,
     unlikelihood_loss,
 )
-from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput, predicted_utility
+from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
 from rerankzoo.models.nar4rec.configuration_nar4rec import NAR4RecConfig
 
 
@@ -188,7 +188,7 @@ class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
         slates = logged["slates"]
         liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
         disliked = unlikelihood_loss(log_probs, slates, candidate_mask)
-        reached = (slate_utility(logged, self.config.target_weights) >= threshold).to(log_probs.dtype)  # (B, S)
+        reached = (slate_utility(schema=self.schema, **logged) >= threshold).to(log_probs.dtype)  # (B, S)
         return {
             "likelihood": slate_mean(reached * liked, slates).mean(),
             "unlikelihood": slate_mean((1 - reached) * disliked, slates).mean(),
@@ -224,7 +224,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         self.positions = nn.Embedding(config.slate_size, config.hidden_size)
         self.layers = nn.ModuleList(_block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.heads = nn.Linear(config.hidden_size, len(config.schema.targets))
+        self.heads = nn.Linear(config.hidden_size, len(self.schema.targets))
         self.post_init()
 
     def forward(
@@ -274,7 +274,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
             history_mask,
         )
         logits = self._feedback_logits(candidates, slates)
-        utilities = predicted_utility(logits.sigmoid(), slates, candidate_value, self.config.target_weights)
+        utilities = slate_utility(logits.sigmoid(), slates, candidate_value, self.schema)
         if feedback is None:
             return EvaluatorOutput(logits=logits, utilities=utilities)
         loss = slate_mean(feedback_loss(logits, feedback, slates >= 0), slates).mean()
