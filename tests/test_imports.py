@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "rerankzoo"
 #: Each part and its level; a part imports only parts of lower levels, and itself.
 LEVELS = {
     "errors": 0,
+    "files": 0,
     "features": 1,
     "layers": 1,
     "losses": 1,

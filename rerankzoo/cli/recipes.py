@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import rerankzoo
+from rerankzoo.files import write_atomically
 
 
 def recipes_folder() -> Path:
@@ -49,9 +49,7 @@ def copy_recipe(recipe: str, target: Path) -> Path:
     path = target / Path(recipe).name if target.is_dir() else target
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another name")
-    fresh = path.with_name(f".{path.name}.new")
-    shutil.copyfile(recipes_folder() / recipe, fresh)
-    os.replace(fresh, path)
+    write_atomically(path, lambda fresh: shutil.copyfile(recipes_folder() / recipe, fresh))
     return path
 
 

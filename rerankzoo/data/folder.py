@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.files import write_atomically
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"
@@ -50,9 +50,9 @@ def write_data_folder(
         for split in set(SPLITS) - set(tables):
             (directory / f"{split}.parquet").unlink(missing_ok=True)
     for split, table in tables.items():
-        _replace(directory / f"{split}.parquet", partial(pq.write_table, table))
+        write_atomically(directory / f"{split}.parquet", partial(pq.write_table, table))
     schema.to_yaml(directory / SCHEMA_FILE)
-    _replace(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_metadata(directory: str | Path) -> dict[str, Any]:
@@ -93,12 +93,3 @@ def _check(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"metadata lacks {missing}, got keys {sorted(metadata)}")
     if "rows" in metadata:
         raise ValueError(f"metadata must not hold 'rows', which is counted here, got {metadata['rows']!r}")
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

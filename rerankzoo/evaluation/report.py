@@ -26,7 +26,7 @@ from rerankzoo.evaluation.results import (
     merged_protocol,
     unique_rows,
 )
-from rerankzoo.features.files import write_atomically
+from rerankzoo.files import write_atomically
 from rerankzoo.metrics import Spread
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchErro
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
-from rerankzoo.features.files import write_atomically
 from rerankzoo.features.fitting import FittedState, field_depth, fit_state, fitted_schema, unfitted_schema
 from rerankzoo.features.labels import (
     Arrays,
@@ -37,6 +36,7 @@ from rerankzoo.features.labels import (
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import read_table
+from rerankzoo.files import write_atomically
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rerankzoo.errors import SchemaError
-from rerankzoo.features.files import write_atomically
+from rerankzoo.files import write_atomically
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]

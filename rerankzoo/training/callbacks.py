@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.files import write_atomically
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 _WRITE_ROWS = 8_192
@@ -158,9 +159,7 @@ class SlateWriter(Callback):
     def _join(self, target: Path, world_size: int) -> None:
         parts = [_part(target, rank) for rank in range(world_size)]
         whole = pa.concat_tables([pq.read_table(part) for part in parts]).sort_by("request_index")
-        fresh = target.with_name(f".{target.name}.new")
-        pq.write_table(whole, fresh)
-        os.replace(fresh, target)
+        write_atomically(target, lambda path: pq.write_table(whole, path))
         for part in parts:
             part.unlink()
 

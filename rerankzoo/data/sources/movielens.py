@@ -27,6 +27,7 @@ import shutil
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -39,6 +40,7 @@ from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.data.simulator import sample_plackett_luce
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
+from rerankzoo.files import write_atomically
 
 Variant = Literal["ml-100k", "ml-1m"]
 
@@ -360,10 +362,8 @@ def _unpack(archive: Path, variant: Variant, folder: Path) -> None:
         if missing:
             raise RerankingDataError(f"{URLS[variant]} lacks {missing}", field=f"{variant}.zip")
         for name in FILES[variant]:
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            with contents.open(f"{variant}/{name}") as source, temporary.open("wb") as target:
-                shutil.copyfileobj(source, target)
-            os.replace(temporary, folder / name)
+            content = contents.read(f"{variant}/{name}")
+            write_atomically(folder / name, partial(Path.write_bytes, data=content))
 
 
 def _read(folder: Path, variant: Variant) -> _Raw:
