@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  %-12s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.train ## Simulate logs, train NAR4Rec and its evaluator, evaluate, rerank a request (3 minutes).
+quickstart: $(VENV)/.train ## Simulate logs, train NAR4Rec and its evaluator, evaluate, rerank a request (2 minutes).
 	$(BIN)/rerankzoo quickstart
 
 test: $(VENV)/.dev ## Run the whole test suite (CPU, offline).
@@ -34,7 +34,7 @@ style: $(VENV)/.dev ## Fix what style checks can fix.
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.docs ## Build the documentation into site/, warnings as errors.
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove the environment and everything built.
 	rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

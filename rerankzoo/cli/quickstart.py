@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="rerankzoo quickstart", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the simulated world and of the training (default: 0)")
     parser.add_argument("--num-train", type=int, default=40_000, help="logged requests to train on (default: 40000)")
-    parser.add_argument("--max-epochs", type=int, default=6, help="passes over them (default: 6)")
+    parser.add_argument("--max-epochs", type=int, help="passes over them (default: the recipes')")
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="default: outputs/quickstart")
     options = parser.parse_args(list(arguments[1:]))
     trained = {name: _train(name, options) for name in STAGES}
@@ -64,7 +64,7 @@ def _train(name: str, options: argparse.Namespace) -> Trained:
             f"--data.init_args.num_train={options.num_train}",
             f"--data.init_args.root={options.out / 'data'}",
             f"--export.dirpath={folder}",
-            f"--trainer.max_epochs={options.max_epochs}",
+            *([f"--trainer.max_epochs={options.max_epochs}"] if options.max_epochs else []),
             "--trainer.enable_model_summary=false",
             "--trainer.accelerator=cpu",
             "--trainer.devices=1",

@@ -119,7 +119,7 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
 
 
 def print_table(evaluations: Sequence[Evaluation], console: Console | None = None) -> None:
-    """Prints the table and the paired differences.
+    """Prints the table and the paired differences from the upstream order; the report's files hold all differences.
 
     Columns that do not fit into the console's width are left out, the least important first, and named below.
 
@@ -137,7 +137,8 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     if hidden := table.columns[fitting:]:
         console.print(f"[dim]not shown, for want of width: {', '.join(hidden)}[/dim]", soft_wrap=True)
     for comparison in differences(evaluations):
-        console.print(_sentence(comparison), soft_wrap=True)
+        if comparison.b in BASELINES:
+            console.print(_sentence(comparison), soft_wrap=True)
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:

@@ -35,6 +35,11 @@ class TestNAR4RecEvaluator(EvaluatorTestSuite):
     config_values: ClassVar[dict[str, Any]] = TINY
 
 
+class TestBidirectionalEvaluator(EvaluatorTestSuite):
+    model_class = NAR4RecEvaluator
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "evaluator_is_causal": False}
+
+
 # --- the generator --------------------------------------------------------------------------------------------------
 
 
@@ -145,9 +150,10 @@ def test_config_refuses_values_out_of_range(key: str, value: Any) -> None:
 # --- the evaluator --------------------------------------------------------------------------------------------------
 
 
-def evaluator(extractor: RerankingFeatureExtractor) -> NAR4RecEvaluator:
+def evaluator(extractor: RerankingFeatureExtractor, **values: Any) -> NAR4RecEvaluator:
     torch.manual_seed(0)
-    return NAR4RecEvaluator(NAR4RecConfig(feature_schema=extractor.schema.to_dict(), **TINY)).eval()
+    config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), **{**TINY, **values})
+    return NAR4RecEvaluator(config).eval()
 
 
 def test_evaluator_loss_and_utility(extractor: RerankingFeatureExtractor, mined_batch: dict[str, Tensor]) -> None:
@@ -166,12 +172,15 @@ def test_evaluator_loss_and_utility(extractor: RerankingFeatureExtractor, mined_
     assert output.loss.item() == pytest.approx(loss / 8, rel=1e-5)
 
 
-def test_evaluator_reads_a_slate_from_the_top(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]) -> None:
-    model, slates = evaluator(extractor), torch.tensor([[[0, 1, 2]], [[0, 1, 3]]])
+@pytest.mark.parametrize("causal", [True, False])
+def test_evaluator_reads_a_slate_from_the_top(
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], causal: bool
+) -> None:
+    model, slates = evaluator(extractor, evaluator_is_causal=causal), torch.tensor([[[0, 1, 2]], [[0, 1, 3]]])
     rows = {key: value[[0, 0]] for key, value in batch.items()}
     with torch.no_grad():
         first, second = model(**{**rows, "slates": slates, "feedback": None}).logits
-    torch.testing.assert_close(first[0, :2], second[0, :2])
+    assert torch.isclose(first[0, :2], second[0, :2]).all() == causal
     assert not torch.isclose(first[0, 2], second[0, 2]).any()
 
 

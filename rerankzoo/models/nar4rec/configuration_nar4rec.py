@@ -26,6 +26,8 @@ class NAR4RecConfig(RerankingConfig):
         unlikelihood_weight: Weight of the unlikelihood of slates below it. Not stated in our sources.
         contrastive_weight: Weight of the contrastive loss on the candidate representations.
         contrastive_margin: rho of the contrastive loss (SimCTG uses 0.5).
+        evaluator_is_causal: Whether the evaluator predicts a position's feedback from the items down to it, as people
+            read, or from the whole slate. The paper says "sequence model"; causal is clearly better on held-out logs.
 
     Raises:
         ValueError: If a key is unknown.
@@ -42,6 +44,7 @@ class NAR4RecConfig(RerankingConfig):
     unlikelihood_weight: float | int = 1.0
     contrastive_weight: float | int = 1.0
     contrastive_margin: float | int = 0.5
+    evaluator_is_causal: bool = True
 
     def validate_loss(self) -> None:
         """Checks layers and loss terms; called by the strict dataclass."""

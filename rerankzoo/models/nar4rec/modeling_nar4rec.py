@@ -285,7 +285,9 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         length = slates.shape[-1]
         position = torch.arange(length, device=slates.device)
         hidden = (gather_candidates(candidates, slates) + self.positions(position)).flatten(0, 1)  # (B * S, M, D)
-        mask = causal_mask(length, slates.device)  # padding stands at the end: no real position looks at it
+        mask = key_mask((slates >= 0).flatten(0, 1))
+        if self.config.evaluator_is_causal:
+            mask = causal_mask(length, slates.device)  # padding stands at the end: no real position looks at it
         for layer in self.layers:
             hidden = layer(hidden, mask=mask, implementation=self.config._attn_implementation)
         return self.heads(self.norm(hidden)).unflatten(0, slates.shape[:2])
