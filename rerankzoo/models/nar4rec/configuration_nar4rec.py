@@ -27,7 +27,7 @@ class NAR4RecConfig(RerankingConfig):
         contrastive_weight: Weight of the contrastive loss on the candidate representations.
         contrastive_margin: rho of the contrastive loss (SimCTG uses 0.5).
         evaluator_is_causal: Whether the evaluator predicts a position's feedback from the items down to it, as people
-            read, or from the whole slate. The paper says "sequence model"; causal is clearly better on held-out logs.
+            read, or from the whole slate. The paper says "sequence model"; both do equally well here.
 
     Raises:
         ValueError: If a key is unknown.
