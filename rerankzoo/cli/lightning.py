@@ -71,6 +71,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*WeightAveraging callback with a model that overrides.*")
     warnings.filterwarnings("ignore", message=r".*WeightAveraging state cannot be restored.*")
+    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights, over before they are seen
     datasets.disable_progress_bars()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
