@@ -16,10 +16,10 @@ Where this differs from the paper, or fills in what our sources (summaries and a
 - The losses are sums over positions and means over requests. With several slates per request, the mean over slates.
 - At decoding, p(v | t) is renormalised over the candidates left before each choice. Greedy decoding is the same with
   and without; beam search and sampling need it to be a distribution over slates.
-- The evaluator is a causal Transformer over the slate by default: a position's feedback is predicted from the items down
-  to it, as people read. The paper says "sequence model"; a bidirectional one (`evaluator_is_causal=False`) does as well
-  (docs/models/nar4rec.md). Its slate value is the sum over positions and targets of weight x value x probability (x
-  position discount, where the schema has one).
+- The evaluator is a causal Transformer over the slate by default: a position's feedback is predicted from the items
+  down to it, as people read. The paper says "sequence model"; a bidirectional one (`evaluator_is_causal=False`) does as
+  well (docs/models/nar4rec.md). Its slate value is the sum over positions and targets of weight x value x probability
+  (x position discount, where the schema has one).
 - The differentiable-evaluator loss and the graph decoder of the follow-up CONGRATS (arXiv 2510.10127) are not part of
   it.
 """
