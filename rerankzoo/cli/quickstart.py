@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--max-epochs", type=int, help="passes over them (default: the recipes')")
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="default: outputs/quickstart")
     options = parser.parse_args(list(arguments[1:]))
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
     trained = {name: _train(name, options) for name in STAGES}
     console.rule("evaluating on test requests")
     found = judge("nar4rec", trained["nar4rec"], trained["nar4rec-evaluator"], options.seed, hr_requests=100)
