@@ -111,7 +111,8 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
 
         N, M, S and L are the largest in the data (L at least 1). `slates` and `feedback` are there if the data has the
         slate column, `propensity` if it has that column too, `candidate_feedback` and its mask if it has all declared
-        columns, `history_*` if the schema has history fields. A group without fields yields tensors with F = 0.
+        columns, `history_*` if the schema has history fields. A mined table has `slate_weights` and `soft_labels`
+        instead of `feedback`. A group without fields yields tensors with F = 0.
 
         Args:
             data: Any supported table (see `rerankzoo.features.tables`).

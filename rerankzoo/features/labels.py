@@ -1,4 +1,4 @@
-"""What was shown and what it earned: slates, feedback, propensities, labels and values of candidates."""
+"""What was shown and what it earned, or what was mined: slates, feedback, propensities, labels and values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, IntArray, Table
 from rerankzoo.features.encoding import finite, id_type
 from rerankzoo.features.ragged import Ragged
-from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.schema import SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+#: How far the sum of a soft label may be from 1: it is stored in half precision.
+_SUM_TOLERANCE = 0.01
 
 
 class _SlateLayout:
@@ -29,10 +32,10 @@ class _SlateLayout:
         self.column = column
 
     def check(self, column: Column) -> None:
-        """Raises unless `column` is aligned with the slate column."""
+        """Raises unless `column` (which may have further list levels) is aligned with the slate column."""
         if self.nested:
             self.slates.check_same(column, 0, f"{self.column.name!r}")
-        self.positions.check_same(column, len(column.offsets) - 1, f"{self.column.name!r}")
+        self.positions.check_same(column, len(self.column.offsets) - 1, f"{self.column.name!r}")
 
     def pad(self, values: npt.NDArray[Any], fill: float = 0) -> npt.NDArray[Any]:
         """(total positions, ...) to (B, S, M, ...)."""
@@ -40,11 +43,14 @@ class _SlateLayout:
 
 
 def read_slates(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arrays:
-    """Returns `slates`, `feedback` and `propensity`, as far as the table has them.
+    """Returns `slates`, `feedback`, `propensity`, `slate_weights` and `soft_labels`, as far as the table has them.
+
+    A table with weights is a mined one: nobody was shown its slates, so it may lack feedback.
 
     Raises:
         RerankingDataError: If a slate is empty, longer than the candidate list, repeats a candidate or points outside
-            the list, or if feedback or propensities are missing, not finite or not aligned.
+            the list, or if feedback, propensities, weights or soft labels are missing, not in their range or not
+            aligned.
     """
     if not table.has(schema.slate):
         return {}
@@ -52,16 +58,74 @@ def read_slates(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arra
     column = table.column(schema.slate, depth)
     layout = _SlateLayout(column)
     arrays: Arrays = {"slates": layout.pad(_check_slates(column, layout, candidates), PADDING_INDEX)}
+    mined = table.has(SLATE_WEIGHTS)
+    if not mined or any(table.has(target.name) for target in schema.targets):
+        arrays["feedback"] = layout.pad(_feedback(table, schema, layout, depth))
+    if schema.propensity is not None and table.has(schema.propensity):
+        arrays["propensity"] = layout.pad(_propensity(table.column(schema.propensity, depth), layout))
+    if mined:
+        arrays["slate_weights"] = layout.slates.pad(_weights(table.column(SLATE_WEIGHTS, 1), layout))
+    if mined and table.has(SOFT_LABELS):
+        arrays["soft_labels"] = _soft_labels(table.column(SOFT_LABELS, depth + 1), layout, candidates, arrays["slates"])
+    return arrays
+
+
+def _feedback(table: Table, schema: FeatureSchema, layout: _SlateLayout, depth: int) -> npt.NDArray[np.float32]:
     feedback = np.empty((layout.positions.total, len(schema.targets)), dtype=np.float32)
     for index, target in enumerate(schema.targets):
         earned = table.column(target.name, depth)
         earned.refuse_nulls("feedback", "; give 0 where nothing was earned")
         layout.check(earned)
         feedback[:, index] = finite(earned)
-    arrays["feedback"] = layout.pad(feedback)
-    if schema.propensity is not None and table.has(schema.propensity):
-        arrays["propensity"] = layout.pad(_propensity(table.column(schema.propensity, depth), layout))
-    return arrays
+    return feedback
+
+
+def _weights(column: Column, layout: _SlateLayout) -> npt.NDArray[np.float32]:
+    column.refuse_nulls("a weight")
+    layout.slates.check_same(column, 0, f"{layout.column.name!r}")
+    values = finite(column)
+    if (values < 0).any():
+        index = int((values < 0).argmax())
+        raise column.error(f"a weight must not be negative, got {float(values[index])}", index)
+    return values.astype(np.float32)
+
+
+def _soft_labels(column: Column, layout: _SlateLayout, candidates: Ragged, slates: IntArray) -> npt.NDArray[np.float32]:
+    """(B, S, M, N): per position a distribution over the candidates that the positions before it left."""
+    column.refuse_nulls("a soft label")
+    layout.check(column)
+    steps = Ragged(column.offsets[-1])
+    sizes = np.repeat(np.repeat(candidates.lengths, layout.slates.lengths), layout.positions.lengths)
+    if (steps.lengths != sizes).any():
+        index = int((steps.lengths != sizes).argmax())
+        message = f"{steps.lengths[index]} soft labels for {sizes[index]} candidates"
+        raise column.error(message, index, len(column.offsets) - 1)
+    values = finite(column)
+    if (values < 0).any():
+        index = int((values < 0).argmax())
+        raise column.error(f"a soft label must not be negative, got {float(values[index])}", index)
+    sums = np.add.reduceat(values, steps.offsets[:-1])
+    if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+        index = int((np.abs(sums - 1) > _SUM_TOLERANCE).argmax())
+        raise column.error(
+            f"soft labels of a position must sum to 1, got {sums[index]:.4g}", index, len(column.offsets) - 1
+        )
+    labels = layout.pad(steps.pad(values.astype(np.float32)))
+    _check_chosen_have_none(column, labels, slates)
+    return labels
+
+
+def _check_chosen_have_none(column: Column, labels: npt.NDArray[np.float32], slates: IntArray) -> None:
+    """Raises if a position's soft labels include a candidate that stands further up in the slate."""
+    length = slates.shape[-1]
+    above = np.tri(length, k=-1, dtype=np.bool_) & (slates >= 0)[..., None, :]  # (B, S, M, M)
+    wrong = (np.take_along_axis(labels, np.maximum(slates, 0)[..., None, :], axis=-1) > 0) & above
+    if wrong.any():
+        row, slate, position, earlier = np.argwhere(wrong)[0]
+        message = (
+            f"position {position + 1} gives a soft label to candidate {slates[row, slate, earlier]}, chosen before"
+        )
+        raise RerankingDataError(message, field=column.name, row=int(row) + column.first_row)
 
 
 def _propensity(column: Column, layout: _SlateLayout) -> npt.NDArray[np.float32]:

@@ -22,6 +22,12 @@ Kind = Literal["categorical", "numeric", "dense"]
 Transform = Literal["log1p", "standardize"]
 Discount = Literal["none", "log2"]
 
+#: Columns of a mined table (`rerankzoo mine`); their names are the same under every schema.
+SLATE_WEIGHTS = "slate_weights"
+SLATE_VALUES = "slate_values"
+SOFT_LABELS = "soft_labels"
+MINED_COLUMNS = (SLATE_WEIGHTS, SLATE_VALUES, SOFT_LABELS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
@@ -179,15 +185,16 @@ class FeatureSchema:
 
     def _check_labels(self) -> None:
         """Columns known only after the slate was shown must be distinct and must not be inputs."""
-        labels = [self.slate, *([self.propensity] if self.propensity else [])]
-        for target in self.targets:
-            labels += [target.name, *([target.candidate_feedback] if target.candidate_feedback else [])]
+        labels = [*self.label_columns(), *MINED_COLUMNS]
+        labels += [target.candidate_feedback for target in self.targets if target.candidate_feedback]
         _require_unique(labels, "label column")
         inputs = {self.item_id, *(field.name for field in self.fields)}
         inputs.update(target.value for target in self.targets if target.value)
         for label in labels:
             if label in inputs:
-                raise SchemaError(f"column {label!r} is both an input and a label (slate, feedback or propensity)")
+                raise SchemaError(
+                    f"column {label!r} is both an input and a label (slate, feedback, propensity or mined)"
+                )
 
     def _check_shares(self) -> None:
         for field in self.fields:
@@ -214,6 +221,10 @@ class FeatureSchema:
                     f"value {spec.name!r} of target {target.name!r} must be a numeric candidate column, "
                     f"got {spec.group} {spec.kind}"
                 )
+
+    def label_columns(self) -> list[str]:
+        """Returns the columns that belong to the slates shown: slate, feedback, propensity."""
+        return [self.slate, *(target.name for target in self.targets), *([self.propensity] if self.propensity else [])]
 
     def field(self, name: str) -> FieldSpec:
         """Returns the field of this name.

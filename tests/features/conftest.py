@@ -49,6 +49,23 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def mined_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same requests with mined slates, two of the first and one of the second, and no labels of shown ones."""
+    for row in rows:
+        for name in ("click", "order", "probability"):
+            del row[name]
+    first = [0.25, 0.25, 0.5]
+    rows[0].update(
+        slate=[[2, 0], [1, 2]],
+        slate_weights=[0.75, 0.25],
+        slate_values=[2.0, 1.0],
+        soft_labels=[[first, [0.5, 0.5, 0.0]], [first, [0.125, 0.0, 0.875]]],
+    )
+    rows[1].update(slate=[[1]], slate_weights=[1.0], slate_values=[3.0], soft_labels=[[[0.5, 0.5]]])
+    return rows
+
+
+@pytest.fixture
 def schema() -> FeatureSchema:
     return FeatureSchema(
         name="shop",

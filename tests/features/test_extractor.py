@@ -440,3 +440,65 @@ def test_ragged_round_trip(lists: list[list[tuple[Any, ...]]], data: st.DataObje
     padding = ~batch["candidate_mask"]
     assert not batch["candidate_categorical"][padding].any()
     assert not batch["candidate_numeric"][padding].any()
+
+
+# --- mined tables ---------------------------------------------------------------------------------------------------
+
+
+def test_mined_table_by_hand(extractor: RerankingFeatureExtractor, mined_rows: Rows) -> None:
+    batch = extractor(mined_rows)
+    assert "feedback" not in batch
+    assert "propensity" not in batch
+    assert batch["slates"].tolist() == [[[2, 0], [1, 2]], [[1, -100], [-100, -100]]]
+    assert batch["slate_weights"].tolist() == [[0.75, 0.25], [1.0, 0.0]]
+    assert batch["slate_weights"].dtype == batch["soft_labels"].dtype == torch.float32
+    assert batch["soft_labels"].tolist() == [
+        [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]], [[0.25, 0.25, 0.5], [0.125, 0.0, 0.875]]],
+        [[[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]],
+    ]
+
+
+def half_table(rows: Rows) -> pa.Table:
+    table = pa.Table.from_pylist(rows)
+    half = pa.array([row["soft_labels"] for row in rows], pa.list_(pa.list_(pa.list_(pa.float16()))))
+    return table.set_column(table.column_names.index("soft_labels"), "soft_labels", half)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pd.DataFrame,
+        pa.Table.from_pylist,
+        half_table,
+        lambda rows: {name: [row[name] for row in rows] for name in rows[0]},
+    ],
+)
+def test_mined_table_in_any_format(extractor: RerankingFeatureExtractor, mined_rows: Rows, convert: Any) -> None:
+    assert same(extractor(convert(mined_rows)), extractor(mined_rows))
+
+
+def test_mined_table_may_lack_soft_labels_and_have_feedback(
+    extractor: RerankingFeatureExtractor, mined_rows: Rows
+) -> None:
+    for row in mined_rows:
+        del row["soft_labels"]
+    batch = extractor(mined_rows)
+    assert "slate_weights" in batch
+    assert "soft_labels" not in batch
+    for row in mined_rows:
+        row["click"] = row["order"] = [[1.0] * len(slate) for slate in row["slate"]]
+    assert extractor(mined_rows)["feedback"].shape == (2, 2, 2, 2)
+    del mined_rows[0]["order"], mined_rows[1]["order"]
+    with pytest.raises(RerankingDataError, match="missing column") as caught:
+        extractor(mined_rows)
+    assert caught.value.field == "order"
+
+
+def test_soft_labels_of_flat_slates(extractor: RerankingFeatureExtractor, mined_rows: Rows) -> None:
+    for row in mined_rows:
+        row.update(slate=row["slate"][0], slate_weights=[1.0], soft_labels=row["soft_labels"][0])
+    batch = extractor(mined_rows)
+    assert batch["slate_weights"].tolist() == [[1.0], [1.0]]
+    assert batch["soft_labels"].tolist() == [
+        [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]]], [[[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]]
+    ]  # fmt: skip

@@ -210,6 +210,51 @@ def test_nested_slates_name_the_row_of_the_bad_slate(extractor: RerankingFeature
         assert (caught.value.field, caught.value.row) == (name, 1), change
 
 
+# field, its value in row 0 (two slates of two positions over three candidates), words of the message
+BAD_MINED: list[tuple[str, Any, list[str]]] = [
+    ("slate_weights", [1.0], ["1 entries", "'slate' has 2"]),
+    ("slate_weights", [1.0, -0.5], ["negative", "-0.5"]),
+    ("slate_weights", [1.0, NAN], ["nan"]),
+    ("slate_weights", [1.0, None], ["weight", "None"]),
+    ("slate_weights", None, ["list", "None"]),
+    ("soft_labels", None, ["list", "None"]),
+    ("soft_labels", [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]]], ["1 entries", "'slate' has 2"]),
+    ("soft_labels", [[[0.25, 0.25, 0.5]], [[1.0, 0.0, 0.0]]], ["1 entries", "'slate' has 2"]),
+    ("soft_labels", [[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]]], ["2 soft labels", "3 candidates"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [0.5, 0, 0.25]]], ["sum to 1", "0.75"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [2.0, 0, -1.0]]], ["negative", "-1.0"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, NAN]]], ["nan"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, None]]], ["soft label", "None"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [0.5, 0.5, 0]]], ["position 2", "candidate 1", "before"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD_MINED)
+@pytest.mark.parametrize("convert", [lambda rows: rows, pa.Table.from_pylist])
+def test_bad_mined_value(
+    extractor: RerankingFeatureExtractor,
+    mined_rows: Rows,
+    convert: Callable[[Rows], Any],
+    name: str,
+    value: Any,
+    words: list[str],
+) -> None:
+    with pytest.raises(RerankingDataError) as caught:
+        extractor(convert([mined_rows[1], {**mined_rows[0], name: value}, mined_rows[1]]))
+    assert (caught.value.field, caught.value.row) == (name, 1)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["soft_labels", "slate_weights", "slate_values"])
+def test_names_of_mined_columns_are_taken(name: str) -> None:
+    field = FieldSpec(name=name, group="candidate", kind="numeric")
+    with pytest.raises(SchemaError, match=f"column '{name}' is both an input and a label"):
+        FeatureSchema(name="s", item_id="item", fields=(field,))
+    with pytest.raises(SchemaError, match=f"label column '{name}' appears 2 times"):
+        FeatureSchema(name="s", item_id="item", fields=(), slate=name)
+
+
 def test_fit_counts_rows_over_slices(schema: FeatureSchema, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerankzoo.features.fitting._SLICE_ROWS", 2)
     bad = {**rows[1], "price": [2.0, NAN]}
