@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from rerankzoo.layers.embedding import FeatureEmbedding, PackedEmbedding
+from rerankzoo.layers.embedding import FeatureEmbedding, FieldEmbedding, PackedEmbedding
+from rerankzoo.layers.field_attention import InterFieldAttention
+from rerankzoo.layers.normalization import GatedFieldNorm
 from rerankzoo.layers.pointer import PointerHead
 from rerankzoo.layers.transformer import MultiHeadAttention, TransformerBlock, attend, causal_mask, key_mask
 
 __all__ = [
     "FeatureEmbedding",
+    "FieldEmbedding",
+    "GatedFieldNorm",
+    "InterFieldAttention",
     "MultiHeadAttention",
     "PackedEmbedding",
     "PointerHead",

@@ -1,12 +1,13 @@
-"""From the ids and numbers of a batch to one vector per candidate. Plain modules: flat arguments, no config.
+"""From the ids and numbers of a batch to vectors per candidate or per field. Plain modules: flat arguments, no config.
 
-B requests, N candidates, L history, F fields, E embedding width, D hidden.
+B requests, N candidates, L history, F fields, E embedding width, D hidden or field width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,17 +110,103 @@ class FeatureEmbedding(nn.Module):
             request = self._join("request", request_categorical, request_numeric)
             hidden = hidden + self.request_projection(request).unsqueeze(1)
         if self.history_projection is not None:
-            hidden = hidden + self.history_projection(self._history(history_categorical, history_mask)).unsqueeze(1)
+            history = mean_history(self.embedding, history_categorical, history_mask).flatten(-2)  # (B, F * E)
+            hidden = hidden + self.history_projection(history).unsqueeze(1)
         return hidden
 
     def _join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
         embedded = self.embedding(categorical, group).flatten(-2)  # (..., F * E)
         return torch.cat([embedded, numeric], dim=-1)
 
-    def _history(self, categorical: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The mean embedding (B, F * E) of the user's past items; zeros without any."""
-        if categorical is None or mask is None:
-            raise ValueError("this model has history fields: the batch needs history_categorical and history_mask")
-        embedded = self.embedding(categorical, "history").flatten(-2)  # (B, L, F * E)
-        total = (embedded * mask.unsqueeze(-1)).sum(1)
-        return total / mask.sum(1, keepdim=True).clamp_min(1)
+
+class FieldEmbedding(nn.Module):
+    """One vector per field, for attention among the fields of an item.
+
+    A categorical field's embedding, a numeric field's number and a dense field's vector each pass through a linear map
+    of that field's own. The fields of the request and of the (averaged) history are the same for all candidates and are
+    computed once per request.
+
+    Args:
+        num_embeddings: Number of ids of each categorical field that owns embeddings.
+        owners: For `"request"`, `"candidate"` and `"history"`, the owning field of each categorical field.
+        numeric_sizes: For `"request"` and `"candidate"`, the number of columns of each numeric or dense field.
+        embedding_size: E.
+        field_size: D.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        owners: Mapping[str, Sequence[int]],
+        numeric_sizes: Mapping[str, Sequence[int]],
+        embedding_size: int,
+        field_size: int,
+    ) -> None:
+        super().__init__()
+        self.field_size = field_size
+        self.embedding = PackedEmbedding(num_embeddings, owners, embedding_size)
+        self.projections = nn.ModuleDict()
+        for group, blocks in owners.items():
+            sizes = [*[embedding_size] * len(blocks), *numeric_sizes.get(group, ())]
+            self.projections[group] = nn.ModuleList(nn.Linear(size, field_size) for size in sizes)
+
+    @property
+    def num_candidate_fields(self) -> int:
+        """Fields of a candidate."""
+        return len(self._maps("candidate"))
+
+    @property
+    def num_request_fields(self) -> int:
+        """Fields that all candidates of a request share: the request's and the history's."""
+        return len(self._maps("request")) + len(self._maps("history"))
+
+    def forward(
+        self,
+        request_categorical: Tensor,
+        request_numeric: Tensor,
+        candidate_categorical: Tensor,
+        candidate_numeric: Tensor,
+        history_categorical: Tensor | None = None,
+        history_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeds a batch; see `FeatureEmbedding.forward` for the arguments.
+
+        Returns:
+            The fields of the candidates (B, N, F, D), categorical ones first, and those of the requests (B, F', D),
+            where F' may be 0.
+        """
+        embedded = self.embedding(candidate_categorical, "candidate")
+        candidates = self._embed("candidate", embedded, candidate_numeric)
+        shared = [candidates.new_empty(len(candidates), 0, self.field_size)]
+        if self._maps("request"):
+            shared.append(self._embed("request", self.embedding(request_categorical, "request"), request_numeric))
+        if self._maps("history"):
+            shared.append(self._embed("history", mean_history(self.embedding, history_categorical, history_mask)))
+        return candidates, torch.cat(shared, dim=1)
+
+    def _maps(self, group: str) -> list[nn.Linear]:
+        return cast(list[nn.Linear], list(cast(nn.ModuleList, self.projections[group])))
+
+    def _embed(self, group: str, embedded: Tensor, numeric: Tensor | None = None) -> Tensor:
+        """(..., F, D) from the embeddings (..., F', E) of a group's categorical fields and its numeric columns."""
+        # Joined first: a part without fields stays in the graph, and so its parameters get a gradient.
+        joined = embedded.flatten(-2) if numeric is None else torch.cat([embedded.flatten(-2), numeric], dim=-1)
+        parts = joined.split([linear.in_features for linear in self._maps(group)], dim=-1)
+        return torch.stack([linear(part) for linear, part in zip(self._maps(group), parts, strict=True)], dim=-2)
+
+
+def mean_history(embedding: PackedEmbedding, categorical: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The mean embedding (B, F, E) of the user's past items; zeros without any.
+
+    Args:
+        embedding: Has the group `"history"`.
+        categorical: (B, L, F) int64.
+        mask: (B, L), True where an item is real.
+
+    Raises:
+        ValueError: If either is missing.
+    """
+    if categorical is None or mask is None:
+        raise ValueError("this model has history fields: the batch needs history_categorical and history_mask")
+    total = (embedding(categorical, "history") * mask[..., None, None]).sum(1)
+    return total / mask.sum(1).clamp_min(1)[:, None, None]

@@ -83,10 +83,49 @@ class MultiHeadAttention(nn.Module):
             (B, Q, D).
         """
         if self.cross:
-            query = self.query(hidden)
-            key, value = self.key_value(memory).chunk(2, dim=-1)
-        else:
-            query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
+            return self.read(hidden, self.key_value(memory), mask, implementation)
+        query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
+        return self._mix(query, key, value, mask, implementation)
+
+    def read(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
+        """Cross-attention to a memory whose keys and values (`self.key_value(memory)`) are there already.
+
+        Args:
+            hidden: (R, Q, D); R is a multiple of B, and the R / B rows of a request are neighbours.
+            key_value: (B, K, 2 * D); not copied for the rows of a request.
+            mask: Boolean, broadcastable to (B, H, Q, K).
+            implementation: See `attend`.
+
+        Returns:
+            (R, Q, D).
+        """
+        query = self.query(hidden).reshape(len(key_value), -1, hidden.shape[-1])
+        key, value = key_value.chunk(2, dim=-1)
+        return self._mix(query, key, value, mask, implementation).view(hidden.shape)
+
+    def branch(self, projected: Tensor, past: Tensor) -> Tensor:
+        """Self-attention of alternative next tokens, each to the tokens before it and to itself.
+
+        The alternatives do not see one another, so that all of them are tried in one call, and the keys and values of
+        the past are shared by them and not copied. Without dropout: this is for decoding.
+
+        Args:
+            projected: (R, A, 3 * D), `self.query_key_value` of A alternatives for each of R rows.
+            past: (R, t, 2 * D), the keys and values of the rows' tokens so far, each the last two thirds of such a
+                projection.
+
+        Returns:
+            (R, A, D).
+        """
+        query, key, value = (self._split(x) for x in projected.chunk(3, dim=-1))  # (R, H, A, D/H)
+        past_key, past_value = (self._split(x) for x in past.chunk(2, dim=-1))  # (R, H, t, D/H)
+        own = (query * key).sum(-1, keepdim=True)
+        weights = torch.cat([query @ past_key.transpose(-1, -2), own], dim=-1) / math.sqrt(query.shape[-1])
+        weights = weights.softmax(-1)
+        mixed = weights[..., :-1] @ past_value + weights[..., -1:] * value
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         mixed = attend(self._split(query), self._split(key), self._split(value), mask, implementation, dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
@@ -144,7 +183,8 @@ class TransformerBlock(nn.Module):
         Args:
             hidden: (B, Q, D).
             mask: Boolean, broadcastable to (B, H, Q, Q), True where a key may be attended to.
-            memory: (B, K, D), required where the block was made with `cross_attention`.
+            memory: (B, K, D), required where the block was made with `cross_attention`. There may be several rows of
+                `hidden` for each of `memory`, as neighbours.
             memory_mask: Boolean, broadcastable to (B, H, Q, K).
             implementation: See `attend`.
 
@@ -153,9 +193,47 @@ class TransformerBlock(nn.Module):
         """
         mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
         hidden = hidden + self.dropout(mixed)
-        if memory is not None:
+        key_value = None if memory is None else self.cross_attention.key_value(memory)
+        return self._rest(hidden, key_value, memory_mask, implementation)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
+        return self.attention.query_key_value(self.attention_norm(hidden))
+
+    def step(
+        self,
+        hidden: Tensor,
+        projected: Tensor,
+        past: Tensor,
+        memory_key_value: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        implementation: str = "sdpa",
+    ) -> Tensor:
+        """Runs the block on alternative next tokens of sequences whose keys and values are known.
+
+        The same numbers as `forward` with a causal mask on each sequence extended by each alternative.
+
+        Args:
+            hidden: (R, A, D), A alternatives for the next token of each of R sequences; one in plain decoding.
+            projected: (R, A, 3 * D), their `project`.
+            past: (R, t, 2 * D), the keys and values (the last two thirds of `project`) of each sequence.
+            memory_key_value: (B, K, 2 * D), `self.cross_attention.key_value` of the memory, where there is one.
+            memory_mask: Boolean, broadcastable to (B, H, Q, K).
+            implementation: See `attend`; of the cross-attention.
+
+        Returns:
+            (R, A, D).
+        """
+        hidden = hidden + self.attention.branch(projected, past)
+        return self._rest(hidden, memory_key_value, memory_mask, implementation)
+
+    def _rest(
+        self, hidden: Tensor, memory_key_value: Tensor | None, memory_mask: Tensor | None, implementation: str
+    ) -> Tensor:
+        """What follows self-attention."""
+        if memory_key_value is not None:
             query = self.cross_attention_norm(hidden)
-            mixed = self.cross_attention(query, memory=memory, mask=memory_mask, implementation=implementation)
+            mixed = self.cross_attention.read(query, memory_key_value, memory_mask, implementation)
             hidden = hidden + self.dropout(mixed)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 

@@ -6,13 +6,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor) -> Tensor:
+def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of each slate, averaged over its positions and targets.
 
     Args:
         logits: (..., M, T), one logit per position and feedback target.
         feedback: (..., M, T), observed feedback in [0, 1].
         mask: (..., M), True where a position was shown.
+        possible: (..., M, T), True where a target could happen at all; elsewhere its loss is 0. For logits of a target
+            given another one, such as an order given a click: the loss is then the likelihood of both together.
 
     Returns:
         (...), in nats per position and target; 0 for an empty slate.
@@ -33,5 +35,6 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor) -> Tensor:
     if not bool(((shown >= 0) & (shown <= 1)).all()):
         low, high = shown.min().item(), shown.max().item()
         raise ValueError(f"field 'feedback': values must lie in [0, 1], found a range of [{low}, {high}]")
-    loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none").mean(-1)
+    loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
+    loss = (loss if possible is None else loss.masked_fill(~possible, 0.0)).mean(-1)
     return loss.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rerankzoo.layers import FeatureEmbedding, PackedEmbedding
+from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, PackedEmbedding
 
 SIZES = (5, 7, 4)
 OWNERS = {"request": (0,), "candidate": (1, 2), "history": (1,)}
@@ -113,3 +113,57 @@ def test_history_is_required_where_there_are_history_fields(key: str) -> None:
     del inputs[key]
     with pytest.raises(ValueError, match="needs history_categorical and history_mask"):
         features()(**inputs)
+
+
+def fields(history: bool = True, request: bool = True) -> FieldEmbedding:
+    torch.manual_seed(0)
+    owners = {"request": (0,) if request else (), "candidate": (1, 2), "history": (1,) if history else ()}
+    sizes = {"request": (2,) if request else (), "candidate": (1,)}
+    return FieldEmbedding(SIZES, owners, sizes, embedding_size=3, field_size=4)
+
+
+def test_field_embedding_has_one_linear_map_per_field() -> None:
+    layer, inputs = fields(), batch()
+    candidates, shared = layer(**inputs)
+    assert candidates.shape == (2, 3, layer.num_candidate_fields, 4)
+    assert shared.shape == (2, layer.num_request_fields, 4)
+    tables, maps = separate(layer.embedding), layer.projections
+    for row in range(2):
+        user = tables[0](inputs["request_categorical"][row, 0])
+        past = inputs["history_categorical"][row][inputs["history_mask"][row]]
+        mean = tables[1](past[:, 0]).mean(0) if len(past) else torch.zeros(3)
+        parts = [maps["request"][0](user), maps["request"][1](inputs["request_numeric"][row]), maps["history"][0](mean)]
+        torch.testing.assert_close(shared[row], torch.stack(parts))
+        for item in range(3):
+            first, second = inputs["candidate_categorical"][row, item]
+            number = inputs["candidate_numeric"][row, item]
+            own = [maps["candidate"][0](tables[1](first)), maps["candidate"][1](tables[2](second))]
+            torch.testing.assert_close(candidates[row, item], torch.stack([*own, maps["candidate"][2](number)]))
+
+
+def test_field_embedding_without_request_and_history() -> None:
+    layer, inputs = fields(history=False, request=False), batch()
+    inputs.update(request_categorical=torch.empty(2, 0, dtype=torch.int64), request_numeric=torch.empty(2, 0))
+    del inputs["history_categorical"], inputs["history_mask"]
+    candidates, shared = layer(**inputs)
+    assert shared.shape == (2, 0, 4)
+    candidates.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_field_embedding_of_numbers_only() -> None:
+    layer = FieldEmbedding((), {"request": (), "candidate": (), "history": ()}, {"candidate": (1, 3)}, 3, 4)
+    ids, none = torch.empty(2, 5, 0, dtype=torch.int64), torch.empty(2, 0)
+    candidates, shared = layer(ids[:, 0], none, ids, torch.randn(2, 5, 4))
+    assert candidates.shape == (2, 5, 2, 4)
+    assert shared.shape == (2, 0, 4)
+    candidates.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())  # the empty table too
+
+
+@pytest.mark.parametrize("key", ["history_categorical", "history_mask"])
+def test_field_embedding_requires_history_where_there_are_history_fields(key: str) -> None:
+    inputs = batch()
+    del inputs[key]
+    with pytest.raises(ValueError, match="needs history_categorical and history_mask"):
+        fields()(**inputs)

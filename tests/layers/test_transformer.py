@@ -134,3 +134,39 @@ def test_dropout_is_for_training_only() -> None:
     torch.manual_seed(0)
     assert not torch.equal(block.train()(hidden), block(hidden))
     assert torch.equal(block.eval()(hidden), block(hidden))
+
+
+def blocks(cross_attention: bool = False) -> list[TransformerBlock]:
+    made = nn.ModuleList(TransformerBlock(HIDDEN, HEADS, WIDE, cross_attention=cross_attention) for _ in range(2))
+    return list(randomise(made))
+
+
+@pytest.mark.parametrize("past", [0, 1, 3])
+@pytest.mark.parametrize("cross", [True, False])
+def test_step_is_forward_on_every_extended_sequence(cross: bool, past: int) -> None:
+    """Two requests, three rows each, five alternatives per row: against a causal pass over past + alternative."""
+    layers, rows = blocks(cross), random(6, past, HIDDEN)
+    alternatives, memory = random(6, 5, HIDDEN, seed=1), random(2, 7, HIDDEN, seed=2)
+    real = torch.tensor([[True] * 7, [True, True, False, True, False, True, True]])
+    extended = torch.cat([rows[:, None].expand(-1, 5, -1, -1), alternatives.unsqueeze(2)], dim=2).flatten(0, 1)
+    mask = causal_mask(past + 1, rows.device)
+    expected, cached, found = extended, rows, alternatives
+    for layer in layers:
+        projected, known = layer.project(found), layer.project(cached)[..., HIDDEN:]
+        key_value = layer.cross_attention.key_value(memory) if cross else None
+        shared = {"memory": memory, "memory_mask": key_mask(real)} if cross else {}
+        found = layer.step(found, projected, known, key_value, key_mask(real) if cross else None)
+        if past:
+            cached = layer(cached, mask=causal_mask(past, rows.device), **shared)
+        expected = layer(expected, mask=mask, **shared)
+    torch.testing.assert_close(found, expected[:, -1].view(6, 5, HIDDEN), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_share_a_memory() -> None:
+    layer, hidden, memory = blocks(cross_attention=True)[0], random(6, 3, HIDDEN), random(2, 7, HIDDEN, seed=2)
+    real = torch.tensor([[True] * 7, [True, True, False, True, False, True, True]])
+    found = layer(hidden, memory=memory, memory_mask=key_mask(real))
+    copied = layer(
+        hidden, memory=memory.repeat_interleave(3, dim=0), memory_mask=key_mask(real.repeat_interleave(3, dim=0))
+    )
+    torch.testing.assert_close(found, copied)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rerankzoo.losses import feedback_loss
 
@@ -48,3 +49,12 @@ def test_gradients_are_finite_at_extremes() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(1e4)
     assert logits.grad.tolist() == [[0.5], [-0.5]]
+
+
+def test_impossible_targets_cost_nothing() -> None:
+    logits, feedback = torch.tensor([[0.5, 2.0], [-1.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    possible = torch.tensor([[True, True], [True, False]])
+    entropy = F.binary_cross_entropy_with_logits(logits, feedback, reduction="none")
+    expected = (entropy[0].sum() + entropy[1, 0]) / 2 / 2
+    found = feedback_loss(logits, feedback, torch.tensor([True, True]), possible)
+    torch.testing.assert_close(found, expected)
