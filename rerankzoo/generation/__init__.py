@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from rerankzoo.generation.beam import beam_search
+from rerankzoo.generation.beam import BeamStep, beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.mixin import SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.sampling import sample_slates
-from rerankzoo.generation.scorer import Batch, MatrixScorer, Scorer, ScorerState, SlateEvaluator
+from rerankzoo.generation.scorer import Batch, MatrixScorer, Scorer, ScorerState, SlateEvaluator, StaticScorer
 from rerankzoo.generation.search import Decoded
 
 __all__ = [
     "Batch",
+    "BeamStep",
     "Decoded",
     "MatrixScorer",
     "RerankingGenerationConfig",
@@ -21,6 +22,7 @@ __all__ = [
     "SlateEvaluator",
     "SlateGenerationMixin",
     "SlateGenerationOutput",
+    "StaticScorer",
     "beam_search",
     "contrastive_search",
     "greedy_search",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,30 @@ from rerankzoo.generation.search import Decoded, Rows
 NEVER = float("-inf")
 
 
-def beam_search(scorer: Scorer, batch: Batch, slate_size: int, num_beams: int, num_return_sequences: int) -> Decoded:
+@dataclass
+class BeamStep:
+    """One step of a beam search, as mining needs it. Rows are grouped by request, best first.
+
+    Attributes:
+        totals: (R, N), the score of each of the R prefixes extended by each candidate; -inf where that is no prefix. A
+            prefix without candidates left has one continuation, itself, in column 0.
+        parent: (R',), the row of `totals` that each kept prefix continues.
+        index: (R',), its column.
+    """
+
+    totals: Tensor
+    parent: Tensor
+    index: Tensor
+
+
+def beam_search(
+    scorer: Scorer,
+    batch: Batch,
+    slate_size: int,
+    num_beams: int,
+    num_return_sequences: int,
+    history: list[BeamStep] | None = None,
+) -> Decoded:
     """Keeps the `num_beams` best prefixes of each request at every position.
 
     With `num_beams` at least the number of prefixes it is exhaustive. Prefixes are compared by their score: the sum of
@@ -23,6 +48,7 @@ def beam_search(scorer: Scorer, batch: Batch, slate_size: int, num_beams: int, n
         slate_size: M.
         num_beams: W.
         num_return_sequences: S; at most W.
+        history: A list that gets every step's scores and choices.
 
     Returns:
         The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
@@ -32,11 +58,14 @@ def beam_search(scorer: Scorer, batch: Batch, slate_size: int, num_beams: int, n
     first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
-        totals = _totals(scorer, rows, scores).view(num_requests, -1)  # (B, width * N)
-        best, flat = totals.topk(min(num_beams, totals.shape[-1]), dim=-1)
+        totals = _totals(scorer, rows, scores)
+        expansions = totals.view(num_requests, -1)  # (B, width * N)
+        best, flat = expansions.topk(min(num_beams, expansions.shape[-1]), dim=-1)
         width = len(rows.total) // num_requests
-        parent = (first_row * width + flat // num_candidates).flatten()
-        rows = rows.extend(scorer, scores, parent, (flat % num_candidates).flatten())
+        parent, index = (first_row * width + flat // num_candidates).flatten(), (flat % num_candidates).flatten()
+        if history is not None:
+            history.append(BeamStep(totals, parent, index))
+        rows = rows.extend(scorer, scores, parent, index)
         rows.total = best.flatten()
     return _best(rows.decoded(num_requests), num_return_sequences)
 

@@ -24,11 +24,14 @@ class ScorerState:
     """What a scorer knows between two steps.
 
     Attributes:
-        request: (R,), the request that each row decodes.
+        request: (R,), the request that each row decodes. Rows of one request are neighbours, equally many for each
+            request and in the requests' order, so that they can be told apart by a reshape.
         available: (R, N), True where a candidate is real and not chosen yet.
         prefix: (R, t), the candidates chosen so far; -100 once a request has run out of candidates.
         memory: Tensors per request, computed once and never copied; indexed by `request`.
         cache: Tensors per row (keys and values of the prefix, say), reordered by `Scorer.extend`.
+        step: What `Scorer.score` worked out for this step and `Scorer.extend` goes on from, where a scorer keeps
+            anything; the next state starts without it.
     """
 
     request: Tensor
@@ -36,6 +39,7 @@ class ScorerState:
     prefix: Tensor
     memory: dict[str, Tensor]
     cache: dict[str, Tensor] = field(default_factory=dict)
+    step: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def exhausted(self) -> Tensor:
@@ -100,9 +104,7 @@ class Scorer(ABC):
 class MatrixScorer(Scorer):
     """The scorer of models that score all positions at once, whatever the prefix.
 
-    Position t of a prefix takes row t of the matrix, renormalised over the candidates left. NAR4Rec has one row per
-    position; a pointwise or listwise ranker has the same row everywhere, which makes it a Plackett-Luce policy: greedy
-    decoding sorts, and beam search can only add slates of a lower first choice.
+    Position t of a prefix takes row t of the matrix, renormalised over the candidates left.
 
     Args:
         encode: Maps a batch to logits (B, M, N) and candidate representations (B, N, D).
@@ -129,6 +131,32 @@ class MatrixScorer(Scorer):
             raise ValueError(f"slate_size must be at most {length}, the number of positions that the model scores")
         logits = state.memory["logits"][state.request, position]
         return remaining_log_probs(logits, state.available)
+
+
+class StaticScorer(Scorer):
+    """The scorer of models with one score per candidate, whatever the position and the prefix: pointwise, listwise.
+
+    The scores are renormalised over the candidates left at every position, however many there are: a Plackett-Luce
+    policy. Greedy decoding sorts, and the sorted slate is also the most probable one: beam search returns it too, and
+    as further sequences only less probable ones.
+
+    Args:
+        encode: Maps a batch to scores (B, N) and candidate representations (B, N, D).
+    """
+
+    kind = "log_prob"
+
+    def __init__(self, encode: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
+        self._encode = encode
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Scorer.encode`."""
+        scores, states = self._encode(batch)
+        return {"scores": scores, "candidate_states": states}
+
+    def score(self, state: ScorerState) -> Tensor:
+        """See `Scorer.score`."""
+        return remaining_log_probs(state.memory["scores"][state.request], state.available)
 
 
 class SlateEvaluator(Protocol):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.generation import (
+    BeamStep,
     Decoded,
     RerankingGenerationConfig,
     beam_search,
@@ -125,6 +126,35 @@ def test_no_beam_beats_the_full_width_and_one_beam_is_greedy(made: tuple[TableSc
     )
     assert torch.equal(single.slates, greedy.slates)
     torch.testing.assert_close(single.scores, greedy.scores)
+
+
+@few
+@given(scorers(), st.integers(1, 8))
+def test_history_replays_the_beams(made: tuple[TableScorer, int], width: int) -> None:
+    scorer, slate_size = made
+    history: list[BeamStep] = []
+    found = beam_search(scorer, scorer.batch, slate_size, width, width, history)
+    assert len(history) == slate_size
+    num_requests = len(found.slates)
+    for row in range(num_requests):
+        prefixes: list[tuple[int, ...]] = [()]
+        for step in history:
+            before, beams = len(step.totals) // num_requests, len(step.parent) // num_requests
+            kept = []
+            for beam in range(row * beams, (row + 1) * beams):
+                parent, index = int(step.parent[beam]), int(step.index[beam])
+                assert parent // before == row  # nobody continues another request's prefix
+                total, prefix = step.totals[parent, index].item(), prefixes[parent % before]
+                if total > -torch.inf:
+                    extended = (*prefix, index) if scorer.left(row, prefix) else prefix
+                    assert total == pytest.approx(scorer.slate_score(row, extended), abs=1e-5)
+                    prefix = extended
+                kept.append(prefix)
+            prefixes = kept
+        exists = (found.scores[row] > -torch.inf).tolist()
+        assert [p for p, real in zip(prefixes, exists, strict=False) if real] == [
+            slate for slate, real in zip(slates_of(found, row), exists, strict=True) if real
+        ]
 
 
 def test_beams_matter_for_these_scorers() -> None:

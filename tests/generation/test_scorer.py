@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rerankzoo.generation import MatrixScorer, ScorerState
+from rerankzoo.generation import MatrixScorer, ScorerState, StaticScorer
 from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import remaining_log_probs
 from tests.generation.common import TableScorer
@@ -39,6 +39,16 @@ def test_matrix_scorer_takes_one_row_per_position() -> None:
     state = scorer.extend(state, torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(ValueError, match="slate_size must be at most 2"):
         scorer.score(state)
+
+
+def test_static_scorer_scores_alike_at_every_position() -> None:
+    scorer = StaticScorer(lambda batch: (LOGITS[:, 0], torch.zeros(1, 3, 2)))
+    state = scorer.start(BATCH)
+    assert scorer.score(state)[0].exp().tolist() == pytest.approx([0.6, 0.3, 0.1])
+    for chosen, expected in ((1, [6 / 7, 0.0, 1 / 7]), (2, [1.0, 0.0, 0.0]), (0, [0.0, 0.0, 0.0]), (-100, [0.0] * 3)):
+        state = scorer.extend(state, torch.tensor([0]), torch.tensor([chosen]))
+        assert scorer.score(state)[0].exp().tolist() == pytest.approx(expected)
+    assert scorer.candidate_states(state) is not None
 
 
 def test_extend_reorders_rows_and_leaves_the_old_state_alone() -> None:
