@@ -9,14 +9,27 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
+from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
+from rerankzoo.models.prm import PRMConfig, PRMForReranking
 
 
 class AutoModelForReranking(_BaseAutoModelClass):
     """Loads any model that generates slates: `AutoModelForReranking.from_pretrained("org/nar4rec-shop")`."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """See `transformers.AutoModel.from_config`.
+
+        Of a family with several generators, a config that no model was saved with makes the first.
+        """
+        if not config.architectures and type(config) in FAMILIES:
+            return FAMILIES[type(config)][0][0]._from_config(config, **kwargs)
+        return super().from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -35,9 +48,14 @@ class AutoModelForReranking(_BaseAutoModelClass):
         return loaded
 
 
+Heads = tuple[type[RerankingPreTrainedModel], ...]
+
 #: Config class -> (generators, all heads). `config.architectures` tells the heads of one config apart.
-FAMILIES = {
+FAMILIES: dict[type[RerankingConfig], tuple[Heads, Heads]] = {
+    DeGReConfig: ((DeGReGenerator, DeGReEvaluator), (DeGReGenerator, DeGReEvaluator)),
     NAR4RecConfig: ((NAR4RecForReranking,), (NAR4RecForReranking, NAR4RecEvaluator)),
+    PointwiseConfig: ((PointwiseForReranking,), (PointwiseForReranking,)),
+    PRMConfig: ((PRMForReranking,), (PRMForReranking,)),
 }
 
 

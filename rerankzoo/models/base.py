@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.layers import FeatureEmbedding, PackedEmbedding
+from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, GatedFieldNorm, PackedEmbedding
 
 #: Keys of a saved config that are not fields of ours; everything else unknown is a typing error of the user.
 _BASE_KEYS = {
@@ -114,11 +114,12 @@ class RerankingConfig(PreTrainedConfig):
             )
         return FeatureSchema.from_dict(self.feature_schema)
 
-    def adapt_to_log(self, utility_quantile: Callable[[float], float]) -> None:
+    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
         """Fills in what only the training log can tell; most models need nothing.
 
         Args:
-            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split.
+            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split, or to
+                `None` where its slates were mined and nobody knows their utility.
         """
 
 
@@ -129,7 +130,8 @@ class SlateModelOutput(ModelOutput):
     Attributes:
         loss: Scalar, the mean over requests; present where the batch holds slates.
         loss_terms: Each term of the loss before its weight, scalars by name.
-        logits: (B, M, N), scores of every candidate at every position before the softmax.
+        logits: (B, M, N), scores of every candidate at every position before the softmax; (B, S, M, N) from a model
+            whose scores depend on the items further up, where they are those of the batch's slates.
         candidate_states: (B, N, D), representations of the candidates.
     """
 
@@ -146,14 +148,17 @@ class EvaluatorOutput(ModelOutput):
     Attributes:
         loss: Scalar, the mean over requests; present where the batch holds feedback.
         loss_terms: Each term of the loss before its weight, scalars by name.
-        logits: (B, S, M, T), one logit per position and feedback target.
+        logits: (B, S, M, T), one logit per position and feedback target; `None` for an evaluator that predicts none.
         utilities: (B, S), predicted utility of each slate. (Not `values`: that is a dictionary's method.)
+        prefix_values: (B, S, M), predicted utility of each prefix, where the evaluator gives one: at position t the
+            value of the slate down to t, at padding that of the whole slate.
     """
 
     loss: Tensor | None = None
     loss_terms: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     utilities: Tensor | None = None
+    prefix_values: Tensor | None = None
 
 
 class RerankingPreTrainedModel(PreTrainedModel):
@@ -170,24 +175,42 @@ class RerankingPreTrainedModel(PreTrainedModel):
         self.schema = config.schema  # parsed once, not in every forward pass
 
     def make_feature_embedding(self) -> FeatureEmbedding:
-        """The feature embedding for the config's schema."""
+        """The feature embedding for the config's schema: one vector per candidate."""
+        num_embeddings, owners = self._categorical_layout()
+        return FeatureEmbedding(
+            num_embeddings=num_embeddings,
+            owners=owners,
+            num_numeric={group: self.schema.numeric_size(group) for group in ("request", "candidate")},
+            embedding_size=self.config.embedding_size,
+            hidden_size=self.config.hidden_size,
+        )
+
+    def make_field_embedding(self, field_size: int) -> FieldEmbedding:
+        """The field embedding for the config's schema: one vector per field."""
+        num_embeddings, owners = self._categorical_layout()
+        return FieldEmbedding(
+            num_embeddings=num_embeddings,
+            owners=owners,
+            numeric_sizes={
+                group: [field.size for field in self.schema.numeric_fields(group)] for group in ("request", "candidate")
+            },
+            embedding_size=self.config.embedding_size,
+            field_size=field_size,
+        )
+
+    def _categorical_layout(self) -> tuple[list[int], dict[str, list[int]]]:
+        """Number of ids of each field that owns embeddings, and per group the number of each field's owner."""
         schema = self.schema
-        categorical = [field for field in schema.fields if field.kind == "categorical"]
-        owning = [field for field in categorical if field.shares is None]
+        owning = [field for field in schema.fields if field.kind == "categorical" and field.shares is None]
         block = {field.name: number for number, field in enumerate(owning)}
         unfitted = [field.name for field in owning if field.num_embeddings is None]
         if unfitted:
             raise ValueError(f"fields {unfitted} of the schema have no num_embeddings; use a fitted extractor's schema")
-        return FeatureEmbedding(
-            num_embeddings=[field.num_embeddings or 0 for field in owning],
-            owners={
-                group: [block[field.shares or field.name] for field in schema.select(group, "categorical")]
-                for group in ("request", "candidate", "history")
-            },
-            num_numeric={group: schema.numeric_size(group) for group in ("request", "candidate")},
-            embedding_size=self.config.embedding_size,
-            hidden_size=self.config.hidden_size,
-        )
+        owners: dict[str, list[int]] = {
+            group: [block[field.shares or field.name] for field in schema.select(group, "categorical")]
+            for group in ("request", "candidate", "history")
+        }
+        return [field.num_embeddings or 0 for field in owning], owners
 
     def check_schema(self, schema: FeatureSchema) -> None:
         """Refuses a feature extractor other than the one the model was trained with.
@@ -208,6 +231,11 @@ class RerankingPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             # A fixed standard deviation, as large text models use, starves layers as narrow as ours.
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+        elif isinstance(module, GatedFieldNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.normal_(module.gate_weight, mean=0.0, std=module.field_size**-0.5)
+            init.zeros_(module.gate_bias)
         elif isinstance(module, PackedEmbedding):
             for group in module.owners:
                 buffer = module.get_buffer(f"{group}_offsets")

@@ -74,13 +74,21 @@ def real_entries(output: Any, batch: Batch, rows: Tensor | None = None, candidat
     candidates = torch.arange(batch["candidate_mask"].shape[1]) if candidates is None else candidates
     mask, shown = batch["candidate_mask"][rows][:, candidates], batch["slates"][rows] >= 0
     if isinstance(output, SlateModelOutput):
-        logits = output.logits[rows][..., candidates].movedim(-1, 1)  # (B, N, ...)
-        found = {"logits": logits[mask]}
+        logits = output.logits[rows][..., candidates]
+        if logits.dim() == 4:  # (B, S, M, N): scores given the slates
+            found = {"logits": logits[shown.unsqueeze(-1) & mask[:, None, None]]}
+        else:
+            found = {"logits": logits.movedim(-1, 1)[mask]}
         if output.candidate_states is not None:
             found["candidate_states"] = output.candidate_states[rows][:, candidates][mask]
         return found
     assert isinstance(output, EvaluatorOutput)
-    return {"logits": output.logits[rows][shown], "utilities": output.utilities[rows][shown.any(-1)]}
+    found = {"utilities": output.utilities[rows][shown.any(-1)]}
+    for name in ("logits", "prefix_values"):
+        if getattr(output, name) is not None:
+            found[name] = output[name][rows][shown]
+    assert len(found) > 1  # something is said of every position
+    return found
 
 
 def pick_candidates(batch: Batch, order: Tensor) -> Batch:
@@ -88,6 +96,8 @@ def pick_candidates(batch: Batch, order: Tensor) -> Batch:
     moved = {key: value[:, order] if key.startswith("candidate_") else value for key, value in batch.items()}
     place = order.argsort()
     moved["slates"] = torch.where(batch["slates"] < 0, -100, place[batch["slates"].clamp_min(0)])
+    if "soft_labels" in batch:
+        moved["soft_labels"] = batch["soft_labels"][..., order]
     return moved
 
 
@@ -99,8 +109,12 @@ def single_row(batch: Batch, row: int) -> Batch:
     slates, length = int(shown.any(-1).sum()), int(shown.sum(-1).max())
     cut = {"candidate_": (slice(None), slice(size)), "history_": (slice(None), slice(past))}
     for key, value in single.items():
-        if key in ("slates", "feedback"):
+        if key in ("slates", "feedback", "soft_labels"):
             single[key] = value[:, :slates, :length]
+        if key == "soft_labels":
+            single[key] = single[key][..., :size]
+        if key == "slate_weights":
+            single[key] = value[:, :slates]
         for prefix, place in cut.items():
             if key.startswith(prefix):
                 single[key] = value[place]
@@ -119,6 +133,9 @@ def with_padding(batch: Batch, candidates: int = 0, past: int = 0, slates: int =
     padded["slates"] = torch.cat([batch["slates"], torch.full(size, -100)], dim=1)
     rubbish = torch.full((*size, batch["feedback"].shape[-1]), torch.nan)
     padded["feedback"] = torch.cat([batch["feedback"], rubbish], dim=1)
+    if "slate_weights" in batch:
+        padded["slate_weights"] = F.pad(batch["slate_weights"], (0, slates))
+        padded["soft_labels"] = F.pad(batch["soft_labels"], (0, candidates, 0, 0, 0, slates))
     return padded
 
 
@@ -133,6 +150,17 @@ def assert_valid_slates(slates: Tensor, candidate_mask: Tensor) -> None:
             assert slate[filled:] == [-100] * (len(slate) - filled)
             assert len(set(slate[:filled])) == filled
             assert all(0 <= index < len(mask) and mask[index] for index in slate[:filled])
+
+
+def values_in_logged_order(batch: Batch) -> Tensor:
+    """Candidate values (B, N, T) by which the first logged slate is the best one also for a model that sorts.
+
+    They fall from position to position; what was not shown is worth nothing.
+    """
+    candidate = torch.arange(batch["candidate_mask"].shape[1])
+    chosen = batch["slates"][:, 0].unsqueeze(-1) == candidate  # (B, M, N)
+    value = torch.arange(chosen.shape[1], 0, -1.0).unsqueeze(-1)  # (M, 1): M, M - 1 ... 1
+    return (chosen * value).sum(1).unsqueeze(-1).expand_as(batch["candidate_value"])
 
 
 class WeighedItems:
@@ -223,8 +251,8 @@ class ModelTestSuite:
         for (name, expected), found in zip(fresh.named_parameters(), empty.parameters(), strict=True):
             assert found.device.type == "cpu", name
             assert torch.isfinite(found).all(), name
-            scale = float(expected.detach().std()) if expected.numel() > 1 else 0.0
-            assert float(found.detach().std()) == pytest.approx(scale, rel=0.5), name
+            scale = float(expected.detach().std(correction=0))  # 0 of a single number
+            assert float(found.detach().std(correction=0)) == pytest.approx(scale, rel=0.5), name
             assert float(found.detach().mean()) == pytest.approx(float(expected.detach().mean()), abs=scale), name
         for (name, expected), found in zip(fresh.named_buffers(), empty.buffers(), strict=True):
             assert torch.equal(found, expected), name
@@ -301,6 +329,9 @@ class ModelTestSuite:
             "slates": F.pad(short["slates"], (0, 2), value=-100),
             "feedback": F.pad(short["feedback"], (0, 0, 0, 2), value=torch.nan),
         }
+        if "soft_labels" in mined_batch:
+            short["soft_labels"] = mined_batch["soft_labels"][:, :, :2]
+            padded["soft_labels"] = F.pad(short["soft_labels"], (0, 0, 0, 2))
         with torch.no_grad():
             expected, found = model(**short), model(**padded)
         assert_close(real_entries(found, padded), real_entries(expected, short))
@@ -354,7 +385,8 @@ class ModelTestSuite:
         assert output.to_tuple()[0] is output["loss"]
         leaves = pytree.tree_leaves(output)
         assert len(leaves) == len(pytree.tree_leaves(dict(output.items()))) > 2
-        assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k != "feedback"})
+        labels = ("feedback", "slate_weights", "soft_labels")
+        assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k not in labels})
 
     def test_loss_is_finite_under_bfloat16(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor).train()
@@ -368,8 +400,10 @@ class ModelTestSuite:
     def test_overfits_eight_requests(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor).train()
         # Only slates worth repeating for a generator; an evaluator learns to tell their positions apart.
-        if model.can_generate():
+        repeats = not hasattr(model, "score_slates")
+        if repeats:
             batch["feedback"] = (batch["slates"] >= 0).unsqueeze(-1).expand_as(batch["feedback"]).float()
+            batch["candidate_value"] = values_in_logged_order(batch)
         first = model(**batch).loss.item()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(120):
@@ -378,7 +412,7 @@ class ModelTestSuite:
             loss.backward()
             optimizer.step()
         assert loss.item() < 0.2 * first
-        if model.can_generate():
+        if repeats:
             assert torch.equal(model.eval().generate(**batch), batch["slates"][:, 0])
 
     def test_loss_decreases_under_the_lightning_module(self, data_folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class NAR4RecConfig(RerankingConfig):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
 
-    def adapt_to_log(self, utility_quantile: Callable[[float], float]) -> None:
+    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
         """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
         if self.utility_threshold is None:
             self.utility_threshold = utility_quantile(float(self.utility_quantile))

@@ -1,0 +1,85 @@
+"""Configuration of DeGRe's evaluator and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from rerankzoo.models.base import RerankingConfig
+
+
+@strict
+class DeGReConfig(RerankingConfig):
+    """Sizes, heads and loss terms of `DeGReEvaluator` and `DeGReGenerator`; see also `RerankingConfig`.
+
+    Args:
+        num_hidden_layers: Layers of the evaluator's causal Transformer; layers of the generator's candidate encoder.
+        num_decoder_layers: Layers of the generator's causal decoder.
+        field_size: Width of a field's vector in the attention among the fields of an item. Kept small: its cost per
+            candidate grows with the number of fields.
+        value_head: How the evaluator values prefixes. `"feedback"`: one probability per feedback target and position, a
+            prefix is worth the expected utility of its positions. `"cumulative_regression"`: the paper's, the reward
+            accumulated over each prefix is regressed. The first is much better in truth (docs/models/degre.md).
+        conditional_targets: For the feedback head, maps a target to the target it depends on, such as
+            `{"order": "click"}`: its logit is that of an order given a click, its probability the product of both, and
+            it learns only from positions where the click happened. Chains are allowed.
+        utility_threshold: From plain logs the generator learns the logged slates whose utility reaches it. `None` until
+            the training data is known; the Lightning module sets it to the quantile below.
+        utility_quantile: The quantile of the logged utility on the training split that becomes the threshold.
+        hard_label_weight: From mined slates: weight of the cross-entropy of the slates.
+        soft_label_weight: From mined slates: weight of the divergence from the soft labels (paper: alpha).
+
+    Raises:
+        ValueError: If a key is unknown.
+        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
+    """
+
+    model_type = "degre"
+
+    num_hidden_layers: int = 2
+    num_decoder_layers: int = 2
+    field_size: int = 16
+    value_head: Literal["feedback", "cumulative_regression"] = "feedback"
+    conditional_targets: dict[str, str] | None = None
+    utility_threshold: float | int | None = None
+    utility_quantile: float | int = 0.5
+    hard_label_weight: float | int = 1.0
+    soft_label_weight: float | int = 1.0
+
+    def validate_degre(self) -> None:
+        """Checks sizes and loss terms; called by the strict dataclass."""
+        for key in ("num_hidden_layers", "num_decoder_layers", "field_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if not 0 <= self.utility_quantile <= 1:
+            raise ValueError(f"utility_quantile must lie in [0, 1], got {self.utility_quantile}")
+        for key in ("hard_label_weight", "soft_label_weight"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+        if self.hard_label_weight == 0 and self.soft_label_weight == 0:
+            raise ValueError("hard_label_weight and soft_label_weight are both 0: nothing is left to learn")
+
+    def validate_conditional_targets(self) -> None:
+        """Checks that conditional targets exist and end in an unconditional one; called by the strict dataclass."""
+        parents = self.conditional_targets or {}
+        if self.feature_schema is not None and parents:
+            known = [target.name for target in self.schema.targets]
+            unknown = sorted({*parents, *parents.values()} - set(known))
+            if unknown:
+                raise ValueError(f"conditional_targets names {unknown}; the schema's targets are {known}")
+        for target in parents:
+            seen = [target]
+            while seen[-1] in parents:
+                seen.append(parents[seen[-1]])
+                if seen[-1] in seen[:-1]:
+                    raise ValueError(f"conditional_targets go in a circle: {' -> '.join(seen)}")
+
+    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
+        """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
+        if self.utility_threshold is None:
+            self.utility_threshold = utility_quantile(float(self.utility_quantile))
+
+
+__all__ = ["DeGReConfig"]
