@@ -27,6 +27,19 @@ def main(arguments: Sequence[str]) -> None:
             num_validation=options.num_validation,
             num_test=options.num_test,
         )
+    elif options.source == "taobao-ad":
+        # The only source that needs the extra "data".
+        from rerankzoo.data.sources.taobao import convert_taobao
+
+        convert_taobao(
+            options.out,
+            options.raw,
+            options.protocol,
+            slate_size=options.slate_size,
+            history=options.history,
+            memory_limit=options.memory_limit,
+            seed=options.seed,
+        )
     else:
         convert_movielens(options.out, options.raw, options.source, seed=options.seed)
     metadata = read_metadata(options.out)
@@ -45,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     for variant, what in (("ml-100k", "MovieLens 100K"), ("ml-1m", "MovieLens 1M")):
         movielens = sources.add_parser(variant, help=f"{what}, from GroupLens' own files")
         movielens.add_argument("--raw", type=Path, help="folder with the files; default: download from GroupLens")
+    taobao = sources.add_parser("taobao-ad", help="Taobao's ad log, from the files of Ali_Display_Ad_Click")
+    taobao.add_argument("--raw", type=Path, required=True, help="folder with the files")
+    taobao.add_argument("--protocol", choices=["last-day", "librerank"], default="last-day", help="lists and split")
+    taobao.add_argument("--slate-size", type=int, default=4, help="ads of a logged slate; shorter lists are dropped")
+    taobao.add_argument("--history", action="store_true", help="add histories from behavior_log.csv")
+    taobao.add_argument("--memory-limit", default="2GB", help="of DuckDB; beyond it, work files beside --out are used")
     for source in sources.choices.values():
         source.add_argument("--out", type=Path, required=True, help="the data folder to make")
         source.add_argument("--seed", type=int, default=0, help="of everything drawn at random")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
 
-from rerankzoo.data.folder import METADATA_FILE, SCHEMA_FILE, SPLITS, read_metadata
+from rerankzoo.data.folder import METADATA_FILE, SCHEMA_FILE, SPLITS, read_origin
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features.batch import slate_utility
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
 
 
 class RerankingDataModule(L.LightningDataModule):
@@ -75,8 +75,8 @@ class RerankingDataModule(L.LightningDataModule):
 
     @property
     def metadata(self) -> dict | None:
-        """What `dataset.json` says of the data's origin; `None` for a log without one."""
-        return read_metadata(self.path) if (Path(self.path) / METADATA_FILE).is_file() else None
+        """What `dataset.json` says of the data's origin (see `read_origin`); `None` for a log without one."""
+        return read_origin(self.path)
 
     def split(self, name: str) -> Dataset:
         """One split's table.
@@ -122,8 +122,10 @@ class RerankingDataModule(L.LightningDataModule):
         rows = self.split("train").with_format("arrow")[: self.eval_batch_size]
         return self.extractor(rows)["slates"].shape[-1]
 
-    def utility_quantile(self, quantile: float) -> float:
-        """A quantile of the utility of the logged slates of the whole training split."""
+    def utility_quantile(self, quantile: float) -> float | None:
+        """A quantile of the utility of the logged slates of the whole training split; `None` of a mined one."""
+        if SLATE_WEIGHTS in self.split("train").column_names:
+            return None
         loader = RequestLoader(self.split("train"), self.extractor, self.eval_batch_size)
         utilities = [
             slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], self.extractor.schema)
@@ -140,7 +142,10 @@ def open_splits(folder: Path) -> DatasetDict:
     files = {name: paths for name, paths in found.items() if paths}
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
-    return load_dataset("parquet", data_files=files)
+    # One by one: a mined folder's splits have different columns.
+    return DatasetDict(
+        {name: load_dataset("parquet", data_files=paths, split="train") for name, paths in files.items()}
+    )
 
 
 class SimulatorDataModule(RerankingDataModule):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from rerankzoo.files import write_atomically
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"
 METADATA_FILE = "dataset.json"
+#: "source" of a folder that was mined from another one, whose metadata stands under "origin".
+MINED_SOURCE = "mined"
 
 
 def write_data_folder(
-    directory: str | Path, tables: Mapping[str, pa.Table], schema: FeatureSchema, metadata: Mapping[str, Any]
+    directory: str | Path, tables: Mapping[str, pa.Table | Path], schema: FeatureSchema, metadata: Mapping[str, Any]
 ) -> None:
     """Writes the tables of a data set with their schema and where they come from.
 
@@ -33,7 +36,8 @@ def write_data_folder(
 
     Args:
         directory: The folder, made if it is missing.
-        tables: Exposure logs by split ("train", "validation", "test"), at least one.
+        tables: Exposure logs by split ("train", "validation", "test"), at least one: tables, or the paths of finished
+            Parquet files (of tables too large for memory), which are moved.
         schema: The schema of all tables.
         metadata: What `dataset.json` says, JSON-able: at least "source" and "protocol"; "rows" is added.
 
@@ -41,7 +45,7 @@ def write_data_folder(
         ValueError: If there is no table, a split or a key of the metadata is unknown or missing, or "rows" disagrees.
     """
     _check(tables, metadata)
-    rows = {split: tables[split].num_rows for split in SPLITS if split in tables}
+    rows = {split: _num_rows(tables[split]) for split in SPLITS if split in tables}
     text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"  # before any file: it may not be JSON-able
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,8 @@ def write_data_folder(
         for split in set(SPLITS) - set(tables):
             (directory / f"{split}.parquet").unlink(missing_ok=True)
     for split, table in tables.items():
-        write_atomically(directory / f"{split}.parquet", partial(pq.write_table, table))
+        write = partial(shutil.move, table) if isinstance(table, Path) else partial(pq.write_table, table)
+        write_atomically(directory / f"{split}.parquet", write)
     schema.to_yaml(directory / SCHEMA_FILE)
     write_atomically(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -74,6 +79,23 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def read_origin(directory: str | Path) -> dict[str, Any] | None:
+    """Reads what `dataset.json` says of where the requests come from: of a mined folder, its source's metadata.
+
+    Returns:
+        The metadata; `None` if the folder, or the one it was mined from, has none.
+
+    Raises:
+        ValueError: If the file is not a JSON object.
+    """
+    if not (Path(directory) / METADATA_FILE).is_file():
+        return None
+    metadata: dict[str, Any] | None = read_metadata(directory)
+    while metadata is not None and metadata.get("source") == MINED_SOURCE:
+        metadata = metadata["origin"]
+    return metadata
+
+
 def list_array(values: np.ndarray) -> pa.Array:
     """Turns an array (R, K, ...) into an Arrow column of R (nested) lists without a Python loop over rows."""
     column: pa.Array = pa.array(np.ascontiguousarray(values).reshape(-1))
@@ -84,7 +106,11 @@ def list_array(values: np.ndarray) -> pa.Array:
     return column
 
 
-def _check(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> None:
+def _num_rows(table: pa.Table | Path) -> int:
+    return pq.read_metadata(table).num_rows if isinstance(table, Path) else table.num_rows
+
+
+def _check(tables: Mapping[str, pa.Table | Path], metadata: Mapping[str, Any]) -> None:
     unknown = sorted(set(tables) - set(SPLITS))
     if unknown or not tables:
         raise ValueError(f"tables must be named among {SPLITS}, got {sorted(tables)}")

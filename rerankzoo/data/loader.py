@@ -112,4 +112,11 @@ def _select(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     most = int(batch["candidate_mask"].sum(-1).max())
     if most == batch["candidate_mask"].shape[1]:
         return batch
-    return {key: value[:, :most] if key.startswith("candidate_") else value for key, value in batch.items()}
+    return {key: _cut(key, value, most) for key, value in batch.items()}
+
+
+def _cut(key: str, value: Tensor, most: int) -> Tensor:
+    """The first candidates of a batch's entry."""
+    if key == "soft_labels":
+        return value[..., :most]
+    return value[:, :most] if key.startswith("candidate_") else value

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rerankzoo.data.folder import list_array, read_metadata, write_data_folder
+from rerankzoo.data.folder import list_array, read_metadata, read_origin, write_data_folder
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 
 SCHEMA = FeatureSchema(
@@ -33,6 +33,26 @@ def test_writes_every_file_and_counts_rows(tmp_path: Path) -> None:
     assert read_metadata(folder) == {**METADATA, "rows": {"train": 3, "test": 2}}
     assert FeatureSchema.from_yaml(folder / "schema.yaml") == SCHEMA
     assert pq.read_table(folder / "train.parquet").to_pydict() == {"item_id": [[0, 1], [2, 3], [4, 5]]}
+
+
+def test_origin_of_a_mined_folder_is_its_source(tmp_path: Path) -> None:
+    write_data_folder(tmp_path / "log", {"train": table(1)}, SCHEMA, METADATA)
+    log = read_metadata(tmp_path / "log")
+    assert read_origin(tmp_path / "log") == log
+    assert read_origin(tmp_path) is None
+    mined = {"source": "mined", "protocol": "mined", "origin": {"source": "mined", "origin": log}}
+    write_data_folder(tmp_path / "mined", {"train": table(1)}, SCHEMA, mined)
+    assert read_origin(tmp_path / "mined") == log
+    write_data_folder(tmp_path / "mined", {"train": table(1)}, SCHEMA, {**mined, "origin": None})
+    assert read_origin(tmp_path / "mined") is None
+
+
+def test_finished_files_are_moved_and_counted(tmp_path: Path) -> None:
+    pq.write_table(table(3), tmp_path / "work.parquet")
+    write_data_folder(tmp_path / "out", {"train": tmp_path / "work.parquet", "test": table(2)}, SCHEMA, METADATA)
+    assert not (tmp_path / "work.parquet").exists()
+    assert read_metadata(tmp_path / "out")["rows"] == {"train": 3, "test": 2}
+    assert pq.read_table(tmp_path / "out" / "train.parquet") == table(3)
 
 
 def test_rewriting_leaves_no_split_of_the_earlier_data_set(tmp_path: Path) -> None:

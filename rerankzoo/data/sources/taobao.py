@@ -1,0 +1,544 @@
+"""Taobao's ad log (Ali_Display_Ad_Click) as a reranking data set, from its published files.
+
+The files: `raw_sample.csv` (26,557,961 exposures of 8 days, with clicks), `ad_feature.csv`, `user_profile.csv` and, for
+histories, `behavior_log.csv`. They hold neither a request id nor a display position: **lists are inferred** from times.
+
+Windows. A user's records are walked from the latest one back: a window starts at the latest record not yet taken and
+takes all records up to 300 seconds older. Of a window at most the 30 oldest records count. Records of the same second
+are taken in reverse order of the file. This is what LibRerank's and CMR's script does (`process_data_for_rerank`,
+github.com/lyingCS/Controllable-Multi-Objective-Reranking, Data/preprocess_ad.py).
+
+A request is a window of at least `slate_size` records. Its candidates are the window's ads in random order, the labels
+of all of them are known; the logged slate is the first `slate_size` of them in order of time, which stands in for the
+order of display. An ad shown twice within a window is two candidates, as in the published script.
+
+Protocols.
+
+- `"last-day"`: all windows, with or without a click, because a log of clicked pages only would tell an evaluator that
+  every page earns a click. A window belongs to the day (China time) of its latest record: train is the days 1 to 6,
+  validation day 7 and test day 8.
+- `"librerank"`: users with more than 2 records and a click; of each, the latest window with a click. Users are shuffled
+  as by the script (Python's set order, `random.seed(1234)`) and cut 40 / 50 / 10 %: the first part trains only the
+  first stage, the second is train (its last tenth: validation, which the script lacks), the third is test.
+
+First stage. `upstream_score` is the logit of the ad's click rate, smoothed towards the mean of the rates of its
+category and its customer, which are smoothed towards the rate of all. It counts only records of days *before the
+window's first record*, as a first stage that is trained anew every night: in `"last-day"` those of the train days, in
+`"librerank"` those of the first part's users. So no window knows its own labels, or anything that came later.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+
+try:
+    import duckdb
+except ImportError as error:
+    raise ImportError("Taobao's files are read with DuckDB: pip install 'rerankzoo[data]'") from error
+
+Protocol = Literal["last-day", "librerank"]
+
+logger = logging.getLogger(__name__)
+
+PROFILE_FIELDS = (
+    "cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level", "occupation",
+    "new_user_class_level",
+)  # fmt: skip
+AD_FIELDS = ("cate_id", "campaign_id", "customer", "brand")
+HISTORY_FIELDS = ("cate", "brand", "btag")
+
+FILES = MappingProxyType(
+    {
+        "raw_sample.csv": {
+            "user": "INTEGER", "time_stamp": "BIGINT", "adgroup_id": "INTEGER", "pid": "VARCHAR", "clk": "INTEGER",
+        },
+        "ad_feature.csv": {"adgroup_id": "INTEGER", **dict.fromkeys(AD_FIELDS, "INTEGER"), "price": "DOUBLE"},
+        "user_profile.csv": {"userid": "INTEGER", **dict.fromkeys(PROFILE_FIELDS, "INTEGER")},
+        "behavior_log.csv": {
+            "user": "INTEGER", "time_stamp": "BIGINT", "btag": "VARCHAR", "cate": "INTEGER", "brand": "INTEGER",
+        },
+    }
+)  # fmt: skip
+"""The columns that are read of each file, and their types."""
+
+NUM_RECORDS = 26_557_961
+NUM_LIBRERANK_LISTS = 483_049
+WINDOW_SECONDS, MAX_CANDIDATES, HISTORY_LENGTH = 300, 30, 50
+VALIDATION_DAY, TEST_DAY = 7, 8
+LIBRERANK_SEED = 1234
+SMOOTHING = 100.0  # exposures' worth of the rate that another rate is smoothed towards
+PRIOR_RATE = 0.05  # before the first day is over
+
+_KEYS = ("adgroup_id", "cate_id", "customer", "everything")  # whose clicks and exposures the first stage counts
+_DAY = "(time_stamp + 8 * 3600) // 86400 - 17291"  # in China; 2017-05-06 is day 1
+_BUCKET_ROWS = 2_000_000  # rows of the log converted at a time: memory does not grow with the data
+_ROW_GROUP = 10_000
+_FIRST_STAGE = -1  # in place of a split: users whose records only train the first stage
+_USER_BITS, _TIME_BITS = 30, 31  # so that a user and a time fit into one number
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """Requests as ranges of records, which are sorted by user and then latest first."""
+
+    start: np.ndarray  # (R,) row of the latest record that counts
+    stop: np.ndarray  # (R,) row after the earliest one
+    split: np.ndarray  # (R,) index into SPLITS
+
+
+def convert_taobao(
+    out: str | Path,
+    raw: str | Path,
+    protocol: Protocol = "last-day",
+    *,
+    slate_size: int = 4,
+    history: bool = False,
+    memory_limit: str = "2GB",
+    seed: int = 0,
+) -> None:
+    """Converts Ali_Display_Ad_Click to a data folder; the module describes the protocols.
+
+    Args:
+        out: The data folder to write. Work files of about the size of the raw files stand beside it meanwhile.
+        raw: Folder with the unpacked raw files.
+        protocol: "last-day" or "librerank".
+        slate_size: Ads of a logged slate, at least 1; shorter windows are dropped.
+        history: Whether to add the user's last 50 behaviours strictly before the window, from `behavior_log.csv`.
+        memory_limit: Of DuckDB, such as "2GB"; beyond it, work files are used. Some hundred MB come on top.
+        seed: Seed of the order of requests and of the candidates within.
+
+    Raises:
+        ValueError: If the protocol or the slate size is unusable, a split is empty, or the complete data does not give
+            the published number of lists.
+        RerankingDataError: If a raw file or one of its columns is missing, or a value is unusable; names the file.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"unknown protocol {protocol!r}, choose from {get_args(Protocol)}")
+    if not 1 <= slate_size <= MAX_CANDIDATES:
+        raise ValueError(f"slate_size must be in 1..{MAX_CANDIDATES}, got {slate_size}")
+    out, raw = Path(out), Path(raw)
+    names = [name for name in FILES if history or name != "behavior_log.csv"]
+    for name in names:
+        _read_header(raw / name)  # all of them before the first long read
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
+        config = {"memory_limit": memory_limit, "temp_directory": work}
+        with closing(duckdb.connect(str(Path(work) / "work.duckdb"), config=config)) as connection:
+            counts = {name: _load(connection, raw / name) for name in names}
+            _check_values(connection, raw)
+            _choose_users(connection, protocol, counts["raw_sample.csv"])
+            _count_clicks(connection, protocol)
+            buckets = -(-(counts["raw_sample.csv"] + counts.get("behavior_log.csv", 0)) // _BUCKET_ROWS)
+            files = _write_splits(Path(work), slate_size, _tables(connection, slate_size, history, buckets, seed))
+        sizes = {raw / name: count for name, count in counts.items()}
+        metadata = _metadata(protocol, slate_size, history, seed, sizes)
+        write_data_folder(out, files, taobao_schema(history), metadata)
+
+
+def _metadata(protocol: Protocol, slate_size: int, history: bool, seed: int, counts: dict[Path, int]) -> dict[str, Any]:
+    split = {
+        "last-day": "all windows; train days 1-6, validation day 7, test day 8, in China time, by the latest record",
+        "librerank": (
+            "the latest clicked window of each user with more than 2 records; users shuffled with seed "
+            f"{LIBRERANK_SEED} and cut 40 % first stage, 45 % train, 5 % validation, 10 % test"
+        ),
+    }[protocol]
+    return {
+        "source": "taobao-ad",
+        "protocol": (
+            f"{protocol}: lists inferred from times, of a user's records within {WINDOW_SECONDS} s, from the latest "
+            f"one back, the {MAX_CANDIDATES} oldest of each, at least {slate_size}; {split}; logged slate = the first "
+            f"{slate_size} by time; upstream score = smoothed click rate from days before the window, training data "
+            "only"
+        ),
+        "settings": {"protocol": protocol, "slate_size": slate_size, "history": history, "seed": seed},
+        "raw": {path.name: {"rows": count, "bytes": path.stat().st_size} for path, count in counts.items()},
+        "license": "Alibaba's, see the page of the data set; the files are not redistributed here",
+    }
+
+
+def taobao_schema(history: bool = False) -> FeatureSchema:
+    """The schema of a converted data set, with or without the histories of `behavior_log.csv`."""
+    requests = [FieldSpec(name=name, group="request", kind="categorical") for name in (*PROFILE_FIELDS, "pid", "hour")]
+    ads = [
+        FieldSpec(name=name, group="candidate", kind="categorical", min_count=10) for name in ("adgroup_id", *AD_FIELDS)
+    ]
+    numbers = [
+        FieldSpec(name="price", group="candidate", kind="numeric", transforms=("log1p", "standardize")),
+        FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=("standardize",)),
+    ]
+    behaviours = [
+        FieldSpec(name="history_cate", group="history", kind="categorical", shares="cate_id"),
+        FieldSpec(name="history_brand", group="history", kind="categorical", shares="brand"),
+        FieldSpec(name="history_btag", group="history", kind="categorical"),
+    ]
+    return FeatureSchema(
+        name="taobao-ad",
+        item_id="adgroup_id",
+        fields=(*requests, *ads, *numbers, *(behaviours if history else [])),
+        targets=(TargetSpec(name="click", candidate_feedback="candidate_click"),),
+        upstream_score="upstream_score",
+    )
+
+
+# Raw files into tables
+
+
+def _read_header(path: Path) -> list[str]:
+    """The names of a file's columns; checks that those we need are among them."""
+    if not path.is_file():
+        raise RerankingDataError(f"{path} is missing", field=path.name)
+    # Padded, so that a line too short is refused when the rows are read, with its number.
+    options = "header = true, delim = ',', quote = '\"', escape = '\"', all_varchar = true, null_padding = true"
+    query = f"DESCRIBE SELECT * FROM read_csv(?, {options})"
+    try:
+        described = duckdb.execute(query, [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise _unreadable(path, error) from error
+    # The published header of user_profile.csv ends in a blank.
+    header = [str(row[0]).strip() for row in described]
+    for column in FILES[path.name]:
+        if column not in header:
+            raise RerankingDataError(f"{path} has no column {column!r}, it has {header}", field=path.name)
+    return header
+
+
+def _load(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """Reads the needed columns of a file into a table of the file's name; returns the number of rows."""
+    header, types = _read_header(path), FILES[path.name]
+    table, names = path.stem, ", ".join(f'"{name}"' for name in types)
+    query = f"""
+        CREATE TABLE {table} AS SELECT {names} FROM read_csv(
+            ?, columns = ?, auto_detect = false, header = true, delim = ',', quote = '"', escape = '"',
+            nullstr = ['', 'NULL', 'null'])"""
+    try:
+        connection.execute(query, [str(path), {name: types.get(name, "VARCHAR") for name in header}])
+    except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+        raise _unreadable(path, error) from error
+    count = _fetch_number(connection, f"SELECT count(*) FROM {table}")
+    if not count:
+        raise RerankingDataError(f"{path} has no rows", field=path.name)
+    return count
+
+
+def _unreadable(path: Path, error: duckdb.Error) -> RerankingDataError:
+    """DuckDB's message names line, column and value; what follows, the reader's settings, helps nobody."""
+    reason = str(error).split("\n\n")[0].split("Possible")[0]
+    return RerankingDataError(f"{path}: {' '.join(reason.split())}", field=path.name)
+
+
+def _check_values(connection: duckdb.DuckDBPyConnection, raw: Path) -> None:
+    wrong = {
+        "user": f'"user" IS NULL OR "user" NOT BETWEEN 0 AND {2**_USER_BITS - 1}',
+        "time_stamp": f"time_stamp IS NULL OR time_stamp NOT BETWEEN 0 AND {2**_TIME_BITS - 1}",
+        "adgroup_id": "adgroup_id IS NULL",
+        "clk": "clk IS NULL OR clk NOT IN (0, 1)",
+    }
+    for column, condition in wrong.items():
+        _refuse(connection, raw / "raw_sample.csv", column, condition, "cannot be used")
+    _refuse(connection, raw / "ad_feature.csv", "price", "price < 0 OR isnan(price)", "is no price")
+    for name, key in (("ad_feature.csv", "adgroup_id"), ("user_profile.csv", "userid")):
+        repeated = f"{key} IN (SELECT {key} FROM {Path(name).stem} GROUP BY {key} HAVING count(*) > 1)"
+        _refuse(connection, raw / name, key, f"{key} IS NULL OR {repeated}", "is missing or appears twice")
+
+
+def _refuse(connection: duckdb.DuckDBPyConnection, path: Path, column: str, condition: str, reason: str) -> None:
+    """Raises for the first row of a table that meets the condition."""
+    query = f'SELECT rowid + 2, "{column}" FROM {path.stem} WHERE {condition} ORDER BY rowid LIMIT 1'
+    for line, value in connection.sql(query).fetchall():
+        raise RerankingDataError(f"{path}, line {line}: {column} {value!r} {reason}", field=path.name)
+
+
+def _fetch_number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    return int(connection.sql(query).fetchall()[0][0])
+
+
+# The protocol: who takes part, and what the first stage knows
+
+
+def _choose_users(connection: duckdb.DuckDBPyConnection, protocol: Protocol, num_records: int) -> None:
+    """Makes the table `users`: the split of each user, empty where users are not split."""
+    connection.execute('CREATE TABLE users ("user" INTEGER, split INTEGER)')
+    if num_records != NUM_RECORDS:
+        logger.warning("raw_sample.csv has %d rows, got %d: an excerpt", NUM_RECORDS, num_records)
+    if protocol == "last-day":
+        return
+    query = """
+        SELECT "user" FROM raw_sample GROUP BY "user" HAVING count(*) > 2 AND max(clk) = 1 ORDER BY min(rowid)"""
+    found = connection.sql(query).to_arrow_table().column("user").to_pylist()
+    if num_records == NUM_RECORDS and len(found) != NUM_LIBRERANK_LISTS:
+        raise ValueError(f"the complete data must give {NUM_LIBRERANK_LISTS} lists, got {len(found)}")
+    users, split = split_librerank_users(found)
+    connection.register("chosen", pa.table({"user": users, "split": split}))
+    connection.execute("INSERT INTO users SELECT * FROM chosen")
+    connection.unregister("chosen")
+
+
+def split_librerank_users(users: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Splits users as LibRerank's script does its lists, one per user.
+
+    The script collects users in a set, in the order of their first record, makes the lists in the order of that set and
+    shuffles them; the order of a set of integers depends only on the order in which they came.
+
+    Args:
+        users: In the order of their first record.
+
+    Returns:
+        The users in shuffled order, and -1 (first stage only) or the index of the split for each.
+    """
+    order = list(set(users))
+    random.Random(LIBRERANK_SEED).shuffle(order)
+    ends = [int(share * len(order)) for share in (0.4, 0.85, 0.9)]
+    split = np.searchsorted(ends, np.arange(len(order)), side="right") + _FIRST_STAGE
+    return np.array(order, dtype=np.int32), split.astype(np.int32)
+
+
+def _count_clicks(connection: duckdb.DuckDBPyConnection, protocol: Protocol) -> None:
+    """Makes tables `past_KEY` (key, day, clicks, exposures): what is known of each ad, category... before a day."""
+    part = {
+        "last-day": f"{_DAY} < {VALIDATION_DAY}",
+        "librerank": f'"user" IN (SELECT "user" FROM users WHERE split = {_FIRST_STAGE})',
+    }[protocol]
+    for key in _KEYS:
+        value = "0" if key == "everything" else key
+        connection.execute(f"""
+            CREATE TABLE past_{key} AS
+            WITH daily AS (
+                SELECT {value} AS key, {_DAY} AS day, sum(clk) AS clicks, count(*) AS exposures
+                FROM raw_sample LEFT JOIN ad_feature USING (adgroup_id) WHERE {part} GROUP BY ALL),
+            days AS (SELECT DISTINCT {_DAY} AS day FROM raw_sample)
+            SELECT daily.key, days.day, sum(clicks) AS clicks, sum(exposures) AS exposures
+            FROM days JOIN daily ON daily.day < days.day WHERE key IS NOT NULL GROUP BY ALL""")
+
+
+def smoothed_rates(counts: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Click rates of ads, smoothed towards category and customer, and these towards all.
+
+    Args:
+        counts: Clicks and exposures of "adgroup_id", "cate_id", "customer" and "everything", one entry per candidate.
+    """
+    clicks, exposures = counts["everything"]
+    overall = (clicks + PRIOR_RATE) / (exposures + 1.0)
+    rates = {key: _smoothed(counts[key], overall) for key in ("cate_id", "customer")}
+    return _smoothed(counts["adgroup_id"], (rates["cate_id"] + rates["customer"]) / 2)
+
+
+def _smoothed(counts: tuple[np.ndarray, np.ndarray], towards: np.ndarray) -> np.ndarray:
+    clicks, exposures = counts
+    return (clicks + SMOOTHING * towards) / (exposures + SMOOTHING)
+
+
+# Windows
+
+
+def cut_windows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Cuts each user's records into windows of 300 seconds, from the latest record back.
+
+    Args:
+        users: (K,) non-negative users of the records, ascending.
+        times: (K,) seconds, descending within each user.
+
+    Returns:
+        The row of the latest record of each window, ascending.
+    """
+    count = len(users)
+    age = _ascending(users, -times)
+    # The first record too old for the window of each record; past a user's last one, the next user's first.
+    following = np.append(np.searchsorted(age, age + WINDOW_SECONDS, side="right"), count)
+    starts = np.zeros(count + 1, dtype=bool)
+    starts[count] = True
+    frontier = np.flatnonzero(np.diff(users, prepend=-1))
+    while len(frontier):  # one round per window of the user who has most
+        starts[frontier] = True
+        frontier = following[frontier]
+        frontier = frontier[~starts[frontier]]
+    return np.flatnonzero(starts[:count])
+
+
+def _ascending(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """One number for (user, value) that sorts like the pair; values within 31 bits of 0."""
+    return (users.astype(np.int64) << (_TIME_BITS + 2)) + np.clip(values, -(2**_TIME_BITS), 2**_TIME_BITS)
+
+
+def _choose_windows(records: dict[str, np.ndarray], slate_size: int) -> _Windows:
+    """The windows of some users that become requests; users with a split of their own give one clicked window each."""
+    start = cut_windows(records["user"], records["time_stamp"])
+    stop = np.append(start[1:], len(records["user"]))
+    split = np.searchsorted([VALIDATION_DAY, TEST_DAY], records["day"][start], side="right")
+    if "split" in records:
+        clicked = np.flatnonzero(np.add.reduceat(records["clk"], start) > 0)
+        _, first = np.unique(records["user"][start[clicked]], return_index=True)
+        start, stop = start[clicked[first]], stop[clicked[first]]
+        split = records["split"][start]
+    start = np.maximum(start, stop - MAX_CANDIDATES)
+    kept = stop - start >= slate_size
+    return _Windows(start=start[kept], stop=stop[kept], split=split[kept])
+
+
+# Requests
+
+
+def _write_splits(work: Path, slate_size: int, parts: Iterator[tuple[str, pa.Table]]) -> dict[str, Path]:
+    """Writes parts of splits, one after another, to a Parquet file per split."""
+    files = {split: work / f"{split}.parquet" for split in SPLITS}
+    written = dict.fromkeys(SPLITS, 0)
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for split, part in parts:
+            if split not in writers:
+                writers[split] = stack.enter_context(pq.ParquetWriter(files[split], part.schema))
+            writers[split].write_table(part, row_group_size=_ROW_GROUP)
+            written[split] += part.num_rows
+    if not all(written.values()):
+        raise ValueError(f"the records do not give windows of {slate_size} or more ads in every split, got {written}")
+    return files
+
+
+def _tables(
+    connection: duckdb.DuckDBPyConnection, slate_size: int, history: bool, buckets: int, seed: int
+) -> Iterator[tuple[str, pa.Table]]:
+    """The requests of each split, of one bucket of users after another."""
+    for bucket in range(buckets):
+        rng = np.random.default_rng([seed, bucket])
+        records, pid = _read_records(connection, bucket, buckets)
+        if not pid:
+            continue
+        windows = _choose_windows(records, slate_size)
+        order = rng.permutation(len(windows.start))
+        windows = _Windows(start=windows.start[order], stop=windows.stop[order], split=windows.split[order])
+        if not len(order):
+            continue
+        first = windows.stop - 1
+        columns = _request_columns(connection, records, first) | {"pid": pid.take(pa.array(first))}
+        columns |= _candidate_columns(connection, records, windows, slate_size, rng)
+        if history:
+            columns |= _histories(connection, records["user"][first], records["time_stamp"][first], bucket, buckets)
+        table = pa.table(columns)
+        for index, split in enumerate(SPLITS):
+            part = table.filter(pa.array(windows.split == index))
+            if part.num_rows:
+                yield split, part
+
+
+def _read_records(
+    connection: duckdb.DuckDBPyConnection, bucket: int, buckets: int
+) -> tuple[dict[str, np.ndarray], pa.Array]:
+    """The records of a bucket of users, latest first, and their `pid`; with `split` where users have one."""
+    chosen = _fetch_number(connection, "SELECT count(*) FROM users") > 0
+    split = ", split" if chosen else ""
+    join = f'JOIN users USING ("user") WHERE split <> {_FIRST_STAGE} AND' if chosen else "WHERE"
+    table = connection.sql(f"""
+        SELECT "user", time_stamp, adgroup_id, pid, clk, {_DAY} AS day{split} FROM raw_sample
+        {join} "user" % {buckets} = {bucket} ORDER BY "user", time_stamp DESC, raw_sample.rowid""").to_arrow_table()
+    pid = table.column("pid").combine_chunks()
+    return {name: table.column(name).to_numpy() for name in table.column_names if name != "pid"}, pid
+
+
+def _request_columns(
+    connection: duckdb.DuckDBPyConnection, records: dict[str, np.ndarray], first: np.ndarray
+) -> dict[str, Any]:
+    """User, time and profile of windows, given the rows of their earliest records."""
+    users, times = records["user"][first], records["time_stamp"][first]
+    connection.register("requests", pa.table({"number": np.arange(len(first)), "user": users}))
+    profiles = connection.sql(f"""
+        SELECT {", ".join(PROFILE_FIELDS)} FROM requests LEFT JOIN user_profile ON userid = "user"
+        ORDER BY number""").to_arrow_table()
+    connection.unregister("requests")
+    hour = (times + 8 * 3600) // 3600 % 24
+    return {
+        "user_id": users,
+        "timestamp": times,
+        "hour": hour.astype(np.int32),
+        **{name: profiles.column(name).combine_chunks() for name in PROFILE_FIELDS},
+    }
+
+
+def _candidate_columns(
+    connection: duckdb.DuckDBPyConnection,
+    records: dict[str, np.ndarray],
+    windows: _Windows,
+    slate_size: int,
+    rng: np.random.Generator,
+) -> dict[str, pa.Array]:
+    """Candidates of windows in random order, with features and labels; the slate by time."""
+    offsets = np.concatenate([[0], np.cumsum(windows.stop - windows.start)])
+    owner = np.repeat(np.arange(len(windows.start)), np.diff(offsets))
+    place = np.arange(len(owner)) - offsets[owner]
+    rank = place[np.lexsort((rng.random(len(owner)), owner))]  # of each candidate by time, the earliest is 0
+    rows = windows.stop[owner] - 1 - rank
+    click = records["clk"][rows].astype(np.float32)
+    slates = np.empty((len(windows.start), slate_size), dtype=np.int32)
+    feedback = np.empty(slates.shape, dtype=np.float32)
+    shown = rank < slate_size
+    slates[owner[shown], rank[shown]] = place[shown]
+    feedback[owner[shown], rank[shown]] = click[shown]
+    ads = records["adgroup_id"][rows]
+    features = _ad_features(connection, ads, records["day"][windows.stop - 1][owner])
+    lists = {"adgroup_id": pa.array(ads), **features, "candidate_click": pa.array(click)}
+    shared = pa.array(offsets.astype(np.int32))
+    return {
+        **{name: pa.ListArray.from_arrays(shared, values) for name, values in lists.items()},
+        "slate": list_array(slates),
+        "click": list_array(feedback),
+    }
+
+
+def _ad_features(connection: duckdb.DuckDBPyConnection, ads: np.ndarray, days: np.ndarray) -> dict[str, pa.Array]:
+    """Features and upstream score of ads as they were known on days."""
+    connection.register("candidates", pa.table({"number": np.arange(len(ads)), "adgroup_id": ads, "day": days}))
+    joins = "\n".join(
+        f"LEFT JOIN past_{key} ON past_{key}.key = {'0' if key == 'everything' else key} "
+        f"AND past_{key}.day = candidates.day"
+        for key in _KEYS
+    )
+    counts = ", ".join(
+        f"coalesce(past_{key}.{what}, 0)::DOUBLE AS {what}_{key}" for key in _KEYS for what in ("clicks", "exposures")
+    )
+    table = connection.sql(f"""
+        SELECT {", ".join(AD_FIELDS)}, price::FLOAT AS price, {counts}
+        FROM candidates LEFT JOIN ad_feature USING (adgroup_id) {joins} ORDER BY number""").to_arrow_table()
+    connection.unregister("candidates")
+    past = {
+        key: (table.column(f"clicks_{key}").to_numpy(), table.column(f"exposures_{key}").to_numpy()) for key in _KEYS
+    }
+    rates = smoothed_rates(past)
+    scores = np.log(rates / (1.0 - rates)).astype(np.float32)
+    features = {name: table.column(name).combine_chunks() for name in (*AD_FIELDS, "price")}
+    return {**features, "upstream_score": pa.array(scores)}
+
+
+def _histories(
+    connection: duckdb.DuckDBPyConnection, users: np.ndarray, times: np.ndarray, bucket: int, buckets: int
+) -> dict[str, pa.Array]:
+    """The behaviours of users strictly before times, newest last: a click on an ad is itself a behaviour."""
+    table = connection.sql(f"""
+        SELECT "user", time_stamp, {", ".join(HISTORY_FIELDS)} FROM behavior_log
+        WHERE "user" % {buckets} = {bucket} AND "user" BETWEEN 0 AND {2**_USER_BITS - 1} AND time_stamp IS NOT NULL
+        ORDER BY "user", time_stamp, rowid""").to_arrow_table()
+    codes = _ascending(table.column("user").to_numpy(), table.column("time_stamp").to_numpy())
+    stop = np.searchsorted(codes, _ascending(users, times))
+    begin = np.searchsorted(codes, _ascending(users, np.full_like(times, -(2**_TIME_BITS))))
+    start = np.maximum(begin, stop - HISTORY_LENGTH)
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start)
+    taken, shared = table.take(pa.array(rows)), pa.array(offsets.astype(np.int32))
+    return {
+        f"history_{name}": pa.ListArray.from_arrays(shared, taken.column(name).combine_chunks())
+        for name in HISTORY_FIELDS
+    }
