@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import METADATA_FILE, read_metadata
+from rerankzoo.data.folder import read_origin
 from rerankzoo.evaluation import Evaluation, default_decodings, evaluate, print_table, tune_penalty_alpha, write_report
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     missing = [split for split in wanted if split not in splits]
     if missing:
         raise FileNotFoundError(f"{options.data} has no split {missing[0]!r}; it has {sorted(splits)}")
-    metadata = read_metadata(options.data) if (Path(options.data) / METADATA_FILE).is_file() else None
+    metadata = read_origin(options.data)
     models = [_load(path) for path in options.models]
     evaluator = _load(options.evaluator) if options.evaluator else None
     _check_kinds(models, evaluator, parser)

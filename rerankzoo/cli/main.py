@@ -11,11 +11,12 @@ from rerankzoo.errors import RerankingDataError, SchemaError
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
     "quickstart": ("rerankzoo.cli.quickstart", "train, evaluate and use a reranker on simulated data, in minutes"),
-    "prepare": ("rerankzoo.cli.prepare", "make a data folder: simulator, ml-100k, ml-1m"),
+    "prepare": ("rerankzoo.cli.prepare", "make a data folder: simulator, ml-100k, ml-1m, taobao-ad"),
     "fit": ("rerankzoo.cli.lightning", "train a model by a recipe"),
     "validate": ("rerankzoo.cli.lightning", "run one validation epoch"),
     "test": ("rerankzoo.cli.lightning", "run one test epoch"),
     "predict": ("rerankzoo.cli.lightning", "write the slates of the test split"),
+    "mine": ("rerankzoo.cli.mine", "search for better slates with an evaluator, for a generator to learn"),
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
     "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),

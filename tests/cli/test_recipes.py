@@ -15,6 +15,7 @@ from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import copy_recipe, describe, list_recipes, recipes_folder
 from rerankzoo.data.datamodule import SimulatorDataModule
+from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.movielens import movielens_schema
 from rerankzoo.features import FeatureSchema
 from tests.generated import write_random_folder
@@ -22,7 +23,10 @@ from tests.generated import write_random_folder
 FOLDER = recipes_folder()
 
 #: The schema of every recipe's data, by the end of the recipe's name.
-SCHEMAS = {"ml-100k": lambda: movielens_schema("ml-100k", 19)}
+SCHEMAS = {
+    "ml-100k": lambda: movielens_schema("ml-100k", 19),
+    "simulator": lambda: Simulator(SimulatorSettings()).schema,
+}
 
 
 def kind(recipe: str) -> str:

@@ -1,0 +1,555 @@
+"""Look-ahead mining: beam search with an evaluator, over the requests of a log, into a table of mined slates.
+
+For every request the miner keeps the best slates it finds, what the evaluator says they are worth, a weight each, and
+for every position of every slate a distribution over the candidates left, the *soft label* that a generator learns. The
+soft labels are read off the scores of the beam search; the evaluator runs once.
+
+`mine_batch` is the computation, `mine_folder` makes a data folder of it. The method is DeGRe's (KDD 2026,
+arXiv:2605.25749); the look-ahead soft label and the normalisation of values are ours.
+
+B requests, N candidates, M positions, W beams, S kept slates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel
+
+import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
+from rerankzoo.data.datamodule import open_splits
+from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, read_metadata
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
+from rerankzoo.files import write_atomically
+from rerankzoo.generation import Batch, BeamStep, Scorer, beam_search
+from rerankzoo.generation.scorer import PADDING
+from rerankzoo.models.degre import DeGReEvaluatorEnsemble
+
+SoftLabel = Literal["look_ahead", "prefix_value", "none"]
+
+#: Settings of a mined folder, there from its first shard on: a run that continues must have the same.
+SETTINGS_FILE = "mining.json"
+
+#: Scores per evaluator call (requests x beams x candidates), unless a batch size is given. A CPU gains nothing beyond.
+_SCORES_PER_CALL = {"cpu": 8_192}
+_SCORES_PER_CALL_ELSEWHERE = 262_144
+
+_NEVER = float("-inf")
+#: Values closer than this share of the largest are the same up to rounding.
+_ROUNDING = 1e-5
+
+
+# --- one batch ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """How slates are mined.
+
+    Args:
+        slate_size: M, positions of a slate.
+        num_beams: W, prefixes kept at every position.
+        keep: S, slates kept of each request; at most W.
+        soft_label: What q_t(v) is the softmax of: `"look_ahead"`, the best completed value found below the prefix and v
+            (the better one in truth); `"prefix_value"`, DeGRe's own, the value of the prefix with v; or `"none"`.
+        weight_temperature: tau_w of the slates' weights, in spreads of the request (see `value_spread`).
+        label_temperature: tau_q of the soft labels, in the same unit.
+
+    Raises:
+        ValueError: If a number is not positive, `keep` exceeds `num_beams`, or the kind of soft label is unknown.
+    """
+
+    slate_size: int
+    num_beams: int = 8
+    keep: int = 4
+    soft_label: SoftLabel = "look_ahead"
+    weight_temperature: float = 0.9
+    label_temperature: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("slate_size", "num_beams", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("weight_temperature", "label_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+        if self.keep > self.num_beams:
+            raise ValueError(f"keep {self.keep} exceeds num_beams {self.num_beams}")
+        if self.soft_label not in get_args(SoftLabel):
+            raise ValueError(f"soft_label must be one of {get_args(SoftLabel)}, got {self.soft_label!r}")
+
+
+@dataclass
+class MinedSlates:
+    """The slates mined for a batch of requests, best first.
+
+    Attributes:
+        slates: (B, S, M), indexes into the candidates; -100 where a request has fewer candidates or fewer slates.
+        values: (B, S), their values by the evaluator; -inf where there is no slate.
+        weights: (B, S), w: softmax of the normalised values over a request's slates; 0 where there is no slate.
+        soft_labels: (B, S, M, N), q: per position a distribution over the candidates left; 0 at padding. `None` if none
+            were asked for.
+    """
+
+    slates: Tensor
+    values: Tensor
+    weights: Tensor
+    soft_labels: Tensor | None
+
+
+@torch.no_grad()
+def mine_batch(
+    scorer: Scorer,
+    batch: Batch,
+    slate_size: int,
+    num_beams: int = MiningSettings.num_beams,
+    keep: int = MiningSettings.keep,
+    soft_label: SoftLabel = MiningSettings.soft_label,
+    weight_temperature: float = MiningSettings.weight_temperature,
+    label_temperature: float = MiningSettings.label_temperature,
+) -> MinedSlates:
+    """Mines slates: beam search by the evaluator's values, whose scores are also the source of the soft labels.
+
+    With s the request's spread (`value_spread`):
+
+    - `w_l = softmax over the kept slates of V(l) / (s tau_w)`;
+    - `q_t(v) = softmax over the candidates left of X(l_<t, v) / (s tau_q)`, where X is V([l_<t ; v]) for
+      `"prefix_value"`, and for `"look_ahead"` the best V of all full slates scored below that prefix. Where v fell out
+      of the beam nothing is known below it; X is then V([l_<t ; v]) plus the mean gain still to come of the
+      candidates of that prefix that stayed, but at most the smallest of their completed values.
+
+    Args:
+        scorer: Of an evaluator: its kind is `"value"`.
+        batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
+        slate_size: See `MiningSettings`, as all that follow.
+        num_beams: W.
+        keep: S.
+        soft_label: Kind of soft label.
+        weight_temperature: tau_w.
+        label_temperature: tau_q.
+
+    Returns:
+        The S best slates of the beam, exactly those of `beam_search`.
+
+    Raises:
+        ValueError: If the scorer is no evaluator's, or a setting is out of its range.
+
+    References:
+        DeGRe (arXiv:2605.25749), look-ahead sequence mining and dense supervision.
+    """
+    settings = MiningSettings(
+        slate_size=slate_size,
+        num_beams=num_beams,
+        keep=keep,
+        soft_label=soft_label,
+        weight_temperature=weight_temperature,
+        label_temperature=label_temperature,
+    )
+    if scorer.kind != "value":
+        raise ValueError(f"mining needs an evaluator, whose scorer has kind 'value', got {scorer.kind!r}")
+    history: list[BeamStep] = []
+    found = beam_search(scorer, batch, slate_size, num_beams, keep, history)
+    spread = value_spread(history, len(found.slates))
+    weights = tempered_softmax(found.scores, spread * weight_temperature)
+    if settings.soft_label == "none":
+        return MinedSlates(found.slates, found.scores, weights, None)
+    targets = _step_targets(history, len(found.slates), keep, settings.soft_label == "look_ahead")
+    labels = tempered_softmax(targets, spread * label_temperature)
+    labels = F.pad(labels, (0, 0, 0, 0, 0, keep - labels.shape[1]))  # fewer prefixes exist than slates are asked for
+    return MinedSlates(found.slates, found.scores, weights, labels.masked_fill((found.slates == PADDING)[..., None], 0))
+
+
+def value_spread(history: Sequence[BeamStep], num_requests: int) -> Tensor:
+    """The unit of a request's values: how much its slates differ, read off a beam search.
+
+    At each position, the variance of the prefix values over the candidates left, averaged over the beams; the spread is
+    the root of the sum over positions. It is what the standard deviation over all slates would be if choices added up
+    independently, and within about a tenth of it on the simulator, whatever the beam's width (docs/mining.md). The
+    standard deviation over the slates scored last, of which a narrow beam sees only good ones, is 2 to 4 times smaller.
+
+    Args:
+        history: The steps of a beam search by values.
+        num_requests: B.
+
+    Returns:
+        (B,), above 0: at least the rounding of the values.
+    """
+    variance = torch.zeros(num_requests, device=history[0].totals.device)
+    largest = variance
+    for step in history:
+        totals = step.totals.float()
+        exists = totals > _NEVER
+        count = exists.sum(-1)
+        totals = totals.masked_fill(~exists, 0.0)
+        mean = totals.sum(-1) / count.clamp_min(1)
+        squares = (totals - mean.unsqueeze(-1)).masked_fill(~exists, 0.0).square().sum(-1) / count.clamp_min(1)
+        beams = (count > 0).view(num_requests, -1).sum(-1).clamp_min(1)
+        variance = variance + squares.view(num_requests, -1).sum(-1) / beams
+        largest = torch.maximum(largest, totals.abs().view(num_requests, -1).amax(-1))
+    return torch.maximum(variance.sqrt(), _ROUNDING * largest).clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def tempered_softmax(values: Tensor, temperature: Tensor) -> Tensor:
+    """Softmax over the last axis of values (B, ...) by one temperature (B,) per request; -inf gets 0."""
+    values = values.float()
+    values = values - values.amax(-1, keepdim=True)  # first: a tiny temperature must not make them all infinite
+    return (values / temperature.view(-1, *[1] * (values.dim() - 1))).softmax(-1)
+
+
+def _step_targets(history: Sequence[BeamStep], num_requests: int, keep: int, look_ahead: bool) -> Tensor:
+    """What the soft labels are the softmax of, for the kept slates and each of their positions: (B, S', M, N)."""
+    width = len(history[-1].parent) // num_requests
+    rows = torch.arange(num_requests * width, device=history[-1].parent.device)
+    rows = rows.view(num_requests, width)[:, :keep].flatten()
+    below: Tensor | None = None  # (R,), the best completed value below each prefix that a step kept
+    targets = []
+    for step in reversed(history):
+        completed = step.totals if below is None else _completed(step, below)
+        rows = step.parent[rows]
+        estimate = look_ahead and below is not None
+        targets.append(_with_estimates(step.totals[rows], completed[rows]) if estimate else step.totals[rows])
+        below = completed.amax(-1) if look_ahead else below
+    return torch.stack(targets[::-1], dim=1).unflatten(0, (num_requests, -1))
+
+
+def _completed(step: BeamStep, below: Tensor) -> Tensor:
+    """The best completed value (R, N) found below each prefix and candidate; -inf where none was scored."""
+    completed = torch.full_like(step.totals, _NEVER)
+    completed[step.parent, step.index] = below
+    return completed
+
+
+def _with_estimates(totals: Tensor, completed: Tensor) -> Tensor:
+    """Completed values (R, N), estimated for the candidates that fell out of the beam (see `mine_batch`)."""
+    known = completed > _NEVER
+    gains = (completed - totals).masked_fill(~known, 0.0)
+    gain = gains.sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
+    smallest = completed.masked_fill(~known, float("inf")).amin(-1, keepdim=True)
+    return torch.where(known, completed, torch.minimum(totals + gain, smallest))
+
+
+# --- a data folder --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a mined folder and the requests it holds.
+
+    Attributes:
+        split: Split of the mined folder, such as "train".
+        source: Split of the source.
+        name: File name.
+        rows: Rows of the source's split, increasing.
+    """
+
+    split: str
+    source: str
+    name: str
+    rows: np.ndarray
+
+
+def plan_shards(split: str, source: str, available: int, num_requests: int | None, shard_size: int) -> list[Shard]:
+    """Picks requests evenly spaced over a split, and cuts them into shards.
+
+    Args:
+        split: Split of the mined folder.
+        source: Split of the source.
+        available: Its number of requests.
+        num_requests: How many to mine; `None`, or more than there are, for all.
+        shard_size: Requests of a shard.
+
+    Returns:
+        The shards, in order.
+    """
+    count = available if num_requests is None else min(num_requests, available)
+    rows = np.arange(count) * available // max(count, 1)
+    total = -(-count // shard_size)
+    return [
+        Shard(split, source, f"{split}-{i:05d}-of-{total:05d}.parquet", rows[i * shard_size : (i + 1) * shard_size])
+        for i in range(total)
+    ]
+
+
+def mined_table(rows: pa.Table, batch: Mapping[str, Tensor], found: MinedSlates, schema: FeatureSchema) -> pa.Table:
+    """The rows of a log with mined slates in place of the logged ones.
+
+    Args:
+        rows: Rows of the source; labels of the logged slates are dropped.
+        batch: The same rows as a batch.
+        found: What was mined for them.
+        schema: Tells which columns are labels, and the name of the slate column.
+
+    Returns:
+        All other columns of `rows`, then the slates, their weights, values and (in half precision) soft labels.
+    """
+    labels = {*schema.label_columns(), *MINED_COLUMNS}
+    columns = {name: rows.column(name) for name in rows.column_names if name not in labels}
+    slates, values = found.slates.cpu().numpy(), found.values.float().cpu().numpy()
+    exists, shown = values > _NEVER, slates != PADDING
+    per_row, per_slate = exists.sum(-1), shown.sum(-1)[exists]
+    columns[schema.slate] = _lists(slates[shown].astype(np.int32), per_slate, per_row)
+    columns[SLATE_WEIGHTS] = _lists(found.weights.float().cpu().numpy()[exists], per_row)
+    columns[SLATE_VALUES] = _lists(values[exists], per_row)
+    if found.soft_labels is not None:
+        candidates = batch["candidate_mask"].cpu().numpy()
+        real = shown[..., None] & candidates[:, None, None, :]
+        sizes = np.broadcast_to(candidates.sum(-1)[:, None, None], shown.shape)[shown]
+        flat = found.soft_labels.half().cpu().numpy()[real]
+        columns[SOFT_LABELS] = _lists(flat, sizes, per_slate, per_row)
+    return pa.table(columns)
+
+
+def _lists(values: np.ndarray, *lengths: np.ndarray) -> pa.Array:
+    """Flat values as a column of nested lists; `lengths` from the innermost list to the rows."""
+    column: pa.Array = pa.array(values)
+    for length in lengths:
+        offsets = np.zeros(len(length) + 1, dtype=np.int32)
+        np.cumsum(length, out=offsets[1:])
+        column = pa.ListArray.from_arrays(pa.array(offsets), column)
+    return column
+
+
+def mine_folder(
+    evaluators: Sequence[str],
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str = "train",
+    num_requests: int | None = None,
+    num_validation: int = 1_000,
+    slate_size: int | None = None,
+    spread_penalty: float = 0.0,
+    shard_size: int = 500,
+    batch_size: int | None = None,
+    fabric: Fabric | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Path:
+    """Mines a data folder into another one, on which a generator trains.
+
+    The new folder holds `train-*.parquet` and `validation-*.parquet` with mined slates, the source's test split and
+    schema, and the evaluator's feature extractor. Shards are written whole or not at all, and `schema.yaml` and
+    `dataset.json` last: a run that was stopped continues with the shards that are missing, and nobody trains on half
+    a folder. Each process mines its own shards; what they hold does not depend on the number of processes.
+
+    Args:
+        evaluators: Folders or Hub ids of evaluators with their feature extractor; several are an ensemble.
+        data: The source.
+        out: The folder to make or to complete.
+        split: The source's split that becomes the training split; the log's labels are not used.
+        num_requests: Requests to mine of it, evenly spaced; default: all.
+        num_validation: Requests to mine of the validation split, for the generator's validation loss.
+        slate_size: M; default: the evaluator's.
+        spread_penalty: Of several evaluators: a value is their mean minus this many times their standard deviation.
+        shard_size: Requests per file.
+        batch_size: Requests per evaluator call; default: as many as suit the device.
+        fabric: Lightning's device and processes, launched; default: one process on the best device there is.
+        on_progress: Called with the number of requests that this process has mined, and the number it has to mine.
+        **settings: Other entries of `MiningSettings`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If an evaluator, the source or a split is missing.
+        SchemaMismatchError: If the evaluators were made for different schemas.
+        RerankingDataError: If the folder was begun with other settings, or a model is no evaluator of prefixes.
+        ValueError: If a setting is out of its range.
+    """
+    if (num_requests is not None and num_requests < 1) or num_validation < 0:
+        raise ValueError(f"cannot mine {num_requests} requests and {num_validation} for validation")
+    fabric = fabric or Fabric(accelerator="auto", devices=1)
+    source = _Source(Path(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
+    miner = _Miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
+    shards, out = source.shards(shard_size), Path(out)
+    record = {
+        "evaluator": _weights_digest(miner.evaluator),
+        "spread_penalty": spread_penalty,
+        "source": source.identity(),
+        "split": split,
+        "num_requests": num_requests,
+        "num_validation": num_validation,
+        "shard_size": shard_size,
+        **asdict(miner.settings),
+    }
+    _check_settings(out, record)  # in every process, so that none waits for one that gave up
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / SETTINGS_FILE, record)
+    missing = [shard for shard in shards if not (out / shard.name).is_file()]
+    fabric.barrier()  # nobody writes before everybody has seen what is missing
+    own = missing[fabric.global_rank :: fabric.world_size]
+    done, total = 0, sum(len(shard.rows) for shard in own)
+    for shard in own:
+        tables = []
+        for table in miner.tables(source.splits[shard.source], shard.rows, batch_size):
+            tables.append(table)
+            done += table.num_rows
+            if on_progress is not None:
+                on_progress(done, total)
+        write_atomically(out / shard.name, partial(pq.write_table, pa.concat_tables(tables)))
+    fabric.barrier()
+    if fabric.is_global_zero:
+        _complete(out, source, miner, shards, record, list(evaluators))
+    fabric.barrier()
+    return out
+
+
+class _Miner:
+    """The evaluator, one or an ensemble, ready to mine."""
+
+    def __init__(
+        self,
+        evaluators: Sequence[str],
+        spread_penalty: float,
+        device: torch.device,
+        slate_size: int | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        models = [_load_evaluator(path) for path in evaluators]
+        self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0])
+        for model in models:
+            model.check_schema(self.extractor.schema)
+        self.evaluator = models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models, spread_penalty)
+        self.evaluator.to(device).eval()
+        self.settings = MiningSettings(slate_size=slate_size or models[0].config.slate_size, **settings)
+        self.device = device
+
+    def tables(self, dataset: Dataset, rows: np.ndarray, batch_size: int | None) -> Iterator[pa.Table]:
+        """Mines some rows, and yields a table for each batch of them."""
+        source = dataset.with_format("arrow")[rows.tolist()]
+        size = batch_size or self._batch_size(source)
+        for start in range(0, len(rows), size):
+            part = source.slice(start, size)
+            batch = {key: value.to(self.device) for key, value in self.extractor(part).items()}
+            found = mine_batch(self.evaluator.scorer(), batch, **asdict(self.settings))
+            yield mined_table(part, batch, found, self.extractor.schema)
+
+    def _batch_size(self, table: pa.Table) -> int:
+        widest = int(np.diff(table.column(self.extractor.schema.item_id).combine_chunks().offsets.to_numpy()).max())
+        scores = _SCORES_PER_CALL.get(self.device.type, _SCORES_PER_CALL_ELSEWHERE)
+        return max(1, scores // (self.settings.num_beams * widest))
+
+
+def _load_evaluator(path: str) -> Any:
+    try:
+        model = AutoModel.from_pretrained(path)
+    except (OSError, ValueError) as error:  # a ValueError: there is a folder, but no model in it
+        raise FileNotFoundError(f"no model at {path}: {error}") from error
+    if not hasattr(model, "scorer") or model.scorer().kind != "value":
+        raise RerankingDataError(f"a {type(model).__name__} ({path}) gives prefixes no value", field="evaluator")
+    return model
+
+
+class _Source:
+    """The folder that is mined.
+
+    Args:
+        folder: Its path.
+        wanted: Split of the mined folder -> (split of the source, how many requests of it; 0 for none).
+    """
+
+    def __init__(self, folder: Path, wanted: Mapping[str, tuple[str, int | None]]) -> None:
+        if not (folder / SCHEMA_FILE).is_file():
+            raise FileNotFoundError(f"{folder / SCHEMA_FILE} is missing: {folder} is no data folder")
+        self.folder = folder
+        self.splits = open_splits(folder)
+        self.wanted = {split: entry for split, entry in wanted.items() if entry[1] != 0}
+        for source, _ in self.wanted.values():
+            if source not in self.splits:
+                raise FileNotFoundError(f"{folder} has no {source}*.parquet; it has {sorted(self.splits)}")
+        self.metadata = read_metadata(folder) if (folder / METADATA_FILE).is_file() else None
+
+    def shards(self, shard_size: int) -> list[Shard]:
+        """All shards of the mined folder."""
+        if shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+        return [
+            shard
+            for split, (source, count) in self.wanted.items()
+            for shard in plan_shards(split, source, len(self.splits[source]), count, shard_size)
+        ]
+
+    def identity(self) -> dict[str, list[int]]:
+        """Rows and bytes of each split that is read."""
+        names = sorted({source for source, _ in self.wanted.values()})
+        sizes = {name: sum(path.stat().st_size for path in self.folder.glob(f"{name}*.parquet")) for name in names}
+        return {name: [len(self.splits[name]), sizes[name]] for name in names}
+
+
+def _weights_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"/{name}:{tensor.dtype}:{tuple(tensor.shape)}/".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_settings(out: Path, record: dict[str, Any]) -> None:
+    """Refuses to continue a folder that was begun with other settings."""
+    path = out / SETTINGS_FILE
+    if not path.is_file():
+        if (out / SCHEMA_FILE).is_file():
+            raise RerankingDataError(f"{out} holds a data set that was not mined; choose another folder", field="out")
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in json.loads(json.dumps(record)).items():
+        if begun.get(name) != value:
+            message = f"{out} was begun with {begun.get(name)!r}, not {value!r}; choose another folder or delete it"
+            raise RerankingDataError(message, field=name)
+
+
+def _complete(
+    out: Path, source: _Source, miner: _Miner, shards: Sequence[Shard], record: dict[str, Any], evaluators: list[str]
+) -> None:
+    """Writes what makes the shards a data folder."""
+    for path in source.folder.glob("test*.parquet"):
+        write_atomically(out / path.name, partial(_link, path))
+    miner.extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
+    rows = {split: sum(len(shard.rows) for shard in shards if shard.split == split) for split in source.wanted}
+    if "test" in source.splits:
+        rows["test"] = len(source.splits["test"])
+    metadata = {
+        "source": MINED_SOURCE,
+        "protocol": "slates mined by beam search with an evaluator from logged requests, without their labels; the "
+        "test split is the source's",
+        "evaluators": evaluators,
+        "settings": record,
+        "origin": source.metadata,
+        "rows": rows,
+    }
+    FeatureSchema.from_yaml(source.folder / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
+    _write_json(out / METADATA_FILE, metadata)
+    for leftover in out.glob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system allows none."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
