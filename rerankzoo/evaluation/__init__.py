@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rerankzoo.evaluation.evaluators import evaluator_quality
 from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, SimulatorJudge
 from rerankzoo.evaluation.protocol import (
     PENALTY_ALPHAS,
@@ -28,6 +29,7 @@ __all__ = [
     "default_decodings",
     "differences",
     "evaluate",
+    "evaluator_quality",
     "print_table",
     "tune_penalty_alpha",
     "write_report",

@@ -81,7 +81,8 @@ class Measurements:
         catalogue: The items among the candidates.
         truth: Values slates truly, where that is known.
         evaluator: Values slates by prediction, where there is an evaluator.
-        evaluator_requests: HR@p% by the evaluator looks at this many first requests.
+        judge: An independent evaluator, trained on another log and used by nobody to choose or to teach.
+        evaluator_requests: HR@p% by evaluator and judge looks at this many first requests.
     """
 
     schema: FeatureSchema
@@ -89,6 +90,7 @@ class Measurements:
     catalogue: Catalogue
     truth: SimulatorJudge | None = None
     evaluator: EvaluatorJudge | None = None
+    judge: EvaluatorJudge | None = None
     evaluator_requests: int = 0
     num_requests: int = 0
     _columns: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -100,8 +102,9 @@ class Measurements:
         self._slates.append(slates.cpu())
         if self.truth is not None:
             self._judge("true_", self.truth, batch, slates, len(slates), seed)
-        if self.evaluator is not None:
-            self._judge("", self.evaluator, batch, slates, self.evaluator_requests - self.num_requests, seed)
+        for prefix, evaluator in (("", self.evaluator), ("judge_", self.judge)):
+            if evaluator is not None:
+                self._judge(prefix, evaluator, batch, slates, self.evaluator_requests - self.num_requests, seed)
         self._label(batch, slates)
         self._diversity(batch, slates)
         self.num_requests += len(slates)
@@ -144,7 +147,7 @@ class Measurements:
         return torch.cat(self._columns[name])
 
     def exact(self, prefix: str) -> bool:
-        """Whether the judge of this prefix ("true_" or "") valued all slates of all requests that it ranked."""
+        """Whether the judge of this prefix ("true_", "" or "judge_") valued all slates of the requests it ranked."""
         return all(ranking.exact for ranking in self._rankings[prefix])
 
     def num_labelled(self) -> int:
@@ -165,7 +168,7 @@ class Measurements:
         if self.truth is not None:
             for row, utility in zip(rows, self.per_request("utility").mean(0).tolist(), strict=True):
                 row.update({"utility": utility, "regret": 1 - utility})
-        for prefix in ("true_", ""):
+        for prefix in ("true_", "", "judge_"):
             self._add_hit_rates(rows, prefix)
         if self.truth is not None and self.evaluator is not None:
             gap = (self.per_request("value") - self.per_request("true_value")).mean(0) / self._best().mean()

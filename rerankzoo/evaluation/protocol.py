@@ -9,6 +9,7 @@ What is measured depends on what is known of the data:
 - *an evaluator*: `value`, its mean predicted utility, and `hr@1%`, `hr@10%` by it. It may have chosen the slates itself
   or taught the generator, so these tell agreement with the evaluator, not quality; with the truth, `gap` tells how far
   it deceives itself: (mean predicted - mean true utility) / mean true utility of the best slates;
+- *a judge*, an independent evaluator: `judge_value`, `judge_hr@1%`, `judge_hr@10%`;
 - always `coverage`, the distinct items shown as a share of those among the candidates, and `ild`, the mean cosine
   distance between the items of a slate.
 
@@ -104,6 +105,7 @@ def evaluate(
     name: str,
     decodings: Sequence[Decoding],
     evaluator: SlateEvaluator | None = None,
+    judge: SlateEvaluator | None = None,
     seed: int = 0,
     num_requests: int | None = None,
     batch_size: int = 256,
@@ -124,6 +126,7 @@ def evaluate(
         name: Of the model, in the table.
         decodings: How to decode, with distinct names.
         evaluator: Values every row's slates and chooses where a decoding says so; on the model's device.
+        judge: Values every row's slates too, but chooses and taught nothing: an evaluator trained on another log.
         seed: Of this run: random slates, sampling and sampled ranks depend on it.
         num_requests: Evaluate on this many first requests; default: all.
         batch_size: Requests at a time; which slates are sampled depends on it.
@@ -139,15 +142,15 @@ def evaluate(
             number is out of its range.
         SchemaMismatchError: If model, evaluator and extractor were not made for the same schema.
     """
-    _check(model, extractor, decodings, evaluator, num_requests, hr_requests)
+    _check(model, extractor, decodings, evaluator, judge, num_requests, hr_requests)
     if num_requests is not None:
         data = data.select(range(min(num_requests, len(data))))
     if not len(data):
         raise ValueError("there are no requests to evaluate on")
-    measurements = _measurements(model, data, extractor.schema, metadata, evaluator, hr_requests)
+    measurements = _measurements(model, data, extractor.schema, metadata, evaluator, judge, hr_requests)
     policies = _baselines(data, extractor.schema, measurements)
     policies.update({(name, decoding.name): _decoder(model, decoding, evaluator) for decoding in decodings})
-    with _evaluating(model, evaluator):
+    with _evaluating(model, evaluator, judge):
         for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
             batch = {key: value.to(model.device) for key, value in batch.items()}
             batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -229,10 +232,11 @@ def _check(
     extractor: RerankingFeatureExtractor,
     decodings: Sequence[Decoding],
     evaluator: SlateEvaluator | None,
+    judge: SlateEvaluator | None,
     num_requests: int | None,
     hr_requests: int,
 ) -> None:
-    for part in (model, evaluator):
+    for part in (model, evaluator, judge):
         if isinstance(part, RerankingPreTrainedModel):
             part.check_schema(extractor.schema)
     names = [decoding.name for decoding in decodings]
@@ -253,6 +257,7 @@ def _measurements(
     schema: FeatureSchema,
     metadata: Mapping[str, Any] | None,
     evaluator: SlateEvaluator | None,
+    judge: SlateEvaluator | None,
     hr_requests: int,
 ) -> Measurements:
     simulated = metadata is not None and metadata.get("source") == "simulator"
@@ -262,6 +267,7 @@ def _measurements(
         catalogue=Catalogue.of(data, schema.item_id),
         truth=SimulatorJudge(Simulator.from_metadata(metadata or {}), data, schema.item_id) if simulated else None,
         evaluator=EvaluatorJudge(evaluator) if evaluator is not None else None,
+        judge=EvaluatorJudge(judge) if judge is not None else None,
         evaluator_requests=hr_requests,
     )
 
@@ -360,6 +366,8 @@ def _protocol(
         note = _space_note(measurements.evaluator, "", measurements)
         protocol["hr@p%"] = f"by the evaluator, on the first {count} requests, {note}"
         protocol["hr_requests"] = count
+    if measurements.judge is not None:
+        protocol["judge"] = "judge_hr@p% and judge_value: by an evaluator that chose and taught nothing"
     if target := measurements.num_labelled():
         protocol["labels"] = _label_note(schema, target, measurements)
     return protocol

@@ -52,14 +52,16 @@ _ORDER = (
     "mrr@",
     "hr@1%",
     "hr@10%",
+    "judge_hr@1%",
+    "judge_hr@10%",
     "gap",
     "value",
     "coverage@",
     "ild@",
 )
 _LOWER_IS_BETTER = ("regret",)
-_DESCRIPTIVE = ("gap", "value", "coverage@", "ild@")
-_NO_SHARE = ("value", "ild@")  # shown as they are, not as percentages
+_DESCRIPTIVE = ("gap", "value", "judge_value", "coverage@", "ild@")
+_NO_SHARE = ("value", "judge_value", "ild@")  # shown as they are, not as percentages
 _TITLES = {
     "utility": "True expected utility, % of the best possible slate",
     "value": "Utility predicted by the evaluator",

@@ -311,3 +311,32 @@ def test_alpha_cannot_be_tuned_in_the_dark(simulated: Any) -> None:
         tune_penalty_alpha(simulated.model(), simulated.data, simulated.extractor)
     with pytest.raises(ValueError, match="at least one alpha"):
         tune_penalty_alpha(simulated.model(), simulated.data, simulated.extractor, alphas=())
+
+
+def test_a_judge_ranks_every_row_and_chooses_nothing(simulated: Any, scripted: Any, last_first: Any) -> None:
+    """The judge finds its own best slates among the best 1 %, whoever else is asked; the evaluator is not the judge."""
+    best = torch.tensor([[5, 4, 3]]).expand(len(simulated.data), -1)
+    options = {"decodings": [Decoding("scripted", {"num_beams": 1})], "hr_requests": 10, "name": "scripted"}
+    found = evaluate(
+        scripted(best),
+        simulated.data,
+        simulated.extractor,
+        simulated.metadata,
+        evaluator=simulated.evaluator(),
+        judge=last_first,
+        **options,
+    )
+    row = found.row("scripted", "scripted").metrics
+    assert row["judge_hr@1%"] == row["judge_hr@10%"] == 1.0
+    assert row["judge_value"] == pytest.approx(6 + 0.5 + 0.04)
+    alone = evaluate(
+        scripted(best),
+        simulated.data,
+        simulated.extractor,
+        simulated.metadata,
+        evaluator=simulated.evaluator(),
+        **options,
+    )
+    assert {name: value for name, value in row.items() if not name.startswith("judge")} == alone.row(
+        "scripted", "scripted"
+    ).metrics

@@ -1,0 +1,86 @@
+"""How good an evaluator is: against held-out feedback and, on the simulator, against the truth.
+
+R requests, S slates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torchmetrics.functional import spearman_corrcoef
+
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.simulator import Simulator
+from rerankzoo.evaluation.judges import EvaluatorJudge, SimulatorJudge
+from rerankzoo.features.batch import inputs_only, slate_utility
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.generation import SlateEvaluator
+from rerankzoo.metrics import sample_slates
+
+_BATCH = 64
+
+
+def evaluator_quality(
+    evaluator: SlateEvaluator,
+    data: Dataset,
+    extractor: RerankingFeatureExtractor,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    slate_size: int,
+    num_requests: int = 300,
+    num_slates: int = 400,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Measures an evaluator on held-out requests.
+
+    Args:
+        evaluator: Values whole slates.
+        data: Held-out requests with logged slates.
+        extractor: The evaluator's.
+        metadata: Of the data folder; a simulator's reveals the truth.
+        slate_size: M, of the slates that evaluator and truth are compared on.
+        num_requests: Use this many first requests.
+        num_slates: S, random slates per request for the comparison with the truth.
+        seed: Of these slates.
+
+    Returns:
+        `calibration`, the mean predicted over the mean observed utility of the logged slates (1 is perfect); with the
+        truth also `spearman`, the mean over requests of the rank correlation of predicted and true utility over random
+        slates: it orders evaluators as the quality of their best slates does, which the AUC of clicks does not.
+    """
+    data = data.select(range(min(num_requests, len(data))))
+    predicted, observed = [], []
+    for batch in RequestLoader(data, extractor, _BATCH):
+        with torch.no_grad():
+            predicted.append(evaluator.score_slates(batch["slates"], **inputs_only(batch)).double())
+        observed.append(
+            slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema).double()
+        )
+    measured = {"calibration": float(torch.cat(predicted).mean() / torch.cat(observed).mean().clamp_min(1e-12))}
+    if metadata is not None and metadata.get("source") == "simulator":
+        truth = SimulatorJudge(Simulator.from_metadata(metadata), data, extractor.schema.item_id)
+        measured["spearman"] = _spearman(
+            EvaluatorJudge(evaluator), truth, data, extractor, slate_size, num_slates, seed
+        )
+    return measured
+
+
+def _spearman(
+    evaluator: EvaluatorJudge,
+    truth: SimulatorJudge,
+    data: Dataset,
+    extractor: RerankingFeatureExtractor,
+    slate_size: int,
+    num_slates: int,
+    seed: int,
+) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    correlations = []
+    for batch in RequestLoader(data, extractor, _BATCH):
+        slates = sample_slates(batch["candidate_mask"], slate_size, num_slates, generator)
+        predicted, true = evaluator.values(batch, slates), truth.values(batch, slates)
+        correlations.append(spearman_corrcoef(predicted.T.contiguous(), true.T.contiguous()).reshape(-1))
+    return float(torch.cat(correlations).mean())
