@@ -32,7 +32,10 @@ from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.models import auto
+from rerankzoo.models.degre import DeGReConfig
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from rerankzoo.models.pointwise import PointwiseConfig
+from rerankzoo.models.prm import PRMConfig
 from tests.models.common import GeneratorTestSuite
 
 ROOT = Path(__file__).parents[1]
@@ -117,9 +120,10 @@ def test_named_commands_exist() -> None:
 
 def test_named_files_exist() -> None:
     own = {block.mark.removeprefix("file: ") for page in PAGES for block in blocks(page)}
+    folders = "|".join(["toy", *sorted(path.name for path in (ROOT / "recipes").iterdir())])
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for recipe in re.findall(r"(?:recipes/)?((?:nar4rec|trainer|toy)/[\w-]+\.yaml)", text):
+        for recipe in re.findall(rf"(?:recipes/)?\b((?:{folders})/[\w-]+\.yaml)", text):
             assert (ROOT / "recipes" / recipe).is_file() or f"recipes/{recipe}" in own, f"{page.name} names {recipe}"
         for path in re.findall(r"`((?:rerankzoo|tests)/[\w./-]+\.py)`", text):
             assert (ROOT / path).is_file() or path in own, f"{page.name} names {path}"
@@ -147,7 +151,16 @@ def test_reference_tables_are_complete(page: str, names: set[str]) -> None:
     assert not [name for name in names if f"`{name}" not in text]
 
 
-@pytest.mark.parametrize(("page", "kind"), [("models/nar4rec.md", NAR4RecConfig), ("simulator.md", SimulatorSettings)])
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        ("models/degre.md", DeGReConfig),
+        ("models/nar4rec.md", NAR4RecConfig),
+        ("models/pointwise.md", PointwiseConfig),
+        ("models/prm.md", PRMConfig),
+        ("simulator.md", SimulatorSettings),
+    ],
+)
 def test_tables_tell_the_defaults(page: str, kind: Any) -> None:
     rows = first_cells(DOCS / page)
     inherited = {
