@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from rerankzoo.evaluation import (
     Evaluation,
     default_decodings,
     evaluate,
+    evaluator_quality,
     print_table,
     tune_penalty_alpha,
     write_report,
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.mining import mine_folder
 
 console = Console(stderr=True)
 
@@ -52,12 +54,13 @@ class Entry:
     Attributes:
         name: What the table calls it.
         recipe: Recipe of the generator, relative to the shipped recipes or to the working directory.
-        evaluator: Recipe of its evaluator; `None` for none.
+        mine: Arguments of `rerankzoo.mining.mine_folder`: the generator learns slates that the benchmark's evaluator
+            mines from the log. `None`: it learns from the log itself.
     """
 
     name: str
     recipe: str
-    evaluator: str | None = None
+    mine: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,19 @@ class Benchmark:
 
     Attributes:
         models: The models.
+        evaluator: Recipe of the evaluator that values the slates of all models, chooses among slates and mines.
+        judge: Recipe of an independent evaluator, trained on another log of the same simulated world.
         arguments: Added to every recipe's command line; `{seed}` stands for the run's number.
     """
 
     models: tuple[Entry, ...]
+    evaluator: str | None = None
+    judge: str | None = None
     arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.evaluator is None and any(entry.mine is not None for entry in self.models):
+            raise RerankingDataError("mining needs an evaluator; the benchmark names none", field="evaluator")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Benchmark:
@@ -145,55 +156,108 @@ def judge(
     evaluator: Trained | None,
     seed: int,
     *,
-    num_requests: int | None = None,
+    referee: Trained | None = None,
     hr_requests: int = 200,
 ) -> Evaluation:
-    """Evaluates a trained generator on the test split; alpha of contrastive decoding is tuned on validation."""
+    """Evaluates a trained generator on the test split; alpha of contrastive decoding is tuned on validation.
+
+    Args:
+        name: Of the model, in the table.
+        generator: What is judged.
+        evaluator: Values all slates, and chooses among several.
+        seed: Of the run.
+        referee: An independent evaluator.
+        hr_requests: See `rerankzoo.evaluation.evaluate`.
+
+    Returns:
+        The evaluation, with the CPU time of the training and, where there is an evaluator, its own quality.
+    """
     model = AutoModel.from_pretrained(generator.folder)
-    chooser = None if evaluator is None else AutoModel.from_pretrained(evaluator.folder)
     extractor = RerankingFeatureExtractor.from_pretrained(generator.folder)
-    data = generator.data
-    shared: dict[str, Any] = {"evaluator": chooser, "num_requests": num_requests}
+    data = (evaluator or generator).data
+    chooser, independent = _load(evaluator), _load(referee)
+    shared: dict[str, Any] = {"evaluator": chooser}
     with console.status(f"evaluating {name}, seed {seed}"):
         alpha, record = tune_penalty_alpha(model, data.split("validation"), extractor, data.metadata, **shared)
-        decodings = default_decodings(chooser is not None, alpha)
         found = evaluate(
             model,
             data.split("test"),
             extractor,
             data.metadata,
             name=name,
-            decodings=decodings,
+            decodings=default_decodings(chooser is not None, alpha),
+            judge=independent,
             seed=seed,
             hr_requests=hr_requests,
             **shared,
         )
+        notes: dict[str, Any] = {}
+        if chooser is not None:
+            size = model.config.slate_size
+            quality = evaluator_quality(chooser, data.split("test"), extractor, data.metadata, slate_size=size)
+            notes["evaluator_quality"] = quality
     seconds = {"generator": generator.cpu_seconds, "evaluator": evaluator and evaluator.cpu_seconds}
-    return found.with_protocol(penalty_alpha=record, training_cpu_seconds=seconds)
+    return found.with_protocol(penalty_alpha=record, training_cpu_seconds=seconds, **notes)
 
 
-def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, arguments: Sequence[str] = ()) -> list[Evaluation]:
+def _load(trained: Trained | None) -> Any:
+    return None if trained is None else AutoModel.from_pretrained(trained.folder)
+
+
+def mine_and_train(entry: Entry, evaluator: Trained, folder: Path, seed: int, further: Sequence[str]) -> Trained:
+    """Mines slates with the evaluator and trains a generator on them; what is there already is not made again."""
+    mined = folder / "mined"
+    start = time.process_time()
+    with console.status(f"mining for {entry.name}, seed {seed}"):
+        mine_folder([str(evaluator.folder)], evaluator.data.path, mined, **(entry.mine or {}))
+    seconds = time.process_time() - start
+    data = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"]
+    trained = train_once(entry.recipe, folder, seed, [*data, *further])
+    total = None if trained.cpu_seconds is None else trained.cpu_seconds + seconds
+    return replace(trained, cpu_seconds=total)
+
+
+def join_options(arguments: Sequence[str]) -> list[str]:
+    """Writes every option as one argument: `--key value` becomes `--key=value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--") or not joined:
+            joined.append(argument)
+        else:
+            joined[-1] = f"{joined[-1]}={argument}"
+    return joined
+
+
+def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, further: Sequence[str] = ()) -> list[Evaluation]:
     """Trains and evaluates every model with every seed.
 
     Args:
         benchmark: What to run.
         out: Where the runs go, as `seed-0/nar4rec`; finished ones are not trained again.
         seeds: Number of runs, with seeds 0, 1...
-        arguments: Options added to every recipe's command line, after the benchmark's own.
+        further: Options added to every recipe's command line, after the benchmark's own; not to those of generators
+            that learn mined slates, whose data is another.
 
     Returns:
         One evaluation per model and seed.
     """
     evaluations = []
     for seed in range(seeds):
-        options = [argument.format(seed=seed) for argument in (*benchmark.arguments, *arguments)]
+        root = out / f"seed-{seed}"
+        options = [argument.format(seed=seed) for argument in (*benchmark.arguments, *further)]
+        evaluator = referee = None
+        if benchmark.evaluator is not None:
+            evaluator = train_once(benchmark.evaluator, root / "evaluator", seed, options)
+        if benchmark.judge is not None and evaluator is not None:
+            other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
+            referee = train_once(benchmark.judge, root / "judge", seed, [*options, *other])
         for entry in benchmark.models:
-            folder = out / f"seed-{seed}" / entry.name
-            evaluator = None
-            if entry.evaluator is not None:
-                evaluator = train_once(entry.evaluator, folder.with_name(f"{entry.name}-evaluator"), seed, options)
-            generator = train_once(entry.recipe, folder, seed, options)
-            evaluations.append(judge(entry.name, generator, evaluator, seed))
+            if entry.mine is not None and evaluator is not None:
+                kept = [option for option in further if not option.startswith("--data")]
+                generator = mine_and_train(entry, evaluator, root / entry.name, seed, kept)
+            else:
+                generator = train_once(entry.recipe, root / entry.name, seed, options)
+            evaluations.append(judge(entry.name, generator, evaluator, seed, referee=referee))
     return evaluations
 
 
@@ -214,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, table, plot and results.json")
     options, further = parser.parse_known_args(list(arguments[1:]))
     benchmark = Benchmark.from_yaml(find_recipe(options.file))
-    evaluations = run_benchmark(benchmark, options.out, options.seeds, further)
+    evaluations = run_benchmark(benchmark, options.out, options.seeds, join_options(further))
     paths = write_report(evaluations, options.out)
     print_table(evaluations)
     print("written:", ", ".join(str(path) for path in paths.values()))

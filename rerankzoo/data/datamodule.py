@@ -161,6 +161,9 @@ class SimulatorDataModule(RerankingDataModule):
         batch_size: See `RerankingDataModule`.
         eval_batch_size: See `RerankingDataModule`.
         seed: Of the shuffling.
+        log: The stream of the training split: `"train"`, or `"judge"` for an independent log of the same world, of
+            which to train an evaluator that judges models trained on the first.
+        extractor: See `RerankingDataModule`.
     """
 
     def __init__(
@@ -174,14 +177,17 @@ class SimulatorDataModule(RerankingDataModule):
         batch_size: int = 256,
         eval_batch_size: int = 512,
         seed: int = 0,
+        log: str = "train",
+        extractor: str | None = None,
     ) -> None:
-        sizes = f"{num_train}-{num_validation}-{num_test}"
-        path = Path(root) / f"simulator-{setting}-{sizes}-seed{world_seed}"
-        super().__init__(str(path), batch_size, eval_batch_size, seed)
+        name = f"simulator-{setting}-{num_train}-{num_validation}-{num_test}-seed{world_seed}"
+        path = Path(root) / (name if log == "train" else f"{name}-{log}")
+        super().__init__(str(path), batch_size, eval_batch_size, seed, extractor)
         self.settings = SimulatorSettings.named(setting, seed=world_seed)
         self.sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
+        self.log = log
 
     def prepare_data(self) -> None:
         """Simulates the log, unless it is there; called by Lightning in one process."""
         if not (Path(self.path) / METADATA_FILE).is_file():
-            write_simulator_folder(self.path, self.settings, **self.sizes)
+            write_simulator_folder(self.path, self.settings, **self.sizes, log=self.log)

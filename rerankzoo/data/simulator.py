@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
+from rerankzoo.data.folder import list_array, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.metrics.permutation import all_slates
@@ -35,7 +35,7 @@ from rerankzoo.metrics.permutation import all_slates
 BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
 
-_STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3})
+_STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4})
 _CHUNK_ELEMENTS = 2**17  # (request, slate) pairs evaluated at once: temporaries of 1 MiB stay in the CPU cache
 
 
@@ -225,7 +225,7 @@ class Simulator:
         Splits are independent streams, and a longer table begins with the rows of a shorter one.
 
         Args:
-            split: "train", "validation" or "test".
+            split: "train", "validation" or "test"; or "judge", a further log for an independent evaluator.
             num_requests: Rows of the table.
 
         Returns:
@@ -235,8 +235,9 @@ class Simulator:
         Raises:
             ValueError: If the split is unknown or `num_requests` is negative.
         """
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}, choose from {SPLITS}")
+        logs = [name for name in _STREAMS if name != "world"]
+        if split not in logs:
+            raise ValueError(f"unknown split {split!r}, choose from {logs}")
         if num_requests < 0:
             raise ValueError(f"num_requests must not be negative, got {num_requests}")
         num_blocks = max(1, -(-num_requests // BLOCK_SIZE))  # one block at least: it carries the column types
@@ -443,6 +444,7 @@ def write_simulator_folder(
     num_train: int = 40_000,
     num_validation: int = 2_000,
     num_test: int = 500,
+    log: str = "train",
 ) -> None:
     """Writes simulated train, validation and test tables as a data folder.
 
@@ -452,15 +454,17 @@ def write_simulator_folder(
         num_train: Requests of the train split.
         num_validation: Requests of the validation split.
         num_test: Requests of the test split.
+        log: The stream of the train split: "train", or "judge" for an independent log of the same world.
     """
     simulator = Simulator(settings)
-    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    sizes = {"validation": num_validation, "test": num_test}
     metadata = {
         "source": "simulator",
         "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
         "settings": asdict(settings),
     }
     tables = {split: simulator.requests(split, size) for split, size in sizes.items()}
+    tables["train"] = simulator.requests(log, num_train)
     write_data_folder(directory, tables, simulator.schema, metadata)
 
 

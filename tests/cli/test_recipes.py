@@ -102,9 +102,8 @@ def test_trainer_recipe_composes_with_model_recipe(recipe: str, trainer: str, tm
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_benchmark_recipe_names_recipes(benchmark: str) -> None:
     found = Benchmark.from_yaml(FOLDER / benchmark)
-    for entry in found.models:
-        for recipe in (entry.recipe, entry.evaluator):
-            assert recipe is None or find_recipe(recipe).is_file()
+    recipes = [found.evaluator, found.judge, *(entry.recipe for entry in found.models)]
+    assert all(find_recipe(recipe).is_file() for recipe in recipes if recipe is not None)
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
