@@ -32,6 +32,7 @@ def make_parser(command: str = "evaluate") -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder or Hub id of a generator with its extractor")
     parser.add_argument("--data", required=True, metavar="DIR", help="data folder: schema.yaml and Parquet files")
     parser.add_argument("--evaluator", metavar="DIR", help="folder or Hub id of an evaluator, the same for every row")
+    parser.add_argument("--judge", metavar="DIR", help="an independent evaluator: values every row, chooses nothing")
     parser.add_argument("--split", default="test", help="split to evaluate on (default: test)")
     parser.add_argument("--num-requests", type=_positive, metavar="N", help="only the first N requests (default: all)")
     parser.add_argument(
@@ -71,8 +72,8 @@ def main(arguments: Sequence[str]) -> None:
         raise FileNotFoundError(f"{options.data} has no split {missing[0]!r}; it has {sorted(splits)}")
     metadata = read_origin(options.data)
     models = [_load(path) for path in options.models]
-    evaluator = _load(options.evaluator) if options.evaluator else None
-    _check_kinds(models, evaluator, parser)
+    evaluator, judge = (_load(path) if path else None for path in (options.evaluator, options.judge))
+    _check_kinds(models, evaluator, judge, parser)
     runs: Counter[str] = Counter()
     evaluations = []
     with _progress() as progress:
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
             name = model.config.model_type
             seed = options.seed + runs[name]
             runs[name] += 1
-            found = _evaluate(path, model, evaluator, dict(splits), metadata, options, seed, progress)
+            found = _evaluate(path, model, evaluator, judge, dict(splits), metadata, options, seed, progress)
             evaluations.append(found)
     paths = write_report(evaluations, options.out)
     print_table(evaluations)
@@ -91,6 +92,7 @@ def _evaluate(
     path: str,
     model: RerankingPreTrainedModel,
     evaluator: RerankingPreTrainedModel | None,
+    judge: RerankingPreTrainedModel | None,
     splits: dict[str, Dataset],
     metadata: dict[str, Any] | None,
     options: argparse.Namespace,
@@ -100,6 +102,8 @@ def _evaluate(
     """One run: tunes alpha if asked to, then evaluates."""
     extractor = RerankingFeatureExtractor.from_pretrained(path)
     alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
+    if options.judge:
+        notes["judge_model"] = options.judge
     shared: dict[str, Any] = {"evaluator": evaluator, "num_requests": options.num_requests}
     if options.tune_alpha:
         validation = splits["validation"]
@@ -115,6 +119,7 @@ def _evaluate(
         metadata,
         name=model.config.model_type,
         decodings=default_decodings(evaluator is not None, alpha),
+        judge=judge,
         seed=seed,
         hr_requests=options.hr_requests,
         on_progress=_task(progress, f"evaluating {path}", data, options.num_requests),
@@ -133,13 +138,15 @@ def _load(path: str) -> RerankingPreTrainedModel:
 def _check_kinds(
     models: Sequence[RerankingPreTrainedModel],
     evaluator: RerankingPreTrainedModel | None,
+    judge: RerankingPreTrainedModel | None,
     parser: argparse.ArgumentParser,
 ) -> None:
     for model in models:
         if not model.can_generate():
             parser.error(f"a {type(model).__name__} generates no slates; give it as --evaluator")
-    if evaluator is not None and not hasattr(evaluator, "score_slates"):
-        parser.error(f"a {type(evaluator).__name__} values no slates and is no evaluator")
+    for part in (evaluator, judge):
+        if part is not None and not hasattr(part, "score_slates"):
+            parser.error(f"a {type(part).__name__} values no slates and is no evaluator")
 
 
 def _not_negative(text: str) -> int:

@@ -23,11 +23,14 @@ def test_evaluates_runs_and_writes_everything(
 ) -> None:
     arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
     arguments += ["--evaluator", str(checkpoints / "evaluator"), "--tune-alpha", "--num-requests", "20"]
+    arguments += ["--judge", str(checkpoints / "evaluator")]  # who judges himself agrees with himself
     arguments += ["--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["seed"] for row in results["rows"]} == {3, 4}
     assert {row["model"] for row in results["rows"]} == {"upstream", "random", "logged", "oracle", "nar4rec"}
+    for row in results["rows"]:
+        assert row["metrics"]["judge_hr@10%"] == row["metrics"]["hr@10%"]
     protocol = results["protocol"]
     assert protocol["model"] == [str(checkpoints / "a"), str(checkpoints / "b")]
     assert protocol["hr_requests"] == 10
