@@ -7,9 +7,8 @@ including the second, test after). Windows of a user follow one another 5 rating
 10 apart afterwards, so validation and test windows do not overlap one another.
 
 What a window knows. Item statistics and the first-stage score count only ratings of the train period *strictly before
-the window's first timestamp*: means over the whole train period hold the very labels that a train window asks for (they
-raise the first stage's NDCG@4 on train windows from .697 to .735 and leave it at .71 on test windows). User statistics,
-genre affinity and history count the user's own ratings before the window.
+the window's first timestamp*: means over the whole train period hold the very labels that a train window asks for.
+User statistics, genre affinity and history count the user's own ratings before the window.
 
 The logged slate is a Plackett-Luce sample of 4 candidates by the first-stage score; candidates are in random order.
 Utility is discounted by 1/log2(t + 1), as NDCG: without it the order of a slate would be worth nothing. Labels do not
