@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from torch import Tensor
 
 from rerankzoo.data.folder import write_data_folder
@@ -16,6 +18,11 @@ from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtract
 
 # Helpers are no test files themselves: pytest would leave their assertions without an explanation.
 pytest.register_assert_rewrite("tests.models.common", "tests.generation.common")
+
+# One thread, here and in the processes that tests start: the last bits of a sum depend on the number of threads, and
+# tests of reproducibility compare files.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 Rows = list[dict[str, Any]]
 
