@@ -3,48 +3,55 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from transformers import AutoModel
+from transformers import AutoConfig
 
-from rerankzoo.cli.lightning import RerankingCLI, command_line
-from rerankzoo.cli.recipes import recipes_folder
+from rerankzoo.cli.runs import Trained, console, find_recipe, mine_once, train_members, train_once
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import (
+    Decoding,
     Evaluation,
+    Judges,
+    Point,
     default_decodings,
     evaluate,
     evaluator_quality,
     print_table,
     tune_penalty_alpha,
+    write_curve,
     write_report,
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.mining import mine_folder
 
-console = Console(stderr=True)
+_TUNING_REQUESTS = 500  # of the validation split, for alpha
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained checkpoint.
+class EvaluatorSpec:
+    """How an evaluator of a benchmark is made.
 
     Attributes:
-        folder: What `from_pretrained` reads.
-        data: The data it was trained on, set up.
-        cpu_seconds: CPU time of the training, over all threads; `None` where it was found and not trained again.
+        recipe: Its recipe.
+        arguments: Added to the recipe's command line.
+        members: How many are trained, with different seeds, to be one ensemble.
     """
 
-    folder: Path
-    data: RerankingDataModule
-    cpu_seconds: float | None
+    recipe: str
+    arguments: tuple[str, ...] = ()
+    members: int = 1
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, Any]) -> EvaluatorSpec:
+        """Reads the entry of a benchmark file: a recipe's name, or the attributes."""
+        if isinstance(value, str):
+            return cls(value)
+        return cls(**{**value, "arguments": tuple(value.get("arguments", ()))})
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,53 @@ class Entry:
 
     Attributes:
         name: What the table calls it.
-        recipe: Recipe of the generator, relative to the shipped recipes or to the working directory.
-        mine: Arguments of `rerankzoo.mining.mine_folder`: the generator learns slates that the benchmark's evaluator
-            mines from the log. `None`: it learns from the log itself.
+        recipe: Recipe of the generator, relative to the shipped recipes or to the working directory. `None`: the
+            evaluator itself is the model, and searches.
+        arguments: Added to the recipe's command line; `{evaluator}` stands for the evaluator's checkpoint.
+        mine: Arguments of `rerankzoo.mining.mine_folder`: the generator learns slates that the evaluator mines from the
+            log. `None`: it learns from the log itself.
+        evaluator: Which of the benchmark's `evaluators` mines, values and chooses; `None`: the one of all models.
+        decodings: Decoding parameters by name, with `evaluator: true` where the evaluator chooses. `None`: the usual
+            ones, with alpha of contrastive decoding tuned on validation.
+        at: Where on the axis of the benchmark's curve.
+        series: Of which line of the curve.
     """
 
     name: str
-    recipe: str
+    recipe: str | None = None
+    arguments: tuple[str, ...] = ()
     mine: dict[str, Any] | None = None
+    evaluator: str | None = None
+    decodings: dict[str, dict[str, Any]] | None = None
+    at: float | None = None
+    series: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", tuple(self.arguments))
+        if self.recipe is None and (self.decodings is None or self.mine is not None):
+            raise RerankingDataError(
+                f"model {self.name!r} has no recipe: it needs decodings, and no mine", field="models"
+            )
+
+    def mined_folder(self) -> str:
+        """The name of the folder of its mined slates: models that learn the same share it."""
+        settings = [f"{key}={value}" for key, value in sorted((self.mine or {}).items())]
+        return ",".join([f"mined-{self.evaluator}" if self.evaluator else "mined", *settings])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a benchmark draws beside its table.
+
+    Attributes:
+        axis: What the models' `at` is.
+        metrics: One panel each, of the first decoding of each model.
+        log: Whether the axis is logarithmic.
+    """
+
+    axis: str
+    metrics: tuple[str, ...]
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,152 +115,236 @@ class Benchmark:
 
     Attributes:
         models: The models.
-        evaluator: Recipe of the evaluator that values the slates of all models, chooses among slates and mines.
-        judge: Recipe of an independent evaluator, trained on another log of the same simulated world.
+        evaluator: The evaluator that values the slates of all models, chooses among slates and mines.
+        judge: An independent evaluator, trained on another log of the same simulated world.
+        evaluators: Further evaluators, for models that name one: it values the slates of these models only.
         arguments: Added to every recipe's command line; `{seed}` stands for the run's number.
+        curve: A picture of some of the models.
     """
 
     models: tuple[Entry, ...]
-    evaluator: str | None = None
-    judge: str | None = None
+    evaluator: EvaluatorSpec | None = None
+    judge: EvaluatorSpec | None = None
+    evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
-        if self.evaluator is None and any(entry.mine is not None for entry in self.models):
-            raise RerankingDataError("mining needs an evaluator; the benchmark names none", field="evaluator")
+        for entry in self.models:
+            if entry.evaluator is not None and entry.evaluator not in self.evaluators:
+                message = f"model {entry.name!r} names {entry.evaluator!r}; there are {sorted(self.evaluators)}"
+                raise RerankingDataError(message, field="evaluators")
+            needs = entry.mine is not None or entry.recipe is None
+            if needs and self.evaluator is None and entry.evaluator is None:
+                message = f"model {entry.name!r} needs an evaluator; the benchmark names none"
+                raise RerankingDataError(message, field="evaluator")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Benchmark:
         """Reads a benchmark file.
 
         Raises:
-            RerankingDataError: If the file holds unknown keys or no models.
+            RerankingDataError: If the file holds unknown keys or no models, or its parts contradict one another.
         """
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         try:
-            entries = tuple(Entry(name=name, **entry) for name, entry in values.pop("models").items())
-            return cls(models=entries, arguments=tuple(values.pop("arguments", ())), **values)
+            values["models"] = tuple(Entry(name=name, **entry) for name, entry in values["models"].items())
+            for name in {"evaluator", "judge"} & set(values):
+                values[name] = EvaluatorSpec.of(values[name])
+            specs = values.pop("evaluators", {})
+            values["evaluators"] = {name: EvaluatorSpec.of(spec) for name, spec in specs.items()}
+            if "curve" in values:
+                values["curve"] = Curve(**{**values["curve"], "metrics": tuple(values["curve"]["metrics"])})
+            return cls(**{**values, "arguments": tuple(values.get("arguments", ()))})
         except (TypeError, KeyError, AttributeError) as error:
             raise RerankingDataError(f"{path} is no benchmark file: {error}", field="models") from error
 
+    def only(self, names: Sequence[str]) -> Benchmark:
+        """The same benchmark of some of its models.
 
-def find_recipe(name: str) -> Path:
-    """A recipe's file: a path as given, or one of the shipped recipes.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    for path in (Path(name), recipes_folder() / name, recipes_folder() / name.removeprefix("recipes/")):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no file {name!r}, here or among the shipped recipes")
-
-
-def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
-    """Makes trainer, module and data of a recipe.
-
-    Args:
-        recipe: See `find_recipe`.
-        folder: The run's root directory.
-        seed: Of initialisation and shuffling.
-        arguments: Further options of the command line.
-
-    Returns:
-        The command line, ready for `train`.
-    """
-    options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
-    return command_line(["--config", str(find_recipe(recipe)), *options], run=False)
+        Raises:
+            RerankingDataError: If there is no model of such a name.
+        """
+        known = [entry.name for entry in self.models]
+        if unknown := [name for name in names if name not in known]:
+            raise RerankingDataError(f"unknown models {unknown}; there are {known}", field="models")
+        return replace(self, models=tuple(entry for entry in self.models if entry.name in names))
 
 
-def train(run: RerankingCLI, folder: Path) -> Trained:
-    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`."""
-    start = time.process_time()
-    run.trainer.fit(run.model, datamodule=run.datamodule)
-    return _trained(run, folder, time.process_time() - start)
-
-
-def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`."""
-    run = prepare_run(recipe, folder, seed, arguments)
-    best = folder / "best"
-    if best.is_dir():
-        console.print(f"{best} is there and not trained again")
-        return _trained(run, best, None)
-    console.rule(f"{recipe}, seed {seed}")
-    return train(run, best)
-
-
-def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trained:
-    run.datamodule.prepare_data()
-    run.datamodule.setup()
-    return Trained(folder, run.datamodule, cpu_seconds)
-
-
-def judge(
-    name: str,
-    generator: Trained,
-    evaluator: Trained | None,
-    seed: int,
-    *,
-    referee: Trained | None = None,
-    hr_requests: int = 200,
-) -> Evaluation:
-    """Evaluates a trained generator on the test split; alpha of contrastive decoding is tuned on validation.
+class Jury:
+    """What judges the models of one run: made once, for it remembers the value of all slates of a request.
 
     Args:
-        name: Of the model, in the table.
-        generator: What is judged.
+        data: Its splits "validation" and "test" are evaluated on.
+        slate_size: M.
         evaluator: Values all slates, and chooses among several.
-        seed: Of the run.
-        referee: An independent evaluator.
-        hr_requests: See `rerankzoo.evaluation.evaluate`.
-
-    Returns:
-        The evaluation, with the CPU time of the training and, where there is an evaluator, its own quality.
+        referee: An independent evaluator; it has no say on validation.
     """
-    model = AutoModel.from_pretrained(generator.folder)
-    extractor = RerankingFeatureExtractor.from_pretrained(generator.folder)
-    data = (evaluator or generator).data
-    chooser, independent = _load(evaluator), _load(referee)
-    shared: dict[str, Any] = {"evaluator": chooser}
-    with console.status(f"evaluating {name}, seed {seed}"):
-        alpha, record = tune_penalty_alpha(model, data.split("validation"), extractor, data.metadata, **shared)
-        found = evaluate(
-            model,
-            data.split("test"),
-            extractor,
-            data.metadata,
-            name=name,
-            decodings=default_decodings(chooser is not None, alpha),
-            judge=independent,
-            seed=seed,
-            hr_requests=hr_requests,
-            **shared,
-        )
+
+    def __init__(
+        self, data: RerankingDataModule, slate_size: int, evaluator: Trained | None, referee: Trained | None = None
+    ) -> None:
+        self.data = data
+        self.trained = evaluator
+        self.evaluator = None if evaluator is None else evaluator.load()
+        self.referee = None if referee is None else referee.load()
+        item_id = data.extractor.schema.item_id
+        self.judges = {
+            "validation": Judges.of(data.split("validation"), item_id, data.metadata, self.evaluator),
+            "test": Judges.of(data.split("test"), item_id, data.metadata, self.evaluator, self.referee),
+        }
+        self.quality: dict[str, float] = {}
+        if self.evaluator is not None:
+            test = data.split("test")
+            self.quality = evaluator_quality(self.evaluator, test, data.extractor, data.metadata, slate_size=slate_size)
+
+    def judge(
+        self,
+        name: str,
+        generator: Trained,
+        seed: int,
+        decodings: Sequence[Decoding] | None = None,
+        hr_requests: int = 200,
+    ) -> Evaluation:
+        """Evaluates a trained generator on the test split.
+
+        Args:
+            name: Of the model, in the table.
+            generator: What is judged; the jury's own evaluator may be, which searches.
+            seed: Of the run.
+            decodings: How to decode; default: the usual ones, alpha of contrastive decoding tuned on validation.
+            hr_requests: See `rerankzoo.evaluation.evaluate`.
+
+        Returns:
+            The evaluation.
+        """
+        model: Any = self.evaluator if generator is self.trained else generator.load()
+        extractor = RerankingFeatureExtractor.from_pretrained(generator.folder)
+        shared: dict[str, Any] = {"metadata": self.data.metadata, "evaluator": self.evaluator}
         notes: dict[str, Any] = {}
-        if chooser is not None:
-            size = model.config.slate_size
-            quality = evaluator_quality(chooser, data.split("test"), extractor, data.metadata, slate_size=size)
-            notes["evaluator_quality"] = quality
-    seconds = {"generator": generator.cpu_seconds, "evaluator": evaluator and evaluator.cpu_seconds}
-    return found.with_protocol(penalty_alpha=record, training_cpu_seconds=seconds, **notes)
+        with console.status(f"evaluating {name}, seed {seed}"):
+            if decodings is None:
+                alpha, notes["penalty_alpha"] = tune_penalty_alpha(
+                    model,
+                    self.data.split("validation"),
+                    extractor,
+                    judges=self.judges["validation"],
+                    num_requests=_TUNING_REQUESTS,
+                    **shared,
+                )
+                decodings = default_decodings(self.evaluator is not None, alpha)
+            found = evaluate(
+                model,
+                self.data.split("test"),
+                extractor,
+                name=name,
+                decodings=decodings,
+                judge=self.referee,
+                judges=self.judges["test"],
+                seed=seed,
+                hr_requests=hr_requests,
+                **shared,
+            )
+        return found.with_protocol(**notes)
 
 
-def _load(trained: Trained | None) -> Any:
-    return None if trained is None else AutoModel.from_pretrained(trained.folder)
+class _Run:
+    """One seed of a benchmark.
+
+    Args:
+        benchmark: What to run.
+        root: The seed's folder.
+        seed: The seed.
+        further: Options added to every recipe's command line.
+    """
+
+    def __init__(self, benchmark: Benchmark, root: Path, seed: int, further: Sequence[str]) -> None:
+        self.benchmark = benchmark
+        self.root = root
+        self.seed = seed
+        self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
+        self.shared = self._evaluator(benchmark.evaluator, "evaluator")
+        self.referee = self._referee()
+        self.juries: dict[str | None, Jury] = {}
+        self.own: dict[str, Trained] = {}
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Trains and judges one model after the other."""
+        for entry in self.benchmark.models:
+            yield self._judge(entry, *self._train(entry))
+
+    def _evaluator(self, spec: EvaluatorSpec | None, name: str, further: Sequence[str] = ()) -> Trained | None:
+        if spec is None:
+            return None
+        arguments = [*self.options, *further, *spec.arguments]
+        return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
+
+    def _referee(self) -> Trained | None:
+        if self.benchmark.judge is None or self.shared is None:
+            return None
+        other = ["--data.init_args.log=judge", f"--data.init_args.extractor={self.shared.folder}"]
+        return self._evaluator(self.benchmark.judge, "judge", other)
+
+    def _evaluator_of(self, entry: Entry) -> Trained | None:
+        if entry.evaluator is None:
+            return self.shared
+        if entry.evaluator not in self.own:
+            spec = self.benchmark.evaluators[entry.evaluator]
+            trained = self._evaluator(spec, f"evaluator-{entry.evaluator}")
+            if trained is not None:
+                self.own[entry.evaluator] = trained
+        return self.own[entry.evaluator]
+
+    def _train(self, entry: Entry) -> tuple[Trained, dict[str, float | None]]:
+        """The model, and the CPU seconds of its stages."""
+        evaluator = self._evaluator_of(entry)
+        if entry.recipe is None:
+            if evaluator is None:
+                raise RerankingDataError(f"model {entry.name!r} needs an evaluator", field="evaluator")
+            return evaluator, {}
+        own = [argument.replace("{evaluator}", str(evaluator and evaluator.folder)) for argument in entry.arguments]
+        if entry.mine is None or evaluator is None:
+            trained = train_once(entry.recipe, self.root / entry.name, self.seed, [*self.options, *own])
+            return trained, {"generator": trained.cpu_seconds}
+        mined = self.root / entry.mined_folder()
+        mining = mine_once(evaluator, mined, **entry.mine)
+        data = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"]
+        kept = [option for option in self.options if not option.startswith("--data")]
+        trained = train_once(entry.recipe, self.root / entry.name, self.seed, [*data, *kept, *own])
+        return trained, {"mining": mining, "generator": trained.cpu_seconds}
+
+    def _judge(self, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
+        jury = self._jury(entry, trained)
+        found = jury.judge(entry.name, trained, self.seed, _decodings(entry))
+        costs = {"evaluator": jury.trained.cpu_seconds, **seconds} if jury.trained else seconds
+        found = found.with_protocol(training_cpu_seconds={entry.name: costs}, evaluator_quality=jury.quality)
+        found = found.with_metrics(entry.name, lambda name: {**jury.quality, **_cost(entry, found, name, costs)})
+        return found if entry.evaluator is None else found.with_own_evaluator()
+
+    def _jury(self, entry: Entry, trained: Trained) -> Jury:
+        if entry.evaluator not in self.juries:
+            evaluator = self._evaluator_of(entry)
+            # Judge and evaluator speak of the same table only where they share the feature extractor.
+            referee = self.referee if entry.evaluator is None else None
+            size = AutoConfig.from_pretrained(trained.folder).slate_size
+            self.juries[entry.evaluator] = Jury((evaluator or trained).data, size, evaluator, referee)
+        return self.juries[entry.evaluator]
 
 
-def mine_and_train(entry: Entry, evaluator: Trained, folder: Path, seed: int, further: Sequence[str]) -> Trained:
-    """Mines slates with the evaluator and trains a generator on them; what is there already is not made again."""
-    mined = folder / "mined"
-    start = time.process_time()
-    with console.status(f"mining for {entry.name}, seed {seed}"):
-        mine_folder([str(evaluator.folder)], evaluator.data.path, mined, **(entry.mine or {}))
-    seconds = time.process_time() - start
-    data = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"]
-    trained = train_once(entry.recipe, folder, seed, [*data, *further])
-    total = None if trained.cpu_seconds is None else trained.cpu_seconds + seconds
-    return replace(trained, cpu_seconds=total)
+def _decodings(entry: Entry) -> list[Decoding] | None:
+    if entry.decodings is None:
+        return None
+    return [
+        Decoding(name, {key: value for key, value in asked.items() if key != "evaluator"}, bool(asked.get("evaluator")))
+        for name, asked in entry.decodings.items()
+    ]
+
+
+def _cost(entry: Entry, found: Evaluation, decoding: str, seconds: Mapping[str, float | None]) -> dict[str, float]:
+    """CPU seconds of all that one row needs: of the evaluator's training only where it taught, chooses or searches."""
+    uses = entry.recipe is None or entry.mine is not None or found.protocol["decodings"][decoding]["evaluator"]
+    needed = [cost for stage, cost in seconds.items() if uses or stage != "evaluator"]
+    return {} if None in needed else {"cpu_seconds": sum(cost for cost in needed if cost is not None)}
 
 
 def join_options(arguments: Sequence[str]) -> list[str]:
@@ -235,30 +365,22 @@ def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, further: Sequence
         benchmark: What to run.
         out: Where the runs go, as `seed-0/nar4rec`; finished ones are not trained again.
         seeds: Number of runs, with seeds 0, 1...
-        further: Options added to every recipe's command line, after the benchmark's own; not to those of generators
-            that learn mined slates, whose data is another.
+        further: Options added to every recipe's command line, after the benchmark's own. Those of `--data` do not reach
+            generators that learn mined slates, whose data is another.
 
     Returns:
         One evaluation per model and seed.
     """
-    evaluations = []
-    for seed in range(seeds):
-        root = out / f"seed-{seed}"
-        options = [argument.format(seed=seed) for argument in (*benchmark.arguments, *further)]
-        evaluator = referee = None
-        if benchmark.evaluator is not None:
-            evaluator = train_once(benchmark.evaluator, root / "evaluator", seed, options)
-        if benchmark.judge is not None and evaluator is not None:
-            other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
-            referee = train_once(benchmark.judge, root / "judge", seed, [*options, *other])
-        for entry in benchmark.models:
-            if entry.mine is not None and evaluator is not None:
-                kept = [option for option in further if not option.startswith("--data")]
-                generator = mine_and_train(entry, evaluator, root / entry.name, seed, kept)
-            else:
-                generator = train_once(entry.recipe, root / entry.name, seed, options)
-            evaluations.append(judge(entry.name, generator, evaluator, seed, referee=referee))
-    return evaluations
+    return [
+        evaluation
+        for seed in range(seeds)
+        for evaluation in _Run(benchmark, out / f"seed-{seed}", seed, further).evaluations()
+    ]
+
+
+def curve_points(benchmark: Benchmark) -> list[Point]:
+    """The models of a benchmark's curve."""
+    return [Point(entry.name, entry.series, entry.at) for entry in benchmark.models if entry.at is not None]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -275,10 +397,18 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("file", help="a benchmark file, such as nar4rec/benchmark-simulator.yaml")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs (default: 3)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of the file's models (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, table, plot and results.json")
     options, further = parser.parse_known_args(list(arguments[1:]))
     benchmark = Benchmark.from_yaml(find_recipe(options.file))
+    if options.models:
+        benchmark = benchmark.only(options.models)
     evaluations = run_benchmark(benchmark, options.out, options.seeds, join_options(further))
     paths = write_report(evaluations, options.out)
+    if benchmark.curve is not None:
+        curve = benchmark.curve
+        paths["curve"] = write_curve(
+            evaluations, options.out, curve_points(benchmark), curve.axis, curve.metrics, log=curve.log
+        )
     print_table(evaluations)
     print("written:", ", ".join(str(path) for path in paths.values()))

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.cli.benchmark import Trained, judge, prepare_run, train
+from rerankzoo.cli.benchmark import Jury
+from rerankzoo.cli.runs import Trained, prepare_run, train
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.evaluation import print_table, write_report
 from rerankzoo.pipeline import RerankedItem, RerankingPipeline
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
     trained = {name: _train(name, options) for name in STAGES}
     console.rule("evaluating on test requests")
-    found = judge("nar4rec", trained["nar4rec"], trained["nar4rec-evaluator"], options.seed, hr_requests=100)
+    jury = Jury(trained["nar4rec"].data, 4, trained["nar4rec-evaluator"])
+    found = jury.judge("nar4rec", trained["nar4rec"], options.seed, hr_requests=100)
     write_report([found], options.out)
     print_table([found], console)
     _show_one(options.out, trained["nar4rec"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -157,6 +158,7 @@ class SimulatorDataModule(RerankingDataModule):
         num_validation: Requests of the validation split.
         num_test: Requests of the test split.
         world_seed: Of the simulated world and its log.
+        constants: Fields of `SimulatorSettings` that differ from the setting's, such as `{"num_candidates": 50}`.
         root: The folder that holds the made data sets.
         batch_size: See `RerankingDataModule`.
         eval_batch_size: See `RerankingDataModule`.
@@ -179,11 +181,13 @@ class SimulatorDataModule(RerankingDataModule):
         seed: int = 0,
         log: str = "train",
         extractor: str | None = None,
+        constants: dict[str, Any] | None = None,
     ) -> None:
-        name = f"simulator-{setting}-{num_train}-{num_validation}-{num_test}-seed{world_seed}"
+        changed = "".join(f"-{key}={value}" for key, value in sorted((constants or {}).items()))
+        name = f"simulator-{setting}{changed}-{num_train}-{num_validation}-{num_test}-seed{world_seed}"
         path = Path(root) / (name if log == "train" else f"{name}-{log}")
         super().__init__(str(path), batch_size, eval_batch_size, seed, extractor)
-        self.settings = SimulatorSettings.named(setting, seed=world_seed)
+        self.settings = SimulatorSettings.named(setting, **(constants or {}), seed=world_seed)
         self.sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
         self.log = log
 

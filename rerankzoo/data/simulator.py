@@ -36,6 +36,7 @@ BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
 
 _STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4})
+_ROUNDING = 1e-9  # smaller gains, as a share, are no gains: a local search must end
 _CHUNK_ELEMENTS = 2**17  # (request, slate) pairs evaluated at once: temporaries of 1 MiB stay in the CPU cache
 
 
@@ -156,7 +157,10 @@ class _Requests:
         return int(self.relevance.shape[1])
 
     def rows(self, start: int, stop: int) -> _Requests:
-        return _Requests(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+        return self.select(slice(start, stop))
+
+    def select(self, rows: slice | np.ndarray) -> _Requests:
+        return _Requests(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class Simulator:
@@ -325,6 +329,27 @@ class Simulator:
             beams = np.take_along_axis(slates, best[..., None], axis=1)
         return beams[:, 0]
 
+    def local_search(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
+        """Improves slates (B, M) until no swap of two positions and no replacement of one item raises the utility.
+
+        Each round takes the best such step of every request; the slates returned are local optima of the true expected
+        utility. Errors are those of `expected_utility`.
+        """
+        requests = self._requests(user_ids, item_ids)
+        current = _checked_slates(np.asarray(slates)[:, None], requests)[:, 0].copy()
+        utility = self._utility(requests, current[:, None])[:, 0]
+        open_rows = np.arange(len(current))  # requests whose slate may still be improved
+        while len(open_rows):
+            steps = _neighbours(current[open_rows], requests.num_candidates)
+            utilities = self._utility(requests.select(open_rows), steps)
+            best = utilities.argmax(1)
+            found = np.take_along_axis(utilities, best[:, None], axis=1)[:, 0]
+            better = found > utility[open_rows] * (1 + _ROUNDING)
+            rows = open_rows[better]
+            current[rows], utility[rows] = steps[better, best[better]], found[better]
+            open_rows = rows
+        return current
+
     def sample_feedback(
         self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
@@ -490,6 +515,24 @@ def sample_plackett_luce(
         propensities[:, position] = weights[rows, chosen] / weights.sum(axis=1)
         weights[rows, chosen] = 0.0
     return slates, propensities
+
+
+def _neighbours(slates: np.ndarray, num_candidates: int) -> np.ndarray:
+    """All slates (B, K, M) that differ from given ones (B, M) in one item, or in the order of two."""
+    batch, size = slates.shape
+    left = np.ones((batch, num_candidates), dtype=bool)
+    np.put_along_axis(left, slates, False, axis=1)
+    others = np.nonzero(left)[1].reshape(batch, -1)
+    changed = [slates[:, None]]  # itself, so that a slate of all candidates and one position has a neighbour
+    for position in range(size):
+        replaced = np.repeat(slates[:, None], others.shape[1], axis=1)
+        replaced[:, :, position] = others
+        changed.append(replaced)
+        for other in range(position):
+            order = np.arange(size)
+            order[[position, other]] = other, position
+            changed.append(slates[:, None, order])
+    return np.concatenate(changed, axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

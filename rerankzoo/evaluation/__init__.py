@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerankzoo.evaluation.evaluators import evaluator_quality
-from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, SimulatorJudge
+from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, Judges, SimulatorJudge
 from rerankzoo.evaluation.protocol import (
     PENALTY_ALPHAS,
     Decoding,
@@ -11,7 +11,7 @@ from rerankzoo.evaluation.protocol import (
     evaluate,
     tune_penalty_alpha,
 )
-from rerankzoo.evaluation.report import print_table, write_report
+from rerankzoo.evaluation.report import Point, print_table, write_curve, write_report
 from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, aggregate, compare, differences
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "Evaluation",
     "EvaluatorJudge",
     "Judge",
+    "Judges",
+    "Point",
     "Row",
     "SimulatorJudge",
     "Summary",
@@ -32,5 +34,6 @@ __all__ = [
     "evaluator_quality",
     "print_table",
     "tune_penalty_alpha",
+    "write_curve",
     "write_report",
 ]

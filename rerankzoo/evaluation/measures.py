@@ -115,7 +115,7 @@ class Measurements:
         self._columns[f"{prefix}value"].append(values)
         if num_ranked > 0:
             first = {key: value[:num_ranked] for key, value in batch.items()}
-            ranking = judge.rank(first, values[:num_ranked], self.slate_size, seed)
+            ranking = judge.rank(first, slates[:num_ranked], values[:num_ranked], self.slate_size, seed)
             self._rankings[prefix].append(ranking)
 
     def _label(self, batch: Batch, slates: Tensor) -> None:

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rerankzoo.data.loader import RequestLoader
-from rerankzoo.data.simulator import Simulator
-from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, SimulatorJudge
+from rerankzoo.evaluation.judges import Judge, Judges
 from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fields, label_target
 from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evaluation, Key, Row
 from rerankzoo.features.batch import PADDING_INDEX, inputs_only
@@ -79,11 +78,12 @@ def default_decodings(has_evaluator: bool = False, penalty_alpha: float | None =
     """The decodings that are compared unless others are asked for.
 
     Args:
-        has_evaluator: Whether to let an evaluator choose among 16 slates.
+        has_evaluator: Whether to let an evaluator choose among slates.
         penalty_alpha: Of contrastive decoding; `None` for models that have no candidate representations.
 
     Returns:
-        Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 16 sampled slates and of 16 beams.
+        Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
+        16 beams.
     """
     decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
     if penalty_alpha is not None:
@@ -91,6 +91,8 @@ def default_decodings(has_evaluator: bool = False, penalty_alpha: float | None =
     decodings.append(Decoding("sampling", {"do_sample": True}))
     if has_evaluator:
         samples, beams = {"do_sample": True, "num_return_sequences": 16}, {"num_beams": 16, "num_return_sequences": 16}
+        few = {"num_beams": 4, "num_return_sequences": 4}
+        decodings.append(Decoding("4 beams + evaluator", few, use_evaluator=True))
         decodings.append(Decoding("16 samples + evaluator", samples, use_evaluator=True))
         decodings.append(Decoding("16 beams + evaluator", beams, use_evaluator=True))
     return decodings
@@ -106,6 +108,7 @@ def evaluate(
     decodings: Sequence[Decoding],
     evaluator: SlateEvaluator | None = None,
     judge: SlateEvaluator | None = None,
+    judges: Judges | None = None,
     seed: int = 0,
     num_requests: int | None = None,
     batch_size: int = 256,
@@ -127,6 +130,8 @@ def evaluate(
         decodings: How to decode, with distinct names.
         evaluator: Values every row's slates and chooses where a decoding says so; on the model's device.
         judge: Values every row's slates too, but chooses and taught nothing: an evaluator trained on another log.
+        judges: What values slates, of `Judges.of` with the same data, evaluator and judge; given again for the next
+            model, it does not value all slates of a request again. Default: made anew.
         seed: Of this run: random slates, sampling and sampled ranks depend on it.
         num_requests: Evaluate on this many first requests; default: all.
         batch_size: Requests at a time; which slates are sampled depends on it.
@@ -138,8 +143,8 @@ def evaluate(
         Rows, protocol and the primary metric of every request.
 
     Raises:
-        ValueError: If there are no requests, decodings repeat a name or need an evaluator that is not given, or a
-            number is out of its range.
+        ValueError: If there are no requests, decodings repeat a name or need an evaluator that is not given, a number
+            is out of its range, or `judges` are of another evaluator or judge.
         SchemaMismatchError: If model, evaluator and extractor were not made for the same schema.
     """
     _check(model, extractor, decodings, evaluator, judge, num_requests, hr_requests)
@@ -147,7 +152,10 @@ def evaluate(
         data = data.select(range(min(num_requests, len(data))))
     if not len(data):
         raise ValueError("there are no requests to evaluate on")
-    measurements = _measurements(model, data, extractor.schema, metadata, evaluator, judge, hr_requests)
+    if judges is None:
+        judges = Judges.of(data, extractor.schema.item_id, metadata, evaluator, judge)
+    _check_judges(judges, evaluator, judge)
+    measurements = _measurements(model, data, extractor.schema, judges, hr_requests)
     policies = _baselines(data, extractor.schema, measurements)
     policies.update({(name, decoding.name): _decoder(model, decoding, evaluator) for decoding in decodings})
     with _evaluating(model, evaluator, judge):
@@ -175,6 +183,7 @@ def tune_penalty_alpha(
     *,
     alphas: Sequence[float] = PENALTY_ALPHAS,
     evaluator: SlateEvaluator | None = None,
+    judges: Judges | None = None,
     num_requests: int | None = None,
     batch_size: int = 256,
     on_progress: Callable[[int], None] | None = None,
@@ -188,6 +197,7 @@ def tune_penalty_alpha(
         metadata: See `evaluate`.
         alphas: The grid; the smallest of equally good values wins.
         evaluator: Needed only where nothing else tells slates apart.
+        judges: See `evaluate`.
         num_requests: Use this many first requests; default: all.
         batch_size: See `evaluate`.
         on_progress: See `evaluate`.
@@ -209,6 +219,7 @@ def tune_penalty_alpha(
         name="tuned",
         decodings=decodings,
         evaluator=evaluator,
+        judges=judges,
         num_requests=num_requests,
         batch_size=batch_size,
         hr_requests=0,
@@ -251,23 +262,22 @@ def _check(
         raise ValueError(f"hr_requests must not be negative, got {hr_requests}")
 
 
+def _check_judges(judges: Judges, evaluator: SlateEvaluator | None, judge: SlateEvaluator | None) -> None:
+    for name, held, given in (("evaluator", judges.evaluator, evaluator), ("judge", judges.judge, judge)):
+        if (held and held.evaluator) is not given:
+            raise ValueError(f"judges were made with another {name} than the one given")
+
+
 def _measurements(
-    model: RerankingPreTrainedModel,
-    data: Dataset,
-    schema: FeatureSchema,
-    metadata: Mapping[str, Any] | None,
-    evaluator: SlateEvaluator | None,
-    judge: SlateEvaluator | None,
-    hr_requests: int,
+    model: RerankingPreTrainedModel, data: Dataset, schema: FeatureSchema, judges: Judges, hr_requests: int
 ) -> Measurements:
-    simulated = metadata is not None and metadata.get("source") == "simulator"
     return Measurements(
         schema=schema,
         slate_size=model.generation_config.slate_size or model.config.slate_size,
         catalogue=Catalogue.of(data, schema.item_id),
-        truth=SimulatorJudge(Simulator.from_metadata(metadata or {}), data, schema.item_id) if simulated else None,
-        evaluator=EvaluatorJudge(evaluator) if evaluator is not None else None,
-        judge=EvaluatorJudge(judge) if judge is not None else None,
+        truth=judges.truth,
+        evaluator=judges.evaluator,
+        judge=judges.judge,
         evaluator_requests=hr_requests,
     )
 
@@ -358,8 +368,8 @@ def _protocol(
         protocol["truth"] = _space_note(measurements.truth, "true_", measurements) + (
             ""
             if measurements.exact("true_")
-            else "; the optimum is the best known: of these, of a beam search on the "
-            "truth and of the slates in the table"
+            else "; the optimum is the best known: of local searches on the truth from the best of these, of a beam "
+            "search and of the slates in the table"
         )
     if measurements.evaluator is not None and measurements.evaluator_requests:
         count = min(measurements.evaluator_requests, measurements.num_requests)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 MARKDOWN_FILE = "results.md"
 PICTURE_FILE = "results.png"
+CURVE_FILE = "curve.png"
 
 # What matters first; "@" stands for any cut.
 _ORDER = (
@@ -58,10 +59,15 @@ _ORDER = (
     "value",
     "coverage@",
     "ild@",
+    "cpu_seconds",
+    "spearman",
+    "calibration",
 )
 _LOWER_IS_BETTER = ("regret",)
-_DESCRIPTIVE = ("gap", "value", "judge_value", "coverage@", "ild@")
-_NO_SHARE = ("value", "judge_value", "ild@")  # shown as they are, not as percentages
+_DESCRIPTIVE = ("gap", "value", "judge_value", "coverage@", "ild@", "cpu_seconds", "spearman", "calibration")
+_NO_SHARE = ("value", "judge_value", "ild@", "spearman", "calibration")  # shown as they are, not as percentages
+_WHOLE = ("cpu_seconds",)  # shown without digits
+_OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 _TITLES = {
     "utility": "True expected utility, % of the best possible slate",
     "value": "Utility predicted by the evaluator",
@@ -136,6 +142,8 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     labels = _console_labels(table.rows)
     fitting = _fitting_columns(table, console.width - max(map(len, labels)))
     console.print(_console_table(table, labels, fitting))
+    if shared := _shared(table.rows):
+        console.print(_evaluator_line(shared), soft_wrap=True)
     if hidden := table.columns[fitting:]:
         console.print(f"[dim]not shown, for want of width: {', '.join(hidden)}[/dim]", soft_wrap=True)
     for comparison in differences(evaluations):
@@ -146,6 +154,97 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table as Markdown, with the best entry of each column in bold."""
     return _markdown(_table(summaries))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's place in a curve.
+
+    Attributes:
+        model: The model; of its decodings the first is drawn.
+        series: Of which line.
+        at: Where on the axis; several models at one place of a line are not meant.
+    """
+
+    model: str
+    series: str
+    at: float
+
+
+def write_curve(
+    evaluations: Sequence[Evaluation],
+    out_dir: str | Path,
+    points: Sequence[Point],
+    axis: str,
+    metrics: Sequence[str],
+    *,
+    log: bool = False,
+) -> Path:
+    """Draws metrics of several models against a quantity that tells the models apart, into `curve.png`.
+
+    Args:
+        evaluations: Of the models.
+        out_dir: The folder, made if it is missing.
+        points: Which models, and where.
+        axis: What the axis is.
+        metrics: One panel each.
+        log: Whether the axis is logarithmic.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ValueError: If there are no points, or a model or metric is not there.
+    """
+    figure = draw_curve(aggregate(evaluations), points, axis, metrics, log=log)
+    path = Path(out_dir) / CURVE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+    return path
+
+
+def draw_curve(
+    summaries: Sequence[Summary], points: Sequence[Point], axis: str, metrics: Sequence[str], *, log: bool = False
+) -> Figure:
+    """Draws what `write_curve` writes; arguments and errors are its own."""
+    from matplotlib.figure import Figure
+
+    first: dict[str, Summary] = {}
+    for row in summaries:
+        first.setdefault(row.model, row)
+    missing = [(point.model, name) for point in points for name in metrics
+               if point.model not in first or name not in first[point.model].metrics]  # fmt: skip
+    if missing or not points or not metrics:
+        raise ValueError(f"a curve needs models, and each of its metrics of each of them; missing: {missing}")
+    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        for series in dict.fromkeys(point.series for point in points):
+            own = sorted((point for point in points if point.series == series), key=lambda point: point.at)
+            spreads = [_scaled(first[point.model].metrics[metric], _scale(metric)) for point in own]
+            means, deviations = [one.mean for one in spreads], [one.sd or 0.0 for one in spreads]
+            places = [point.at for point in own]
+            panel.errorbar(places, means, yerr=deviations, label=series, marker="o", markersize=4, capsize=2.5)
+        _style_panel(panel, axis, metric, sorted({point.at for point in points}), log)
+    if any(point.series for point in points):
+        panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _style_panel(panel: Axes, axis: str, metric: str, places: Sequence[float], log: bool) -> None:
+    if log:
+        panel.set_xscale("log")
+        panel.minorticks_off()
+    panel.set_xticks(places, [f"{place:,.0f}" if place >= 1 else f"{place:g}" for place in places], fontsize=8)
+    panel.set_xlabel(axis, fontsize=9, color=_COLOURS["faint"])
+    panel.set_title(_heading(metric) + ("" if _scale(metric) == 1.0 else ", %"), fontsize=10, loc="left")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8, colors=_COLOURS["faint"])
+    panel.grid(axis="y", alpha=0.25)
+
+
+def _scale(metric: str) -> float:
+    return 1.0 if _matches(metric, (*_NO_SHARE, *_WHOLE)) else 100.0
 
 
 def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figure:
@@ -162,8 +261,7 @@ def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figur
     from matplotlib.figure import Figure
 
     rows = [row for row in summaries if metric in row.metrics]
-    scale = 1.0 if _matches(metric, _NO_SHARE) else 100.0
-    spreads = {row.key: _scaled(row.metrics[metric], scale) for row in rows}
+    spreads = {row.key: _scaled(row.metrics[metric], _scale(metric)) for row in rows}
     figure = Figure(figsize=(8.4, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     _draw_bars(axes, rows, list(spreads.values()))
@@ -201,7 +299,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Summary], spreads: Sequence[Spread]) -
 
 def _table(summaries: Sequence[Summary]) -> _Table:
     names = {name for row in summaries for name in row.metrics if not name.endswith(("_low", "_high"))}
-    columns = sorted(names, key=lambda name: (_rank(name), name))
+    columns = sorted(names - _shared(summaries).keys(), key=lambda name: (_rank(name), name))
     cells = [[_cell(row.metrics.get(name), name) for name in columns] for row in summaries]
     best = [[False] * len(columns) for _ in summaries]
     for index, name in enumerate(columns):
@@ -209,6 +307,12 @@ def _table(summaries: Sequence[Summary]) -> _Table:
         for number in _best_rows(values, name):
             best[number][index] = True
     return _Table(columns, list(summaries), cells, best)
+
+
+def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
+    """What is said of the evaluator, where all models have the same one."""
+    found = {name: [row.metrics[name] for row in summaries if name in row.metrics] for name in _OF_EVALUATOR}
+    return {name: values[0] for name, values in found.items() if values and all(one == values[0] for one in values)}
 
 
 def _best_rows(values: Sequence[float | None], name: str) -> list[int]:
@@ -268,7 +372,10 @@ def _markdown(table: _Table) -> str:
 
 
 def _page(table: _Table, compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
-    parts = ["# Evaluation\n", f"{_subtitle(protocol)}. Figures in %, except value and ild.\n", _markdown(table)]
+    head = f"{_subtitle(protocol)}. Figures in %, except value, ild and CPU seconds.\n"
+    parts = ["# Evaluation\n", head, _markdown(table)]
+    if shared := _shared(table.rows):
+        parts.append(f"{_evaluator_line(shared)}\n")
     if compared:
         parts += ["## Paired differences\n", "\n".join(f"- {_sentence(comparison)}" for comparison in compared) + "\n"]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]
@@ -283,6 +390,10 @@ def _sentence(comparison: Comparison) -> str:
     return (
         f"{a} - {b}: {mean}{unit} of {comparison.metric}, 95 % interval {low} to {high} ({found.num_requests} requests)"
     )
+
+
+def _evaluator_line(shared: dict[str, Spread]) -> str:
+    return "evaluator: " + ", ".join(f"{name} {_number(spread, digits=3)}" for name, spread in shared.items())
 
 
 def _subtitle(protocol: dict[str, Any]) -> str:
@@ -322,6 +433,8 @@ def _rank(name: str) -> int:
 def _cell(spread: Spread | None, name: str) -> str:
     if spread is None:
         return ""
+    if _matches(name, _WHOLE):
+        return _number(spread, digits=0)
     return _number(spread, digits=3) if _matches(name, _NO_SHARE) else _number(_scaled(spread, 100.0))
 
 

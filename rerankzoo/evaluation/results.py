@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,6 +85,24 @@ class Evaluation:
         """A copy whose protocol says more."""
         return replace(self, protocol={**self.protocol, **notes})
 
+    def with_metrics(self, model: str, metrics: Callable[[str], Mapping[str, float]]) -> Evaluation:
+        """A copy whose rows of a model say more; `metrics` tells what, by the name of the decoding."""
+        rows = [
+            replace(row, metrics={**row.metrics, **metrics(row.decoding)}) if row.model == model else row
+            for row in self.rows
+        ]
+        return replace(self, rows=rows)
+
+    def with_own_evaluator(self) -> Evaluation:
+        """A copy whose baselines lack the evaluator's opinion: the models of its table have different evaluators."""
+        rows = [
+            replace(row, metrics={name: value for name, value in row.metrics.items() if not _is_opinion(name)})
+            if row.key in BASELINES
+            else row
+            for row in self.rows
+        ]
+        return replace(self, rows=rows)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -146,7 +164,9 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     """
     rows: dict[tuple[str, str, int], Row] = {}
     for row in (row for evaluation in evaluations for row in evaluation.rows):
-        known = rows.setdefault((*row.key, row.seed), row)
+        key = (*row.key, row.seed)
+        known = rows.setdefault(key, row)
+        rows[key] = replace(known, metrics={**row.metrics, **known.metrics})
         if known is not row and not (row.key in BASELINES and _agree(known.metrics, row.metrics)):
             raise ValueError(
                 f"row {row.key} of seed {row.seed} was measured twice: {known.metrics} and {row.metrics}; one table "
@@ -238,7 +258,16 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    return one.keys() == other.keys() and all(math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one)
+    """Whether two measurements say the same, but for an evaluator's opinion, which one of them may lack."""
+    return all(
+        math.isclose(one[name], other[name], abs_tol=_NOISE) if name in one and name in other else _is_opinion(name)
+        for name in one.keys() | other.keys()
+    )
+
+
+def _is_opinion(name: str) -> bool:
+    """Whether a metric is what an evaluator thinks."""
+    return name.startswith(("hr@", "judge_")) or name in ("value", "gap")
 
 
 def _mean_of_runs(runs: Iterable[Evaluation], key: Key) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 import yaml
 from lightning.pytorch.strategies import DDPStrategy
 
-from rerankzoo.cli.benchmark import Benchmark, find_recipe
+from rerankzoo.cli.benchmark import Benchmark
 from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import copy_recipe, describe, list_recipes, recipes_folder
+from rerankzoo.cli.runs import find_recipe
 from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.movielens import movielens_schema
@@ -102,7 +103,8 @@ def test_trainer_recipe_composes_with_model_recipe(recipe: str, trainer: str, tm
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_benchmark_recipe_names_recipes(benchmark: str) -> None:
     found = Benchmark.from_yaml(FOLDER / benchmark)
-    recipes = [found.evaluator, found.judge, *(entry.recipe for entry in found.models)]
+    specs = [found.evaluator, found.judge, *found.evaluators.values()]
+    recipes = [*(spec.recipe for spec in specs if spec), *(entry.recipe for entry in found.models)]
     assert all(find_recipe(recipe).is_file() for recipe in recipes if recipe is not None)
 
 

@@ -96,7 +96,7 @@ def test_sampled_truth_is_near_the_exact_one(
 ) -> None:
     exact = run(simulated, scripted(best_slates))
     monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.max_exact", 100)
-    monkeypatch.setattr("rerankzoo.evaluation.judges.Judge.num_samples", 2_000)
+    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.num_samples", 2_000)
     sampled = run(simulated, scripted(best_slates))
     assert "2000 uniformly sampled slates" in sampled.protocol["truth"]
     assert sampled.row("model", "greedy").metrics["utility"] == 1.0

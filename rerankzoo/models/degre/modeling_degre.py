@@ -412,6 +412,11 @@ class DeGReEvaluatorEnsemble(SlateGenerationMixin, nn.Module):
         self.schema = members[0].schema
         self.generation_config = RerankingGenerationConfig()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the members are."""
+        return self._evaluators()[0].device
+
     def combine(self, values: Tensor) -> Tensor:
         """One value (...) from the members' values (K, ...)."""
         mean = values.mean(0)

@@ -1,0 +1,159 @@
+"""Training runs of several recipes in one process: what `rerankzoo benchmark` and `quickstart` are made of."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import AutoModel
+
+from rerankzoo.cli.lightning import RerankingCLI, command_line
+from rerankzoo.cli.recipes import recipes_folder
+from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.data.folder import METADATA_FILE
+from rerankzoo.files import write_atomically
+from rerankzoo.mining import mine_folder
+from rerankzoo.models.degre import DeGReEvaluatorEnsemble
+
+console = Console(stderr=True)
+
+#: What a finished run leaves beside its result, so that a benchmark that goes on can still tell it.
+COST_FILE = "cpu_seconds.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        folders: What `from_pretrained` reads; several are an ensemble.
+        data: The data it was trained on, set up.
+        cpu_seconds: CPU time of the training, over all threads; `None` where it is not known, for the run was stopped
+            in between.
+    """
+
+    folders: tuple[Path, ...]
+    data: RerankingDataModule
+    cpu_seconds: float | None
+
+    @property
+    def folder(self) -> Path:
+        """The (first) checkpoint."""
+        return self.folders[0]
+
+    def load(self) -> Any:
+        """The model, or the ensemble of them, for inference."""
+        models = [AutoModel.from_pretrained(folder).eval() for folder in self.folders]
+        return models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: a path as given, or one of the shipped recipes.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    for path in (Path(name), recipes_folder() / name, recipes_folder() / name.removeprefix("recipes/")):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no file {name!r}, here or among the shipped recipes")
+
+
+def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
+    """Makes trainer, module and data of a recipe.
+
+    Args:
+        recipe: See `find_recipe`.
+        folder: The run's root directory.
+        seed: Of initialisation and shuffling.
+        arguments: Further options of the command line.
+
+    Returns:
+        The command line, ready for `train`.
+    """
+    options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
+    return command_line(["--config", str(find_recipe(recipe)), *options], run=False)
+
+
+def train(run: RerankingCLI, folder: Path) -> Trained:
+    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`."""
+    start = time.process_time()
+    run.trainer.fit(run.model, datamodule=run.datamodule)
+    return _trained(run, folder, time.process_time() - start)
+
+
+def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
+    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`."""
+    run = prepare_run(recipe, folder, seed, arguments)
+    best = folder / "best"
+    if best.is_dir():
+        console.print(f"{best} is there and not trained again")
+        return _trained(run, best, _read_cost(folder))
+    console.rule(f"{folder.name}: {recipe}, seed {seed}")
+    trained = train(run, best)
+    _write_cost(folder, trained.cpu_seconds)
+    return trained
+
+
+def train_members(recipe: str, folder: Path, seed: int, members: int, arguments: Sequence[str] = ()) -> Trained:
+    """Trains the members of an ensemble of evaluators; one is a plain evaluator. Arguments as of `train_once`."""
+    if members == 1:
+        return train_once(recipe, folder, seed, arguments)
+    # The members' seeds are far from those of other runs.
+    found = [train_once(recipe, folder / f"member-{k}", seed + 1000 * k, arguments) for k in range(members)]
+    return replace(found[0], folders=tuple(one.folder for one in found), cpu_seconds=total(found))
+
+
+def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None:
+    """Mines slates of the evaluator's training log, unless they are there.
+
+    Args:
+        evaluator: Searches.
+        folder: Data folder to make.
+        **settings: Of `rerankzoo.mining.mine_folder`.
+
+    Returns:
+        CPU seconds; `None` where they are not known.
+    """
+    if (folder / METADATA_FILE).is_file():
+        return _read_cost(folder.parent, folder.name)
+    begun = folder.exists()
+    start = time.process_time()
+    with console.status(f"mining {folder.name}"):
+        mine_folder([str(one) for one in evaluator.folders], evaluator.data.path, folder, **settings)
+    if begun:
+        return None
+    seconds = time.process_time() - start
+    _write_cost(folder.parent, seconds, folder.name)
+    return seconds
+
+
+def total(parts: Sequence[Trained]) -> float | None:
+    """CPU seconds of several trainings; `None` where one of them is not known."""
+    seconds = [part.cpu_seconds for part in parts]
+    return None if None in seconds else sum(one for one in seconds if one is not None)
+
+
+def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trained:
+    run.datamodule.prepare_data()
+    run.datamodule.setup()
+    return Trained((folder,), run.datamodule, cpu_seconds)
+
+
+def _cost_file(folder: Path, name: str) -> Path:
+    return folder / (f"{name}-{COST_FILE}" if name else COST_FILE)
+
+
+def _write_cost(folder: Path, seconds: float | None, name: str = "") -> None:
+    text = json.dumps({"cpu_seconds": seconds}) + "\n"
+    write_atomically(_cost_file(folder, name), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _read_cost(folder: Path, name: str = "") -> float | None:
+    path = _cost_file(folder, name)
+    return json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"] if path.is_file() else None
