@@ -29,6 +29,7 @@ from rerankzoo.evaluation import (
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 
+_ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
 
 
@@ -309,7 +310,7 @@ class _Run:
         mined = self.root / entry.mined_folder()
         mining = mine_once(evaluator, mined, **entry.mine)
         data = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"]
-        kept = [option for option in self.options if not option.startswith("--data")]
+        kept = [option for option in self.options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
         trained = train_once(entry.recipe, self.root / entry.name, self.seed, [*data, *kept, *own])
         return trained, {"mining": mining, "generator": trained.cpu_seconds}
 
@@ -365,8 +366,8 @@ def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, further: Sequence
         benchmark: What to run.
         out: Where the runs go, as `seed-0/nar4rec`; finished ones are not trained again.
         seeds: Number of runs, with seeds 0, 1...
-        further: Options added to every recipe's command line, after the benchmark's own. Those of `--data` do not reach
-            generators that learn mined slates, whose data is another.
+        further: Options added to every recipe's command line, after the benchmark's own. Those of `--data`, but for
+            batch sizes and the seed of the shuffling, do not reach generators that learn mined slates.
 
     Returns:
         One evaluation per model and seed.
