@@ -146,6 +146,28 @@ def test_all_utilities_enumerates_all_slates() -> None:
     )
 
 
+def test_local_search_ends_where_no_swap_and_no_replacement_helps() -> None:
+    simulator = Simulator(SMALL)
+    users, items, *_ = columns(simulator.requests("test", 9))
+    utilities = simulator.all_utilities(users, items, 3)
+    slates = all_slates(6, 3)
+    for start in (slates[np.zeros(len(users), int)], slates[utilities.argmin(1)]):
+        found = simulator.local_search(users, items, start)
+        for request in range(len(users)):
+            shared = [len({*one} & {*found[request]}) for one in slates]
+            moved = [(one != found[request]).sum() for one in slates]
+            # Neighbours: one item replaced (two shared, one place differs) or two swapped (all shared, two differ).
+            near = [k for k in range(len(slates)) if (shared[k], moved[k]) in ((3, 0), (2, 1), (3, 2))]
+            own = utilities[request, next(k for k in near if moved[k] == 0)]
+            assert own == pytest.approx(utilities[request, near].max(), rel=1e-8)
+        before = simulator.expected_utility(users, items, start[:, None])
+        assert (simulator.expected_utility(users, items, found[:, None]) >= before).all()
+    best = slates[utilities.argmax(1)]
+    np.testing.assert_array_equal(simulator.local_search(users, items, best), best)
+    whole = simulator.local_search(users, items[:, :1], np.zeros((len(users), 1), int))
+    np.testing.assert_array_equal(whole, np.zeros((len(users), 1)))
+
+
 def test_full_width_beam_finds_the_best_slate_and_one_beam_is_greedy() -> None:
     simulator = Simulator(SMALL)
     users, items, *_ = columns(simulator.requests("test", 9))

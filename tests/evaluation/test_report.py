@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rerankzoo.evaluation import Evaluation, default_decodings, evaluate, print_table, write_report
-from rerankzoo.evaluation.report import draw, markdown_table
+from rerankzoo.evaluation import (
+    Evaluation,
+    Point,
+    default_decodings,
+    evaluate,
+    print_table,
+    write_curve,
+    write_report,
+)
+from rerankzoo.evaluation.report import draw, draw_curve, markdown_table
 from rerankzoo.evaluation.results import Summary
 from rerankzoo.metrics import Spread
 
@@ -48,7 +56,7 @@ def test_results_json_has_the_agreed_form(evaluations: list[Evaluation], tmp_pat
     paths = write_report(evaluations, tmp_path / "new" / "folder")
     results = json.loads(paths["json"].read_text())
     assert set(results) == {"rows", "protocol", "differences"}
-    assert len(results["rows"]) == 2 * (4 + 6)
+    assert len(results["rows"]) == 2 * (4 + 7)
     for row in results["rows"]:
         assert set(row) == {"model", "decoding", "seed", "metrics"}
         assert {"utility", "regret", "true_hr@1%", "true_hr@10%", "hr@1%", "hr@10%", "gap"} <= set(row["metrics"])
@@ -93,6 +101,33 @@ def test_markdown_marks_the_best_of_each_column() -> None:
         "| upstream | sort | 50.0 | 50.0 | **30.0** | 9.000 |\n"
         "| model | sort | **75.0** | **25.0** | **30.0** | 1.000 |\n"
     )
+
+
+def test_the_evaluators_quality_is_a_line_or_a_column(evaluations: list[Evaluation], tmp_path: Path) -> None:
+    one = [run.with_metrics("nar4rec", lambda _: {"spearman": 0.875, "cpu_seconds": 12.4}) for run in evaluations]
+    assert "evaluator: spearman 0.875" in printed(one, 200)
+    page = write_report(one, tmp_path)["markdown"].read_text()
+    assert "evaluator: spearman 0.875" in page
+    assert "| spearman |" not in page
+    assert "12 ± 0 |" in page
+    rows = [summary("one", spearman=0.875), summary("other", spearman=0.5)]
+    assert "| one | sort | 0.875 |\n| other | sort | 0.500 |" in markdown_table(rows)
+
+
+def test_a_curve_has_a_line_per_series_and_a_panel_per_metric(evaluations: list[Evaluation], tmp_path: Path) -> None:
+    rows = [summary(name, utility=value, spearman=value) for name, value in [("b", 0.5), ("a", 0.25), ("c", 0.75)]]
+    points = [Point("b", "line", 20.0), Point("a", "line", 10.0), Point("c", "other", 10.0)]
+    figure = draw_curve(rows, points, "logs", ["utility", "spearman"], log=True)
+    first, second = figure.axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["line", "other"]
+    lines = [container.lines[0] for container in first.containers]
+    assert [list(line.get_xdata()) for line in lines] == [[10, 20], [10]]
+    assert [list(line.get_ydata()) for line in lines] == [[25, 50], [75]]
+    assert list(second.containers[0].lines[0].get_ydata()) == [0.25, 0.5]  # no share
+    with pytest.raises(ValueError, match=r"missing: \[\('d', 'utility'\)\]"):
+        draw_curve(rows, [Point("d", "", 1.0)], "logs", ["utility"])
+    path = write_curve(evaluations, tmp_path, [Point("nar4rec", "", 1.0)], "logs", ["utility"])
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_oracle_does_not_compete() -> None:

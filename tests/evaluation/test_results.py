@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,27 @@ def test_aggregate_gives_mean_and_sample_deviation() -> None:
 def test_models_share_their_baselines() -> None:
     rows = unique_rows([evaluation([0.5]), evaluation([0.75], name="other")])
     assert [row.key for row in rows] == [UPSTREAM, MODEL, ("other", "greedy")]
+
+
+def test_models_of_different_evaluators_share_what_is_true_of_the_baselines() -> None:
+    def valued(name: str, opinion: float) -> Evaluation:
+        found = evaluation([0.5], name=name)
+        rows = [replace(row, metrics={**row.metrics, "hr@1%": opinion, "gap": opinion}) for row in found.rows]
+        return replace(found, rows=rows)
+
+    with pytest.raises(ValueError, match="was measured twice"):
+        unique_rows([valued("a", 0.1), valued("b", 0.2)])
+    for order in ((0, 1), (1, 0)):
+        both = [valued("a", 0.1), valued("b", 0.2).with_own_evaluator()]
+        rows = {row.key: row.metrics for row in unique_rows([both[index] for index in order])}
+        assert rows[UPSTREAM] == {"utility": 0.5, "hr@1%": 0.1, "gap": 0.1}
+        assert rows["b", "greedy"] == {"utility": 0.5, "hr@1%": 0.2, "gap": 0.2}
+    assert differences([one.with_own_evaluator() for one in both])[0].b == UPSTREAM
+
+
+def test_with_metrics_adds_to_one_model() -> None:
+    found = evaluation([0.5]).with_metrics("model", lambda decoding: {"cpu_seconds": float(len(decoding))})
+    assert [row.metrics for row in found.rows] == [{"utility": 0.5}, {"utility": 0.5, "cpu_seconds": 6.0}]
 
 
 def test_rows_measured_in_two_ways_are_refused() -> None:

@@ -1,0 +1,138 @@
+"""`rerankzoo benchmark`: every kind of entry of its file, on tiny simulated logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rerankzoo.cli.benchmark import Benchmark, Entry, join_options
+from rerankzoo.cli.main import main
+from rerankzoo.errors import RerankingDataError
+
+EVALUATOR = "degre/evaluator-simulator.yaml"
+GENERATOR = "degre/generator-simulator.yaml"
+GREEDY = {"greedy": {"num_beams": 1}}
+FILE: dict[str, Any] = {
+    "arguments": ["--data.init_args.world_seed={seed}"],
+    "evaluator": EVALUATOR,
+    "judge": EVALUATOR,
+    "evaluators": {
+        "pair": {"recipe": EVALUATOR, "members": 2, "arguments": ["--model.init_args.config.hidden_size=8"]}
+    },
+    "curve": {"axis": "slates kept", "metrics": ["utility", "hr@1%"]},
+    "models": {
+        "pointwise": {"recipe": "pointwise/simulator.yaml"},
+        "search": {"decodings": {"exhaustive": {"num_beams": 720}, "beam 1": {"num_beams": 1}}},
+        "degre": {"recipe": GENERATOR, "mine": {"num_requests": 16, "keep": 2}, "decodings": GREEDY, "at": 2},
+        "degre-again": {
+            "recipe": GENERATOR,
+            "mine": {"num_requests": 16, "keep": 2},
+            "arguments": ["--model.init_args.config.soft_label_weight=0"],
+            "decodings": {
+                "greedy": {"num_beams": 1},
+                "2 beams + evaluator": {"num_beams": 2, "num_return_sequences": 2, "evaluator": True},
+            },
+        },
+        "by-pair": {
+            "recipe": GENERATOR,
+            "evaluator": "pair",
+            "mine": {"num_requests": 16, "keep": 1},
+            "decodings": GREEDY,
+            "at": 1,
+        },
+        "pair": {"evaluator": "pair", "decodings": {"exhaustive": {"num_beams": 720}}},
+    },
+}
+TINY = {
+    "--data.init_args.num_train": 48,
+    "--data.init_args.num_validation": 16,
+    "--data.init_args.num_test": 12,
+    "--trainer.max_epochs": 1,
+    "--trainer.enable_progress_bar": "false",
+    "--trainer.enable_model_summary": "false",
+    "--trainer.accelerator": "cpu",
+    "--trainer.devices": 1,
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "benchmark.yaml"
+    path.write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_a_benchmark_file_is_read(tmp_path: Path) -> None:
+    found = Benchmark.from_yaml(write(tmp_path))
+    assert [entry.name for entry in found.models] == list(FILE["models"])
+    assert found.evaluators["pair"].members == 2
+    assert found.evaluators["pair"].arguments == ("--model.init_args.config.hidden_size=8",)
+    assert found.models[2].mined_folder() == found.models[3].mined_folder() == "mined,keep=2,num_requests=16"
+    assert found.models[4].mined_folder() == "mined-pair,keep=1,num_requests=16"
+    assert [entry.name for entry in found.only(["pair", "pointwise"]).models] == ["pointwise", "pair"]
+    with pytest.raises(RerankingDataError, match=r"unknown models \['nobody'\]; there are \['pointwise'"):
+        found.only(["nobody"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"a": {"recipe": GENERATOR, "mines": {}}}}, "unexpected keyword argument 'mines'"),
+        ({"models": {"a": {"recipe": GENERATOR, "evaluator": "nobody"}}}, r"names 'nobody'; there are \['pair'\]"),
+        ({"evaluator": None, "models": {"a": {"recipe": GENERATOR, "mine": {}}}}, "model 'a' needs an evaluator"),
+        ({"models": {"a": {}}}, "model 'a' has no recipe: it needs decodings"),
+        ({"modells": {}}, "unexpected keyword argument 'modells'"),
+    ],
+)
+def test_a_wrong_file_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, **changes)
+    if changes.get("evaluator", "") is None:
+        values = {key: value for key, value in {**FILE, **changes}.items() if key not in ("evaluator", "judge")}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(RerankingDataError, match=message):
+        Benchmark.from_yaml(path)
+
+
+def test_options_are_joined() -> None:
+    assert join_options(["--a", "1", "--b=2", "--c", "x", "--d"]) == ["--a=1", "--b=2", "--c=x", "--d"]
+    assert Entry("a", recipe="b", arguments=["--c"]).arguments == ("--c",)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = [f"{name}={value}" for name, value in TINY.items()]
+    command = ["benchmark", str(write(tmp_path)), "--seeds=2", f"--out={out}", f"--data.init_args.root={tmp_path}"]
+    assert main([*command, *options]) == 0
+    first = json.loads((out / "results.json").read_text())
+    rows = {(row["model"], row["decoding"], row["seed"]): row["metrics"] for row in first["rows"]}
+    assert {seed for _, _, seed in rows} == {0, 1}
+    assert rows["upstream", "sort", 0] != rows["upstream", "sort", 1]  # another world
+
+    for seed in range(2):
+        assert rows["search", "exhaustive", seed]["hr@1%"] == rows["pair", "exhaustive", seed]["hr@1%"] == 1.0
+        assert rows["search", "exhaustive", seed]["value"] >= rows["search", "beam 1", seed]["value"]
+        assert "judge_hr@1%" in rows["degre", "greedy", seed]
+        assert "judge_hr@1%" not in rows["by-pair", "greedy", seed]  # another feature extractor than the judge's
+        assert rows["degre", "greedy", seed]["spearman"] == rows["search", "beam 1", seed]["spearman"]
+        assert rows["degre", "greedy", seed]["spearman"] != rows["by-pair", "greedy", seed]["spearman"]
+        costs = {key[:2]: metrics.get("cpu_seconds") for key, metrics in rows.items() if key[2] == seed}
+        assert costs["upstream", "sort"] is None
+        assert costs["pointwise", "16 beams + evaluator"] - costs["pointwise", "greedy"] == pytest.approx(
+            costs["search", "exhaustive"]
+        )
+        assert costs["degre", "greedy"] > costs["search", "exhaustive"] > 0
+
+    root = out / "seed-0"
+    assert (root / "mined,keep=2,num_requests=16" / "dataset.json").is_file()
+    assert (root / "evaluator-pair" / "member-1" / "best" / "model.safetensors").is_file()
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    weights = {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")}
+    capsys.readouterr()
+    assert main([*command, *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == weights
+    assert json.loads((out / "results.json").read_text())["rows"] == first["rows"]
