@@ -1,12 +1,14 @@
 """`rerankzoo quickstart`: the whole story in minutes, on simulated logs whose truth is known.
 
-Trains NAR4Rec's evaluator and generator, compares every way of decoding with the upstream order and the truth, saves
-both checkpoints, loads them back and reranks one raw request.
+An evaluator learns what people click in a slate, searches the logged requests for better slates than were shown, and a
+generator (DeGRe's) learns what it found. Beside it: the upstream order, a pointwise ranker, PRM and NAR4Rec, with and
+without the evaluator. All checkpoints are saved, and the generator's is loaded back and reranks one raw request.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,35 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankzoo.cli.benchmark import Jury
-from rerankzoo.cli.runs import Trained, prepare_run, train
+from rerankzoo.cli.runs import Trained, mine_once, prepare_run, train
 from rerankzoo.data.simulator import Simulator
-from rerankzoo.evaluation import print_table, write_report
+from rerankzoo.evaluation import Decoding, print_table, write_report
+from rerankzoo.mining import SETTINGS_FILE
 from rerankzoo.pipeline import RerankedItem, RerankingPipeline
 
 console = Console()
 
 #: Recipe and what to say while it trains, by the name of the checkpoint.
-STAGES = {
-    "nar4rec-evaluator": ("nar4rec/evaluator-simulator.yaml", "the evaluator learns what people click in a slate"),
-    "nar4rec": ("nar4rec/simulator.yaml", "the generator learns to propose slates"),
+EVALUATOR = ("degre/evaluator-simulator.yaml", "the evaluator learns what people click, given the items above")
+YARDSTICKS = {
+    "pointwise": ("pointwise/simulator.yaml", "a ranker that values every item alone"),
+    "prm": ("prm/simulator.yaml", "a ranker that sees all candidates"),
+    "nar4rec": ("nar4rec/simulator.yaml", "a generator that imitates the better half of the log"),
+}
+GENERATOR = ("degre/generator-simulator.yaml", "the generator learns what the search has found")
+TOLD = {"degre-evaluator": EVALUATOR, **YARDSTICKS, "degre": GENERATOR}
+
+_GREEDY = Decoding("greedy", {"num_beams": 1})
+_CHOSEN = Decoding("16 beams + evaluator", {"num_beams": 16, "num_return_sequences": 16}, use_evaluator=True)
+DECODINGS = {
+    "pointwise": [_GREEDY, _CHOSEN],
+    "prm": [_GREEDY, _CHOSEN],
+    "nar4rec": [_GREEDY, Decoding("contrastive", {"penalty_alpha": 0.1}), _CHOSEN],
+    "degre": [
+        _GREEDY,
+        Decoding("beam 4", {"num_beams": 4}),
+        Decoding("4 beams + evaluator", {"num_beams": 4, "num_return_sequences": 4}, use_evaluator=True),
+    ],
 }
 
 
@@ -39,34 +59,50 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="rerankzoo quickstart", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the simulated world and of the training (default: 0)")
-    parser.add_argument("--num-train", type=int, default=40_000, help="logged requests to train on (default: 40000)")
-    parser.add_argument("--max-epochs", type=int, help="passes over them (default: the recipes')")
+    parser.add_argument("--num-train", type=int, default=20_000, help="logged requests to train on (default: 20000)")
+    parser.add_argument("--num-mined", type=int, default=5_000, help="of them the evaluator searches (default: 5000)")
+    parser.add_argument("--max-epochs", type=int, help="passes over the data (default: the recipes')")
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="default: outputs/quickstart")
     options = parser.parse_args(list(arguments[1:]))
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
-    trained = {name: _train(name, options) for name in STAGES}
+    evaluator = _train("degre-evaluator", options)
+    trained = {name: _train(name, options) for name in YARDSTICKS}
+    trained["degre"] = _distil(evaluator, options)
     console.rule("evaluating on test requests")
-    jury = Jury(trained["nar4rec"].data, 4, trained["nar4rec-evaluator"])
-    found = jury.judge("nar4rec", trained["nar4rec"], options.seed, hr_requests=100)
-    write_report([found], options.out)
-    print_table([found], console)
-    _show_one(options.out, trained["nar4rec"])
+    jury = Jury(evaluator.data, 4, evaluator)
+    found = [jury.judge(name, model, options.seed, DECODINGS[name], hr_requests=100) for name, model in trained.items()]
+    write_report(found, options.out)
+    print_table(found, console)
+    _show_one(evaluator, trained["degre"])
     console.print(f"\nCheckpoints, table, plot and results.json are in [bold]{options.out}[/bold].", highlight=False)
 
 
-def _train(name: str, options: argparse.Namespace) -> Trained:
-    """Trains one recipe; what `from_pretrained` reads goes to `out/name`."""
-    recipe, story = STAGES[name]
+def _distil(evaluator: Trained, options: argparse.Namespace) -> Trained:
+    """Mines slates and trains the generator on them."""
+    mined = options.out / "mined"
+    if (mined / SETTINGS_FILE).is_file():
+        shutil.rmtree(mined)  # of an earlier quickstart, whose evaluator was another
+    console.rule("mining: the evaluator searches logged requests for better slates")
+    mine_once(evaluator, mined, num_requests=options.num_mined)
+    return _train("degre", options, [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"])
+
+
+def _train(name: str, options: argparse.Namespace, data: Sequence[str] = ()) -> Trained:
+    """Trains one recipe; what `from_pretrained` reads goes to `out/name`. `data`: another source than the simulator."""
+    recipe, story = TOLD[name]
     console.rule(f"{name}: {story}")
     folder = options.out / name
+    simulated = [
+        f"--data.init_args.world_seed={options.seed}",
+        f"--data.init_args.num_train={options.num_train}",
+        f"--data.init_args.root={options.out / 'data'}",
+    ]
     run = prepare_run(
         recipe,
         options.out / "runs" / name,
         options.seed,
         [
-            f"--data.init_args.world_seed={options.seed}",
-            f"--data.init_args.num_train={options.num_train}",
-            f"--data.init_args.root={options.out / 'data'}",
+            *(data or simulated),
             f"--export.dirpath={folder}",
             *([f"--trainer.max_epochs={options.max_epochs}"] if options.max_epochs else []),
             "--trainer.enable_model_summary=false",
@@ -77,23 +113,22 @@ def _train(name: str, options: argparse.Namespace) -> Trained:
     return train(run, folder)
 
 
-def _show_one(out: Path, trained: Trained) -> None:
-    """Reranks one raw test request with the checkpoints as they were saved."""
+def _show_one(evaluator: Trained, generator: Trained) -> None:
+    """Reranks one raw test request with the checkpoint as it was saved."""
     console.rule("one request")
-    row = trained.data.split("test")[0]
-    schema = trained.data.extractor.schema
+    row = evaluator.data.split("test")[0]
+    schema = evaluator.data.extractor.schema
     request = {field.name: row[field.name] for field in schema.fields}
-    pipeline = RerankingPipeline.from_pretrained(str(out / "nar4rec"), evaluator=str(out / "nar4rec-evaluator"))
-    [after] = pipeline([request], slate_size=4, num_beams=16, num_return_sequences=16)
+    [after] = RerankingPipeline.from_pretrained(str(generator.folder))([request], slate_size=4)
     order = np.argsort(row["upstream_score"])[::-1][: len(after)].tolist()
     before = [{"item_id": row["item_id"][i], "index": i, "score": row["upstream_score"][i]} for i in order]
     console.print(_side_by_side(row, before, after))
-    console.print(_truth(row, before, after, Simulator.from_metadata(trained.data.metadata or {})), highlight=False)
+    console.print(_truth(row, before, after, Simulator.from_metadata(evaluator.data.metadata or {})), highlight=False)
 
 
 def _side_by_side(row: dict[str, Any], before: list[RerankedItem], after: list[RerankedItem]) -> Table:
     table = Table("", title=f"user {row['user_id']}, {len(row['item_id'])} candidates", title_justify="left")
-    for side in ("upstream", "NAR4Rec"):
+    for side in ("upstream", "DeGRe"):
         for column in (f"{side} item", "category", "score"):
             table.add_column(column, justify="right")
     for position, pair in enumerate(zip(before, after, strict=True), start=1):
@@ -111,4 +146,4 @@ def _truth(row: dict[str, Any], before: list[RerankedItem], after: list[Reranked
     slates = np.array([[[item["index"] for item in slate] for slate in (before, after)]])
     upstream, reranked = simulator.expected_utility(users, items, slates)[0]
     best = simulator.all_utilities(users, items, slates.shape[-1]).max()
-    return f"true expected utility: upstream {upstream:.2f}, NAR4Rec {reranked:.2f}, best possible {best:.2f}"
+    return f"true expected utility: upstream {upstream:.2f}, DeGRe {reranked:.2f}, best possible {best:.2f}"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def quickstart(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command prints, without the name of its folder."""
-    assert main(["quickstart", "--num-train", "300", "--max-epochs", "1", "--out", str(out)]) == 0
+    assert main(["quickstart", "--num-train", "300", "--num-mined", "64", "--max-epochs", "1", "--out", str(out)]) == 0
     return capsys.readouterr().out.replace(str(out), "OUT").replace("\n", " ")
 
 
@@ -29,8 +29,9 @@ def test_tells_the_same_story_twice(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_leaves_checkpoints_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = quickstart(tmp_path, capsys)
-    AutoModelForReranking.from_pretrained(tmp_path / "nar4rec")
-    for name in ("nar4rec", "nar4rec-evaluator"):
+    for name in ("pointwise", "prm", "nar4rec", "degre"):
+        AutoModelForReranking.from_pretrained(tmp_path / name)
+    for name in ("degre", "degre-evaluator", "nar4rec", "prm", "pointwise"):
         assert (tmp_path / name / "model.safetensors").is_file()
         assert (tmp_path / name / "preprocessor_config.json").is_file()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -38,6 +39,7 @@ def test_leaves_checkpoints_and_results(tmp_path: Path, capsys: pytest.CaptureFi
     assert ("upstream", "sort") in rows
     assert ("nar4rec", "greedy") in rows
     assert ("nar4rec", "16 beams + evaluator") in rows
+    assert ("degre", "4 beams + evaluator") in rows
     for metrics in rows.values():
         assert 0 <= metrics["true_hr@1%"] <= metrics["true_hr@10%"] <= 1
         assert metrics["utility"] + metrics["regret"] == pytest.approx(1)

@@ -119,7 +119,7 @@ def test_a_known_optimum_is_improved_by_local_search(
     found = run(simulated, scripted(best_slates.flip(1)))
     measured = found.per_request["model", "greedy"].numpy()
     assert (measured >= shares - 1e-12).all()  # a known optimum is at most the true one
-    assert measured.mean() < shares.mean() + 0.03  # and local searches hardly miss it: else all of these had a share of 1
+    assert measured.mean() < shares.mean() + 0.03  # and local searches hardly miss it
 
 
 # Judges that are shared
