@@ -37,6 +37,8 @@ class DeGReConfig(RerankingConfig):
     """
 
     model_type = "degre"
+    training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
+    measured_fields = frozenset({"utility_threshold"})
 
     num_hidden_layers: int = 2
     num_decoder_layers: int = 2
