@@ -137,8 +137,8 @@ class RerankingConfig(PreTrainedConfig):
         """Fills in what only the training log can tell; most models need nothing.
 
         Args:
-            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split, or to
-                `None` where its slates were mined and nobody knows their utility.
+            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split (of
+                mined ones: of the log they were mined from), or to `None` where nobody knows it.
         """
 
 

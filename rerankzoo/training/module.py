@@ -182,6 +182,8 @@ class RerankingModule(L.LightningModule):
 
     def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
         output = self(**batch)
+        if output.loss is None:
+            raise self._no_loss(batch)
         shared: dict[str, Any] = {
             "batch_size": len(batch["candidate_mask"]),
             "on_step": stage == "train",
@@ -192,6 +194,12 @@ class RerankingModule(L.LightningModule):
         for name, term in output.loss_terms.items():
             self.log(f"{stage}/{name}_loss", term, **shared)
         return output.loss
+
+    def _no_loss(self, batch: dict[str, Tensor]) -> RerankingDataError:
+        labels = sorted({"slates", "feedback", "slate_weights", "soft_labels"} & batch.keys())
+        name, mined = self.model_class.__name__, "slate_weights" in batch
+        reason = "mined slates have none, train on the log they were mined from" if mined else "this is no log"
+        return RerankingDataError(f"{name} learns from it, the data has only {labels}: {reason}", field="feedback")
 
     def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
         if not self.has_ranking or "candidate_feedback" not in batch:
