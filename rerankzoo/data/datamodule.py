@@ -131,7 +131,7 @@ class RerankingDataModule(L.LightningDataModule):
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates of the whole training split.
 
-        Of a mined split: that of the log it was mined from, which `rerankzoo mine` has measured; `None` if the log had no
+        Of a mined split: that of the log it was mined from, as `rerankzoo mine` measured it; `None` if the log had no
         feedback.
         """
         train = self.split("train")
