@@ -20,6 +20,8 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
+from rerankzoo.models.auto import FAMILIES
+from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.training import RerankingModule
@@ -73,6 +75,11 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
     assert state.keys() == expected.state_dict().keys()
     for name, value in expected.state_dict().items():
         assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_configs_name_fields_that_they_have(kind: type[RerankingConfig]) -> None:
+    assert kind.training_fields | kind.measured_fields <= set(kind.own_fields())
 
 
 # --- the whole model ------------------------------------------------------------------------------------------------

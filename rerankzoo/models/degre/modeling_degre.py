@@ -93,8 +93,8 @@ def _next_position(state: ScorerState, config: DeGReConfig) -> int:
 class DeGReItemEncoder(nn.Module):
     """From the fields of candidates and request to one vector per candidate, without looking at other candidates.
 
-    Evaluator and generator have the same, so that one can start from the other's:
-    `generator.item_encoder.load_state_dict(evaluator.item_encoder.state_dict())`.
+    Evaluator and generator have the same, so that one can start from the other's (`pretrained_modules` of
+    `rerankzoo.training.RerankingModule`).
     """
 
     def __init__(self, fields: FieldEmbedding, config: DeGReConfig) -> None:
