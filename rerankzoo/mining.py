@@ -34,7 +34,8 @@ from transformers import AutoModel
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, read_metadata
+from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, UTILITY_QUANTILES, read_metadata
+from rerankzoo.data.loader import logged_utilities
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
@@ -534,12 +535,28 @@ def _complete(
         "evaluators": evaluators,
         "settings": record,
         "origin": source.metadata,
+        UTILITY_QUANTILES: _utility_quantiles(source, source.wanted["train"][0], miner.extractor),
         "rows": rows,
     }
     FeatureSchema.from_yaml(source.folder / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
     _write_json(out / METADATA_FILE, metadata)
     for leftover in out.glob(".*.tmp"):  # of a run that was killed while it wrote
         leftover.unlink()
+
+
+def _utility_quantiles(source: _Source, split: str, extractor: RerankingFeatureExtractor) -> list[float] | None:
+    """What the logged slates earned, in hundredths; `None` of a log without feedback.
+
+    The generator's threshold for logged slates, such as those of the test split, cannot be measured without the log.
+    """
+    log, schema = source.splits[split], extractor.schema
+    if SLATE_WEIGHTS in log.column_names:  # mined itself
+        known: list[float] | None = (source.metadata or {}).get(UTILITY_QUANTILES)
+        return known
+    if not {schema.slate, *(target.name for target in schema.targets)} <= set(log.column_names):
+        return None
+    found: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
+    return found
 
 
 def _link(source: Path, target: Path) -> None:

@@ -342,6 +342,32 @@ def test_folder_tells_where_it_comes_from(mined: Path, data_folder: Path, evalua
     assert (mined / "schema.yaml").read_bytes() == (data_folder / "schema.yaml").read_bytes()
 
 
+def test_folder_knows_what_the_log_earned(
+    mined: Path, evaluator: str, data_folder: Path, extractor: RerankingFeatureExtractor, tmp_path: Path
+) -> None:
+    """A generator trained on it needs a threshold for logged slates, which the mined ones cannot tell."""
+    log, data = (RerankingDataModule(str(path), extractor=evaluator) for path in (data_folder, mined))
+    for each in (log, data):
+        each.setup()
+    for quantile in (0.0, 0.07, 0.5, 0.8, 1.0):
+        assert data.utility_quantile(quantile) == pytest.approx(log.utility_quantile(quantile), rel=1e-6)
+    again = mine_folder([evaluator], mined, tmp_path / "again", **SETTINGS)  # of mined requests: still the log's
+    assert read_metadata(again)["utility_quantiles"] == read_metadata(mined)["utility_quantiles"]
+
+
+def test_a_log_without_feedback_has_no_quantiles(evaluator: str, data_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(data_folder, tmp_path / "requests")
+    for path in source.glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["slate", "click", "order"]), path)
+    out = mine_folder([evaluator], source, tmp_path / "mined", **SETTINGS)
+    assert read_metadata(out)["utility_quantiles"] is None
+    data = RerankingDataModule(str(out), extractor=evaluator)
+    data.setup()
+    assert data.utility_quantile(0.5) is None
+    (out / "dataset.json").unlink()  # a mined table of one's own
+    assert data.utility_quantile(0.5) is None
+
+
 def test_folder_trains_a_generator(mined: Path, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
     data = RerankingDataModule(str(mined), batch_size=5, eval_batch_size=3, extractor=str(mined))
     data.setup()

@@ -7,13 +7,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, load_dataset
 
-from rerankzoo.data.folder import METADATA_FILE, SCHEMA_FILE, SPLITS, read_origin
-from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.folder import (
+    METADATA_FILE,
+    SCHEMA_FILE,
+    SPLITS,
+    UTILITY_QUANTILES,
+    read_metadata,
+    read_origin,
+)
+from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
-from rerankzoo.features.batch import slate_utility
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
 
@@ -124,17 +129,18 @@ class RerankingDataModule(L.LightningDataModule):
         return self.extractor(rows)["slates"].shape[-1]
 
     def utility_quantile(self, quantile: float) -> float | None:
-        """A quantile of the utility of the logged slates of the whole training split; `None` of a mined one."""
-        if SLATE_WEIGHTS in self.split("train").column_names:
-            return None
-        loader = RequestLoader(self.split("train"), self.extractor, self.eval_batch_size)
-        utilities = [
-            slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], self.extractor.schema)
-            for batch in loader
-        ]
-        return float(
-            np.quantile(torch.cat(utilities).numpy(), quantile)
-        )  # torch.quantile refuses more than 2^24 values
+        """A quantile of the utility of the logged slates of the whole training split.
+
+        Of a mined split: that of the log it was mined from, as `rerankzoo mine` measured it; `None` if the log had no
+        feedback.
+        """
+        train = self.split("train")
+        if SLATE_WEIGHTS not in train.column_names:
+            # torch.quantile refuses more than 2^24 values
+            return float(np.quantile(logged_utilities(train, self.extractor, self.eval_batch_size), quantile))
+        described = (Path(self.path) / METADATA_FILE).is_file()
+        known = read_metadata(self.path).get(UTILITY_QUANTILES) if described else None
+        return None if known is None else float(np.interp(quantile, np.linspace(0, 1, len(known)), known))
 
 
 def open_splits(folder: Path) -> DatasetDict:

@@ -24,6 +24,8 @@ SCHEMA_FILE = "schema.yaml"
 METADATA_FILE = "dataset.json"
 #: "source" of a folder that was mined from another one, whose metadata stands under "origin".
 MINED_SOURCE = "mined"
+#: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
+UTILITY_QUANTILES = "utility_quantiles"
 
 
 def write_data_folder(

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rerankzoo.features.batch import slate_utility
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 
 #: Batches that are read, encoded and shuffled together. More shuffles better and takes more memory.
@@ -104,6 +105,24 @@ class RequestLoader:
             rows = rows[self.rank :: self.world_size]
             if len(rows):
                 yield _select(encoded, torch.from_numpy(rows))
+
+
+def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:
+    """Utility (rows, S) of the logged slates of a table.
+
+    Args:
+        dataset: A log with feedback.
+        extractor: The fitted extractor.
+        batch_size: Requests that are encoded together.
+
+    Returns:
+        float32.
+    """
+    utilities = [
+        slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema)
+        for batch in RequestLoader(dataset, extractor, batch_size)
+    ]
+    return torch.cat(utilities).numpy()
 
 
 def _select(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -50,13 +50,17 @@ class RerankingGenerationConfig(GenerationConfig):
         """The defaults of a new model: the model's config holds no decoding parameters but the slate's size."""
         return cls()
 
+    def parameters(self) -> dict[str, Any]:
+        """What is set."""
+        return {key: getattr(self, key) for key in PARAMETERS if getattr(self, key) is not None}
+
     def merged(self, **overrides: Any) -> RerankingGenerationConfig:
         """A copy with some parameters replaced; parameters of another decoding strategy are dropped from it.
 
         Naming a strategy (`num_beams`, `do_sample` or `penalty_alpha`) in a call replaces the saved strategy, so that
         a checkpoint that decodes contrastively by default can still be asked for 4 beams.
         """
-        own = {key: getattr(self, key) for key in PARAMETERS if getattr(self, key) is not None}
+        own = self.parameters()
         if any(overrides.get(key) is not None for key in ("num_beams", "do_sample", "penalty_alpha")):
             for key in ("num_beams", "do_sample", "temperature", "top_k", "penalty_alpha", "num_return_sequences"):
                 own.pop(key, None)

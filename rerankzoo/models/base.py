@@ -6,7 +6,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -59,6 +59,11 @@ class RerankingConfig(PreTrainedConfig):
             not divide the hidden size, or the schema contradicts itself.
     """
 
+    #: Fields that say how to train and not what is computed: a run that starts from a checkpoint may change them.
+    training_fields = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"})
+    #: Fields that `adapt_to_log` fills in: a run that starts from a checkpoint measures them on its own log.
+    measured_fields = frozenset[str]()
+
     feature_schema: dict | None = None
     slate_size: int = 4
     hidden_size: int = 64
@@ -77,11 +82,25 @@ class RerankingConfig(PreTrainedConfig):
                 cls.__dataclass_fields__[name].type = kind
 
     def __post_init__(self, **kwargs: Any) -> None:
-        unknown = sorted(set(kwargs) - _BASE_KEYS)
-        if unknown:
-            known = [f.name for f in fields(self) if f.name not in {g.name for g in fields(PreTrainedConfig)}]
-            raise ValueError(f"{type(self).__name__} has no fields {unknown}; its fields are {known}")
+        self.check_names(kwargs)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """The fields of the model, without those that every config of transformers has."""
+        inherited = {entry.name for entry in fields(PreTrainedConfig)}
+        return [entry.name for entry in fields(cls) if entry.name not in inherited]
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Refuses names that are no fields of the model.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        unknown = sorted(set(names) - _BASE_KEYS - {entry.name for entry in fields(cls)})
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no fields {unknown}; its fields are {cls.own_fields()}")
 
     def validate_sizes(self) -> None:
         """Checks that sizes are positive and compatible; called by the strict dataclass."""
@@ -118,8 +137,8 @@ class RerankingConfig(PreTrainedConfig):
         """Fills in what only the training log can tell; most models need nothing.
 
         Args:
-            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split, or to
-                `None` where its slates were mined and nobody knows their utility.
+            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split (of
+                mined ones: of the log they were mined from), or to `None` where nobody knows it.
         """
 
 

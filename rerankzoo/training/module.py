@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
+from rerankzoo.errors import RerankingDataError
 from rerankzoo.metrics import NDCG, Hit
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.training.optimizer import make_optimizer, make_scheduler
+from rerankzoo.training.pretrained import copy_modules, inherited_values, load_pretrained
 
 
 class RerankingModule(L.LightningModule):
@@ -31,9 +33,15 @@ class RerankingModule(L.LightningModule):
         lr_scheduler_type: What follows: a name of `transformers.get_scheduler`, such as `"constant_with_warmup"`,
             `"cosine"` or `"linear"`.
         generation: Decoding parameters saved with the model and used by `predict`, such as `{"penalty_alpha": 0.1}`.
+        pretrained: Folder or Hub id of a checkpoint to start from, trained with the data's extractor. Without
+            `pretrained_modules` it is the whole model: same architecture, its config and decoding parameters unless
+            `config` and `generation` say otherwise; what makes the network what it is cannot be changed. A run that is
+            resumed from a Lightning checkpoint does not need it any more.
+        pretrained_modules: Take only the weights of these modules, such as `["item_encoder"]`; the checkpoint may be
+            another class of the same family.
 
     Raises:
-        ValueError: If the architecture is unknown.
+        ValueError: If the architecture or a field of the config is unknown, or modules are named without a checkpoint.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class RerankingModule(L.LightningModule):
         warmup_steps: int = 50,
         lr_scheduler_type: str = "constant_with_warmup",
         generation: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        pretrained_modules: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -55,8 +65,22 @@ class RerankingModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.lr_scheduler_type = lr_scheduler_type
+        self.pretrained = pretrained
+        self.pretrained_modules = pretrained_modules
         self.model: RerankingPreTrainedModel | None = None
-        self.model_class.config_class(**self.config_values)  # refuses typing errors before any data is read
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuses typing errors before any data, or the checkpoint to start from, is read."""
+        if self.pretrained_modules is not None and (self.pretrained is None or not self.pretrained_modules):
+            raise ValueError(
+                f"pretrained_modules {self.pretrained_modules} names modules of a checkpoint, pretrained is "
+                f"{self.pretrained!r}: give both, or neither"
+            )
+        if self.pretrained is not None and self.pretrained_modules is None:
+            self.model_class.config_class.check_names(self.config_values)  # the other values are the checkpoint's
+        else:
+            self.model_class.config_class(**self.config_values)
 
     # --- the model --------------------------------------------------------------------------------------------------
 
@@ -66,7 +90,27 @@ class RerankingModule(L.LightningModule):
         `load_from_checkpoint` calls it too, without a trainer; there `on_load_checkpoint` makes the model.
         """
         if self.model is None and self._trainer is not None:
+            if self.pretrained is None:
+                self._build(self._complete_config())
+            else:
+                self._start_from(load_pretrained(self.pretrained, self.trainer.datamodule.extractor.schema))
+
+    def _start_from(self, source: RerankingPreTrainedModel) -> None:
+        """Makes the model with the weights of another one; called in every process, each reads the checkpoint."""
+        message = f"{self.pretrained} holds a {type(source).__name__}, this is a {self.model_class.__name__}"
+        if type(source.config) is not self.model_class.config_class:
+            raise RerankingDataError(f"{message}: not of the same family", field="pretrained")
+        if self.pretrained_modules:
             self._build(self._complete_config())
+            copy_modules(source, self._made(), self.pretrained_modules)
+            return
+        if type(source) is not self.model_class:
+            raise RerankingDataError(f"{message}: name what to take in pretrained_modules", field="pretrained")
+        self.config_values = inherited_values(source.config, self.config_values)
+        if source.can_generate():
+            self.generation_values = source.generation_config.merged(**self.generation_values).parameters()
+        self._build(self._complete_config())
+        self._made().load_state_dict(source.state_dict())
 
     def _complete_config(self) -> RerankingConfig:
         data = self.trainer.datamodule
@@ -96,8 +140,15 @@ class RerankingModule(L.LightningModule):
         return self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the completed config, so that the checkpoint loads without its training data."""
+        """Keeps the completed config, so that the checkpoint loads without its training data.
+
+        What the run started from is in it by now: `--ckpt_path` takes the arguments from here.
+        """
         checkpoint["model_config"] = self._made().config.to_dict()
+        if self.pretrained is not None:
+            started = {"pretrained": None, "pretrained_modules": None}
+            values = {"config": self.config_values, "generation": self.generation_values}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **values, **started}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the model that the weights belong to, unless the data made it already."""
@@ -131,6 +182,8 @@ class RerankingModule(L.LightningModule):
 
     def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
         output = self(**batch)
+        if output.loss is None:
+            raise self._no_loss(batch)
         shared: dict[str, Any] = {
             "batch_size": len(batch["candidate_mask"]),
             "on_step": stage == "train",
@@ -141,6 +194,12 @@ class RerankingModule(L.LightningModule):
         for name, term in output.loss_terms.items():
             self.log(f"{stage}/{name}_loss", term, **shared)
         return output.loss
+
+    def _no_loss(self, batch: dict[str, Tensor]) -> RerankingDataError:
+        labels = sorted({"slates", "feedback", "slate_weights", "soft_labels"} & batch.keys())
+        name, mined = self.model_class.__name__, "slate_weights" in batch
+        reason = "mined slates have none, train on the log they were mined from" if mined else "this is no log"
+        return RerankingDataError(f"{name} learns from it, the data has only {labels}: {reason}", field="feedback")
 
     def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
         if not self.has_ranking or "candidate_feedback" not in batch:

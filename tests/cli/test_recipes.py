@@ -18,6 +18,7 @@ from rerankzoo.cli.runs import find_recipe
 from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.movielens import movielens_schema
+from rerankzoo.data.sources.taobao import taobao_schema
 from rerankzoo.features import FeatureSchema
 from tests.generated import write_random_folder
 
@@ -27,6 +28,7 @@ FOLDER = recipes_folder()
 SCHEMAS = {
     "ml-100k": lambda: movielens_schema("ml-100k", 19),
     "simulator": lambda: Simulator(SimulatorSettings()).schema,
+    "taobao-ad": taobao_schema,
 }
 
 

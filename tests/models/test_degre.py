@@ -383,7 +383,7 @@ def test_plain_logs_are_learned_where_they_reach_the_threshold(
     assert 0 < liked < len(each_slate(mined_batch))
     assert output.loss.item() == pytest.approx(total / 8, rel=1e-4)
     assert generator(extractor, utility_threshold=100)(**mined_batch).loss == 0
-    with pytest.raises(ValueError, match="utility_threshold is not set"):
+    with pytest.raises(ValueError, match="field 'utility_threshold': it is not set"):
         generator(extractor, utility_threshold=None)(**mined_batch)
 
 

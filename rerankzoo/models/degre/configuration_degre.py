@@ -27,7 +27,8 @@ class DeGReConfig(RerankingConfig):
             it learns only from positions where the click happened. Chains are allowed.
         utility_threshold: From plain logs the generator learns the logged slates whose utility reaches it. `None` until
             the training data is known; the Lightning module sets it to the quantile below.
-        utility_quantile: The quantile of the logged utility on the training split that becomes the threshold.
+        utility_quantile: The quantile of the logged utility on the training split, or the log it was mined from, that
+            becomes the threshold.
         hard_label_weight: From mined slates: weight of the cross-entropy of the slates.
         soft_label_weight: From mined slates: weight of the divergence from the soft labels (paper: alpha).
 
@@ -37,6 +38,8 @@ class DeGReConfig(RerankingConfig):
     """
 
     model_type = "degre"
+    training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
+    measured_fields = frozenset({"utility_threshold"})
 
     num_hidden_layers: int = 2
     num_decoder_layers: int = 2

@@ -30,6 +30,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.batch import (
     PADDING_INDEX,
     candidate_utility,
@@ -92,8 +93,8 @@ def _next_position(state: ScorerState, config: DeGReConfig) -> int:
 class DeGReItemEncoder(nn.Module):
     """From the fields of candidates and request to one vector per candidate, without looking at other candidates.
 
-    Evaluator and generator have the same, so that one can start from the other's:
-    `generator.item_encoder.load_state_dict(evaluator.item_encoder.state_dict())`.
+    Evaluator and generator have the same, so that one can start from the other's (`pretrained_modules` of
+    `rerankzoo.training.RerankingModule`).
     """
 
     def __init__(self, fields: FieldEmbedding, config: DeGReConfig) -> None:
@@ -624,7 +625,8 @@ class DeGReGenerator(SlateGenerationMixin, DeGRePreTrainedModel):
     def _imitate(self, logits: Tensor, slates: Tensor, utility: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         threshold = self.config.utility_threshold
         if threshold is None:
-            raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
+            message = "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility()"
+            raise RerankingDataError(f"{message} over the training split", field="utility_threshold")
         reached = (utility >= threshold).to(logits.dtype)  # (B, S)
         loss = slate_mean(reached * hard_label_loss(logits.log_softmax(-1), slates), slates).mean()
         return loss, {"likelihood": loss}

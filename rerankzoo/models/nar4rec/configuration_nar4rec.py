@@ -35,6 +35,14 @@ class NAR4RecConfig(RerankingConfig):
     """
 
     model_type = "nar4rec"
+    training_fields = RerankingConfig.training_fields | {
+        "utility_quantile",
+        "likelihood_weight",
+        "unlikelihood_weight",
+        "contrastive_weight",
+        "contrastive_margin",
+    }
+    measured_fields = frozenset({"utility_threshold"})
 
     num_hidden_layers: int = 2
     num_position_layers: int = 1
