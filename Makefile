@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  %-12s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.train ## Simulate logs, train NAR4Rec and its evaluator, evaluate, rerank a request (2 minutes).
+quickstart: $(VENV)/.train ## Simulate logs, train DeGRe and what it is compared with, evaluate, rerank a request (3 minutes).
 	$(BIN)/rerankzoo quickstart
 
 test: $(VENV)/.dev ## Run the whole test suite (CPU, offline).

@@ -32,7 +32,7 @@ class RerankingPipeline:
         SchemaMismatchError: If model or evaluator were trained with another extractor.
 
     Example:
-        >>> pipeline = RerankingPipeline.from_pretrained("outputs/quickstart/nar4rec")  # doctest: +SKIP
+        >>> pipeline = RerankingPipeline.from_pretrained("outputs/quickstart/degre")  # doctest: +SKIP
         >>> pipeline({"user_embedding": [...], "item_id": [3, 1, 2], ...}, slate_size=2)  # doctest: +SKIP
         [{'item_id': 2, 'index': 2, 'score': -0.31}, {'item_id': 3, 'index': 0, 'score': -0.52}]
     """

@@ -32,8 +32,8 @@ from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.models import auto
-from rerankzoo.models.degre import DeGReConfig
-from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.models.pointwise import PointwiseConfig
 from rerankzoo.models.prm import PRMConfig
 from tests.models.common import GeneratorTestSuite
@@ -181,15 +181,16 @@ def test_tables_tell_the_defaults(page: str, kind: Any) -> None:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with recipes and what `rerankzoo quickstart` leaves behind: data and two (untrained) checkpoints."""
+    """A folder with recipes and what `rerankzoo quickstart` leaves behind: data and (untrained) checkpoints."""
     folder = tmp_path_factory.mktemp("docs")
-    data = folder / SimulatorDataModule(root="outputs/quickstart/data").path
+    data = folder / SimulatorDataModule(num_train=20_000, root="outputs/quickstart/data").path
     write_simulator_folder(data, SimulatorSettings(), num_train=96, num_validation=24, num_test=24)
     rows = pq.read_table(data / "train.parquet")
     extractor = RerankingFeatureExtractor(FeatureSchema.from_yaml(data / "schema.yaml")).fit(rows)
-    config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), hidden_size=16, num_hidden_layers=1)
-    for name, head in {"nar4rec": NAR4RecForReranking, "nar4rec-evaluator": NAR4RecEvaluator}.items():
-        head(config).save_pretrained(folder / "outputs/quickstart" / name)
+    sizes = {"feature_schema": extractor.schema.to_dict(), "hidden_size": 16, "num_hidden_layers": 1}
+    heads = {"nar4rec": NAR4RecForReranking, "degre": DeGReGenerator, "degre-evaluator": DeGReEvaluator}
+    for name, head in heads.items():
+        head(head.config_class(**sizes)).save_pretrained(folder / "outputs/quickstart" / name)
         extractor.save_pretrained(folder / "outputs/quickstart" / name)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder

@@ -32,7 +32,7 @@ EVALUATOR = ("degre/evaluator-simulator.yaml", "the evaluator learns what people
 YARDSTICKS = {
     "pointwise": ("pointwise/simulator.yaml", "a ranker that values every item alone"),
     "prm": ("prm/simulator.yaml", "a ranker that sees all candidates"),
-    "nar4rec": ("nar4rec/simulator.yaml", "a generator that imitates the better half of the log"),
+    "nar4rec": ("nar4rec/simulator.yaml", "a generator that imitates the best fifth of the log"),
 }
 GENERATOR = ("degre/generator-simulator.yaml", "the generator learns what the search has found")
 TOLD = {"degre-evaluator": EVALUATOR, **YARDSTICKS, "degre": GENERATOR}
