@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,19 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import read_origin
-from rerankzoo.evaluation import Evaluation, default_decodings, evaluate, print_table, tune_penalty_alpha, write_report
+from rerankzoo.data.folder import SCHEMA_FILE, read_origin
+from rerankzoo.evaluation import (
+    Evaluation,
+    Judges,
+    default_decodings,
+    evaluate,
+    evaluator_quality,
+    print_table,
+    tune_penalty_alpha,
+    write_report,
+)
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 
@@ -75,14 +85,20 @@ def main(arguments: Sequence[str]) -> None:
     evaluator, judge = (_load(path) if path else None for path in (options.evaluator, options.judge))
     _check_kinds(models, evaluator, judge, parser)
     runs: Counter[str] = Counter()
-    evaluations = []
+    evaluations: list[Evaluation] = []
+    judges = _judges(options, evaluator, judge, splits, metadata)
     with _progress() as progress:
         for path, model in zip(options.models, models, strict=True):
             name = model.config.model_type
             seed = options.seed + runs[name]
             runs[name] += 1
-            found = _evaluate(path, model, evaluator, judge, dict(splits), metadata, options, seed, progress)
+            found = _evaluate(path, model, judges, dict(splits), metadata, options, seed, progress)
             evaluations.append(found)
+    quality = _quality(options, models, evaluator, splits, metadata)
+    evaluations = [
+        found.with_metrics(model.config.model_type, lambda decoding: quality)
+        for found, model in zip(evaluations, models, strict=True)
+    ]
     paths = write_report(evaluations, options.out)
     print_table(evaluations)
     print("written:", ", ".join(str(path) for path in paths.values()))
@@ -91,8 +107,7 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate(
     path: str,
     model: RerankingPreTrainedModel,
-    evaluator: RerankingPreTrainedModel | None,
-    judge: RerankingPreTrainedModel | None,
+    judges: dict[str, Judges],
     splits: dict[str, Dataset],
     metadata: dict[str, Any] | None,
     options: argparse.Namespace,
@@ -104,12 +119,15 @@ def _evaluate(
     alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
     if options.judge:
         notes["judge_model"] = options.judge
+    own = judges[options.split]
+    evaluator = own.evaluator.evaluator if own.evaluator else None
+    judge = own.judge.evaluator if own.judge else None
     shared: dict[str, Any] = {"evaluator": evaluator, "num_requests": options.num_requests}
     if options.tune_alpha:
         validation = splits["validation"]
         step = _task(progress, f"tuning alpha of {path}", validation, options.num_requests)
         alpha, notes["penalty_alpha"] = tune_penalty_alpha(
-            model, validation, extractor, metadata, on_progress=step, **shared
+            model, validation, extractor, metadata, judges=judges["tuning"], on_progress=step, **shared
         )
     data = splits[options.split]
     found = evaluate(
@@ -120,12 +138,43 @@ def _evaluate(
         name=model.config.model_type,
         decodings=default_decodings(evaluator is not None, alpha),
         judge=judge,
+        judges=own,
         seed=seed,
         hr_requests=options.hr_requests,
         on_progress=_task(progress, f"evaluating {path}", data, options.num_requests),
         **shared,
     )
     return found.with_protocol(**notes)
+
+
+def _judges(
+    options: argparse.Namespace,
+    evaluator: RerankingPreTrainedModel | None,
+    judge: RerankingPreTrainedModel | None,
+    splits: Mapping[str, Dataset],
+    metadata: dict[str, Any] | None,
+) -> dict[str, Judges]:
+    """What values slates, for all models: of the split that is evaluated on, and of the one that alpha is tuned on."""
+    item_id = FeatureSchema.from_yaml(Path(options.data) / SCHEMA_FILE).item_id
+    judges = {options.split: Judges.of(splits[options.split], item_id, metadata, evaluator, judge)}
+    if options.tune_alpha:
+        judges["tuning"] = Judges.of(splits["validation"], item_id, metadata, evaluator)
+    return judges
+
+
+def _quality(
+    options: argparse.Namespace,
+    models: Sequence[RerankingPreTrainedModel],
+    evaluator: RerankingPreTrainedModel | None,
+    splits: Mapping[str, Dataset],
+    metadata: dict[str, Any] | None,
+) -> dict[str, float]:
+    """The evaluator's own quality on the split, as far as it can be known."""
+    if evaluator is None:
+        return {}
+    extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
+    size = models[0].config.slate_size
+    return evaluator_quality(evaluator, splits[options.split], extractor, metadata, slate_size=size)
 
 
 def _load(path: str) -> RerankingPreTrainedModel:

@@ -38,7 +38,7 @@ def evaluator_quality(
 
     Args:
         evaluator: Values whole slates.
-        data: Held-out requests with logged slates.
+        data: Held-out requests.
         extractor: The evaluator's.
         metadata: Of the data folder; a simulator's reveals the truth.
         slate_size: M, of the slates that evaluator and truth are compared on.
@@ -47,11 +47,24 @@ def evaluator_quality(
         seed: Of these slates.
 
     Returns:
-        `calibration`, the mean predicted over the mean observed utility of the logged slates (1 is perfect); with the
-        truth also `spearman`, the mean over requests of the rank correlation of predicted and true utility over random
-        slates: it orders evaluators as the quality of their best slates does, which the AUC of clicks does not.
+        With logged slates and their feedback `calibration`, the mean predicted over the mean observed utility (1 is
+        perfect); with the truth `spearman`, the mean over requests of the rank correlation of predicted and true
+        utility over random slates: it orders evaluators as the quality of their best slates does, which the AUC of
+        clicks does not.
     """
     data = data.select(range(min(num_requests, len(data))))
+    measured = {}
+    if {extractor.schema.slate, *(target.name for target in extractor.schema.targets)} <= set(data.column_names):
+        measured["calibration"] = _calibration(evaluator, data, extractor)
+    if metadata is not None and metadata.get("source") == "simulator":
+        truth = SimulatorJudge(Simulator.from_metadata(metadata), data, extractor.schema.item_id)
+        measured["spearman"] = _spearman(
+            EvaluatorJudge(evaluator), truth, data, extractor, slate_size, num_slates, seed
+        )
+    return measured
+
+
+def _calibration(evaluator: SlateEvaluator, data: Dataset, extractor: RerankingFeatureExtractor) -> float:
     predicted, observed = [], []
     for batch in RequestLoader(data, extractor, _BATCH):
         with torch.no_grad():
@@ -59,13 +72,7 @@ def evaluator_quality(
         observed.append(
             slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema).double()
         )
-    measured = {"calibration": float(torch.cat(predicted).mean() / torch.cat(observed).mean().clamp_min(1e-12))}
-    if metadata is not None and metadata.get("source") == "simulator":
-        truth = SimulatorJudge(Simulator.from_metadata(metadata), data, extractor.schema.item_id)
-        measured["spearman"] = _spearman(
-            EvaluatorJudge(evaluator), truth, data, extractor, slate_size, num_slates, seed
-        )
-    return measured
+    return float(torch.cat(predicted).mean() / torch.cat(observed).mean().clamp_min(1e-12))
 
 
 def _spearman(

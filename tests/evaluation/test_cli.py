@@ -31,6 +31,7 @@ def test_evaluates_runs_and_writes_everything(
     assert {row["model"] for row in results["rows"]} == {"upstream", "random", "logged", "oracle", "nar4rec"}
     for row in results["rows"]:
         assert row["metrics"]["judge_hr@10%"] == row["metrics"]["hr@10%"]
+        assert ({"spearman", "calibration"} <= set(row["metrics"])) == (row["model"] == "nar4rec")
     protocol = results["protocol"]
     assert protocol["model"] == [str(checkpoints / "a"), str(checkpoints / "b")]
     assert protocol["hr_requests"] == 10
