@@ -25,3 +25,19 @@ class SchemaError(ValueError):
 
 class SchemaMismatchError(SchemaError):
     """A model and a feature extractor (or two checkpoints) were made for different schemas."""
+
+
+class InfeasibleConstraintError(ValueError):
+    """No slate of a request keeps the constraints, or none was found.
+
+    Args:
+        message: What is wrong.
+        row: The request within the data that was passed in, counted from 0.
+        constraints: The constraints that exclude one another, as text; without any one of them there is a slate.
+    """
+
+    def __init__(self, message: str, *, row: int, constraints: tuple[str, ...]) -> None:
+        super().__init__(f"row {row}: {message}")
+        self.message = message
+        self.row = row
+        self.constraints = constraints

@@ -40,7 +40,7 @@ from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.files import write_atomically
-from rerankzoo.generation import Batch, BeamStep, Scorer, beam_search
+from rerankzoo.generation import Batch, BeamStep, Constraint, Scorer, beam_search, bind
 from rerankzoo.generation.scorer import PADDING
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
 
@@ -126,6 +126,8 @@ def mine_batch(
     soft_label: SoftLabel = MiningSettings.soft_label,
     weight_temperature: float = MiningSettings.weight_temperature,
     label_temperature: float = MiningSettings.label_temperature,
+    constraints: Sequence[Constraint] = (),
+    schema: FeatureSchema | None = None,
 ) -> MinedSlates:
     """Mines slates: beam search by the evaluator's values, whose scores are also the source of the soft labels.
 
@@ -146,12 +148,16 @@ def mine_batch(
         soft_label: Kind of soft label.
         weight_temperature: tau_w.
         label_temperature: tau_q.
+        constraints: What slates must keep. Labels are then distributions over the candidates that are allowed; boosts
+            count as value in the search, the weights and the labels, not in the values returned.
+        schema: The batch's, where a constraint names a field.
 
     Returns:
         The S best slates of the beam, exactly those of `beam_search`.
 
     Raises:
         ValueError: If the scorer is no evaluator's, or a setting is out of its range.
+        InfeasibleConstraintError: If a request has no slate that keeps the constraints.
 
     References:
         DeGRe (arXiv:2605.25749), look-ahead sequence mining and dense supervision.
@@ -167,9 +173,11 @@ def mine_batch(
     if scorer.kind != "value":
         raise ValueError(f"mining needs an evaluator, whose scorer has kind 'value', got {scorer.kind!r}")
     history: list[BeamStep] = []
-    found = beam_search(scorer, batch, slate_size, num_beams, keep, history)
+    rules = bind(constraints, batch, slate_size, schema)
+    found = beam_search(scorer, batch, slate_size, num_beams, keep, history, rules)
     spread = value_spread(history, len(found.slates))
-    weights = tempered_softmax(found.scores, spread * weight_temperature)
+    worth = found.scores if rules is None else found.scores + rules.boosts(found.slates)
+    weights = tempered_softmax(worth, spread * weight_temperature)
     if settings.soft_label == "none":
         return MinedSlates(found.slates, found.scores, weights, None)
     targets = _step_targets(history, len(found.slates), keep, settings.soft_label == "look_ahead")

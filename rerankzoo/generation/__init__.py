@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rerankzoo.generation.beam import BeamStep, beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
+from rerankzoo.generation.constraints import AtLeast, AtMost, Boost, Constraint, Exclude, MinDistance, Pin, bind
 from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.mixin import SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.sampling import sample_slates
@@ -12,18 +14,27 @@ from rerankzoo.generation.scorer import Batch, MatrixScorer, Scorer, ScorerState
 from rerankzoo.generation.search import Decoded
 
 __all__ = [
+    "AtLeast",
+    "AtMost",
     "Batch",
     "BeamStep",
+    "Boost",
+    "Constraint",
     "Decoded",
+    "Exclude",
     "MatrixScorer",
+    "MinDistance",
+    "Pin",
     "RerankingGenerationConfig",
     "Scorer",
     "ScorerState",
     "SlateEvaluator",
     "SlateGenerationMixin",
     "SlateGenerationOutput",
+    "SlateRules",
     "StaticScorer",
     "beam_search",
+    "bind",
     "contrastive_search",
     "greedy_search",
     "sample_slates",

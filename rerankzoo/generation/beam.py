@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.scorer import PADDING, Batch, Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
@@ -18,8 +19,9 @@ class BeamStep:
     """One step of a beam search, as mining needs it. Rows are grouped by request, best first.
 
     Attributes:
-        totals: (R, N), the score of each of the R prefixes extended by each candidate; -inf where that is no prefix. A
-            prefix without candidates left has one continuation, itself, in column 0.
+        totals: (R, N), the score of each of the R prefixes extended by each candidate, boosts included; -inf where that
+            is no prefix or constraints forbid it. A prefix without candidates left has one continuation, itself, in
+            column 0.
         parent: (R',), the row of `totals` that each kept prefix continues.
         index: (R',), its column.
     """
@@ -36,11 +38,13 @@ def beam_search(
     num_beams: int,
     num_return_sequences: int,
     history: list[BeamStep] | None = None,
+    rules: SlateRules | None = None,
 ) -> Decoded:
     """Keeps the `num_beams` best prefixes of each request at every position.
 
     With `num_beams` at least the number of prefixes it is exhaustive. Prefixes are compared by their score: the sum of
-    log-probabilities, or the value of the prefix, as the scorer's kind says.
+    log-probabilities, or the value of the prefix, as the scorer's kind says; with boosts, by that plus the boosts of
+    their items.
 
     Args:
         scorer: Scores the continuations of a prefix.
@@ -49,16 +53,17 @@ def beam_search(
         num_beams: W.
         num_return_sequences: S; at most W.
         history: A list that gets every step's scores and choices.
+        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
 
     Returns:
         The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
     """
-    rows = Rows.start(scorer.start(batch))
+    rows = Rows.start(scorer.start(batch), rules)
     num_requests, num_candidates = rows.state.available.shape
     first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
-        totals = _totals(scorer, rows, scores)
+        totals = _totals(scorer, rows, rows.preferences(scores))
         expansions = totals.view(num_requests, -1)  # (B, width * N)
         best, flat = expansions.topk(min(num_beams, expansions.shape[-1]), dim=-1)
         width = len(rows.total) // num_requests
@@ -66,17 +71,22 @@ def beam_search(
         if history is not None:
             history.append(BeamStep(totals, parent, index))
         rows = rows.extend(scorer, scores, parent, index)
-        rows.total = best.flatten()
+        best = best.flatten()
+        # With boosts, prefixes are compared by more than their score.
+        rows.total = best if rules is None else rows.total.masked_fill(best == NEVER, NEVER)
     return _best(rows.decoded(num_requests), num_return_sequences)
 
 
 def _totals(scorer: Scorer, rows: Rows, scores: Tensor) -> Tensor:
     """The score (R, N) of each prefix extended by each candidate; -inf for those that do not exist."""
     total = rows.total.unsqueeze(-1)
+    if rows.progress is not None:
+        boost = rows.progress.boost.unsqueeze(-1)
+        total, scores = total + boost, scores if scorer.kind == "log_prob" else scores + boost
     extended = total + scores if scorer.kind == "log_prob" else scores.masked_fill(total == NEVER, NEVER)
     # A prefix without candidates left has one continuation, itself; it stands in column 0.
     first = torch.arange(scores.shape[-1], device=scores.device) == 0
-    return torch.where(rows.state.exhausted.unsqueeze(-1) & first, total, extended)
+    return torch.where(rows.finished.unsqueeze(-1) & first, total, extended)
 
 
 def _best(found: Decoded, num_return_sequences: int) -> Decoded:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.scorer import Batch, Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 
-def greedy_search(scorer: Scorer, batch: Batch, slate_size: int) -> Decoded:
+def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Decoded:
     """Takes the best-scored candidate at every position.
 
     Args:
         scorer: Scores the continuations of a prefix.
         batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
         slate_size: M.
+        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
 
     Returns:
         One slate per request.
     """
-    rows = Rows.start(scorer.start(batch))
+    rows = Rows.start(scorer.start(batch), rules)
     parent = rows.state.request
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
-        rows = rows.extend(scorer, scores, parent, scores.argmax(-1))
+        rows = rows.extend(scorer, scores, parent, rows.preferences(scores).argmax(-1))
     return rows.decoded(len(parent))

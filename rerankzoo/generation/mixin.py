@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from rerankzoo.features.batch import BATCH_KEYS, INPUT_KEYS
+from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
 from rerankzoo.generation.configuration import PARAMETERS, RerankingGenerationConfig
+from rerankzoo.generation.constraints import Constraint, bind
 from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Batch, Scorer, SlateEvaluator
@@ -41,6 +45,7 @@ class SlateGenerationOutput(ModelOutput):
 class SlateGenerationMixin:
     """Adds `generate()` to a model that can make a `Scorer`."""
 
+    schema: FeatureSchema
     generation_config: RerankingGenerationConfig
     generation_config_class = RerankingGenerationConfig
 
@@ -58,6 +63,7 @@ class SlateGenerationMixin:
         self,
         generation_config: RerankingGenerationConfig | None = None,
         evaluator: SlateEvaluator | None = None,
+        constraints: Sequence[Constraint] = (),
         **kwargs: Any,
     ) -> Tensor | SlateGenerationOutput:
         """Decodes slates: no candidate twice, none that `candidate_mask` leaves out.
@@ -69,6 +75,7 @@ class SlateGenerationMixin:
         Args:
             generation_config: Decoding parameters; default: the model's own.
             evaluator: Chooses, by predicted utility, one of the `num_return_sequences` slates of each request.
+            constraints: What slates must keep, whatever the strategy (see `rerankzoo.generation.constraints`).
             **kwargs: The batch, by its keys (labels in it are ignored), and decoding parameters that replace those of
                 the config (see `RerankingGenerationConfig`).
 
@@ -78,8 +85,9 @@ class SlateGenerationMixin:
             them, then -100.
 
         Raises:
-            ValueError: If a keyword is neither a batch key nor a decoding parameter, or the parameters contradict one
-                another or the batch.
+            ValueError: If a keyword is neither a batch key nor a decoding parameter, the parameters contradict one
+                another or the batch, or a constraint does not fit the batch.
+            InfeasibleConstraintError: If a request has no slate that keeps the constraints; raised before decoding.
 
         Example:
             >>> slates = model.generate(**batch, slate_size=4, num_beams=4)  # doctest: +SKIP
@@ -90,7 +98,9 @@ class SlateGenerationMixin:
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")
         parameters = {key: value for key, value in kwargs.items() if key in PARAMETERS}
         config = (generation_config or self.generation_config).merged(**parameters)
-        found = decode(self.scorer(), batch, config, config.slate_size or self.config.slate_size)  # type: ignore[attr-defined]
+        slate_size: int = config.slate_size or self.config.slate_size  # type: ignore[attr-defined]
+        rules = bind(constraints, batch, slate_size, self.schema) if constraints else None
+        found = decode(self.scorer(), batch, config, slate_size, rules)
         output = _output(found) if evaluator is None else _best_by(evaluator, found, batch)
         return output if config.return_dict_in_generate else output.slates  # type: ignore[return-value]
 
@@ -131,17 +141,23 @@ class SlateGenerationMixin:
             self.generation_config = RerankingGenerationConfig()
 
 
-def decode(scorer: Scorer, batch: Batch, config: RerankingGenerationConfig, slate_size: int) -> Decoded:
+def decode(
+    scorer: Scorer,
+    batch: Batch,
+    config: RerankingGenerationConfig,
+    slate_size: int,
+    rules: SlateRules | None = None,
+) -> Decoded:
     """Runs the decoding routine that the parameters ask for."""
     sequences = config.num_return_sequences or 1
     if config.strategy == "sample":
         temperature = 1.0 if config.temperature is None else config.temperature
-        return sample_slates(scorer, batch, slate_size, sequences, temperature, config.top_k)
+        return sample_slates(scorer, batch, slate_size, sequences, temperature, config.top_k, rules)
     if config.strategy == "contrastive":
-        return contrastive_search(scorer, batch, slate_size, float(config.penalty_alpha), config.top_k)
+        return contrastive_search(scorer, batch, slate_size, float(config.penalty_alpha), config.top_k, rules)
     if config.strategy == "beam":
-        return beam_search(scorer, batch, slate_size, config.num_beams, sequences)
-    return greedy_search(scorer, batch, slate_size)
+        return beam_search(scorer, batch, slate_size, config.num_beams, sequences, rules=rules)
+    return greedy_search(scorer, batch, slate_size, rules)
 
 
 def _output(found: Decoded) -> SlateGenerationOutput:

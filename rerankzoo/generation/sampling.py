@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.scorer import Batch, Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 
 def sample_slates(
-    scorer: Scorer, batch: Batch, slate_size: int, num_return_sequences: int, temperature: float, top_k: int | None
+    scorer: Scorer,
+    batch: Batch,
+    slate_size: int,
+    num_return_sequences: int,
+    temperature: float,
+    top_k: int | None,
+    rules: SlateRules | None = None,
 ) -> Decoded:
     """Draws every position at random, with probability softmax(score / temperature).
 
@@ -24,17 +31,19 @@ def sample_slates(
         num_return_sequences: S, slates drawn independently for each request.
         temperature: Above 0; below 1 sharpens, above 1 flattens.
         top_k: Draw only among this many best candidates; `None` for all.
+        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
 
     Returns:
         S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
     """
-    rows = Rows.start(scorer.start(batch))
+    rows = Rows.start(scorer.start(batch), rules)
     num_requests = len(rows.total)
     parent = torch.arange(num_requests, device=rows.total.device).repeat_interleave(num_return_sequences)
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
+        preferences = rows.preferences(scores)
         # In single precision: half of it draws from a few hundred values of noise only.
-        tempered = (scores if top_k is None else keep_top_k(scores, top_k)).float()[parent] / temperature
+        tempered = (preferences if top_k is None else keep_top_k(preferences, top_k)).float()[parent] / temperature
         uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
         rows = rows.extend(scorer, scores, parent, (tempered - (-uniform.log()).log()).argmax(-1))
         parent = torch.arange(len(parent), device=parent.device)
