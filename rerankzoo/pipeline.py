@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from rerankzoo.errors import InfeasibleConstraintError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import SlateEvaluator
+from rerankzoo.generation import Constraint, SlateEvaluator
+from rerankzoo.generation.constraints import check_types
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -71,15 +74,23 @@ class RerankingPipeline:
         )
 
     @overload
-    def __call__(self, requests: Sequence[Mapping[str, Any]], **parameters: Any) -> list[list[RerankedItem]]: ...
+    def __call__(
+        self, requests: Sequence[Mapping[str, Any]], constraints: Sequence[Constraint] = (), **parameters: Any
+    ) -> list[list[RerankedItem]]: ...
     @overload
-    def __call__(self, requests: Any, **parameters: Any) -> list[RerankedItem] | list[list[RerankedItem]]: ...
-    def __call__(self, requests: Any, **parameters: Any) -> list[RerankedItem] | list[list[RerankedItem]]:
+    def __call__(
+        self, requests: Any, constraints: Sequence[Constraint] = (), **parameters: Any
+    ) -> list[RerankedItem] | list[list[RerankedItem]]: ...
+    def __call__(
+        self, requests: Any, constraints: Sequence[Constraint] = (), **parameters: Any
+    ) -> list[RerankedItem] | list[list[RerankedItem]]:
         """Chooses and orders the items of one request or of many.
 
         Args:
             requests: One request as a dictionary, or many: a list of dictionaries, a dictionary of columns, a pandas or
                 Arrow table, a `datasets.Dataset`. Columns are those of the schema; label columns are not needed.
+            constraints: What slates must keep, such as `[Exclude([17, 4]), AtMost(2, "category")]`, with items by their
+                ids (see `rerankzoo.generation.constraints`).
             **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`).
 
         Returns:
@@ -89,10 +100,15 @@ class RerankingPipeline:
 
         Raises:
             RerankingDataError: If a request cannot be used; it names field and row.
+            InfeasibleConstraintError: If a request has no slate that keeps the constraints; it names row and
+                constraints.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
         batch = self.extractor(requests)
-        found = [self._generate(chunk, parameters) for chunk in _chunks(batch)]
+        check_types(constraints)
+        locate = partial(self.extractor.locate, data=requests)
+        located = [constraint.located(locate) for constraint in constraints]
+        found = [self._generate(batch, rows, located, parameters) for rows in _chunks(len(batch["candidate_mask"]))]
         slates, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         ranked = [
             [
@@ -112,18 +128,22 @@ class RerankingPipeline:
         items = requests[self.extractor.schema.item_id]
         return not isinstance(items[0], list | tuple | np.ndarray)
 
-    def _generate(self, batch: dict[str, Tensor], parameters: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Slates (B, M) of a batch and the score of every choice (B, M)."""
-        device = self.model.device
-        inputs = {key: value.to(device) for key, value in batch.items()}
-        output = self.model.generate(
-            **inputs, evaluator=self.evaluator, **{**parameters, "return_dict_in_generate": True}
-        )
+    def _generate(
+        self, batch: dict[str, Tensor], rows: slice, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Slates (B, M) of some rows of a batch and the score of every choice (B, M)."""
+        inputs = {key: value[rows].to(self.model.device) for key, value in batch.items()}
+        options = {**parameters, "return_dict_in_generate": True}
+        own = [constraint.rows(rows) for constraint in constraints]
+        try:
+            output = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
+        except InfeasibleConstraintError as error:  # counts rows from the first of the chunk
+            row = error.row + rows.start
+            raise InfeasibleConstraintError(error.message, row=row, constraints=error.constraints) from error
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
         return output.slates, output.step_scores
 
 
-def _chunks(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    size = len(batch["candidate_mask"])
-    return [{key: value[start : start + _CHUNK] for key, value in batch.items()} for start in range(0, size, _CHUNK)]
+def _chunks(size: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, size, _CHUNK)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
@@ -209,6 +209,37 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         items = column.values[np.where(real, indices, 0) + starts]
         return cast(list[list[Any]], _item_lists(items, real, column))
 
+    def locate(self, items: Sequence[Any], data: Any) -> Tensor:
+        """Finds candidates by their item ids.
+
+        Args:
+            items: Item ids, looked for in every row; or one list of item ids per row.
+            data: The rows; only their item ids are read.
+
+        Returns:
+            (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
+
+        Raises:
+            RerankingDataError: If an id is of another type than the rows' own, or the lists are not one per row.
+        """
+        table = read_table(data, self._declared.item_id)
+        column, candidates = read_candidates(table, self._declared)
+        nested = any(isinstance(entry, list | tuple) for entry in items)
+        if nested and (len(items) != table.rows or not all(isinstance(entry, list | tuple) for entry in items)):
+            message = f"item ids must be one list, or one list for each of the {table.rows} rows, got {items!r}"
+            raise RerankingDataError(message, field=column.name)
+        lists = list(items) if nested else [items]
+        codes = _item_codes([item for entry in lists for item in entry], column)
+        if not nested:
+            found = np.isin(column.values, codes)
+        else:  # a pair of row and id, as one number
+            known, own = np.unique(column.values, return_inverse=True)
+            place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+            asked = np.repeat(np.arange(table.rows), [len(entry) for entry in lists]) * len(known) + place
+            row = np.repeat(np.arange(table.rows), candidates.lengths)
+            found = np.isin(row * len(known) + own, asked[known[place] == codes])
+        return torch.from_numpy(candidates.pad(found))
+
     # --- saving and loading -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,6 +335,19 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "t
 def _locate(path: str | os.PathLike[str], name: str, options: dict[str, Any]) -> str:
     given = {key: value for key, value in options.items() if value is not None}
     return cast(str, cached_file(os.fspath(path), name, **given))
+
+
+def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
+    """Item ids as they stand in a column's values; -1 for a string that it does not have."""
+    kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
+    wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
+    if wrong:
+        message = f"item ids are {'str' if kind is str else 'int'}, got {wrong[0]!r}"
+        raise RerankingDataError(message, field=column.name)
+    if column.kind == "string":
+        code = {string: number for number, string in enumerate(column.strings)}
+        items = [code.get(item, -1) for item in items]
+    return np.array(items, dtype=np.int64)
 
 
 def _item_lists(items: npt.NDArray[Any], real: npt.NDArray[np.bool_], column: Column) -> list[Any]:

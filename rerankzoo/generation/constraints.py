@@ -1,8 +1,8 @@
 """Constraints on slates: what a shop does not leave to the model.
 
-`Exclude`, `Pin`, `AtMost`, `MinDistance` and `AtLeast` say which slates may be shown, `Boost` which items are preferred.
-Any number of them hold together, for every strategy, every model and in mining. To the scorer they are a mask and a bias
-on its scores: excluded candidates stay visible to the model, and the scores of a slate are the scorer's own.
+`Exclude`, `Pin`, `AtMost`, `MinDistance` and `AtLeast` say which slates may be shown, `Boost` which items are
+preferred. Any number of them hold together, for every strategy, every model and in mining. They are a mask and a bias
+on the scorer's scores: excluded candidates stay visible to the model, and a slate's scores are the scorer's own.
 
 A request's slate fills M positions, or as many as there are candidates that are not excluded. `bind` checks, before
 anything is decoded, that every request has such a slate; the decoding routines then choose among the candidates after
@@ -115,17 +115,15 @@ class Pin(Constraint):
             InfeasibleConstraintError: If an item is asked for that is no candidate: a mask could not tell it from a
                 request that asks for nothing.
         """
-        if isinstance(self.items, Tensor):
-            return self
         located = super().located(find)
-        named = torch.tensor([bool(entry) if isinstance(entry, list | tuple) else True for entry in self.items])
-        if len(named) > 0:
-            everywhere = not isinstance(self.items[0], list | tuple)
-            lacking = ~located.items.any(-1) & (torch.ones(1, dtype=torch.bool) if everywhere else named)  # type: ignore[union-attr]
-            if lacking.any():
-                row = int(lacking.int().argmax())
-                message = f"{self} names no candidate of the request"
-                raise InfeasibleConstraintError(message, row=row, constraints=(repr(self),))
+        if isinstance(self.items, Tensor) or len(self.items) == 0:
+            return located
+        nested = any(isinstance(entry, list | tuple) for entry in self.items)
+        named = torch.tensor([len(entry) > 0 for entry in self.items]) if nested else torch.ones(1, dtype=torch.bool)
+        lacking = named & ~located.items.any(-1)  # type: ignore[union-attr]
+        if lacking.any():
+            message, row = f"{self} names no candidate of the request", int(lacking.int().argmax())
+            raise InfeasibleConstraintError(message, row=row, constraints=(repr(self),))
         return located
 
 
@@ -211,8 +209,8 @@ class AtLeast(Constraint):
 class Boost(Constraint):
     """Adds to the scores of items whenever one is chosen from; never makes a slate impossible.
 
-    In the scorer's own unit: log-probability, or value of the slate for an evaluator. Boosts decide what is chosen, beams
-    are compared with all boosts of their items, but the scores that come back are the scorer's own.
+    In the scorer's own unit: log-probability, or value of the slate for an evaluator. Boosts decide what is chosen,
+    beams are compared with all boosts of their items, but the scores that come back are the scorer's own.
 
     Args:
         bias: A finite number for all `items`, or one per candidate (B, N).
@@ -240,6 +238,19 @@ class Boost(Constraint):
         else:
             bias = draft.candidates(self.items, self).float() * self.bias
         draft.bias = bias if draft.bias is None else draft.bias + bias
+
+
+def check_types(constraints: Sequence[Constraint]) -> None:
+    """Refuses what is no list of constraints.
+
+    Raises:
+        ValueError: If it is one constraint alone, or something else is among them.
+    """
+    if not isinstance(constraints, list | tuple):
+        raise ValueError(f"constraints must be a list, got {constraints!r}")
+    for constraint in constraints:
+        if not isinstance(constraint, Constraint):
+            raise ValueError(f"constraints must be objects such as Exclude or AtMost, got {constraint!r}")
 
 
 def _require_integer(value: Any, what: str, least: int) -> None:
@@ -347,6 +358,7 @@ def bind(
         ValueError: If a constraint does not fit the batch.
         InfeasibleConstraintError: If a request has no slate; it names the constraints that exclude one another.
     """
+    check_types(constraints)
     if not constraints:
         return None
     rules = _read(constraints, batch, slate_size, schema)
@@ -371,8 +383,6 @@ def bind(
 def _read(constraints: Sequence[Constraint], batch: Batch, slate_size: int, schema: FeatureSchema | None) -> SlateRules:
     draft = Draft(batch, slate_size, schema, batch["candidate_mask"])
     for constraint in constraints:
-        if not isinstance(constraint, Constraint):
-            raise ValueError(f"constraints must be objects such as Exclude or AtMost, got {constraint!r}")
         constraint.apply(draft)
     return SlateRules(draft.usable, slate_size, draft.pins, draft.caps, draft.needs, draft.bias)
 

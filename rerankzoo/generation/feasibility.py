@@ -3,9 +3,9 @@
 A mask that only looks back paints itself into a corner: the last position is reached and the item that must be shown is
 still missing. So a candidate counts as allowed only if the slate can be completed after it:
 
-1. **Counting** (`SlateRules.legal`): what is chosen and pinned leaves room for the candidate, and the positions left are
-   enough for what is still required. This alone is exact for exclusions, pins of single items, and either limits over the
-   whole slate by one grouping or required groups that share no candidate (`SlateRules.exact`).
+1. **Counting** (`SlateRules.legal`): what is chosen and pinned leaves room for the candidate, and the positions left
+   are enough for what is still required. This alone is exact for exclusions and pins of single items with either a
+   limit over the whole slate by one grouping, or required groups that share no candidate (`SlateRules.exact`).
 2. **A known completion**: otherwise every row carries a slate that completes its prefix and keeps all constraints. A
    candidate is allowed if it can take its place there by replacing or swapping with the item that stands in it.
 3. **Search** (`SlateRules.complete`): what is undecided then is searched depth first, all rows and candidates together.
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from rerankzoo.generation.scorer import PADDING
 
-#: Items that the search may place for one partial slate, before decoding and at each step of it.
+#: Steps of the search, each of which places an item or takes one back: before decoding, and at each position of it.
 FIRST_BUDGET = 20_000
-STEP_BUDGET = 1_000
+STEP_BUDGET = 200
 #: Entries of a tensor (partial slates x positions x candidates) that the search holds at a time.
 _SEARCHED_TOGETHER = 4_000_000
 
@@ -274,7 +274,7 @@ class SlateRules:
         Args:
             request: (P,).
             slates: (P, M), with gaps; what stands there keeps the limits.
-            budget: Items to place for each before giving up.
+            budget: Steps before giving up.
 
         Returns:
             (P,), True where a completion was found; (P,), False where the search gave up; and the slates (P, M).

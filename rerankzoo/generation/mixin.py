@@ -99,7 +99,7 @@ class SlateGenerationMixin:
         parameters = {key: value for key, value in kwargs.items() if key in PARAMETERS}
         config = (generation_config or self.generation_config).merged(**parameters)
         slate_size: int = config.slate_size or self.config.slate_size  # type: ignore[attr-defined]
-        rules = bind(constraints, batch, slate_size, self.schema) if constraints else None
+        rules = bind(constraints, batch, slate_size, self.schema)
         found = decode(self.scorer(), batch, config, slate_size, rules)
         output = _output(found) if evaluator is None else _best_by(evaluator, found, batch)
         return output if config.return_dict_in_generate else output.slates  # type: ignore[return-value]
