@@ -63,8 +63,8 @@ class Constraint(ABC):
         shown = []
         for entry in fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
-            if value is not None:
-                shown.append(f"{entry.name}={f'tensor{tuple(value.shape)}' if isinstance(value, Tensor) else value!r}")
+            text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            shown += [] if value is None else [f"{entry.name}={text}"]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

@@ -4,8 +4,9 @@ A mask that only looks back paints itself into a corner: the last position is re
 still missing. So a candidate counts as allowed only if the slate can be completed after it:
 
 1. **Counting** (`SlateRules.legal`): what is chosen and pinned leaves room for the candidate, and the positions left
-   are enough for what is still required. This alone is exact for exclusions and pins of single items with either a
-   limit over the whole slate by one grouping, or required groups that share no candidate (`SlateRules.exact`).
+   are enough for what is still required. This alone is exact (`SlateRules.exact`) for exclusions and pins of single
+   items, with a limit over the whole slate by one grouping, or with required groups that share no candidate; and with
+   any limits and such groups where candidates abound, as they mostly do.
 2. **A known completion**: otherwise every row carries a slate that completes its prefix and keeps all constraints. A
    candidate is allowed if it can take its place there by replacing or swapping with the item that stands in it.
 3. **Search** (`SlateRules.complete`): what is undecided then is searched depth first, all rows and candidates together.
@@ -72,8 +73,7 @@ class Cap:
         """
         labels = self.labels[request]
         placed = look_up(labels, slates, -1)
-        counted = spare & (labels >= 0)
-        there = torch.zeros_like(labels).scatter_add(1, labels.clamp_min(0), counted.long())  # (P, N), by label
+        there = self.sizes(request, spare)
         taken = torch.zeros_like(labels).scatter_add(1, placed.clamp_min(0), (placed >= 0).long())
         most = length // self.window * self.limit + (length % self.window).clamp_max(self.limit)
         left = most.unsqueeze(-1) - taken
@@ -83,9 +83,13 @@ class Cap:
     def abundance(self, request: Tensor, spare: Tensor) -> Tensor:
         """(P, N), how many spare candidates (P, N) there are of each candidate's kind."""
         labels = self.labels[request]
-        counted = spare & (labels >= 0)
-        there = torch.zeros_like(labels).scatter_add(1, labels.clamp_min(0), counted.long())
-        return there.gather(1, labels.clamp_min(0)) * (labels >= 0)
+        return self.sizes(request, spare).gather(1, labels.clamp_min(0)) * (labels >= 0)
+
+    def sizes(self, request: Tensor | slice, among: Tensor) -> Tensor:
+        """(P, N), how many of some candidates (P, N) have each label."""
+        labels = self.labels[request]
+        counted = (among & (labels >= 0)).long()
+        return torch.zeros_like(labels).scatter_add(1, labels.clamp_min(0), counted)
 
     def _windows(self, slates: Tensor) -> Tensor:
         """(number of windows, M), 1 where a window covers a position."""
@@ -165,16 +169,61 @@ class SlateRules:
         #: (B,), the number of required groups that one candidate belongs to at most.
         self.overlap = torch.stack(groups).sum(0).amax(-1)
         self._pins_fit = (~pinned | (self.options > 0)).all(-1)
-        self._pins_are_single = single | ~pinned
+        self._pins_are_single = (single | ~pinned).all(-1)
 
     @cached_property
-    def exact(self) -> bool:
-        """Whether counting alone tells what can be completed (see the module's description)."""
-        if not self._pins_are_single.all():
-            return False
-        if not self.needs:
-            return not self.caps or (len(self.caps) == 1 and self.caps[0].window == self.slate_size)
-        return not self.caps and int(self.overlap.max()) <= 1
+    def exact(self) -> Tensor:
+        """(B,), True where counting alone tells what can be completed, from the first position on."""
+        return torch.stack([self._ample, self.overlap <= 1, *self._ample_groups]).all(0)
+
+    @cached_property
+    def searches(self) -> bool:
+        """Whether counting is not enough for some request."""
+        return not bool(self.exact.all())
+
+    def certain(self, request: Tensor, slates: Tensor) -> Tensor:
+        """(P, N), True where counting alone tells what can be completed once slates (P, M) got a candidate."""
+        certain = self._ample[request].unsqueeze(-1)
+        still_open = torch.zeros_like(certain, dtype=torch.int64)
+        for need, ample in zip(self.needs, self._ample_groups, strict=True):
+            missed = need.lack(request, slates).unsqueeze(-1) > need.group[request].long()
+            certain, still_open = certain & (ample[request].unsqueeze(-1) | ~missed), still_open + missed
+        certain = certain & ((still_open <= 1) | (self.overlap[request] <= 1).unsqueeze(-1))
+        last = (slates >= 0).sum(-1) + 1 >= self.length[request]  # a whole slate is counted completely
+        return certain | last.unsqueeze(-1)
+
+    # Fill the places one after the other, a required item wherever one is missing. Whatever was chosen before, at most
+    # M - 1 candidates are taken, and those of the few kinds that can be full around a place are blocked. If there are
+    # more candidates than that, and more in every open group than its need less one and the blocked, nobody gets stuck.
+
+    @cached_property
+    def _ample(self) -> Tensor:
+        """(B,), True where some candidate is always left; or where one limit over the whole slate is all there is."""
+        only_total = not self.needs and len(self.caps) == 1 and self.caps[0].window == self.slate_size
+        ample = self.usable.sum(-1) - (self.length - 1) > self._blocked(self.usable, among_taken=True)
+        return self._pins_are_single & (ample | only_total)
+
+    @cached_property
+    def _ample_groups(self) -> list[Tensor]:
+        """(B,) for each required group, True where one of it is always left while one is missing."""
+        groups = [(need.group & self.usable, need.count) for need in self.needs]
+        return [group.sum(-1) - (count - 1) > self._blocked(group) for group, count in groups]
+
+    def _blocked(self, among: Tensor, among_taken: bool = False) -> Tensor:
+        """(B,), how many of some candidates (B, N) limits can forbid at once, at most.
+
+        A kind is full because so many of it are taken. `among_taken` says that these are counted already.
+        """
+        blocked = torch.zeros_like(self.length)
+        # Pinned items stand on either side of a place.
+        sides = 1 + (self.fixed >= 0).any(-1).long()
+        for cap in self.caps:
+            around = torch.minimum((cap.window - 1) * sides, (self.length - 1).clamp_min(0))
+            sizes = cap.sizes(slice(None), among).sort(dim=-1, descending=True).values
+            full = torch.arange(sizes.shape[-1], device=sizes.device) < (around // cap.limit).unsqueeze(-1)
+            sizes = (sizes - cap.limit).clamp_min(0) if among_taken else sizes
+            blocked = blocked + (sizes * full).sum(-1)
+        return blocked
 
     @cached_property
     def types(self) -> Tensor:
@@ -255,16 +304,17 @@ class SlateRules:
     def first(self) -> tuple[Tensor, Tensor, Tensor]:
         """One slate of each request: (B,), True where there is one; (B,), False where the search gave up; and (B, M).
 
-        Where the rules are `exact`, nobody needs the slates: they hold the items whose places are known.
+        Where counting is `exact`, nobody needs the slate: it holds the items whose places are known.
         """
         request = torch.arange(len(self.usable), device=self.usable.device)
         twice = (self.fixed.unsqueeze(-1) == self.fixed.unsqueeze(1)) & (self.fixed >= 0).unsqueeze(1)
         possible = self._pins_fit & (twice.sum(-1) <= 1).all(-1) & self.possible(request, self.fixed)
         for cap in self.caps:
             possible = possible & cap.kept(request, self.fixed)
-        if self.exact:
-            return possible, torch.ones_like(possible), self.fixed
-        rows, slates, decided = possible.nonzero().flatten(), self.fixed.clone(), torch.ones_like(possible)
+        slates, decided = self.fixed.clone(), torch.ones_like(possible)
+        if not self.searches:
+            return possible, decided, slates
+        rows = (possible & ~self.exact).nonzero().flatten()
         found, decided[rows], slates[rows] = self.complete(rows, self.fixed[rows], FIRST_BUDGET)
         return possible.index_put((rows,), found), decided, slates
 
@@ -349,7 +399,7 @@ class Progress:
         rules: The constraints.
         request: (R,), the request of each row.
         slates: (R, M), what is chosen so far, and the items whose places are known.
-        witness: (R, M), a slate with the same prefix that keeps everything; of use where the rules are not `exact`.
+        witness: (R, M), a slate with the same prefix that keeps everything; of use where counting is not `exact`.
         position: The next place to fill.
         boost: (R,), what the boosts added so far.
     """
@@ -400,7 +450,12 @@ class Progress:
         """(R, N), True where a candidate can be chosen and the slate still be completed."""
         position = torch.full_like(self.request, self.position)
         legal = self.rules.legal(self.request, self.slates, position) & alive.unsqueeze(-1)
-        return legal if self.rules.exact else self._completable(legal)
+        if not self.rules.searches:
+            return legal
+        others = self.slates.scatter(1, position.unsqueeze(-1), PADDING)
+        # Certain once, certain ever after: whoever chooses such a candidate needs no witness any more.
+        certain = self.rules.certain(self.request, others)
+        return legal & certain | self._completable(legal & ~certain)
 
     def _completable(self, legal: Tensor) -> Tensor:
         """Those of the legal candidates (R, N) after which a completion is known or found; keeps the completions."""
@@ -413,7 +468,7 @@ class Progress:
         first = first.gather(1, types)
         row, item = (legal & (first == column)).nonzero(as_tuple=True)
         found, completed = self._complete(row, item)
-        # A row whose choice is unknown here is finished or not alive; its witness stays.
+        # A row whose choice is unknown here is finished, not alive or certain; its witness does not matter any more.
         number = len(row) + torch.arange(len(legal), device=legal.device).unsqueeze(-1).repeat(1, legal.shape[1])
         number[row, item] = torch.arange(len(row), device=legal.device)
         reached = torch.zeros_like(legal).index_put((row, item), found)
