@@ -7,7 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
-from rerankzoo import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking, RerankingPipeline
+from rerankzoo import (
+    AtLeast,
+    AtMost,
+    Boost,
+    Exclude,
+    InfeasibleConstraintError,
+    NAR4RecConfig,
+    NAR4RecEvaluator,
+    NAR4RecForReranking,
+    Pin,
+    RerankingPipeline,
+)
 from rerankzoo import pipeline as pipeline_module
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
@@ -109,6 +120,55 @@ def test_several_slates_need_an_evaluator(folder: Path, requests: list[dict[str,
     pipeline = RerankingPipeline.from_pretrained(str(folder))
     with pytest.raises(ValueError, match="needs an evaluator"):
         pipeline(requests, num_beams=3, num_return_sequences=3)
+
+
+def shown(found: Any) -> list[list[Any]]:
+    return [[item["item_id"] for item in items] for items in found]
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_constraints_name_items_by_their_ids(
+    folder: Path, requests: list[dict[str, Any]], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_CHUNK", chunk)
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    last = [[request["item_id"][-1]] for request in requests]
+    best = shown(pipeline(requests))
+    assert [items[0] for items in shown(pipeline(requests, constraints=[Pin(last, 0)]))] == [item for (item,) in last]
+    assert all(
+        item in items
+        for items, (item,) in zip(shown(pipeline(requests, constraints=[AtLeast(1, last)])), last, strict=True)
+    )
+    boosted = shown(pipeline(requests, constraints=[Boost(50.0, last)]))
+    assert [items[0] for items in boosted] == [item for (item,) in last]
+    hidden = best[0][0]  # the same id for all requests: wherever it is a candidate
+    for request, items in zip(requests, shown(pipeline(requests, constraints=[Exclude([hidden])])), strict=True):
+        assert items
+        assert set(items) <= set(request["item_id"]) - {hidden}
+    apart = [*last[:4], [], *last[5:]]  # an empty list pins nothing
+    assert shown(pipeline(requests, constraints=[Pin(apart, 1)]))[4] == best[4]
+    assert shown([pipeline(requests[0], constraints=[Pin(last[0], 1)])])[0][1] == last[0][0]
+
+
+def test_constraints_that_cannot_be_kept_name_the_request(
+    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_CHUNK", 3)
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    own = [[request["item_id"][0]] for request in requests]
+    with pytest.raises(InfeasibleConstraintError, match=r"row 4: .*\[0\] Pin.* and .*\[2\] Exclude") as caught:
+        pipeline(requests, constraints=[Pin(own, 0), AtMost(9, "brand"), Exclude([[]] * 4 + [own[4]] + [[]] * 3)])
+    assert caught.value.row == 4
+    with pytest.raises(InfeasibleConstraintError, match=r"row 0: Pin\(items=\[999\], position=0\) names no candidate"):
+        pipeline(requests, constraints=[Pin([999], 0)])
+    with pytest.raises(InfeasibleConstraintError, match="row 2: Pin"):
+        pipeline(requests, constraints=[Pin([[], own[1], [999], *[[]] * 5], 0)])
+    for wrong, message in (([["x"]], "one list for each of the 8 rows"), (["x"], "item ids are int, got 'x'")):
+        with pytest.raises(RerankingDataError, match=message):
+            pipeline(requests, constraints=[Exclude(wrong)])
+    for nothing in (Exclude([3]), ["Exclude"]):
+        with pytest.raises(ValueError, match="constraints must be"):
+            pipeline(requests, constraints=nothing)  # type: ignore[arg-type]
 
 
 def test_refuses_another_extractor(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -183,6 +183,7 @@ def test_every_format_gives_the_same(
     fitted = RerankingFeatureExtractor(schema).fit(data)
     assert fitted.schema == extractor.schema
     assert extractor.decode(torch.tensor([[2, 0], [1, -100]]), data) == [[13, 11], [14]]
+    assert extractor.locate([14, 11, 99], data).tolist() == extractor.locate([14, 11, 99], rows).tolist()
 
 
 def test_batches_are_writable_and_own_their_memory(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
@@ -229,6 +230,25 @@ def test_decode_refuses_what_does_not_fit(extractor: RerankingFeatureExtractor, 
         extractor.decode(torch.zeros(2, 1), rows)
 
 
+def test_locate_finds_items_everywhere_or_row_by_row(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    candidates = extractor(rows)["candidate_mask"].shape
+    ids = [row["item_id"] for row in rows]
+    for items in ([], [11, 14], [14, 99], [[], []], [[11], [11]], [[13, 99], [99]], [[], [14, 14]]):
+        found = extractor.locate(items, rows)
+        assert (found.shape, found.dtype) == (candidates, torch.bool)
+        for row, own in enumerate(ids):
+            wanted = items[row] if items and isinstance(items[0], list) else items
+            assert [own[place] for place in found[row].nonzero().flatten()] == [item for item in own if item in wanted]
+
+
+def test_locate_refuses_ids_of_another_type(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    for items, message in ((["a"], "item ids are int, got 'a'"), ([True], "got True"), ([[1]], "each of the 2 rows")):
+        with pytest.raises(RerankingDataError, match=message):
+            extractor.locate(items, rows)
+    with pytest.raises(RerankingDataError, match="each of the 2 rows"):
+        extractor.locate([[1], 2], rows)
+
+
 def test_string_ids_decode(rows: Rows) -> None:
     schema = FeatureSchema(name="s", item_id="sku", fields=())
     extractor = RerankingFeatureExtractor(schema).fit({"sku": ["b", "a", "b"]})
@@ -237,6 +257,11 @@ def test_string_ids_decode(rows: Rows) -> None:
     assert batch["request_categorical"].shape == batch["request_numeric"].shape == (1, 0)
     assert batch["candidate_value"].shape == (1, 3, 0)
     assert extractor.decode([[2, 0]], {"sku": ["b", "a", "c"]}) == [["c", "b"]]
+    assert extractor.locate(["b", "z"], {"sku": ["b", "a", "c"]}).tolist() == [[True, False, False]]
+    assert extractor.locate([["c"], ["a", "b"]], [{"sku": ["a", "c"]}, {"sku": ["b"]}]).tolist() == [
+        [False, True],
+        [True, False],
+    ]
 
 
 def single_field(**changes: Any) -> FeatureSchema:
