@@ -31,6 +31,7 @@ from rerankzoo.features.extractor import RerankingFeatureExtractor
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
+_TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ class Jury:
             "validation": Judges.of(data.split("validation"), item_id, data.metadata, self.evaluator),
             "test": Judges.of(data.split("test"), item_id, data.metadata, self.evaluator, self.referee),
         }
+        if truth := self.judges["validation"].truth:
+            truth.num_samples = _TUNING_SAMPLES
         self.quality: dict[str, float] = {}
         if self.evaluator is not None:
             test = data.split("test")
