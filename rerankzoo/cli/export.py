@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -13,6 +12,7 @@ import rerankzoo  # noqa: F401  (tells transformers' auto classes about our mode
 from rerankzoo.backends import GRAPH_NAMES, GraphSizes
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.auto import AutoModelForReranking
+from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.serving import export_model
 
 _SIZES = ("batch_size", "num_candidates", "history_length")
@@ -61,8 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments[1:]))
     sizes = _sizes(options, parser)
     disable_progress_bar()  # of loading weights, over before it is seen
-    model = _load(options.model, parser)
-    extractor = RerankingFeatureExtractor.from_pretrained(options.model)
+    model, extractor = _load(options.model, parser)
     decoding = {key: getattr(options, key) for key in ("slate_size", "num_beams", "penalty_alpha", "top_k")}
     try:
         config = model.generation_config.merged(**decoding)
@@ -84,11 +83,11 @@ def _sizes(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Grap
     return GraphSizes(**{"batch_size": 1, **given})
 
 
-def _load(path: str, parser: argparse.ArgumentParser) -> Any:
+def _load(path: str, parser: argparse.ArgumentParser) -> tuple[RerankingPreTrainedModel, RerankingFeatureExtractor]:
     try:
-        return AutoModelForReranking.from_pretrained(path)
+        return AutoModelForReranking.from_pretrained(path), RerankingFeatureExtractor.from_pretrained(path)
     except OSError as error:
-        raise FileNotFoundError(f"no model at {path}: {error}") from error
+        raise FileNotFoundError(f"no model at {path}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # an evaluator that generates nothing
         parser.error(str(error))
 

@@ -5,6 +5,7 @@ B requests, N candidates, M positions, W beams, L history length.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -32,6 +33,7 @@ from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.files import write_folder_atomically
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.generation.mixin import decode
+from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.serving.inputs import random_batch
 
 #: Slates (B, M), scores (B,), step scores (B, M).
@@ -49,7 +51,7 @@ class SlateGraph(nn.Module):
         config: The decoding; its `slate_size` counts.
     """
 
-    def __init__(self, model: Any, config: RerankingGenerationConfig) -> None:
+    def __init__(self, model: RerankingPreTrainedModel, config: RerankingGenerationConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -61,7 +63,7 @@ class SlateGraph(nn.Module):
 
 
 def export_model(
-    model: Any,
+    model: RerankingPreTrainedModel,
     extractor: RerankingFeatureExtractor,
     out: str | os.PathLike[str],
     format: Format,  # noqa: A002  (the command's own word)
@@ -98,11 +100,17 @@ def export_model(
         raise FileExistsError(f"{folder} is there already; name a new folder")
     config = _complete(generation_config or model.generation_config, model.config.slate_size)
     _check_sizes(schema, format, sizes)
-    model = model.eval().cpu()
+    model = copy.deepcopy(model).eval().cpu()
+    model.generation_config = config
+    batch = _traced_batch(schema, config, sizes)
+    try:
+        model.generate(**batch)
+    except ValueError as error:
+        raise ExportError(f"{type(model).__name__} cannot decode like this: {error}") from error
 
     def write(target: Path) -> None:
-        _write_checkpoint(target, model, extractor, config)
-        batch = _traced_batch(schema, config, sizes)
+        model.save_pretrained(target)
+        extractor.save_pretrained(target)
         program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
         path = target / GRAPH_NAMES[format]
         _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
@@ -152,18 +160,6 @@ def _check_compiler() -> None:
             "format 'aoti' needs a C++ compiler and none was found: install g++ or name one in CXX; format 'onnx' "
             "needs none"
         ) from error
-
-
-def _write_checkpoint(
-    folder: Path, model: Any, extractor: RerankingFeatureExtractor, config: RerankingGenerationConfig
-) -> None:
-    own = model.generation_config
-    model.generation_config = config
-    try:
-        model.save_pretrained(folder)
-    finally:
-        model.generation_config = own
-    extractor.save_pretrained(folder)
 
 
 def _traced_batch(
@@ -227,7 +223,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_graph(exported: ExportedModel, model: Any, schema: FeatureSchema) -> None:
+def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, schema: FeatureSchema) -> None:
     """Compares a graph with its model on random batches of other sizes (or, where they are fixed, other masks).
 
     Slates must be identical and scores equal up to `TOLERANCE`. A slate may differ where two choices tie, that is where

@@ -59,6 +59,7 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
     return root / "onnx"
 
 
+@pytest.mark.slow
 def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "model.onnx", "vocabularies.safetensors"])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
@@ -67,6 +68,7 @@ def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
     assert "candidate_mask" in metadata.inputs
 
 
+@pytest.mark.slow
 def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dict[str, Any]]) -> None:
     eager, onnx = (RerankingPipeline.from_pretrained(str(folder), backend=backend) for backend in ("eager", "onnx"))
     expected = eager(requests)
@@ -78,6 +80,7 @@ def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dic
         onnx(requests, num_beams=2)
 
 
+@pytest.mark.slow
 def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
         RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder), backend="onnx")
@@ -88,6 +91,7 @@ def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[s
         RerankingPipeline(ExportedModel.from_pretrained(folder, "onnx"), other)
 
 
+@pytest.mark.slow
 def test_every_axis_of_the_graph_is_named(folder: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
