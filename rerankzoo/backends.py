@@ -209,10 +209,9 @@ class ExportedModel:
 
 def decoding_parameters(config: RerankingGenerationConfig) -> dict[str, Any]:
     """The parameters that decide which slates come out, without those that have their default."""
-    given = {key: getattr(config, key) for key in PARAMETERS if key != "return_dict_in_generate"}
-    chosen = {key: value for key, value in given.items() if value is not None and value is not False}
-    one = ("num_beams", "num_return_sequences")
-    return {key: value for key, value in chosen.items() if key not in one or value > 1}
+    defaults = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
+    given = {key: value for key, value in config.parameters().items() if key != "return_dict_in_generate"}
+    return {key: value for key, value in given.items() if value != defaults.get(key)}
 
 
 def _fit_widths(batch: Mapping[str, Tensor], sizes: GraphSizes, request_index: Tensor | None) -> dict[str, Tensor]:
