@@ -205,8 +205,11 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
 
 
 def _write_aoti(program: ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    # Weights are constants: their layout is chosen when the graph is compiled, and not again in every call.
     with _quiet():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
 @contextmanager
