@@ -21,7 +21,7 @@ from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.batch import BATCH_KEYS
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.files import write_atomically
-from rerankzoo.generation import RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
+from rerankzoo.generation import Constraint, RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
 from rerankzoo.generation.configuration import PARAMETERS
 
 Format = Literal["onnx", "aoti"]
@@ -162,22 +162,28 @@ class ExportedModel:
                 f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
             )
 
-    def generate(self, evaluator: SlateEvaluator | None = None, **kwargs: Any) -> Tensor | SlateGenerationOutput:
+    def generate(
+        self, evaluator: SlateEvaluator | None = None, constraints: Sequence[Constraint] = (), **kwargs: Any
+    ) -> Tensor | SlateGenerationOutput:
         """Decodes slates; see `SlateGenerationMixin.generate`.
 
         Args:
             evaluator: Must be `None`: an evaluator's choice is not part of a graph.
+            constraints: Must be empty: a graph keeps none.
             **kwargs: The batch, by its keys, and decoding parameters, which may only repeat those of the graph.
 
         Returns:
             Slates (B, M), or a `SlateGenerationOutput` with `return_dict_in_generate`.
 
         Raises:
-            ValueError: If the batch lacks an input, a keyword is unknown, or another decoding is asked for.
+            ValueError: If there are constraints or an evaluator, the batch lacks an input, a keyword is unknown, or
+                another decoding is asked for.
             RerankingDataError: If a request has more candidates, or a longer history, than the graph has room for.
         """
         if evaluator is not None:
             raise ValueError("an exported graph decodes one slate per request; an evaluator needs backend='eager'")
+        if constraints:
+            raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
         unknown = sorted(set(kwargs) - set(PARAMETERS) - set(BATCH_KEYS))
         if unknown:
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")

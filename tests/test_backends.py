@@ -12,7 +12,7 @@ from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.features.batch import inputs_only
-from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.generation import Exclude, RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.serving.export import SlateGraph
 
@@ -112,6 +112,8 @@ def test_refuses_what_a_graph_cannot_do(extractor: RerankingFeatureExtractor, ba
     model = exported(extractor, batch)
     with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
         model.generate(**batch, evaluator=model)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="constraints; they need backend='eager'"):
+        model.generate(**batch, constraints=[Exclude([0])])
     with pytest.raises(ValueError, match="num_beam'"):
         model.generate(**batch, num_beam=3)
     del batch["history_mask"]
