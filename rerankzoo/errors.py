@@ -41,3 +41,7 @@ class InfeasibleConstraintError(ValueError):
         self.message = message
         self.row = row
         self.constraints = constraints
+
+
+class ExportError(ValueError):
+    """A model cannot be exported as asked, or the exported graph does not do what the model does."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from rerankzoo.backends import Backend, ExportedModel
 from rerankzoo.errors import InfeasibleConstraintError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, SlateEvaluator
@@ -27,7 +28,7 @@ class RerankingPipeline:
     """Reranks raw requests.
 
     Args:
-        model: A model that generates slates.
+        model: A model that generates slates, or its exported graph.
         extractor: The feature extractor it was trained with.
         evaluator: Chooses among several slates where `num_return_sequences` asks for them.
 
@@ -42,33 +43,48 @@ class RerankingPipeline:
 
     def __init__(
         self,
-        model: RerankingPreTrainedModel,
+        model: RerankingPreTrainedModel | ExportedModel,
         extractor: RerankingFeatureExtractor,
         evaluator: RerankingPreTrainedModel | None = None,
     ) -> None:
         for part in (model, evaluator):
             if part is not None:
                 part.check_schema(extractor.schema)
-        self.model = model.eval()
+        self.model = model if isinstance(model, ExportedModel) else model.eval()
         self.extractor = extractor
         self.evaluator: SlateEvaluator | None = None if evaluator is None else evaluator.eval()
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str, evaluator: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str,
+        evaluator: str | None = None,
+        backend: Backend = "eager",
+        **kwargs: Any,
     ) -> RerankingPipeline:
         """Loads a checkpoint.
 
         Args:
             pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
             evaluator: A folder or Hub id with an evaluator.
+            backend: What decodes: `"eager"`, the model itself, or, from a folder made by `rerankzoo export`, its graph:
+                `"onnx"` or `"aoti"`. A graph decodes as it was exported to, and has no evaluator.
             **kwargs: Passed to every `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`...
 
         Returns:
             The pipeline.
+
+        Raises:
+            ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator was given
+                for a graph.
+            FileNotFoundError: If a graph is asked for where there is none.
         """
+        if backend != "eager" and evaluator is not None:
+            raise ValueError(f"backend {backend!r} decodes one slate per request; an evaluator needs backend='eager'")
         return cls(
-            AutoModelForReranking.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            AutoModelForReranking.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            if backend == "eager"
+            else ExportedModel.from_pretrained(pretrained_model_name_or_path, backend, **kwargs),
             RerankingFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             None if evaluator is None else AutoModel.from_pretrained(evaluator, **kwargs),
         )
@@ -136,7 +152,7 @@ class RerankingPipeline:
         options = {**parameters, "return_dict_in_generate": True}
         own = [constraint.rows(rows) for constraint in constraints]
         try:
-            output = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
+            output: Any = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
         except InfeasibleConstraintError as error:  # counts rows from the first of the chunk
             row = error.row + rows.start
             raise InfeasibleConstraintError(error.message, row=row, constraints=error.constraints) from error

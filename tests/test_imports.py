@@ -21,6 +21,7 @@ LEVELS = {
     "models": 3,
     "data": 4,
     "mining": 5,
+    "backends": 5,
     "evaluation": 5,
     "hub": 5,
     "pipeline": 6,
@@ -92,6 +93,7 @@ def test_every_part_has_a_level() -> None:
         ),
         ("models/base.py", "from rerankzoo.models.two import X", "one model family imports another"),
         ("generation/planted.py", "from rerankzoo import models", "generation may not import models"),
+        ("pipeline.py", "from rerankzoo.serving import export_model", "pipeline may not import serving"),
         ("data/planted.py", "import rerankzoo.novelty", "has no level"),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rerankzoo.errors import RerankingDataError, SchemaError
+from rerankzoo.errors import ExportError, RerankingDataError, SchemaError
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -19,8 +19,11 @@ COMMANDS = {
     "mine": ("rerankzoo.cli.mine", "search for better slates with an evaluator, for a generator to learn"),
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
     "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
+    "export": ("rerankzoo.cli.export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
+
+UNUSABLE_INPUT = (ExportError, RerankingDataError, SchemaError, FileNotFoundError, FileExistsError)
 
 
 def usage() -> str:
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = import_module(COMMANDS[command][0]).main
     try:
         run(arguments)
-    except (RerankingDataError, SchemaError, FileNotFoundError, FileExistsError) as error:  # unusable input: one line
+    except UNUSABLE_INPUT as error:  # one line
         print(f"rerankzoo {command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -66,8 +66,10 @@ def beam_search(
         totals = _totals(scorer, rows, rows.preferences(scores))
         expansions = totals.view(num_requests, -1)  # (B, width * N)
         best, flat = expansions.topk(min(num_beams, expansions.shape[-1]), dim=-1)
-        width = len(rows.total) // num_requests
-        parent, index = (first_row * width + flat // num_candidates).flatten(), (flat % num_candidates).flatten()
+        width = rows.total.shape[0] // num_requests
+        beam = flat // num_candidates
+        # Not `flat % num_candidates`: ONNX has no remainder by a size that is known only when the graph runs.
+        parent, index = (first_row * width + beam).flatten(), (flat - beam * num_candidates).flatten()
         if history is not None:
             history.append(BeamStep(totals, parent, index))
         rows = rows.extend(scorer, scores, parent, index)

@@ -61,7 +61,7 @@ def contrastive_search(
         chosen = states[request, index]  # (B, D)
         to_chosen = torch.einsum("bnd,bd->bn", states, chosen)
         similarity = to_chosen if similarity is None else torch.maximum(similarity, to_chosen)
-    return rows.decoded(len(request))
+    return rows.decoded(request.shape[0])
 
 
 def _probabilities(scores: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:

@@ -24,4 +24,4 @@ def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRul
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
         rows = rows.extend(scorer, scores, parent, rows.preferences(scores).argmax(-1))
-    return rows.decoded(len(parent))
+    return rows.decoded(parent.shape[0])

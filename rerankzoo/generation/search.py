@@ -43,7 +43,8 @@ class Rows:
     def start(cls, state: ScorerState, rules: SlateRules | None = None) -> Rows:
         """One row per request with an empty prefix."""
         total = torch.zeros(state.request.shape, device=state.prefix.device)
-        return cls(state, total, total.new_zeros(len(total), 0), None if rules is None else Progress.start(rules))
+        progress = None if rules is None else Progress.start(rules)
+        return cls(state, total, total.new_zeros(total.shape[0], 0), progress)
 
     @property
     def finished(self) -> Tensor:

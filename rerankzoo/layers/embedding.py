@@ -177,7 +177,7 @@ class FieldEmbedding(nn.Module):
         """
         embedded = self.embedding(candidate_categorical, "candidate")
         candidates = self._embed("candidate", embedded, candidate_numeric)
-        shared = [candidates.new_empty(len(candidates), 0, self.field_size)]
+        shared = [candidates.new_empty(candidates.shape[0], 0, self.field_size)]
         if self._maps("request"):
             shared.append(self._embed("request", self.embedding(request_categorical, "request"), request_numeric))
         if self._maps("history"):

@@ -99,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (R, Q, D).
         """
-        query = self.query(hidden).reshape(len(key_value), -1, hidden.shape[-1])
+        query = self.query(hidden).reshape(key_value.shape[0], -1, hidden.shape[-1])
         key, value = key_value.chunk(2, dim=-1)
         return self._mix(query, key, value, mask, implementation).view(hidden.shape)
 
@@ -117,6 +117,8 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (R, A, D).
         """
+        if past.shape[1] == 0:  # the first token sees itself alone
+            return self.output(projected.chunk(3, dim=-1)[2])
         query, key, value = (self._split(x) for x in projected.chunk(3, dim=-1))  # (R, H, A, D/H)
         past_key, past_value = (self._split(x) for x in past.chunk(2, dim=-1))  # (R, H, t, D/H)
         own = (query * key).sum(-1, keepdim=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.files import write_atomically
+from rerankzoo.files import write_atomically, write_folder_atomically
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 _WRITE_ROWS = 8_192
@@ -79,28 +78,12 @@ def save_checkpoint_folder(
     directory: Path, model: RerankingPreTrainedModel, extractor: RerankingFeatureExtractor
 ) -> None:
     """Writes a model with its feature extractor; the folder appears whole or stays as it was."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    try:
-        model.save_pretrained(fresh)
-        extractor.save_pretrained(fresh)
-        _share_like_new_files(fresh)
-        if directory.exists():
-            directory.rename(old)
-        fresh.rename(directory)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
 
-def _share_like_new_files(folder: Path) -> None:
-    """Gives the files the permissions of any new file: safetensors makes them readable to their owner only."""
-    probe = folder / ".probe"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.iterdir():
-        path.chmod(mode)
+    write_folder_atomically(directory, write)
 
 
 class SlateWriter(Callback):

@@ -51,6 +51,7 @@ def test_import_is_lean() -> None:
         "import sys, rerankzoo\n"
         "rerankzoo.RerankingPipeline, rerankzoo.NAR4RecForReranking, rerankzoo.FeatureSchema\n"
         "heavy = {'lightning', 'datasets', 'torchmetrics', 'pandas', 'matplotlib', 'wandb', 'jsonargparse', 'rich'}\n"
+        "heavy |= {'onnx', 'onnxruntime', 'onnxscript'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from rerankzoo.backends import ExportedModel
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
@@ -32,6 +33,7 @@ from rerankzoo.features.batch import gather_candidates, inputs_only
 from rerankzoo.generation import RerankingGenerationConfig, beam_search
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
+from rerankzoo.serving import export_model, random_batch
 from rerankzoo.training import RerankingModule, SlateWriter
 from tests.generation.common import play
 
@@ -559,6 +561,15 @@ class GeneratorTestSuite(ModelTestSuite):
         given = RerankingGenerationConfig(num_beams=2)
         loaded = self.model_class.from_pretrained(tmp_path / "own", generation_config=given)
         assert loaded.generation_config.strategy == "beam"
+
+    @pytest.mark.slow
+    def test_exports_to_onnx_with_dynamic_axes(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+        # `export_model` refuses fixed axes, and compares slates and scores at other sizes than the traced one.
+        model, config = self.make_model(extractor), RerankingGenerationConfig(slate_size=2)
+        export_model(model, extractor, tmp_path / "graph", "onnx", config)
+        exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
+        fresh = random_batch(extractor.schema, num_requests=5, num_candidates=23, history_length=7, seed=99)
+        assert torch.equal(exported.generate(**fresh), model.generate(**fresh, slate_size=2))
 
     def test_predict_writes_what_generate_returns(self, data_folder: Path, tmp_path: Path) -> None:
         generation = {"penalty_alpha": 0.5, "top_k": 3}

@@ -347,8 +347,8 @@ class DeGReEvaluatorScorer(Scorer):
         """See `Scorer.start`."""
         state = super().start(batch)
         items = state.memory["candidate_states"]
-        shape = (len(items), len(self.layers), 0, 2 * items.shape[-1])
-        state.cache = {"key_value": items.new_empty(shape), "value": items.new_zeros(len(items))}
+        shape = (items.shape[0], len(self.layers), 0, 2 * items.shape[-1])
+        state.cache = {"key_value": items.new_empty(shape), "value": items.new_zeros(items.shape[0])}
         return state
 
     def score(self, state: ScorerState) -> Tensor:
@@ -668,7 +668,7 @@ class DeGReGeneratorScorer(Scorer):
         """See `Scorer.start`."""
         state = super().start(batch)
         user = state.memory["user"]
-        shape = (len(user), len(self.layers), 0, 2 * user.shape[-1])
+        shape = (user.shape[0], len(self.layers), 0, 2 * user.shape[-1])
         state.cache = {"key_value": user.new_empty(shape)}
         return state
 
@@ -693,7 +693,7 @@ class DeGReGeneratorScorer(Scorer):
             projected, past = layer.project(hidden), state.cache["key_value"][:, number]
             fresh.append(projected[..., hidden.shape[-1] :])
             hidden = layer.step(hidden, projected, past, memory[f"key_value_{number}"], **shared)
-        grouped = self.model.decoder_norm(hidden).view(len(states), -1, states.shape[-1])  # (B, W, D)
+        grouped = self.model.decoder_norm(hidden).view(states.shape[0], -1, states.shape[-1])  # (B, W, D)
         logits = self.model.pointer(grouped, states, mask).flatten(0, 1)
         log_probs = remaining_log_probs(logits, state.available)
         return {"log_probs": log_probs, "key_value": torch.stack(fresh, dim=1)}

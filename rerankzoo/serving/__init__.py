@@ -1,0 +1,8 @@
+"""Serving: exporting a model with its decoding as one graph."""
+
+from __future__ import annotations
+
+from rerankzoo.serving.export import export_model
+from rerankzoo.serving.inputs import random_batch
+
+__all__ = ["export_model", "random_batch"]

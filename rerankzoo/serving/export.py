@@ -1,0 +1,288 @@
+"""Exporting a model: features, encoder and the whole decode loop in one graph, checked against the model itself.
+
+B requests, N candidates, M positions, W beams, L history length.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from rerankzoo.backends import (
+    GRAPH_NAMES,
+    OUTPUT_NAMES,
+    ExportedModel,
+    Format,
+    GraphMetadata,
+    GraphSizes,
+    decoding_parameters,
+)
+from rerankzoo.errors import ExportError
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.files import write_folder_atomically
+from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.generation.mixin import decode
+from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.serving.inputs import random_batch
+
+#: Slates (B, M), scores (B,), step scores (B, M).
+Parts = tuple[Tensor, Tensor, Tensor]
+
+#: Largest difference between the scores of graph and model, absolute and relative.
+TOLERANCE = 1e-4
+
+
+class SlateGraph(nn.Module):
+    """A model with its decoding, as one function of the batch's input tensors.
+
+    Args:
+        model: A model that generates slates.
+        config: The decoding; its `slate_size` counts.
+    """
+
+    def __init__(self, model: RerankingPreTrainedModel, config: RerankingGenerationConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Slates (B, M), scores (B,) and step scores (B, M); the loop over positions is unrolled when traced."""
+        found = decode(self.model.scorer(), batch, self.config, self.config.slate_size or 1)
+        return found.slates[:, 0], found.scores[:, 0], found.step_scores[:, 0]
+
+
+def export_model(
+    model: RerankingPreTrainedModel,
+    extractor: RerankingFeatureExtractor,
+    out: str | os.PathLike[str],
+    format: Format,  # noqa: A002  (the command's own word)
+    generation_config: RerankingGenerationConfig | None = None,
+    sizes: GraphSizes | None = None,
+) -> Path:
+    """Writes a folder from which `RerankingPipeline.from_pretrained(out, backend=...)` serves.
+
+    The folder holds the graph, `export.json`, and all of a checkpoint: weights, config, generation config, extractor.
+    It appears whole, once the graph has given the model's own slates on random batches of other sizes than the traced
+    one (see `check_graph`), or not at all.
+
+    Args:
+        model: A model that generates slates.
+        extractor: Its feature extractor.
+        out: The folder to make.
+        format: `"onnx"`: any number of requests, candidates and history items. `"aoti"`: compiled by AOTInductor for
+            fixed sizes, for this kind of machine; needs a C++ compiler.
+        generation_config: The decoding: greedy, beam or contrastive; default: the model's own.
+        sizes: For `"aoti"` only.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: If the decoding cannot be exported, an axis of the graph is frozen, or the graph does not decode
+            what the model decodes.
+        SchemaMismatchError: If the extractor is not the model's.
+        FileExistsError: If the folder is there already and not empty.
+    """
+    folder, schema = Path(out), extractor.schema
+    model.check_schema(schema)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; name a new folder")
+    config = _complete(generation_config or model.generation_config, model.config.slate_size)
+    _check_sizes(schema, format, sizes)
+    model = copy.deepcopy(model).eval().cpu()
+    model.generation_config = config
+    batch = _traced_batch(schema, config, sizes)
+    try:
+        model.generate(**batch)
+    except ValueError as error:
+        raise ExportError(f"{type(model).__name__} cannot decode like this: {error}") from error
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        extractor.save_pretrained(target)
+        program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
+        path = target / GRAPH_NAMES[format]
+        _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
+        inputs, decoding = tuple(batch), decoding_parameters(config)
+        GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
+        check_graph(ExportedModel.from_pretrained(target, format), model, schema)
+
+    write_folder_atomically(folder, write)
+    return folder
+
+
+def _complete(config: RerankingGenerationConfig, slate_size: int) -> RerankingGenerationConfig:
+    """The decoding with its slate size.
+
+    Raises:
+        ExportError: If it cannot be one deterministic slate per request.
+    """
+    if config.strategy == "sample":
+        raise ExportError("sampling cannot be exported: a graph is deterministic; use greedy, beam or contrastive")
+    if (config.num_return_sequences or 1) > 1:
+        raise ExportError(f"a graph returns one slate per request, not {config.num_return_sequences}")
+    return config.merged(slate_size=config.slate_size or slate_size, return_dict_in_generate=False)
+
+
+def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None) -> None:  # noqa: A002
+    if format == "onnx":
+        if sizes is not None:
+            raise ExportError("an ONNX graph takes any sizes; leave them out")
+        return
+    if sizes is None:
+        raise ExportError("format 'aoti' needs fixed sizes: batch size and number of candidates")
+    has_history = bool(schema.select("history", "categorical"))
+    if has_history != (sizes.history_length is not None):
+        what = "has history fields: history_length is needed" if has_history else "has no history fields"
+        raise ExportError(f"schema {schema.name!r} {what}, got history_length {sizes.history_length}")
+    _check_compiler()
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ExportError(
+            "format 'aoti' needs a C++ compiler and none was found: install g++ or name one in CXX; format 'onnx' "
+            "needs none"
+        ) from error
+
+
+def _traced_batch(
+    schema: FeatureSchema, config: RerankingGenerationConfig, sizes: GraphSizes | None
+) -> dict[str, Tensor]:
+    if sizes is not None:
+        return random_batch(schema, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
+    # No size of the traced batch is 1, which is never dynamic, or less than what a search can use.
+    return random_batch(schema, 3, 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1), 4)
+
+
+def _trace(graph: SlateGraph, batch: dict[str, Tensor], dynamic: bool) -> ExportedProgram:
+    shapes = {key: dict.fromkeys(_axes(key), Dim.DYNAMIC) if dynamic else None for key in batch}
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(graph, (batch,), dynamic_shapes=(shapes,), strict=False)
+    except torch._dynamo.exc.UserError as error:
+        raise ExportError(f"an axis of {type(graph.model).__name__}'s graph is frozen: {error}") from error
+
+
+def _axes(key: str) -> tuple[int, ...]:
+    """The axes of an input or output that may have any size."""
+    return (0, 1) if key.startswith(("candidate_", "history_")) else (0,)
+
+
+def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Path) -> None:
+    """Converts and saves; weights beyond 2 GB go to a file beside it.
+
+    Raises:
+        ExportError: If an axis came out with a fixed size.
+    """
+    try:
+        import onnxscript  # noqa: F401  (torch asks for it by a traceback)
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
+    with _quiet():
+        converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
+    for entry in (*converted.model.graph.inputs, *converted.model.graph.outputs):
+        frozen = [axis for axis in _axes(entry.name) if isinstance(entry.shape[axis], int)]
+        if frozen:
+            raise ExportError(f"axes {frozen} of {entry.name!r} are frozen: its shape is {entry.shape}")
+    converted.save(path)
+
+
+def _write_aoti(program: ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    # Weights are constants: their layout is chosen when the graph is compiled, and not again in every call.
+    with _quiet():
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what torch's exporters say of things that are not ours."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, schema: FeatureSchema) -> None:
+    """Compares a graph with its model on random batches of other sizes (or, where they are fixed, other masks).
+
+    Slates must be identical and scores equal up to `TOLERANCE`. A slate may differ where two choices tie, that is where
+    the scores of the first choices that differ (or, of beams, of the whole slates) are equal up to `TOLERANCE`.
+
+    Args:
+        exported: The graph.
+        model: What it was made from.
+        schema: The schema of both.
+
+    Raises:
+        ExportError: If they differ, or the graph cannot run at some size.
+    """
+    decoding = exported.metadata.decoding
+    for seed, (num_requests, num_candidates, history_length) in enumerate(_other_sizes(exported.metadata), start=1):
+        batch: dict[str, Any] = random_batch(schema, num_requests, num_candidates, history_length, seed)
+        expected = _parts(model.generate(**batch, **decoding, return_dict_in_generate=True))
+        place = f"{num_requests} requests with {num_candidates} candidates"
+        try:
+            found = _parts(exported.generate(**batch, return_dict_in_generate=True))
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ExportError(f"the graph cannot run on {place}: {error}") from error
+        differences = _differences(found, expected, beams="num_beams" in decoding)
+        if differences:
+            raise ExportError(f"on {place}, {differences}")
+
+
+def _other_sizes(metadata: GraphMetadata) -> list[tuple[int, int, int]]:
+    """Sizes (B, N, L) of the batches that a graph is checked on."""
+    sizes, slate_size = metadata.sizes, metadata.decoding["slate_size"]
+    if sizes is None:
+        return [(1, slate_size + 50, 1), (1, 1, 1), (2, slate_size, 9), (17, 31, 6), (8, max(1, slate_size - 1), 2)]
+    batch, candidates, history = sizes.batch_size, sizes.num_candidates, sizes.history_length or 1
+    return [(batch, candidates, history), (batch + 1, max(1, candidates // 2), 1), (3 * batch, candidates, history)]
+
+
+def _parts(output: Any) -> Parts:
+    return output.slates, output.scores, output.step_scores
+
+
+def _differences(found: Parts, expected: Parts, beams: bool) -> str | None:
+    """How graph and model differ; `None` if they do not."""
+    (slates, *_), (own_slates, *_) = found, expected
+    scores, steps = (
+        torch.isclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
+        for one, other in zip(found[1:], expected[1:], strict=True)
+    )
+    differs = slates != own_slates  # (B, M)
+    first, same = differs.int().argmax(-1, keepdim=True), ~differs.any(-1)
+    tied = scores if beams else steps.gather(1, first).squeeze(1)
+    wrong = ~(same | tied)
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        both = f"{slates[row].tolist()}, the model {own_slates[row].tolist()}"
+        return f"{int(wrong.sum())} slates differ: of request {row} the graph decodes {both}"
+    if not (scores & steps.all(-1))[same].all():
+        worst = float((found[2] - expected[2]).abs()[same].max())
+        return f"the slates are the same, but the scores of their choices differ by up to {worst:.2g}"
+    return None

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rerankzoo import RerankingPipeline
+from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
+from rerankzoo.cli.main import main
+from rerankzoo.errors import ExportError, SchemaMismatchError
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.features.batch import inputs_only
+from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
+from rerankzoo.serving import export_model
+from rerankzoo.serving.export import SlateGraph, check_graph
+
+LABELS = ("slate", "click", "order", "candidate_click")
+FILES = ["config.json", "export.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def make_model(extractor: RerankingFeatureExtractor, seed: int = 0) -> PointwiseForReranking:
+    torch.manual_seed(seed)
+    config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, embedding_size=4)
+    return PointwiseForReranking(config).eval()
+
+
+@pytest.fixture
+def requests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Raw requests as they come online, without labels."""
+    return [{key: value for key, value in row.items() if key not in LABELS} for row in rows]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """The same items in the same order, scores up to rounding."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert [(item["item_id"], item["index"]) for item in one] == [
+            (item["item_id"], item["index"]) for item in other
+        ]
+        assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
+
+
+# --- exporting and serving ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model exported with greedy decoding by the command."""
+    root = tmp_path_factory.mktemp("export")
+    make_model(extractor).save_pretrained(root / "model")
+    extractor.save_pretrained(root / "model")
+    assert main(["export", str(root / "model"), "--format", "onnx", "--slate-size", "3", "--out", f"{root}/onnx"]) == 0
+    return root / "onnx"
+
+
+@pytest.mark.slow
+def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "model.onnx", "vocabularies.safetensors"])
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
+    metadata = GraphMetadata.load(folder / "export.json")
+    assert (metadata.format, metadata.decoding, metadata.sizes) == ("onnx", {"slate_size": 3}, None)
+    assert "candidate_mask" in metadata.inputs
+
+
+@pytest.mark.slow
+def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dict[str, Any]]) -> None:
+    eager, onnx = (RerankingPipeline.from_pretrained(str(folder), backend=backend) for backend in ("eager", "onnx"))
+    expected = eager(requests)
+    assert [len(items) for items in expected] == [3, 3, 3, 3, 2, 3, 3, 3]  # the slate size that was asked for
+    assert_same(onnx(requests), expected)
+    assert_same([onnx(request) for request in requests], expected)
+    assert_same(onnx(requests, slate_size=3), expected)
+    with pytest.raises(ValueError, match="the graph decodes with"):
+        onnx(requests, num_beams=2)
+
+
+@pytest.mark.slow
+def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
+        RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder), backend="onnx")
+    with pytest.raises(ValueError, match="was exported as 'onnx', not 'aoti'"):
+        RerankingPipeline.from_pretrained(str(folder), backend="aoti")
+    other = RerankingFeatureExtractor(RerankingFeatureExtractor.from_pretrained(folder).schema).fit(rows[:2])
+    with pytest.raises(SchemaMismatchError, match="fingerprint"):
+        RerankingPipeline(ExportedModel.from_pretrained(folder, "onnx"), other)
+
+
+@pytest.mark.slow
+def test_every_axis_of_the_graph_is_named(folder: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    for entry in session.get_inputs():
+        dynamic = 2 if entry.name.startswith(("candidate_", "history_")) else 1
+        assert all(isinstance(size, str) for size in entry.shape[:dynamic]), entry.name
+    assert [entry.name for entry in session.get_outputs()] == ["slates", "scores", "step_scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "decoding", [{"num_beams": 5}, {"penalty_alpha": 0.4}, {"penalty_alpha": 0.4, "top_k": 2}], ids=str
+)
+def test_exports_every_strategy(
+    extractor: RerankingFeatureExtractor, requests: list[dict[str, Any]], tmp_path: Path, decoding: dict[str, Any]
+) -> None:
+    model = make_model(extractor)
+    export_model(model, extractor, tmp_path / "graph", "onnx", RerankingGenerationConfig(slate_size=3, **decoding))
+    pipeline = RerankingPipeline.from_pretrained(str(tmp_path / "graph"), backend="onnx")
+    expected = RerankingPipeline(model, extractor)(requests, slate_size=3, **decoding)
+    assert_same(pipeline(requests), expected)
+    # Fewer candidates than beams, or than the top k.
+    assert_same([pipeline(request) for request in requests], expected)
+    assert model.generation_config.strategy == "greedy"  # the model itself is left as it was
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler, and there is no g++")
+def test_exports_to_aotinductor(
+    extractor: RerankingFeatureExtractor, requests: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    model, config = make_model(extractor), RerankingGenerationConfig(slate_size=2)
+    export_model(model, extractor, tmp_path / "graph", "aoti", config, GraphSizes(3, 9, 4))
+    pipeline = RerankingPipeline.from_pretrained(str(tmp_path / "graph"), backend="aoti")
+    assert_same(pipeline(requests), RerankingPipeline(model, extractor)(requests, slate_size=2))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generation_config": {"do_sample": True}}, "sampling cannot be exported"),
+        ({"generation_config": {"num_beams": 3, "num_return_sequences": 2}}, "one slate per request, not 2"),
+        ({"sizes": GraphSizes(1, 9, 4)}, "an ONNX graph takes any sizes"),
+        ({"format": "aoti"}, "needs fixed sizes"),
+        ({"format": "aoti", "sizes": GraphSizes(1, 9)}, "history_length is needed, got history_length None"),
+    ],
+)
+def test_refuses_what_cannot_be_exported(
+    extractor: RerankingFeatureExtractor, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    config = RerankingGenerationConfig(**arguments.pop("generation_config", {}))
+    arguments = {"format": "onnx", "generation_config": config, **arguments}
+    with pytest.raises(ExportError, match=message):
+        export_model(make_model(extractor), extractor, tmp_path / "graph", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keeps_a_folder_that_is_there(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="is there already"):
+        export_model(make_model(extractor), extractor, tmp_path, "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_says_that_there_is_no_compiler(
+    extractor: RerankingFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def none_found() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
+    with pytest.raises(ExportError, match=r"needs a C\+\+ compiler and none was found"):
+        export_model(make_model(extractor), extractor, tmp_path / "graph", "aoti", sizes=GraphSizes(1, 9, 4))
+
+
+def test_frozen_axis_fails(
+    extractor: RerankingFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PointwiseForReranking._scores
+
+    def frozen(self: PointwiseForReranking, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scores, states = plain(self, batch)
+        return scores + torch.zeros(int(scores.shape[1])), states
+
+    monkeypatch.setattr(PointwiseForReranking, "_scores", frozen)
+    with pytest.raises(ExportError, match="an axis of PointwiseForReranking's graph is frozen"):
+        export_model(make_model(extractor), extractor, tmp_path / "graph", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the check ------------------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """Stands in for a compiled graph: a model, whose slates and scores are then changed by `spoil`."""
+
+    def __init__(self, model: Any, decoding: dict[str, Any], spoil: Any = None) -> None:
+        self.graph, self.spoil = SlateGraph(model, RerankingGenerationConfig(**decoding)), spoil
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.graph(batch)
+        return found if self.spoil is None else self.spoil(*found)
+
+
+def exported(extractor: RerankingFeatureExtractor, batch: Mapping[str, Tensor], graph: Graph) -> ExportedModel:
+    config = graph.graph.config
+    decoding = {"slate_size": config.slate_size, **({"num_beams": config.num_beams} if config.num_beams else {})}
+    inputs = tuple(inputs_only(batch))
+    return ExportedModel(GraphMetadata("onnx", inputs, decoding, str(extractor.schema.fingerprint)), graph)
+
+
+@pytest.fixture(params=[{"slate_size": 3}, {"slate_size": 3, "num_beams": 2}], ids=["greedy", "beam"])
+def decoding(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
+def test_check_accepts_the_model_itself(
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], decoding: dict[str, Any]
+) -> None:
+    model = make_model(extractor)
+    check_graph(exported(extractor, batch, Graph(model, decoding)), model, extractor.schema)
+
+
+def test_check_refuses_another_model(
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], decoding: dict[str, Any]
+) -> None:
+    graph = exported(extractor, batch, Graph(make_model(extractor, seed=1), decoding))
+    with pytest.raises(ExportError, match=r"\d+ slates differ: of request \d+ the graph decodes \["):
+        check_graph(graph, make_model(extractor), extractor.schema)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_check_refuses_other_scores(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], part: int) -> None:
+    def spoil(*found: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value + 0.01 * (number == part) for number, value in enumerate(found))
+
+    model = make_model(extractor)
+    graph = exported(extractor, batch, Graph(model, {"slate_size": 3}, spoil))
+    with pytest.raises(ExportError, match="the slates are the same, but"):
+        check_graph(graph, model, extractor.schema)
+
+
+def test_check_refuses_a_graph_of_one_size(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]) -> None:
+    def spoil(slates: Tensor, *scores: Tensor) -> tuple[Tensor, ...]:
+        return (slates.view(3, 3), *scores)
+
+    model = make_model(extractor)
+    graph = exported(extractor, batch, Graph(model, {"slate_size": 3}, spoil))
+    with pytest.raises(ExportError, match="the graph cannot run on 1 requests with 53 candidates: shape"):
+        check_graph(graph, model, extractor.schema)
+
+
+def test_check_accepts_ties(
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], decoding: dict[str, Any]
+) -> None:
+    model = make_model(extractor)
+    with torch.no_grad():  # every candidate is as good as any other
+        model.heads.weight.zero_()
+        model.heads.bias.fill_(-100.0)
+
+    def last_first(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        turned = {key: value.flip(1) if key.startswith("candidate_") else value for key, value in batch.items()}
+        slates, *scores = graph(turned)
+        last = batch["candidate_mask"].shape[1] - 1
+        return (torch.where(slates < 0, slates, last - slates), *scores)
+
+    graph = Graph(model, decoding)
+    tied = ExportedModel(exported(extractor, batch, graph).metadata, last_first)
+    assert not torch.equal(tied.generate(**batch), model.generate(**batch, **decoding))
+    check_graph(tied, model, extractor.schema)
