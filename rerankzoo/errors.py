@@ -1,4 +1,7 @@
-"""The few errors of rerankzoo. Each is a `ValueError`, so callers need not know this module to catch them."""
+"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`.
+
+Callers need not know this module to catch them.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,7 @@ class InfeasibleConstraintError(ValueError):
         self.message = message
         self.row = row
         self.constraints = constraints
+
+
+class HubError(OSError):
+    """A checkpoint cannot be loaded from the Hub or pushed to it; the message is one line and says what to do."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rerankzoo.errors import RerankingDataError, SchemaError
+from rerankzoo.errors import HubError, RerankingDataError, SchemaError
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "mine": ("rerankzoo.cli.mine", "search for better slates with an evaluator, for a generator to learn"),
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
     "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
+    "push": ("rerankzoo.cli.push", "publish a checkpoint or data folder on the Hub"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for wrong usage and unusable input.
+        The exit status: 0, or 2 for wrong usage, unusable input and a Hub that refuses.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = import_module(COMMANDS[command][0]).main
     try:
         run(arguments)
-    except (RerankingDataError, SchemaError, FileNotFoundError, FileExistsError) as error:  # unusable input: one line
+    except (RerankingDataError, SchemaError, HubError, FileNotFoundError, FileExistsError) as error:  # one line
         print(f"rerankzoo {command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,117 @@
+"""What went wrong with the Hub, in one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from rerankzoo.errors import HubError
+
+#: The base of what the HTTP library of huggingface_hub raises, whichever that is.
+NetworkError = HTTPError
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
+
+
+def redact(text: str, token: str | bool | None = None) -> str:
+    """A text without tokens: neither the given one, nor this machine's, nor anything that looks like one."""
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "(token)")
+    return _TOKEN.sub("(token)", text)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error; `None` where the Hub did not answer."""
+    found = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+    return None if found is None else int(found.response.status_code)
+
+
+def describe(error: BaseException, repo_id: str, revision: str | None = None) -> str:
+    """Says in one line what an error of huggingface_hub or transformers means for a repository."""
+    for link in _chain(error):
+        if text := _known(link, repo_id, revision):
+            return text
+    status = status_of(error)
+    if status is not None:
+        return _refused(status, repo_id)
+    if any(isinstance(link, NetworkError) for link in _chain(error)):
+        return f"the Hub cannot be reached ({type(error).__name__}); try again"
+    return redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__
+
+
+def _known(error: BaseException, repo_id: str, revision: str | None) -> str | None:
+    if isinstance(error, GatedRepoError):
+        return f"the owner of {repo_id} asks for consent: request access on its page, then {_LOG_IN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the Hub shows no repository {repo_id}: there is none, or it is private and hidden from you (the Hub does "
+            f"not tell which); check the name, or {_LOG_IN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}: no branch, tag or commit has this name"
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return (
+            f"{repo_id} is not in the cache and the Hub cannot be reached; load it once online"
+        )
+    if isinstance(error, HFValidationError):
+        return f"{repo_id!r} is no folder here and no name of a repository, which is like org/name"
+    if isinstance(error, EntryNotFoundError):
+        name = re.search(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(error))
+        return f"{repo_id} has no file {name[1] if name else ''} at revision {revision or 'main'!r}"
+    return None
+
+
+def _refused(status: int, repo_id: str) -> str:
+    if status == 401:
+        return f"the Hub does not accept the token: it is missing, wrong or expired; {_LOG_IN}"
+    if status == 403:
+        return f"the token may not do this with {repo_id}: use one with write access to it"
+    return f"the Hub answers with status {status}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+@contextmanager
+def one_line_errors(path: str | os.PathLike[str], revision: str | None = None) -> Iterator[None]:
+    """Turns the errors of loading a checkpoint into a `HubError` of one line.
+
+    Args:
+        path: The folder or Hub id that is loaded.
+        revision: The branch, tag or commit asked for.
+
+    Raises:
+        HubError: Instead of any `OSError`.
+    """
+    try:
+        yield
+    except HubError:
+        raise
+    except OSError as error:
+        name = os.fspath(path)
+        if Path(name).is_dir():
+            raise HubError(redact(str(error).strip().split("\n", 1)[0])) from error
+        raise HubError(describe(error, name, revision)) from error
