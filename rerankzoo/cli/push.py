@@ -27,9 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint folder, such as a run's best/")
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository, made if there is none")
-    parser.add_argument(
-        "--evaluator", type=Path, metavar="DIR", help="checkpoint for the subfolder evaluator/"
-    )
+    parser.add_argument("--evaluator", type=Path, metavar="DIR", help="checkpoint for the subfolder evaluator/")
     parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if there is none (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")

@@ -27,7 +27,7 @@ from rerankzoo.errors import HubError
 NetworkError = HTTPError
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def redact(text: str, token: str | bool | None = None) -> str:
@@ -68,9 +68,7 @@ def _known(error: BaseException, repo_id: str, revision: str | None) -> str | No
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r}: no branch, tag or commit has this name"
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return (
-            f"{repo_id} is not in the cache and the Hub cannot be reached; load it once online"
-        )
+        return f"{repo_id} is not in the cache and the Hub cannot be reached; load it once online"
     if isinstance(error, HFValidationError):
         return f"{repo_id!r} is no folder here and no name of a repository, which is like org/name"
     if isinstance(error, EntryNotFoundError):

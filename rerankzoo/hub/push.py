@@ -12,7 +12,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: Where a checkpoint keeps the evaluator beside its generator.
 EVALUATOR_FOLDER = "evaluator"
 METRICS_FILE = "metrics.json"
+RECIPE_FILE = "config.yaml"
 #: What a folder of each kind must have.
 _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
 #: Statuses that may be others a moment later; besides those from 500 on.
@@ -105,7 +106,7 @@ class Pushed:
     changed: bool
 
 
-def push_folder(push: Push, token: str | bool | None = None) -> Pushed:
+def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | None = None) -> Pushed:
     """Pushes a folder in one commit.
 
     The Hub's passing faults are waited out. Files of the repository that the folder lacks are kept.
@@ -113,6 +114,7 @@ def push_folder(push: Push, token: str | bool | None = None) -> Pushed:
     Args:
         push: What to push where.
         token: Of huggingface_hub; default: HF_TOKEN, or that of `hf auth login`. It appears in no message.
+        snapshot: A copy of the folder to read, where the folder itself may change meanwhile.
 
     Returns:
         Where it is now.
@@ -126,10 +128,11 @@ def push_folder(push: Push, token: str | bool | None = None) -> Pushed:
     """
     if push.create_pr and push.revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main; it cannot have revision {push.revision!r}")
-    files = push.files()
+    source = push if snapshot is None else replace(push, folder=snapshot)
+    files = source.files()
     _refuse_token(files, token)
     try:
-        return _push(push, files, HfApi(token=token))
+        return _push(replace(source, message=push.message or default_message(source.folder)), files, HfApi(token=token))
     except _TRANSIENT as error:
         reason = redact(describe(error, push.repo_id, push.revision), token)
     # Outside the handler: the error's own text and request may hold the token.
@@ -164,7 +167,7 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
         head = api.repo_info(revision=push.revision, **where).sha
         found = api.create_commit(
             operations=[CommitOperationAdd(path, str(source)) for path, source in sorted(files.items())],
-            commit_message=push.message or default_message(push.folder),
+            commit_message=str(push.message),
             commit_description=_description(name),
             revision=push.revision,
             create_pr=push.create_pr,
