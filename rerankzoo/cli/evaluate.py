@@ -27,6 +27,7 @@ from rerankzoo.evaluation import (
     tune_penalty_alpha,
     write_report,
 )
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         SystemExit: With status 2, if an option is wrong or a model is of the wrong kind.
-        FileNotFoundError: If a model, the data folder or a split is missing.
+        FileNotFoundError: If the data folder or a split is missing.
+        HubError: If a model is missing or cannot be reached.
         SchemaMismatchError: If model and evaluator were made for different schemas.
     """
     parser = make_parser(arguments[0])
@@ -115,7 +117,8 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     """One run: tunes alpha if asked to, then evaluates."""
-    extractor = RerankingFeatureExtractor.from_pretrained(path)
+    with one_line_errors(path):
+        extractor = RerankingFeatureExtractor.from_pretrained(path)
     alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
     if options.judge:
         notes["judge_model"] = options.judge
@@ -172,16 +175,15 @@ def _quality(
     """The evaluator's own quality on the split, as far as it can be known."""
     if evaluator is None:
         return {}
-    extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
+    with one_line_errors(options.evaluator):
+        extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
     size = models[0].config.slate_size
     return evaluator_quality(evaluator, splits[options.split], extractor, metadata, slate_size=size)
 
 
 def _load(path: str) -> RerankingPreTrainedModel:
-    try:
+    with one_line_errors(path):
         return AutoModel.from_pretrained(path).eval()
-    except OSError as error:
-        raise FileNotFoundError(f"no model at {path}: {error}") from error
 
 
 def _check_kinds(

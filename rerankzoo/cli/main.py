@@ -19,6 +19,7 @@ COMMANDS = {
     "mine": ("rerankzoo.cli.mine", "search for better slates with an evaluator, for a generator to learn"),
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
     "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
+    "card": ("rerankzoo.cli.card", "write the model card of a checkpoint from the data in its folder"),
     "push": ("rerankzoo.cli.push", "publish a checkpoint or data folder on the Hub"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }

@@ -107,7 +107,8 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         SystemExit: With status 2, if an option is wrong.
-        FileNotFoundError: If an evaluator, the data folder or a split is missing.
+        FileNotFoundError: If the data folder or a split is missing.
+        HubError: If an evaluator is missing or cannot be reached.
         RerankingDataError: If the output folder was begun with other settings.
         SchemaMismatchError: If the evaluators were made for different schemas.
     """

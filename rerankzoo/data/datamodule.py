@@ -19,6 +19,7 @@ from rerankzoo.data.folder import (
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
 
@@ -67,7 +68,8 @@ class RerankingDataModule(L.LightningDataModule):
             )
         self.splits = open_splits(folder)
         if self.extractor_path is not None:
-            self._extractor = RerankingFeatureExtractor.from_pretrained(self.extractor_path)
+            with one_line_errors(self.extractor_path):
+                self._extractor = RerankingFeatureExtractor.from_pretrained(self.extractor_path)
         else:
             schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
             self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))

@@ -13,14 +13,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from rerankzoo.errors import HubError
-from rerankzoo.hub.faults import NetworkError, describe, redact, status_of
+from rerankzoo.faults import NetworkError, describe, redact, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
 #: Statuses that may be others a moment later; besides those from 500 on.
 _PASSING = (408, 409, 412, 429)
 _BINARY = (".safetensors", ".parquet", ".png")
-_TRANSIENT = (NetworkError, OSError, RuntimeError)  # of an upload that failed huggingface_hub makes a RuntimeError
+#: Of an upload that failed huggingface_hub makes a RuntimeError, of a gateway's page of regret a JSONDecodeError.
+_TRANSIENT = (NetworkError, OSError, RuntimeError, json.JSONDecodeError)
 
 T = TypeVar("T")
 
@@ -53,6 +56,7 @@ class Push:
         message: Title of the commit; default: what the folder holds, with the metric it was chosen by.
         evaluator: A checkpoint folder that becomes the subfolder `evaluator`.
         repo_type: `"model"` or `"dataset"`.
+        keep: Files that are not replaced where the repository has them.
     """
 
     folder: Path
@@ -63,6 +67,7 @@ class Push:
     message: str | None = None
     evaluator: Path | None = None
     repo_type: str = "model"
+    keep: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -126,6 +131,10 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
             command that pushes the folder later.
         ValueError: If `create_pr` is asked for on a branch.
     """
+    try:
+        validate_repo_id(push.repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{push.repo_id!r} is no name of a repository; one is like org/name") from error
     if push.create_pr and push.revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main; it cannot have revision {push.revision!r}")
     source = push if snapshot is None else replace(push, folder=snapshot)
@@ -157,6 +166,8 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
     if push.revision and not push.revision.startswith("refs/pr/"):
         _persist(lambda: api.create_branch(branch=str(push.revision), exist_ok=True, **where))
     pulls = _persist(lambda: _pull_requests(api, where)) if push.create_pr else set()
+    kept = {path for path in push.keep if _persist(partial(_exists, api, push, where, path))}
+    operations = {path: str(source) for path, source in sorted(files.items()) if path not in kept}
     name, attempts = uuid.uuid4().hex, 0
 
     def commit() -> Pushed:
@@ -166,7 +177,7 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
             return arrived
         head = api.repo_info(revision=push.revision, **where).sha
         found = api.create_commit(
-            operations=[CommitOperationAdd(path, str(source)) for path, source in sorted(files.items())],
+            operations=[CommitOperationAdd(path, source) for path, source in operations.items()],
             commit_message=str(push.message),
             commit_description=_description(name),
             revision=push.revision,
@@ -183,6 +194,10 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
         if arrived is None:
             raise
         return arrived
+
+
+def _exists(api: HfApi, push: Push, where: dict[str, Any], path: str) -> bool:
+    return bool(api.file_exists(filename=path, revision=push.revision, **where))
 
 
 def _persist(action: Callable[[], T], delays: tuple[float, ...] | None = None) -> T:

@@ -23,9 +23,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from rerankzoo.faults import redact
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.files import write_atomically
-from rerankzoo.hub.faults import redact
+from rerankzoo.hub.card import write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -250,7 +251,7 @@ def save_checkpoint_folder(
     extractor: RerankingFeatureExtractor,
     texts: Mapping[str, str],
 ) -> None:
-    """Writes a model with its feature extractor and text files; the folder appears whole or stays as it was."""
+    """Writes a model with feature extractor, text files and card; the folder appears whole or stays as it was."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     try:
@@ -258,6 +259,7 @@ def save_checkpoint_folder(
         extractor.save_pretrained(fresh)
         for name, text in texts.items():
             (fresh / name).write_text(text, encoding="utf-8")
+        write_card(fresh)
         _share_like_new_files(fresh)
         if directory.exists():
             directory.rename(old)

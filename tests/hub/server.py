@@ -92,17 +92,19 @@ class Fault:
     """What goes wrong with the next requests to a route.
 
     Attributes:
-        route: Name of a handler method without its "on_", such as "commit", or "*" for all.
-        how: "503"; "drop" (the connection ends instead of an answer, after the request had its effect); "cut" (the
-            connection ends in the middle of a file).
+        route: Name of a handler method without its "on_", such as "commit"; "head", or "*" for all.
+        how: "503"; "drop" (the connection ends instead of an answer, after the request had its effect); "cut" (it ends
+            in the middle of a file); "empty" (it ends before the file's first byte).
         times: How often.
         repo: Only in requests about this repository; empty: in all.
+        path: Only in requests of paths that end so.
     """
 
     route: str
     how: str
     times: int = 1
     repo: str = ""
+    path: str = ""
 
 
 class LoopbackHub:
@@ -127,9 +129,13 @@ class LoopbackHub:
         try:
             yield self
         finally:
-            self._server.shutdown()
-            self._server.server_close()
+            self.stop()
             thread.join()
+
+    def stop(self) -> None:
+        """Is down from now on."""
+        self._server.shutdown()
+        self._server.server_close()
 
     def repository(self, repo: str, kind: str = "models") -> Repository:
         return self.repositories[kind, repo]
@@ -146,10 +152,11 @@ class LoopbackHub:
         assert commit is not None
         return {path: file.content for path, file in commit.files.items() if path != ".gitattributes"}
 
-    def take_fault(self, route: str, repo: str) -> str | None:
+    def take_fault(self, route: str, repo: str, path: str) -> str | None:
         """How the request to be answered now goes wrong, if it does."""
         for fault in self.faults:
-            if fault.route in (route, "*") and fault.repo in ("", repo) and fault.times:
+            matches = fault.route in (route, "*") and fault.repo in ("", repo) and path.endswith(fault.path)
+            if matches and fault.times:
                 fault.times -= 1
                 return fault.how
         return None
@@ -208,9 +215,10 @@ class _Handler(BaseHTTPRequestHandler):
         route, found = self._route(method, parts.path)
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {parts.path}")
-            self.fault = self.hub.take_fault(route, self._asked_repo() if route == "create" else found.get("repo", ""))
+            repo = self._asked_repo() if route == "create" else found.get("repo", "")
+            self.fault = self.hub.take_fault("head" if self.command == "HEAD" else route, repo, parts.path)
         if self.fault == "503":
-            return self._send(503, b'{"error": "try again later"}')
+            return self._send(503, b"<html>try again later</html>")
         handle: Callable[..., Any] | None = getattr(self, f"on_{route}", None)
         try:
             if handle is None:
@@ -268,8 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.fault == "cut":
-            end = start + (end - start) // 2
+        if self.fault in ("cut", "empty"):
+            end = start + (end - start) // 2 if self.fault == "cut" else start
             self.close_connection = True
         self.wfile.write(file.content[start:end])
 

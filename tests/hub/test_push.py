@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankzoo.hub.faults import redact
+from rerankzoo.faults import redact
 from rerankzoo.hub.push import Push, push_folder
 from tests.hub.conftest import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
@@ -79,6 +79,7 @@ def test_pushes_in_one_commit(hub: LoopbackHub, command_line: CommandLine, folde
 def test_faults_cost_nothing(hub: LoopbackHub, command_line: CommandLine, folder: Path) -> None:
     hub.faults = [
         Fault("create", "503", 3, "org/busy"),
+        Fault("validate", "503"),
         Fault("commit", "503", 3, "org/busy"),
         Fault("commit", "drop", 1, "org/dropped"),
         Fault("commit", "drop", 1, "org/proposed"),
@@ -137,6 +138,8 @@ def test_refuses_what_is_no_checkpoint(folder: Path, evaluator: Path) -> None:
         Push(folder, "org/a").files()
     with pytest.raises(FileNotFoundError, match="is no data folder"):
         Push(evaluator, "org/a", repo_type="dataset").files()
+    with pytest.raises(OSError, match="'a/b/c' is no name of a repository"):
+        push_folder(Push(evaluator, "a/b/c"))
     with pytest.raises(ValueError, match="goes to main"):
         push_folder(Push(evaluator, "org/a", revision="b", create_pr=True))
 

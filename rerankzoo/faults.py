@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -52,9 +53,11 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
     status = status_of(error)
     if status is not None:
         return _refused(status, repo_id)
+    if isinstance(error, json.JSONDecodeError):
+        return "the Hub's answer is unreadable; try again"
     if any(isinstance(link, NetworkError) for link in _chain(error)):
         return f"the Hub cannot be reached ({type(error).__name__}); try again"
-    return redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__
+    return _first_line(error)
 
 
 def _known(error: BaseException, repo_id: str, revision: str | None) -> str | None:
@@ -85,6 +88,11 @@ def _refused(status: int, repo_id: str) -> str:
     return f"the Hub answers with status {status}"
 
 
+def _first_line(error: BaseException) -> str:
+    """What an error says, without an address of a page that there may not be."""
+    return redact(str(error).strip().split("\n", 1)[0]).split(". Checkout", 1)[0] or type(error).__name__
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An error and those that led to it."""
     link: BaseException | None = error
@@ -94,22 +102,29 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def one_line_errors(path: str | os.PathLike[str], revision: str | None = None) -> Iterator[None]:
+def one_line_errors(
+    path: str | os.PathLike[str], revision: str | None = None, subfolder: str | None = None
+) -> Iterator[None]:
     """Turns the errors of loading a checkpoint into a `HubError` of one line.
 
     Args:
         path: The folder or Hub id that is loaded.
         revision: The branch, tag or commit asked for.
+        subfolder: Where in it.
 
     Raises:
-        HubError: Instead of any `OSError`.
+        HubError: Instead of any `OSError`, and where there is no config of a model.
     """
+    name = os.fspath(path)
     try:
         yield
     except HubError:
         raise
     except OSError as error:
-        name = os.fspath(path)
-        if Path(name).is_dir():
-            raise HubError(redact(str(error).strip().split("\n", 1)[0])) from error
-        raise HubError(describe(error, name, revision)) from error
+        reason = _first_line(error) if Path(name).is_dir() else describe(error, name, revision)
+        raise HubError(f"cannot load {name}: {reason}") from error
+    except ValueError as error:
+        if not str(error).startswith("Unrecognized model"):
+            raise
+        file = f"{subfolder}/config.json" if subfolder else "config.json"
+        raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error
