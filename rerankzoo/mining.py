@@ -34,7 +34,7 @@ from transformers import AutoModel
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, UTILITY_QUANTILES, read_metadata
+from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, UTILITY_QUANTILES, local_folder, read_metadata
 from rerankzoo.data.loader import logged_utilities
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.faults import one_line_errors
@@ -362,7 +362,7 @@ def mine_folder(
 
     Args:
         evaluators: Folders or Hub ids of evaluators with their feature extractor; several are an ensemble.
-        data: The source.
+        data: The source: a folder, or a dataset repository on the Hub.
         out: The folder to make or to complete.
         split: The source's split that becomes the training split; the log's labels are not used.
         num_requests: Requests to mine of it, evenly spaced; default: all.
@@ -380,7 +380,7 @@ def mine_folder(
 
     Raises:
         FileNotFoundError: If the source or a split is missing.
-        HubError: If an evaluator is missing or cannot be reached.
+        HubError: If a repository is missing or cannot be reached.
         SchemaMismatchError: If the evaluators were made for different schemas.
         RerankingDataError: If the folder was begun with other settings, or a model is no evaluator of prefixes.
         ValueError: If a setting is out of its range.
@@ -388,7 +388,7 @@ def mine_folder(
     if (num_requests is not None and num_requests < 1) or num_validation < 0:
         raise ValueError(f"cannot mine {num_requests} requests and {num_validation} for validation")
     fabric = fabric or Fabric(accelerator="auto", devices=1)
-    source = _Source(Path(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
+    source = _Source(local_folder(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
     miner = _Miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
     shards, out = source.shards(shard_size), Path(out)
     record = {

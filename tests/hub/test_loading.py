@@ -12,10 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from rerankzoo import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking, RerankingPipeline
+from rerankzoo import (
+    DeGReConfig,
+    DeGReEvaluator,
+    NAR4RecConfig,
+    NAR4RecEvaluator,
+    NAR4RecForReranking,
+    RerankingPipeline,
+)
+from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError
 from rerankzoo.features import RerankingFeatureExtractor
-from tests.hub.conftest import Run
+from tests.hub.processes import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
 from tests.hub.test_push import WRONG
 
@@ -297,6 +305,51 @@ def test_works_for_who_did_not_import_rerankzoo(
     missing, untrusted = map(json.loads, client(LOADING + NOT_INSTALLED).stdout.splitlines())
     assert "pip install rerankzoo" in missing
     assert "trust_remote_code=True" in untrusted
+
+
+DATA = """
+from rerankzoo import RerankingDataModule
+from rerankzoo.cli.main import main
+from rerankzoo.errors import HubError
+
+assert main(["push", LOG, "org/log", "--dataset"]) == 0
+plain = RerankingDataModule("org/log", batch_size=8)
+plain.prepare_data()
+plain.setup()
+assert main(["mine", "--evaluator", "judge", "--data", "org/log", "--out", "mined", "--num-validation", "4"]) == 0
+assert main(["push", "mined", "org/mined", "--dataset", "--message", "Mined"]) == 0
+mined = RerankingDataModule("org/mined", batch_size=8, extractor="org/mined", revision="main")
+mined.setup()
+batch = next(iter(mined.train_dataloader()))
+try:
+    RerankingDataModule("org/none").setup()
+except HubError as error:
+    said = str(error)
+print(json.dumps({"rows": {name: len(rows) for name, rows in plain.splits.items()}, "metadata": plain.metadata,
+                  "weights": list(batch["slate_weights"].shape), "fingerprint": mined.extractor.schema.fingerprint,
+                  "error": said}))
+"""
+
+
+@pytest.mark.slow
+def test_data_travels(
+    hub: LoopbackHub,
+    client: Client,
+    extractor: RerankingFeatureExtractor,
+    requests: Any,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    config = DeGReConfig(feature_schema=extractor.schema.to_dict(), slate_size=4, hidden_size=16, num_attention_heads=2)
+    DeGReEvaluator(config).save_pretrained(tmp_path / "judge")
+    extractor.save_pretrained(tmp_path / "judge")
+    found = answers(client((LOADING + DATA).replace("LOG", repr(str(data_folder)))))
+    assert found["rows"] == {"train": 24, "validation": 24, "test": 8}
+    assert found["metadata"] == read_metadata(data_folder)
+    assert found["weights"][0] == 8
+    assert found["fingerprint"] == extractor.schema.fingerprint
+    assert "no folder org/none is here" in found["error"]
+    assert hub.titles("org/mined", kind="datasets") == ["Mined"]
 
 
 def test_errors_of_local_folders_are_one_line(folder: Path) -> None:

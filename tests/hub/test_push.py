@@ -11,7 +11,7 @@ import pytest
 
 from rerankzoo.faults import redact
 from rerankzoo.hub.push import Push, push_folder
-from tests.hub.conftest import Run
+from tests.hub.processes import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
 
 TITLE = "Upload NAR4RecForReranking: val/loss 0.4321"

@@ -1,4 +1,4 @@
-"""A loopback Hub for each test, and processes that know no other."""
+"""Fixtures: a loopback Hub for each test, and processes that know no other."""
 
 from __future__ import annotations
 
