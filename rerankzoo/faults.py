@@ -41,8 +41,8 @@ def redact(text: str, token: str | bool | None = None) -> str:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error; `None` where the Hub did not answer."""
-    found = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
-    return None if found is None else int(found.response.status_code)
+    answer = _answer(error)
+    return None if answer is None else int(answer.response.status_code)
 
 
 def describe(error: BaseException, repo_id: str, revision: str | None = None) -> str:
@@ -50,11 +50,13 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
     for link in _chain(error):
         if text := _known(link, repo_id, revision):
             return text
-    status = status_of(error)
-    if status is not None:
-        return _refused(status, repo_id)
+    answer = _answer(error)
+    if answer is not None:
+        return _refused(int(answer.response.status_code), answer.server_message, repo_id)
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is unreadable; try again"
+    if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+        return redact(" ".join(str(error).split()))  # of the client, which knows better than the answer behind it
     if any(isinstance(link, NetworkError) for link in _chain(error)):
         return f"the Hub cannot be reached ({type(error).__name__}); try again"
     return _first_line(error)
@@ -80,17 +82,22 @@ def _known(error: BaseException, repo_id: str, revision: str | None) -> str | No
     return None
 
 
-def _refused(status: int, repo_id: str) -> str:
+def _refused(status: int, message: str | None, repo_id: str) -> str:
     if status == 401:
         return f"the Hub does not accept the token: it is missing, wrong or expired; {_LOG_IN}"
     if status == 403:
         return f"the token may not do this with {repo_id}: use one with write access to it"
-    return f"the Hub answers with status {status}"
+    return f"the Hub answers with status {status}" + (f" ({redact(' '.join(message.split()))})" if message else "")
 
 
 def _first_line(error: BaseException) -> str:
     """What an error says, without an address of a page that there may not be."""
     return redact(str(error).strip().split("\n", 1)[0]).split(". Checkout", 1)[0] or type(error).__name__
+
+
+def _answer(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's answer behind an error."""
+    return next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -142,7 +142,7 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     _refuse_token(files, token)
     try:
         return _push(replace(source, message=push.message or default_message(source.folder)), files, HfApi(token=token))
-    except _TRANSIENT as error:
+    except (*_TRANSIENT, ValueError) as error:  # a ValueError: the card's metadata is invalid
         reason = redact(describe(error, push.repo_id, push.revision), token)
     # Outside the handler: the error's own text and request may hold the token.
     raise HubError(f"{push.folder} was not pushed: {reason}. The folder is kept; push it later with: {push.command}")

@@ -322,6 +322,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": "tester", "orgs": [], "auth": {}}
 
     def on_validate(self) -> Any:
+        if "license: [" in json.loads(self.body)["content"]:
+            raise _Refused(400, message="invalid", errors=[{"message": '"license" must be a string'}])
         return {"errors": [], "warnings": []}
 
     def on_create(self) -> Any:

@@ -114,6 +114,15 @@ from rerankzoo import RerankingPipeline
 print(json.dumps({"main": RerankingPipeline.from_pretrained("org/whole", evaluator=True)(requests, **decoding)}))
 """
 
+NEVER_SEEN = """
+from rerankzoo import HubError, RerankingPipeline
+
+try:
+    RerankingPipeline.from_pretrained("org/never")
+except HubError as error:
+    print(error)
+"""
+
 
 @pytest.mark.slow
 def test_travels_unchanged(
@@ -145,7 +154,9 @@ def test_travels_unchanged(
     offline = answers(client(LOADING + OFFLINE, cache="fresh", HF_HUB_OFFLINE="1"))
     assert offline["main"] == expected
     hub.stop()
-    assert answers(client(LOADING + OFFLINE, cache="fresh"))["main"] == expected
+    down = client(LOADING + NEVER_SEEN + OFFLINE, cache="fresh")
+    assert answers(down)["main"] == expected
+    assert "org/never is not in the cache and the Hub cannot be reached" in down.stdout.splitlines()[0]
 
 
 CUT = """

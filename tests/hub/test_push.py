@@ -45,6 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_pushes_in_one_commit(hub: LoopbackHub, command_line: CommandLine, folder: Path, evaluator: Path) -> None:
     data = folder.parent / "data"
     data.mkdir()
@@ -76,6 +77,7 @@ def test_pushes_in_one_commit(hub: LoopbackHub, command_line: CommandLine, folde
     assert set(hub.files("org/log", kind="datasets")) == {"schema.yaml", "train.parquet"}
 
 
+@pytest.mark.slow
 def test_faults_cost_nothing(hub: LoopbackHub, command_line: CommandLine, folder: Path) -> None:
     hub.faults = [
         Fault("create", "503", 3, "org/busy"),
@@ -105,17 +107,23 @@ def test_faults_cost_nothing(hub: LoopbackHub, command_line: CommandLine, folder
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_final_failures_are_one_line_and_name_the_command(
     hub: LoopbackHub, command_line: CommandLine, folder: Path
 ) -> None:
     hub.faults = [Fault("*", "503", 1000, "org/down")]
     before = contents(folder)
-    down, reader, wrong, nobody = command_line(
+    spoilt = write_checkpoint(folder.parent / "spoilt", b"weights")
+    (spoilt / "README.md").write_text("---\nlicense: [mit]\n---\n", encoding="utf-8")
+    down, reader, wrong, nobody, invalid = command_line(
         ["push", str(folder), "org/down", "--private", "--message", "It's here"],
         (READER, ["push", str(folder), "org/a"]),
         (WRONG, ["push", str(folder), "org/a"]),
         (None, ["push", str(folder), "org/a"]),
+        ["push", str(spoilt), "org/invalid"],
     )
+    assert "Invalid metadata in README.md" in invalid.err.splitlines()[-1]
+    assert hub.titles("org/invalid") == []
     last = [run.err.splitlines()[-1] for run in (down, reader, wrong, nobody)]
     assert [run.status for run in (down, reader, wrong, nobody)] == [2] * 4
     assert "status 503" in last[0]
@@ -123,7 +131,7 @@ def test_final_failures_are_one_line_and_name_the_command(
     assert "write access" in last[1]
     assert all("hf auth login" in line for line in last[2:])
     assert all("folder is kept" in line for line in last)
-    assert hub.repositories == {}
+    assert list(hub.repositories) == [("models", "org/invalid")]
     assert contents(folder) == before
     for run in (down, reader, wrong, nobody):
         assert not [token for token in (WRITER, READER, WRONG) if token in run.out + run.err]

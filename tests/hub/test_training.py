@@ -120,7 +120,9 @@ def test_training_does_not_wait_for_a_push(data_folder: Path, tmp_path: Path, mo
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.setattr(callbacks, "push_folder", slow_push)
     fit(data_folder, tmp_path, Release(event), HubCheckpoint("org/a", every_n_validations=1))
-    assert pushed == [3, 9]  # what it was when the push began, though the folder was written anew; and the end's
+    first, last = pushed  # what the folder was when the push began, though it was written anew; and the end's
+    assert first == 3
+    assert last > 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
 
 
