@@ -34,7 +34,14 @@ from transformers import AutoModel
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, UTILITY_QUANTILES, local_folder, read_metadata
+from rerankzoo.data.folder import (
+    METADATA_FILE,
+    MINED_SOURCE,
+    SCHEMA_FILE,
+    UTILITY_QUANTILES,
+    local_folder,
+    read_metadata,
+)
 from rerankzoo.data.loader import logged_utilities
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.faults import one_line_errors

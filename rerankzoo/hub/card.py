@@ -136,19 +136,14 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
     found = _results(results, details.results_name or config["model_type"]) if results else None
     evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
-    role = "generates slates" if generates else "values slates"
-    metadata = {
-        "library_name": "rerankzoo",
-        "tags": ["reranking", "recommender-systems", config["model_type"], "generator" if generates else "evaluator"],
-        "license": details.license or old.get("license"),
-        "datasets": list(details.datasets or old.get("datasets") or []) or None,
-    }
+    role = "generator" if generates else "evaluator"
+    does = "generates slates" if generates else "values slates"
     return {
-        "metadata": {key: value for key, value in metadata.items() if value is not None},
+        "metadata": _metadata(details, old, [config["model_type"], role]),
         "figures": _figures(results, details.results_name or config["model_type"]) if results else [],
         "name": details.name or _old_name(old) or (repo_id.split("/")[-1] if details.repo_id else architecture),
         "repo_id": repo_id,
-        "summary": f"`{architecture}` of rerankzoo ({family}): it {role} of {config['slate_size']} positions.",
+        "summary": f"`{architecture}` of rerankzoo ({family}): it {does} of {config['slate_size']} positions.",
         "parameters": _count_parameters(folder),
         "generates": generates,
         "evaluator": f"`{evaluator[0]}`" if evaluator else None,
@@ -170,6 +165,17 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _metadata(details: CardDetails, old: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
+    """The card's metadata but for the figures; what is not known is left out."""
+    known = {
+        "library_name": "rerankzoo",
+        "tags": ["reranking", "recommender-systems", *tags],
+        "license": details.license or old.get("license"),
+        "datasets": list(details.datasets or old.get("datasets") or []) or None,
+    }
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _old_metadata(folder: Path) -> dict[str, Any]:
