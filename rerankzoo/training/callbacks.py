@@ -249,7 +249,7 @@ def save_checkpoint_folder(
     directory: Path,
     model: RerankingPreTrainedModel,
     extractor: RerankingFeatureExtractor,
-    texts: Mapping[str, str],
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model with feature extractor, text files and card; the folder appears whole or stays as it was."""
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def save_checkpoint_folder(
     try:
         model.save_pretrained(fresh)
         extractor.save_pretrained(fresh)
-        for name, text in texts.items():
+        for name, text in (texts or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
         write_card(fresh)
         _share_like_new_files(fresh)
