@@ -129,33 +129,17 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     config = _read(folder / "config.json")
     if not config:
         raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is no checkpoint")
-    architecture = (config.get("architectures") or [config["model_type"]])[0]
-    generates = (folder / "generation_config.json").is_file()
-    family, citation = _PAPERS.get(config["model_type"], (config["model_type"], None))
-    repo_id, old = details.repo_id or "ORG/NAME", _old_metadata(folder)
     metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
-    found = _results(results, details.results_name or config["model_type"]) if results else None
-    evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
-    role = "generator" if generates else "evaluator"
-    does = "generates slates" if generates else "values slates"
+    name = details.results_name or config["model_type"]
     return {
-        "metadata": _metadata(details, old, [config["model_type"], role]),
-        "figures": _figures(results, details.results_name or config["model_type"]) if results else [],
-        "name": details.name or _old_name(old) or (repo_id.split("/")[-1] if details.repo_id else architecture),
-        "repo_id": repo_id,
-        "summary": f"`{architecture}` of rerankzoo ({family}): it {does} of {config['slate_size']} positions.",
-        "parameters": _count_parameters(folder),
-        "generates": generates,
-        "evaluator": f"`{evaluator[0]}`" if evaluator else None,
-        "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
-        "decoding": _decoding(folder) if generates else None,
+        **_model(folder, config, details),
         "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
         "data": _data(metrics.get("data")),
         "recipe": _recipe(folder),
         "chosen": _chosen(metrics),
-        "validation": {name: f"{value:.4f}" for name, value in metrics.get("metrics", {}).items()},
-        "results": found,
-        "citation": citation or "rerankzoo holds this model without a paper of its own.",
+        "validation": {metric: f"{value:.4f}" for metric, value in metrics.get("metrics", {}).items()},
+        "figures": _figures(results, name) if results else [],
+        "results": _results(results, name) if results else None,
     }
 
 
@@ -165,6 +149,28 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _model(folder: Path, config: Mapping[str, Any], details: CardDetails) -> dict[str, Any]:
+    """What the card says of the model itself."""
+    architecture = (config.get("architectures") or [config["model_type"]])[0]
+    generates = (folder / "generation_config.json").is_file()
+    role, does = ("generator", "generates") if generates else ("evaluator", "values")
+    family, citation = _PAPERS.get(config["model_type"], (config["model_type"], None))
+    evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
+    repo_id, old = details.repo_id or "ORG/NAME", _old_metadata(folder)
+    return {
+        "metadata": _metadata(details, old, [config["model_type"], role]),
+        "name": details.name or _old_name(old) or (repo_id.split("/")[-1] if details.repo_id else architecture),
+        "repo_id": repo_id,
+        "summary": f"`{architecture}` of rerankzoo ({family}): it {does} slates of {config['slate_size']} positions.",
+        "parameters": _count_parameters(folder),
+        "generates": generates,
+        "evaluator": f"`{evaluator[0]}`" if evaluator else None,
+        "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
+        "decoding": _decoding(folder) if generates else None,
+        "citation": citation or "rerankzoo holds this model without a paper of its own.",
+    }
 
 
 def _metadata(details: CardDetails, old: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
