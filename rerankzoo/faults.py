@@ -50,13 +50,13 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
     for link in _chain(error):
         if text := _known(link, repo_id, revision):
             return text
-    answer = _answer(error)
-    if answer is not None:
-        return _refused(int(answer.response.status_code), answer.server_message, repo_id)
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is unreadable; try again"
     if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
         return redact(" ".join(str(error).split()))  # of the client, which knows better than the answer behind it
+    answer = _answer(error)
+    if answer is not None:
+        return _refused(int(answer.response.status_code), answer.server_message, repo_id)
     if any(isinstance(link, NetworkError) for link in _chain(error)):
         return f"the Hub cannot be reached ({type(error).__name__}); try again"
     return _first_line(error)

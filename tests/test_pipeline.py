@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def requests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Raw requests as they come online, without labels."""
-    return [{key: value for key, value in row.items() if key not in LABELS} for row in rows]
+    # Copies: a test spoils a value, and the rows are those of the whole session.
+    return [{key: copy.deepcopy(value) for key, value in row.items() if key not in LABELS} for row in rows]
 
 
 def assert_same(found: Any, expected: Any) -> None:
