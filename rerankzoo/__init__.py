@@ -22,6 +22,7 @@ _HOME = {
     "Exclude": "rerankzoo.generation",
     "FeatureSchema": "rerankzoo.features.schema",
     "FieldSpec": "rerankzoo.features.schema",
+    "HubError": "rerankzoo.errors",
     "InfeasibleConstraintError": "rerankzoo.errors",
     "MinDistance": "rerankzoo.generation",
     "NAR4RecConfig": "rerankzoo.models.nar4rec",

@@ -1,4 +1,7 @@
-"""The few errors of rerankzoo. Each is a `ValueError`, so callers need not know this module to catch them."""
+"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`.
+
+Callers need not know this module to catch them.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +48,7 @@ class InfeasibleConstraintError(ValueError):
 
 class ExportError(ValueError):
     """A model cannot be exported as asked, or the exported graph does not do what the model does."""
+
+
+class HubError(OSError):
+    """A checkpoint cannot be loaded from the Hub or pushed to it; the message is one line and says what to do."""

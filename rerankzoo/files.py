@@ -43,5 +43,6 @@ def _share_like_new_files(folder: Path) -> None:
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()
-    for path in folder.iterdir():
-        path.chmod(mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)

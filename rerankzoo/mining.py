@@ -34,9 +34,17 @@ from transformers import AutoModel
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import METADATA_FILE, MINED_SOURCE, SCHEMA_FILE, UTILITY_QUANTILES, read_metadata
+from rerankzoo.data.folder import (
+    METADATA_FILE,
+    MINED_SOURCE,
+    SCHEMA_FILE,
+    UTILITY_QUANTILES,
+    local_folder,
+    read_metadata,
+)
 from rerankzoo.data.loader import logged_utilities
 from rerankzoo.errors import RerankingDataError
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.files import write_atomically
@@ -361,7 +369,7 @@ def mine_folder(
 
     Args:
         evaluators: Folders or Hub ids of evaluators with their feature extractor; several are an ensemble.
-        data: The source.
+        data: The source: a folder, or a dataset repository on the Hub.
         out: The folder to make or to complete.
         split: The source's split that becomes the training split; the log's labels are not used.
         num_requests: Requests to mine of it, evenly spaced; default: all.
@@ -378,7 +386,8 @@ def mine_folder(
         The folder.
 
     Raises:
-        FileNotFoundError: If an evaluator, the source or a split is missing.
+        FileNotFoundError: If the source or a split is missing.
+        HubError: If a repository is missing or cannot be reached.
         SchemaMismatchError: If the evaluators were made for different schemas.
         RerankingDataError: If the folder was begun with other settings, or a model is no evaluator of prefixes.
         ValueError: If a setting is out of its range.
@@ -386,7 +395,7 @@ def mine_folder(
     if (num_requests is not None and num_requests < 1) or num_validation < 0:
         raise ValueError(f"cannot mine {num_requests} requests and {num_validation} for validation")
     fabric = fabric or Fabric(accelerator="auto", devices=1)
-    source = _Source(Path(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
+    source = _Source(local_folder(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
     miner = _Miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
     shards, out = source.shards(shard_size), Path(out)
     record = {
@@ -434,7 +443,8 @@ class _Miner:
         settings: Mapping[str, Any],
     ) -> None:
         models = [_load_evaluator(path) for path in evaluators]
-        self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0])
+        with one_line_errors(evaluators[0]):
+            self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0])
         for model in models:
             model.check_schema(self.extractor.schema)
         self.evaluator = models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models, spread_penalty)
@@ -459,10 +469,8 @@ class _Miner:
 
 
 def _load_evaluator(path: str) -> Any:
-    try:
+    with one_line_errors(path):
         model = AutoModel.from_pretrained(path)
-    except (OSError, ValueError) as error:  # a ValueError: there is a folder, but no model in it
-        raise FileNotFoundError(f"no model at {path}: {error}") from error
     if not hasattr(model, "scorer") or model.scorer().kind != "value":
         raise RerankingDataError(f"a {type(model).__name__} ({path}) gives prefixes no value", field="evaluator")
     return model

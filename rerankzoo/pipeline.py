@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 import numpy as np
@@ -13,9 +17,12 @@ from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
 from rerankzoo.errors import InfeasibleConstraintError
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import Constraint, SlateEvaluator
+from rerankzoo.generation import Constraint
 from rerankzoo.generation.constraints import check_types
+from rerankzoo.hub.card import CARD_FILE, write_card
+from rerankzoo.hub.push import EVALUATOR_FOLDER, Push, push_folder
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -52,13 +59,13 @@ class RerankingPipeline:
                 part.check_schema(extractor.schema)
         self.model = model if isinstance(model, ExportedModel) else model.eval()
         self.extractor = extractor
-        self.evaluator: SlateEvaluator | None = None if evaluator is None else evaluator.eval()
+        self.evaluator = None if evaluator is None else evaluator.eval()
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str,
-        evaluator: str | None = None,
+        evaluator: str | bool | None = None,
         backend: Backend = "eager",
         **kwargs: Any,
     ) -> RerankingPipeline:
@@ -66,10 +73,11 @@ class RerankingPipeline:
 
         Args:
             pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
-            evaluator: A folder or Hub id with an evaluator.
+            evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or a folder or Hub id with one.
             backend: What decodes: `"eager"`, the model itself, or, from a folder made by `rerankzoo export`, its graph:
                 `"onnx"` or `"aoti"`. A graph decodes as it was exported to, and has no evaluator.
-            **kwargs: Passed to every `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`...
+            **kwargs: For every `from_pretrained`: `token`, `cache_dir`, `local_files_only`...; `revision` and
+                `subfolder` are of the checkpoint, and not of an evaluator elsewhere.
 
         Returns:
             The pipeline.
@@ -78,16 +86,74 @@ class RerankingPipeline:
             ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator was given
                 for a graph.
             FileNotFoundError: If a graph is asked for where there is none.
+            HubError: If anything is missing or cannot be reached; in one line that says what to do.
         """
-        if backend != "eager" and evaluator is not None:
+        if backend != "eager" and evaluator:
             raise ValueError(f"backend {backend!r} decodes one slate per request; an evaluator needs backend='eager'")
-        return cls(
-            AutoModelForReranking.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            if backend == "eager"
-            else ExportedModel.from_pretrained(pretrained_model_name_or_path, backend, **kwargs),
-            RerankingFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            None if evaluator is None else AutoModel.from_pretrained(evaluator, **kwargs),
-        )
+        path, revision = pretrained_model_name_or_path, kwargs.get("revision")
+        with one_line_errors(path, revision, kwargs.get("subfolder")):
+            model = (
+                AutoModelForReranking.from_pretrained(path, **kwargs)
+                if backend == "eager"
+                else ExportedModel.from_pretrained(path, backend, **kwargs)
+            )
+            extractor = RerankingFeatureExtractor.from_pretrained(path, **kwargs)
+        return cls(model, extractor, _load_evaluator(path, evaluator, kwargs) if evaluator else None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Saves the whole: model, feature extractor, the evaluator in the subfolder `evaluator`, and a model card.
+
+        Args:
+            save_directory: The folder, created if need be. A card that is there is kept.
+
+        Raises:
+            ValueError: If the model is an exported graph: its folder is whole already.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise ValueError("an exported graph is not saved again: copy its folder, or save the model it is of")
+        folder = Path(save_directory)
+        self.model.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
+        if self.evaluator is not None:
+            self.evaluator.save_pretrained(folder / EVALUATOR_FOLDER)
+            self.extractor.save_pretrained(folder / EVALUATOR_FOLDER)
+        if not (folder / CARD_FILE).exists():
+            write_card(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Pushes the whole in one commit (see `rerankzoo.hub.push.push_folder`).
+
+        A card that the repository has is kept.
+
+        Args:
+            repo_id: The repository, made if there is none.
+            commit_message: Title of the commit.
+            private: Whether to make the repository private; `None`: as the owner's default says.
+            token: Default: HF_TOKEN, or that of `hf auth login`.
+            revision: The branch, made if there is none; default: main.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The address of the commit or pull request.
+
+        Raises:
+            HubError: If the Hub refuses or stays unreachable; the message names the folder where the files are kept.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="rerankzoo-"))
+        self.save_pretrained(folder)
+        push = Push(folder, repo_id, private, revision, create_pr, commit_message, keep=(CARD_FILE,))
+        pushed = push_folder(push, token)
+        shutil.rmtree(folder)  # only now: after a failure the files are all there is
+        return pushed.url
 
     @overload
     def __call__(
@@ -159,6 +225,18 @@ class RerankingPipeline:
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
         return output.slates, output.step_scores
+
+
+def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
+    """The evaluator beside a checkpoint (`True`), or of its own folder or repository."""
+    shared = dict(options)
+    revision, subfolder = shared.pop("revision", None), shared.pop("subfolder", "")
+    if evaluator is True:
+        source, place = path, {"revision": revision, "subfolder": str(PurePosixPath(subfolder, EVALUATOR_FOLDER))}
+    else:
+        source, place = str(evaluator), {}
+    with one_line_errors(source, **place):
+        return AutoModel.from_pretrained(source, **shared, **place)
 
 
 def _chunks(size: int) -> list[slice]:

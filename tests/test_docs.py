@@ -5,6 +5,9 @@ Conventions, in HTML comments on the line before a fenced block:
 - `<!-- run -->`: the block is run, in the order of the page, in a folder that holds what `make quickstart` leaves
   behind (tiny). Python blocks of a page share their variables; of a bash block the `rerankzoo` lines are run.
 - `<!-- file: PATH -->`: the block is written to that file, relative to the same folder.
+
+The pages about the Hub are run one after the other, each in a process of its own, against the loopback Hub of
+`tests/hub`: what the first one pushes, the second one loads.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -196,7 +200,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-RUNNING = [page for page in PAGES if any(block.mark == "run" for block in blocks(page))]
+HUB_PAGES = [DOCS / "share.md", DOCS / "use.md"]
+RUNNING = [page for page in PAGES if any(block.mark == "run" for block in blocks(page)) and page not in HUB_PAGES]
 
 
 def smaller(text: str) -> str:
@@ -211,14 +216,29 @@ def test_page_runs(page: Path, quickstart: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    run_page(page, tmp_path)
+
+
+@pytest.mark.slow
+def test_hub_pages_run(
+    quickstart: Path, tmp_path: Path, client: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
+    for page in HUB_PAGES:
+        call = f"run_page(pathlib.Path({str(page)!r}), pathlib.Path({str(tmp_path)!r}))"
+        client(f"import pathlib\nfrom tests.test_docs import run_page\n{call}", cache=page.stem)
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Runs a page's blocks in a folder, which is the working directory."""
     variables: dict[str, Any] = {}
     for block in blocks(page):
         if block.mark.startswith("file: "):
-            path = tmp_path / block.mark.removeprefix("file: ")
+            path = folder / block.mark.removeprefix("file: ")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
         elif block.mark == "run" and block.language == "python":
-            script = tmp_path / f"{page.stem}.py"
+            script = folder / f"{page.stem}.py"
             # Empty lines before it, so that a traceback tells the page's own line.
             script.write_text("\n" * (block.line - 1) + smaller(block.text), encoding="utf-8")
             variables = runpy.run_path(str(script), init_globals=variables)

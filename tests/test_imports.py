@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1] / "rerankzoo"
 LEVELS = {
     "errors": 0,
     "files": 0,
+    "remote_code": 0,
+    "faults": 1,
     "features": 1,
     "layers": 1,
     "losses": 1,
@@ -23,11 +25,11 @@ LEVELS = {
     "mining": 5,
     "backends": 5,
     "evaluation": 5,
-    "hub": 5,
-    "pipeline": 6,
-    "training": 6,
-    "serving": 7,
-    "cli": 8,
+    "hub": 6,
+    "pipeline": 7,
+    "training": 7,
+    "serving": 8,
+    "cli": 9,
 }
 SHARED_MODEL_FILES = {"base", "auto"}
 

@@ -26,7 +26,7 @@ from rerankzoo.cli.main import main
 from rerankzoo.cli.mine import make_parser
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import read_metadata
-from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import BeamStep, beam_search
 from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
@@ -521,7 +521,7 @@ def test_what_cannot_mine_is_named(
     with pytest.raises(RerankingDataError, match=r"NAR4RecForReranking .* gives prefixes no value"):
         mine_folder([str(tmp_path / "generator")], data_folder, out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no model at .*empty"):
+    with pytest.raises(HubError, match=r"cannot load .*empty: it has no config\.json"):
         mine_folder([str(tmp_path / "empty")], data_folder, out)
     with pytest.raises(FileNotFoundError, match="is no data folder"):
         mine_folder([evaluator], tmp_path / "empty", out)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from rerankzoo import (
     RerankingPipeline,
 )
 from rerankzoo import pipeline as pipeline_module
-from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.hub.push import Push
 
 TINY: dict[str, Any] = {
     "slate_size": 4,
@@ -50,7 +53,8 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def requests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Raw requests as they come online, without labels."""
-    return [{key: value for key, value in row.items() if key not in LABELS} for row in rows]
+    # Copies: a test spoils a value, and the rows are those of the whole session.
+    return [{key: copy.deepcopy(value) for key, value in row.items() if key not in LABELS} for row in rows]
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -114,6 +118,45 @@ def test_evaluator_chooses(folder: Path, requests: list[dict[str, Any]]) -> None
     for row, items in enumerate(chosen):
         expected = slates[row, favourite[row]].tolist()
         assert [item["index"] for item in items] == [index for index in expected if index >= 0]
+
+
+def test_evaluator_beside_the_model(folder: Path, requests: list[dict[str, Any]], tmp_path: Path) -> None:
+    parameters = {"num_beams": 6, "num_return_sequences": 6}
+    expected = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder / "evaluator"))
+    assert RerankingPipeline.from_pretrained(str(folder)).evaluator is None
+    beside = RerankingPipeline.from_pretrained(str(folder), evaluator=True)
+    assert_same(beside(requests, **parameters), expected(requests, **parameters))
+    beside.save_pretrained(tmp_path / "root" / "copy")
+    nested = RerankingPipeline.from_pretrained(str(tmp_path / "root"), evaluator=True, subfolder="copy")
+    assert_same(nested(requests, **parameters), expected(requests, **parameters))
+    elsewhere = str(folder / "evaluator")  # a subfolder is of the checkpoint alone
+    mixed = RerankingPipeline.from_pretrained(str(tmp_path / "root"), evaluator=elsewhere, subfolder="copy")
+    assert_same(mixed(requests, **parameters), expected(requests, **parameters))
+
+
+def test_saves_the_whole(folder: Path, tmp_path: Path) -> None:
+    RerankingPipeline.from_pretrained(str(folder), evaluator=True).save_pretrained(tmp_path)
+    model = {"config.json", "model.safetensors", "modeling_rerankzoo.py"}
+    extractor = {"preprocessor_config.json", "vocabularies.safetensors"}
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    whole = model | extractor | {"generation_config.json", "README.md"}
+    assert found == whole | {f"evaluator/{name}" for name in model | extractor}
+    (tmp_path / "README.md").write_text("by hand", encoding="utf-8")
+    RerankingPipeline.from_pretrained(str(folder)).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "by hand"
+
+
+def test_failed_push_keeps_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(push: Push, token: Any) -> Any:
+        raise HubError(f"{push.folder} was not pushed")
+
+    monkeypatch.setattr(pipeline_module, "push_folder", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(HubError, match="was not pushed") as refused:
+        RerankingPipeline.from_pretrained(str(folder)).push_to_hub("org/a")
+    kept = Path(str(refused.value).split(" was ")[0])
+    assert kept.parent == tmp_path
+    assert RerankingPipeline.from_pretrained(str(kept)).evaluator is None
 
 
 def test_several_slates_need_an_evaluator(folder: Path, requests: list[dict[str, Any]]) -> None:

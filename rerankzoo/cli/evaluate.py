@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -16,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import SCHEMA_FILE, read_origin
+from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.evaluation import (
     Evaluation,
     Judges,
@@ -27,6 +26,7 @@ from rerankzoo.evaluation import (
     tune_penalty_alpha,
     write_report,
 )
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -40,7 +40,7 @@ def make_parser(command: str = "evaluate") -> argparse.ArgumentParser:
         "Several models of one type on the same data are runs: the table shows mean and spread.",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder or Hub id of a generator with its extractor")
-    parser.add_argument("--data", required=True, metavar="DIR", help="data folder: schema.yaml and Parquet files")
+    parser.add_argument("--data", required=True, metavar="DIR", help="data folder, or a dataset on the Hub")
     parser.add_argument("--evaluator", metavar="DIR", help="folder or Hub id of an evaluator, the same for every row")
     parser.add_argument("--judge", metavar="DIR", help="an independent evaluator: values every row, chooses nothing")
     parser.add_argument("--split", default="test", help="split to evaluate on (default: test)")
@@ -69,13 +69,15 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         SystemExit: With status 2, if an option is wrong or a model is of the wrong kind.
-        FileNotFoundError: If a model, the data folder or a split is missing.
+        FileNotFoundError: If the data folder or a split is missing.
+        HubError: If a repository is missing or cannot be reached.
         SchemaMismatchError: If model and evaluator were made for different schemas.
     """
     parser = make_parser(arguments[0])
     options = parser.parse_args(list(arguments[1:]))
     disable_progress_bar()  # of loading weights, over before it is seen
-    splits = open_splits(Path(options.data))
+    options.data = local_folder(options.data)
+    splits = open_splits(options.data)
     wanted = [options.split, *(["validation"] if options.tune_alpha else [])]
     missing = [split for split in wanted if split not in splits]
     if missing:
@@ -115,7 +117,8 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     """One run: tunes alpha if asked to, then evaluates."""
-    extractor = RerankingFeatureExtractor.from_pretrained(path)
+    with one_line_errors(path):
+        extractor = RerankingFeatureExtractor.from_pretrained(path)
     alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
     if options.judge:
         notes["judge_model"] = options.judge
@@ -155,7 +158,7 @@ def _judges(
     metadata: dict[str, Any] | None,
 ) -> dict[str, Judges]:
     """What values slates, for all models: of the split that is evaluated on, and of the one that alpha is tuned on."""
-    item_id = FeatureSchema.from_yaml(Path(options.data) / SCHEMA_FILE).item_id
+    item_id = FeatureSchema.from_yaml(options.data / SCHEMA_FILE).item_id
     judges = {options.split: Judges.of(splits[options.split], item_id, metadata, evaluator, judge)}
     if options.tune_alpha:
         judges["tuning"] = Judges.of(splits["validation"], item_id, metadata, evaluator)
@@ -172,16 +175,15 @@ def _quality(
     """The evaluator's own quality on the split, as far as it can be known."""
     if evaluator is None:
         return {}
-    extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
+    with one_line_errors(options.evaluator):
+        extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
     size = models[0].config.slate_size
     return evaluator_quality(evaluator, splits[options.split], extractor, metadata, slate_size=size)
 
 
 def _load(path: str) -> RerankingPreTrainedModel:
-    try:
+    with one_line_errors(path):
         return AutoModel.from_pretrained(path).eval()
-    except OSError as error:
-        raise FileNotFoundError(f"no model at {path}: {error}") from error
 
 
 def _check_kinds(

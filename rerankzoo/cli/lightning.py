@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.training import PretrainedExport, RerankingModule, SlateWriter
+from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 
 
 class RerankingCLI(LightningCLI):
@@ -28,6 +28,7 @@ class RerankingCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PretrainedExport, "export")
+        parser.add_lightning_class_args(HubCheckpoint, "hub")
         parser.add_lightning_class_args(SlateWriter, "predictions")
         parser.set_defaults(
             {

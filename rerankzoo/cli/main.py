@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rerankzoo.errors import ExportError, RerankingDataError, SchemaError
+from rerankzoo.errors import ExportError, HubError, RerankingDataError, SchemaError
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -20,10 +20,12 @@ COMMANDS = {
     "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
     "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
     "export": ("rerankzoo.cli.export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
+    "card": ("rerankzoo.cli.card", "write the model card of a checkpoint from the data in its folder"),
+    "push": ("rerankzoo.cli.push", "publish a checkpoint or data folder on the Hub"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 
-UNUSABLE_INPUT = (ExportError, RerankingDataError, SchemaError, FileNotFoundError, FileExistsError)
+UNUSABLE_INPUT = (ExportError, HubError, RerankingDataError, SchemaError, FileNotFoundError, FileExistsError)
 
 
 def usage() -> str:
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for wrong usage and unusable input.
+        The exit status: 0, or 2 for wrong usage, unusable input and a Hub that refuses.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder or Hub id of an evaluator with its feature extractor; several are an ensemble",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="data folder: schema.yaml and Parquet files")
+    parser.add_argument("--data", required=True, metavar="DIR", help="data folder, or a dataset on the Hub")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="data folder to make or to complete")
     parser.add_argument("--split", default="train", help="split to mine for training (default: train)")
     parser.add_argument(
@@ -107,7 +107,8 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         SystemExit: With status 2, if an option is wrong.
-        FileNotFoundError: If an evaluator, the data folder or a split is missing.
+        FileNotFoundError: If the data folder or a split is missing.
+        HubError: If a repository is missing or cannot be reached.
         RerankingDataError: If the output folder was begun with other settings.
         SchemaMismatchError: If the evaluators were made for different schemas.
     """

@@ -14,11 +14,13 @@ from rerankzoo.data.folder import (
     SCHEMA_FILE,
     SPLITS,
     UTILITY_QUANTILES,
+    local_folder,
     read_metadata,
     read_origin,
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
 
@@ -28,15 +30,17 @@ class RerankingDataModule(L.LightningDataModule):
 
     Args:
         path: A folder with `train.parquet`, `validation.parquet`, `test.parquet` (or several files per split, such as
-            `train-00000.parquet`) and `schema.yaml`.
+            `train-00000.parquet`) and `schema.yaml`; or the name of a dataset repository on the Hub with these files.
         batch_size: Requests per training batch and process.
         eval_batch_size: Requests per batch and process in validation, test and prediction.
         seed: Of the shuffling.
-        extractor: A folder or Hub id with a fitted extractor, as of a checkpoint that is fine-tuned or applied;
-            default: one is fitted on the training split.
+        extractor: A folder or Hub id with a fitted extractor, as of a checkpoint that is fine-tuned or applied; the
+            path itself, where the data was mined; default: one is fitted on the training split.
+        revision: Branch, tag or commit of a dataset repository.
 
     Raises:
         FileNotFoundError: If the folder, its schema or a split that is asked for is missing.
+        HubError: If a repository is missing or cannot be reached.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class RerankingDataModule(L.LightningDataModule):
         eval_batch_size: int = 512,
         seed: int = 0,
         extractor: str | None = None,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -53,21 +58,35 @@ class RerankingDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.extractor_path = extractor
+        self.revision = revision
         self.splits = DatasetDict()
+        self._folder: Path | None = None
         self._extractor: RerankingFeatureExtractor | None = None
+
+    def prepare_data(self) -> None:
+        """Downloads a dataset repository; called by Lightning in one process."""
+        self._find_folder()
+
+    def _find_folder(self) -> Path:
+        """The data folder; a repository is asked for its newest commit once."""
+        if self._folder is None or not self._folder.is_dir():
+            self._folder = local_folder(self.path, self.revision)
+        return self._folder
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits and fits (or loads) the extractor; called by Lightning in every process."""
         if self.splits:
             return
-        folder = Path(self.path)
+        folder = self._find_folder()
         if not (folder / SCHEMA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
             )
         self.splits = open_splits(folder)
         if self.extractor_path is not None:
-            self._extractor = RerankingFeatureExtractor.from_pretrained(self.extractor_path)
+            source = str(folder) if self.extractor_path == self.path else self.extractor_path
+            with one_line_errors(source):
+                self._extractor = RerankingFeatureExtractor.from_pretrained(source)
         else:
             schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
             self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
@@ -82,7 +101,7 @@ class RerankingDataModule(L.LightningDataModule):
     @property
     def metadata(self) -> dict | None:
         """What `dataset.json` says of the data's origin (see `read_origin`); `None` for a log without one."""
-        return read_origin(self.path)
+        return read_origin(self._find_folder())
 
     def split(self, name: str) -> Dataset:
         """One split's table.
@@ -138,8 +157,9 @@ class RerankingDataModule(L.LightningDataModule):
         if SLATE_WEIGHTS not in train.column_names:
             # torch.quantile refuses more than 2^24 values
             return float(np.quantile(logged_utilities(train, self.extractor, self.eval_batch_size), quantile))
-        described = (Path(self.path) / METADATA_FILE).is_file()
-        known = read_metadata(self.path).get(UTILITY_QUANTILES) if described else None
+        folder = self._find_folder()
+        described = (folder / METADATA_FILE).is_file()
+        known = read_metadata(folder).get(UTILITY_QUANTILES) if described else None
         return None if known is None else float(np.interp(quantile, np.linspace(0, 1, len(known)), known))
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
 
+from rerankzoo.errors import HubError
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.files import write_atomically
 
@@ -26,6 +30,10 @@ METADATA_FILE = "dataset.json"
 MINED_SOURCE = "mined"
 #: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
 UTILITY_QUANTILES = "utility_quantiles"
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+#: What is read of a dataset repository: the data, and the extractor of a mined folder.
+_HUB_FILES = ["*.parquet", SCHEMA_FILE, METADATA_FILE, "preprocessor_config.json", "vocabularies.safetensors"]
 
 
 def write_data_folder(
@@ -60,6 +68,29 @@ def write_data_folder(
         write_atomically(directory / f"{split}.parquet", write)
     schema.to_yaml(directory / SCHEMA_FILE)
     write_atomically(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def local_folder(path: str | Path, revision: str | None = None) -> Path:
+    """A data folder on this machine: the given one or, where there is none, a dataset repository's copy of one.
+
+    Args:
+        path: A folder, or the name of a dataset repository on the Hub, such as `"org/log"`.
+        revision: Branch, tag or commit of the repository.
+
+    Returns:
+        The folder; where the path is neither a folder nor the name of a repository, the path.
+
+    Raises:
+        HubError: If the repository or the revision is missing or cannot be reached.
+    """
+    name = str(path)
+    if Path(path).is_dir() or not _REPOSITORY.fullmatch(name):
+        return Path(path)
+    try:
+        with one_line_errors(name, revision):
+            return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=_HUB_FILES))
+    except HubError as error:
+        raise HubError(f"no folder {name} is here, and as a dataset of the Hub: {error}") from error
 
 
 def read_metadata(directory: str | Path) -> dict[str, Any]:

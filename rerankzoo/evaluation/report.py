@@ -148,7 +148,7 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
         console.print(f"[dim]not shown, for want of width: {', '.join(hidden)}[/dim]", soft_wrap=True)
     for comparison in differences(evaluations):
         if comparison.b in BASELINES:
-            console.print(_sentence(comparison), soft_wrap=True)
+            console.print(comparison_text(comparison), soft_wrap=True)
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
@@ -377,12 +377,16 @@ def _page(table: _Table, compared: Sequence[Comparison], protocol: dict[str, Any
     if shared := _shared(table.rows):
         parts.append(f"{_evaluator_line(shared)}\n")
     if compared:
-        parts += ["## Paired differences\n", "\n".join(f"- {_sentence(comparison)}" for comparison in compared) + "\n"]
+        parts += [
+            "## Paired differences\n",
+            "\n".join(f"- {comparison_text(comparison)}" for comparison in compared) + "\n",
+        ]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]
     return "\n".join(parts)
 
 
-def _sentence(comparison: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
+    """A difference in one line."""
     found, scale = comparison.difference, 1.0 if _matches(comparison.metric, _NO_SHARE) else 100.0
     digits, unit = (3, "") if scale == 1.0 else (1, " points")
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in (found.mean, found.low, found.high))

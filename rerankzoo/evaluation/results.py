@@ -134,6 +134,13 @@ class Comparison:
             "significant": found.low > 0 or found.high < 0,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """Reads the JSON form."""
+        a, b = ((values[side]["model"], values[side]["decoding"]) for side in ("a", "b"))
+        found = Difference(values["mean"], values["low"], values["high"], values["num_requests"])
+        return cls(values["metric"], a, b, found)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -190,10 +197,15 @@ def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
     """
     if not evaluations:
         raise ValueError("aggregate needs at least one evaluation")
+    return summarize(unique_rows(evaluations))
+
+
+def summarize(rows: Iterable[Row]) -> list[Summary]:
+    """Mean and sample standard deviation of the rows of each model and decoding, in the order of their first rows."""
     groups: dict[Key, list[Row]] = {}
-    for row in unique_rows(evaluations):
+    for row in rows:
         groups.setdefault(row.key, []).append(row)
-    return [Summary(*key, metrics=_spreads(rows)) for key, rows in groups.items()]
+    return [Summary(*key, metrics=_spreads(same)) for key, same in groups.items()]
 
 
 def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> Comparison:

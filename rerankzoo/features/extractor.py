@@ -37,6 +37,7 @@ from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import read_table
 from rerankzoo.files import write_atomically
+from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
@@ -44,7 +45,7 @@ VOCABULARY_NAME: Final = "vocabularies.safetensors"
 Read = Callable[[FieldSpec], Column]
 
 
-class RerankingFeatureExtractor(FeatureExtractionMixin):
+class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     """Turns raw requests into batches, and slates into item ids.
 
     Example:
@@ -247,6 +248,7 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         schema, state = self._require_fitted()
         return {
             "feature_extractor_type": type(self).__name__,
+            "auto_map": auto_map(AutoFeatureExtractor=type(self).__name__),
             "schema": schema.to_dict(),
             "state": state.to_dict(),
         }
@@ -254,7 +256,7 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Saves `preprocessor_config.json` and `vocabularies.safetensors`.
+        """Saves `preprocessor_config.json`, `vocabularies.safetensors` and the module that `trust_remote_code` loads.
 
         Args:
             save_directory: The folder, created if need be. Files are replaced in one step each.
@@ -274,9 +276,10 @@ class RerankingFeatureExtractor(FeatureExtractionMixin):
         # Not save_file: it makes files that only their owner can read.
         write_atomically(vocabularies, lambda path: path.write_bytes(save(state.to_arrays())))
         write_atomically(config, lambda path: path.write_text(self.to_json_string(), encoding="utf-8"))
+        module = write_module(folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-        return [str(config), str(vocabularies)]
+        return [str(config), str(vocabularies), str(module)]
 
     @classmethod
     def from_pretrained(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
@@ -76,5 +77,6 @@ def register() -> None:
     for config, (generators, heads) in FAMILIES.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, heads, exist_ok=True)
+        AutoFeatureExtractor.register(config, RerankingFeatureExtractor, exist_ok=True)
         # A tuple is chosen from by `config.architectures`, which a config that was not loaded lacks.
         AutoModelForReranking.register(config, generators if len(generators) > 1 else generators[0], exist_ok=True)

@@ -6,6 +6,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.utils import ModelOutput
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, GatedFieldNorm, PackedEmbedding
+from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
 #: Keys of a saved config that are not fields of ours; everything else unknown is a typing error of the user.
 _BASE_KEYS = {
@@ -39,7 +41,7 @@ _BASE_KEYS = {
 
 
 @strict
-class RerankingConfig(PreTrainedConfig):
+class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     """Fields that all models have. Unknown keys and wrong types are refused.
 
     Args:
@@ -120,6 +122,18 @@ class RerankingConfig(PreTrainedConfig):
         if self.feature_schema is not None:
             FeatureSchema.from_dict(self.feature_schema)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves `config.json` and, where it names one, the module that `trust_remote_code` loads.
+
+        Args:
+            save_directory: The folder, created if need be.
+            push_to_hub: Also push to the Hub.
+            **kwargs: For `push_to_hub`.
+        """
+        if getattr(self, "auto_map", None):
+            write_module(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     @property
     def schema(self) -> FeatureSchema:
         """The fitted schema.
@@ -180,7 +194,7 @@ class EvaluatorOutput(ModelOutput):
     prefix_values: Tensor | None = None
 
 
-class RerankingPreTrainedModel(PreTrainedModel):
+class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
     """Base of all models: saving, loading and weight initialisation."""
 
     config: RerankingConfig
@@ -192,6 +206,17 @@ class RerankingPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RerankingConfig) -> None:
         super().__init__(config)
         self.schema = config.schema  # parsed once, not in every forward pass
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Saves weights, config and generation config, such that auto classes find the model anywhere.
+
+        Args:
+            save_directory: The folder, created if need be.
+            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
+        """
+        # Set anew: a config that was loaded from the Hub names the repository it came from.
+        self.config.auto_map = auto_map(AutoConfig=type(self.config).__name__, AutoModel=type(self).__name__)
+        super().save_pretrained(save_directory, **kwargs)
 
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema: one vector per candidate."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rerankzoo.training.callbacks import PretrainedExport, SlateWriter
+from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport, SlateWriter
 from rerankzoo.training.module import RerankingModule
 
-__all__ = ["PretrainedExport", "RerankingModule", "SlateWriter"]
+__all__ = ["HubCheckpoint", "PretrainedExport", "RerankingModule", "SlateWriter"]

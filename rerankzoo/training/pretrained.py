@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModel
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 
@@ -24,14 +25,12 @@ def load_pretrained(path: str, schema: FeatureSchema) -> RerankingPreTrainedMode
         The model, whole: a checkpoint that lacks weights, or has others, is refused.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint at the path.
+        HubError: If there is no checkpoint at the path, or the Hub cannot be reached.
         RerankingDataError: If the checkpoint is no model of ours, or its weights do not fit its config.
         SchemaMismatchError: If it was trained with another extractor than the data's.
     """
-    try:
+    with one_line_errors(path):
         model, info = AutoModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError) as error:  # a ValueError: there is a folder, but no model in it
-        raise FileNotFoundError(f"no model at {path}: {error}") from error
     if not isinstance(model, RerankingPreTrainedModel):
         raise RerankingDataError(f"{path} holds a {type(model).__name__}, no model of rerankzoo", field="pretrained")
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

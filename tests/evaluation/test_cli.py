@@ -55,7 +55,7 @@ def status(arguments: list[str]) -> int:
     ("replaced", "message"),
     [
         ({"model": "evaluator"}, "generates no slates"),
-        ({"model": "nowhere"}, "no model at"),
+        ({"model": "nowhere"}, "is no folder here"),
         ({"evaluator": "a"}, "is no evaluator"),
         ({"split": "holdout"}, "no split 'holdout'"),
         ({"alpha": "1.5"}, "1.5 is not in [0, 1]"),

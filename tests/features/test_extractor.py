@@ -346,6 +346,7 @@ def test_dict_rows_need_neither_pandas_nor_arrow(
 def test_save_and_load_are_exact(extractor: RerankingFeatureExtractor, rows: Rows, tmp_path: Any) -> None:
     extractor.save_pretrained(tmp_path / "here")
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
+        "modeling_rerankzoo.py",
         "preprocessor_config.json",
         "vocabularies.safetensors",
     ]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.models.auto import FAMILIES, AutoModelForReranking, model_class, register
@@ -68,12 +69,29 @@ def test_auto_classes_know_every_family(extractor: RerankingFeatureExtractor) ->
         assert type(AutoModelForReranking.from_config(config)) in generators
 
 
+def test_auto_feature_extractor_knows_ours(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+    extractor.save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(loaded) is RerankingFeatureExtractor
+    assert loaded.to_dict() == extractor.to_dict()
+
+
+@pytest.mark.parametrize("kind", [RerankingConfig, NAR4RecEvaluator, RerankingFeatureExtractor])
+def test_source_files_are_never_copied_beside_a_checkpoint(kind: Any) -> None:
+    kind.register_for_auto_class()  # as transformers does after loading with trust_remote_code
+    assert kind._auto_class is None
+
+
 def test_auto_model_for_reranking_refuses_an_evaluator(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
     config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8)
     NAR4RecEvaluator(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="NAR4RecEvaluator"):
         AutoModelForReranking.from_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is NAR4RecEvaluator
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["auto_map"] == {
+        "AutoConfig": "modeling_rerankzoo.NAR4RecConfig",
+        "AutoModel": "modeling_rerankzoo.NAR4RecEvaluator",
+    }
     NAR4RecForReranking(config).save_pretrained(tmp_path)
     model, info = AutoModelForReranking.from_pretrained(tmp_path, output_loading_info=True)
     assert type(model) is NAR4RecForReranking

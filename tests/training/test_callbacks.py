@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_exports_the_best_weights_not_the_last(data_folder: Path, tmp_path: Path
     extractor = RerankingFeatureExtractor.from_pretrained(tmp_path / "best")
     model.check_schema(extractor.schema)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]  # nothing temporary is left
+
+
+def test_export_tells_of_the_best_checkpoint(data_folder: Path, tmp_path: Path) -> None:
+    trainer, _ = fit(data_folder, tmp_path, Spoil())
+    checkpoint = trainer.checkpoint_callback
+    found = json.loads((tmp_path / "best/metrics.json").read_text(encoding="utf-8"))
+    saved = torch.load(checkpoint.best_model_path, weights_only=True)  # type: ignore[union-attr]
+    assert (found["monitor"], found["mode"]) == ("val/loss", "min")
+    assert (found["epoch"], found["step"]) == (saved["epoch"], saved["global_step"])
+    # Of the best validation, and not of the last one, which was spoilt.
+    assert found["value"] == pytest.approx(found["metrics"]["val/loss"])
+    assert found["value"] == pytest.approx(float(checkpoint.best_model_score))  # type: ignore[union-attr]
+    assert found["metrics"]["val/loss"] < float(trainer.callback_metrics["val/loss"])
+    assert found["data"]["source"] == "test"
+    assert "in step" in (tmp_path / "best/README.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "best/config.yaml").exists()  # no command line, no recipe
 
 
 def test_exported_files_are_readable_like_any_new_file(data_folder: Path, tmp_path: Path) -> None:

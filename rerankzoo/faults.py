@@ -1,0 +1,137 @@
+"""What went wrong with the Hub, in one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from rerankzoo.errors import HubError
+
+#: The base of what the HTTP library of huggingface_hub raises, whichever that is.
+NetworkError = HTTPError
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+
+def redact(text: str, token: str | bool | None = None) -> str:
+    """A text without tokens: neither the given one, nor this machine's, nor anything that looks like one."""
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "(token)")
+    return _TOKEN.sub("(token)", text)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error; `None` where the Hub did not answer."""
+    answer = _answer(error)
+    return None if answer is None else int(answer.response.status_code)
+
+
+def describe(error: BaseException, repo_id: str, revision: str | None = None) -> str:
+    """Says in one line what an error of huggingface_hub or transformers means for a repository."""
+    for link in _chain(error):
+        if text := _known(link, repo_id, revision):
+            return text
+    if isinstance(error, json.JSONDecodeError):
+        return "the Hub's answer is unreadable; try again"
+    if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+        return redact(" ".join(str(error).split()))  # of the client, which knows better than the answer behind it
+    answer = _answer(error)
+    if answer is not None:
+        return _refused(int(answer.response.status_code), answer.server_message, repo_id)
+    if any(isinstance(link, NetworkError) for link in _chain(error)):
+        return f"the Hub cannot be reached ({type(error).__name__}); try again"
+    return _first_line(error)
+
+
+def _known(error: BaseException, repo_id: str, revision: str | None) -> str | None:
+    if isinstance(error, GatedRepoError):
+        return f"the owner of {repo_id} asks for consent: request access on its page, then {_LOG_IN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the Hub shows no repository {repo_id}: there is none, or it is private and hidden from you (the Hub does "
+            f"not tell which); check the name, or {_LOG_IN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}: no branch, tag or commit has this name"
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return f"{repo_id} is not in the cache and the Hub cannot be reached; load it once online"
+    if isinstance(error, HFValidationError):
+        return f"{repo_id!r} is no folder here and no name of a repository, which is like org/name"
+    if isinstance(error, EntryNotFoundError):
+        name = re.search(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(error))
+        return f"{repo_id} has no file {name[1] if name else ''} at revision {revision or 'main'!r}"
+    return None
+
+
+def _refused(status: int, message: str | None, repo_id: str) -> str:
+    if status == 401:
+        return f"the Hub does not accept the token: it is missing, wrong or expired; {_LOG_IN}"
+    if status == 403:
+        return f"the token may not do this with {repo_id}: use one with write access to it"
+    return f"the Hub answers with status {status}" + (f" ({redact(' '.join(message.split()))})" if message else "")
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without an address of a page that there may not be."""
+    return redact(str(error).strip().split("\n", 1)[0]).split(". Checkout", 1)[0] or type(error).__name__
+
+
+def _answer(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's answer behind an error."""
+    return next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+@contextmanager
+def one_line_errors(
+    path: str | os.PathLike[str], revision: str | None = None, subfolder: str | None = None
+) -> Iterator[None]:
+    """Turns the errors of loading a checkpoint into a `HubError` of one line.
+
+    Args:
+        path: The folder or Hub id that is loaded.
+        revision: The branch, tag or commit asked for.
+        subfolder: Where in it.
+
+    Raises:
+        HubError: Instead of any `OSError`, and where there is no config of a model.
+    """
+    name = os.fspath(path)
+    try:
+        yield
+    except HubError:
+        raise
+    except OSError as error:
+        reason = _first_line(error) if Path(name).is_dir() else describe(error, name, revision)
+        raise HubError(f"cannot load {name}: {reason}") from error
+    except ValueError as error:
+        if not str(error).startswith("Unrecognized model"):
+            raise
+        file = f"{subfolder}/config.json" if subfolder else "config.json"
+        raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error

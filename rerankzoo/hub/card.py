@@ -1,0 +1,329 @@
+"""Model cards from data: what a checkpoint's folder tells, and nothing else.
+
+The template is `model_card.md` beside this file. What the folder's files do not tell (licence, datasets on the Hub,
+names) comes from the caller, or from the card that is there already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.schema import FeatureSchema, FieldSpec
+from rerankzoo.files import write_atomically
+from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.hub.push import EVALUATOR_FOLDER, METRICS_FILE, RECIPE_FILE
+
+CARD_FILE = "README.md"
+RESULTS_FILE = "results.json"
+_TEMPLATE = Path(__file__).with_name("model_card.md")
+_BASELINES = ("upstream", "random", "logged", "oracle")
+#: Of the protocol: where files lay on the machine that evaluated.
+_PATHS = ("model", "evaluator", "judge_model")
+
+#: Model type -> what it is and the paper to cite.
+_PAPERS = {
+    "degre": ("DeGRe", "DeGRe, KDD 2026, <https://arxiv.org/abs/2605.25749>."),
+    "nar4rec": (
+        "NAR4Rec",
+        "Ren et al., Non-autoregressive Generative Models for Reranking Recommendation, KDD 2024, "
+        "<https://doi.org/10.1145/3637528.3671645>.",
+    ),
+    "prm": ("PRM", "Personalized Re-ranking for Recommendation, RecSys 2019, <https://arxiv.org/abs/1904.06813>."),
+}
+
+#: Config fields that everybody has and nobody reads, or that the card shows elsewhere.
+_NOT_SHOWN = ("architectures", "auto_map", "dtype", "feature_schema", "model_type", "transformers_version")
+#: What of a recipe the card shows; the file tells the rest.
+_SHOWN_RECIPE = (
+    "seed_everything",
+    "model.init_args.learning_rate",
+    "model.init_args.weight_decay",
+    "model.init_args.warmup_steps",
+    "model.init_args.lr_scheduler_type",
+    "data.class_path",
+    "data.init_args.batch_size",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.gradient_clip_val",
+)
+
+
+@dataclass(frozen=True)
+class CardDetails:
+    """What the files of a checkpoint do not tell. `None`: left out, or taken from the card that is there.
+
+    Attributes:
+        repo_id: Where the checkpoint is or will be.
+        name: What the card calls the model.
+        license: Identifier of the Hub, such as `"apache-2.0"`.
+        datasets: Datasets on the Hub that the model was trained on.
+        results_name: The model's name in `results.json`; default: the model type.
+    """
+
+    repo_id: str | None = None
+    name: str | None = None
+    license: str | None = None
+    datasets: Sequence[str] | None = None
+    results_name: str | None = None
+
+
+def write_card(folder: str | Path, details: CardDetails | None = None) -> Path:
+    """Writes `README.md` of a checkpoint folder.
+
+    Args:
+        folder: A checkpoint folder.
+        details: What its files do not tell.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        FileNotFoundError: If the folder holds no `config.json`.
+        RerankingDataError: If `results.json` has no results of this model.
+    """
+    path = Path(folder) / CARD_FILE
+    text = str(render_card(card_values(folder, details or CardDetails()))) + "\n"
+    write_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    return path
+
+
+def render_card(values: Mapping[str, Any]) -> ModelCard:
+    """Renders the template.
+
+    Args:
+        values: See `card_values`.
+
+    Returns:
+        The card, whose metadata is that under "metadata" and whose `model-index` lists the figures under "figures".
+    """
+    others = {key: value for key, value in values.items() if key not in ("metadata", "figures")}
+    figures = [EvalResult(**figure) for figure in values["figures"]]
+    data = ModelCardData(**values["metadata"], model_name=values["name"], eval_results=figures or None)
+    return ModelCard.from_template(data, template_path=str(_TEMPLATE), **others)
+
+
+def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
+    """Collects what a card says; all of it JSON-able.
+
+    Args:
+        folder: A checkpoint folder.
+        details: What its files do not tell.
+
+    Returns:
+        The values of the template.
+
+    Raises:
+        FileNotFoundError: If the folder holds no `config.json`.
+        RerankingDataError: If `results.json` has no results of this model.
+    """
+    folder = Path(folder)
+    config = _read(folder / "config.json")
+    if not config:
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is no checkpoint")
+    metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
+    name = details.results_name or config["model_type"]
+    return {
+        **_model(folder, config, details),
+        "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
+        "data": _data(metrics.get("data")),
+        "recipe": _recipe(folder),
+        "chosen": _chosen(metrics),
+        "validation": {metric: f"{value:.4f}" for metric, value in metrics.get("metrics", {}).items()},
+        "figures": _figures(results, name) if results else [],
+        "results": _results(results, name) if results else None,
+    }
+
+
+# --- parts of a card ------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _model(folder: Path, config: Mapping[str, Any], details: CardDetails) -> dict[str, Any]:
+    """What the card says of the model itself."""
+    architecture = (config.get("architectures") or [config["model_type"]])[0]
+    generates = (folder / "generation_config.json").is_file()
+    role, does = ("generator", "generates") if generates else ("evaluator", "values")
+    family, citation = _PAPERS.get(config["model_type"], (config["model_type"], None))
+    evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
+    repo_id, old = details.repo_id or "ORG/NAME", _old_metadata(folder)
+    return {
+        "metadata": _metadata(details, old, [config["model_type"], role]),
+        "name": details.name or _old_name(old) or (repo_id.split("/")[-1] if details.repo_id else architecture),
+        "repo_id": repo_id,
+        "summary": f"`{architecture}` of rerankzoo ({family}): it {does} slates of {config['slate_size']} positions.",
+        "parameters": _count_parameters(folder),
+        "generates": generates,
+        "evaluator": f"`{evaluator[0]}`" if evaluator else None,
+        "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
+        "decoding": _decoding(folder) if generates else None,
+        "citation": citation or "rerankzoo holds this model without a paper of its own.",
+    }
+
+
+def _metadata(details: CardDetails, old: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
+    """The card's metadata but for the figures; what is not known is left out."""
+    known = {
+        "library_name": "rerankzoo",
+        "tags": ["reranking", "recommender-systems", *tags],
+        "license": details.license or old.get("license"),
+        "datasets": list(details.datasets or old.get("datasets") or []) or None,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _old_metadata(folder: Path) -> dict[str, Any]:
+    path = folder / CARD_FILE
+    return ModelCard.load(path).data.to_dict() if path.is_file() else {}
+
+
+def _old_name(old: Mapping[str, Any]) -> str | None:
+    index = old.get("model-index") or [{}]
+    return index[0].get("name")
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """Numbers in the weights; buffers of integers are none."""
+    total = 0
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (no dictionary)
+        for part in slices:
+            count = 1
+            for size in part.get_shape():
+                count *= size
+            total += count if part.get_dtype().startswith(("F", "BF")) else 0
+    return total or None
+
+
+def _decoding(folder: Path) -> str:
+    config = RerankingGenerationConfig.from_pretrained(folder)
+    values = {name: getattr(config, name) for name in ("num_beams", "num_return_sequences", "penalty_alpha", "top_k")}
+    said = ", ".join(f"`{name}={value}`" for name, value in values.items() if value is not None)
+    return f"{config.strategy} ({said})" if said else config.strategy
+
+
+def _schema(schema: FeatureSchema) -> dict[str, Any]:
+    return {
+        "name": schema.name,
+        "fingerprint": schema.fingerprint,
+        "upstream_score": schema.upstream_score,
+        "fields": [{**asdict(field), "notes": _notes(field)} for field in schema.fields],
+        "targets": [
+            {"name": target.name, "weight": f"{target.weight:g}", "value": target.value} for target in schema.targets
+        ],
+    }
+
+
+def _notes(field: FieldSpec) -> str:
+    known = {
+        "{} ids": field.num_embeddings if field.shares is None else None,
+        "ids of `{}`": field.shares,
+        "hashed": field.hash_size,
+        "{} numbers": field.size if field.kind == "dense" else None,
+        "{}": ", ".join(field.transforms),
+    }
+    return ", ".join(text.format(value) for text, value in known.items() if value)
+
+
+def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not data:
+        return None
+    rows = ", ".join(f"{count:,} {split}" for split, count in data.get("rows", {}).items())
+    return {"source": data.get("source"), "protocol": data.get("protocol"), "rows": rows}
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / RECIPE_FILE
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = {}
+    for name in _SHOWN_RECIPE:
+        value: Any = recipe
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and value != -1:  # of Lightning: no limit
+            found[name] = value
+    return found
+
+
+def _chosen(metrics: Mapping[str, Any]) -> str | None:
+    if metrics.get("monitor") is None or metrics.get("value") is None:
+        return None
+    best = {"min": "lowest", "max": "highest"}.get(metrics.get("mode", ""), "best")
+    value = f"{metrics['value']:.4f}"
+    return f"The checkpoint has the {best} `{metrics['monitor']}`, {value}, in step {metrics['step']:,}."
+
+
+def _results(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The table of the model and the baselines, its paired differences and the protocol."""
+    # Evaluation needs packages that serving does without; a folder with results was made where they are.
+    from rerankzoo.evaluation.report import comparison_text, markdown_table
+    from rerankzoo.evaluation.results import Comparison, Row, summarize
+
+    rows = _rows_of(results, name)
+    seeds = sorted({row["seed"] for row in rows if row["model"] == name})
+    runs = f"mean ± sample standard deviation over {len(seeds)} runs" if len(seeds) > 1 else "one run"
+    protocol = {key: value for key, value in results["protocol"].items() if key not in _PATHS}
+    about = (
+        f"Test requests: {protocol['num_requests']}. Slates of {protocol['slate_size']}. Figures in %, except value "
+        f"and ild; {runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. `upstream` is the order "
+        f"before re-ranking; other rows than those of `{name}` are yardsticks."
+    )
+    if any(row["model"] == "oracle" for row in rows):
+        about += " `oracle`, utility, regret and true HR know the simulator's truth."
+    compared = [
+        {"metric": difference["metric"], "text": comparison_text(Comparison.from_dict(difference))}
+        for difference in results.get("differences", [])
+        if difference["a"]["model"] == name and difference["b"]["model"] in _BASELINES
+    ]
+    return {
+        "about": about,
+        "table": markdown_table(summarize([Row(**row) for row in rows])).rstrip(),
+        "differences": compared,
+        "protocol": json.dumps(protocol, indent=2),
+    }
+
+
+def _figures(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Entries of `model-index`: every metric of the model under every decoding, the mean over runs."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in _rows_of(results, name):
+        if row["model"] == name:
+            for metric, value in row["metrics"].items():
+                if not metric.endswith(("_low", "_high")):
+                    groups.setdefault((metric, row["decoding"]), []).append(value)
+    data = results["protocol"]["data"]
+    sources = {part.get("source", "unknown") for part in (data if isinstance(data, list) else [data])}
+    source = ", ".join(sorted(sources))
+    return [
+        {
+            "task_type": "reranking",
+            "task_name": "List re-ranking",
+            "dataset_type": source,
+            "dataset_name": source,
+            "metric_type": metric,
+            "metric_name": f"{metric} ({decoding})",
+            "metric_value": round(sum(values) / len(values), 4),
+        }
+        for (metric, decoding), values in groups.items()
+    ]
+
+
+def _rows_of(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    own = [row for row in results["rows"] if row["model"] == name]
+    if not own:
+        known = sorted({row["model"] for row in results["rows"]} - set(_BASELINES))
+        raise RerankingDataError(f"no results of {name!r}; there are results of {known}", field=RESULTS_FILE)
+    return [row for row in results["rows"] if row["model"] in (*_BASELINES, name)]
