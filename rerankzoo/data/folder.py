@@ -78,13 +78,15 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
         revision: Branch, tag or commit of the repository.
 
     Returns:
-        The folder; where the path is neither a folder nor the name of a repository, the path.
+        The folder; where the path is neither a folder nor the name of a repository, or its parent folder is here, the
+        path.
 
     Raises:
         HubError: If the repository or the revision is missing or cannot be reached.
     """
     name = str(path)
-    if Path(path).is_dir() or not _REPOSITORY.fullmatch(name):
+    # A folder that is missing where others are is a typing error, not a stranger's repository.
+    if Path(path).is_dir() or Path(path).parent.is_dir() or not _REPOSITORY.fullmatch(name):
         return Path(path)
     try:
         with one_line_errors(name, revision):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rerankzoo.data.folder import list_array, read_metadata, read_origin, write_data_folder
+from rerankzoo.data.folder import list_array, local_folder, read_metadata, read_origin, write_data_folder
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 
 SCHEMA = FeatureSchema(
@@ -112,3 +112,17 @@ def test_read_metadata_refuses_garbled_files(tmp_path: Path, text: str, message:
 def test_list_array_nests_like_the_array(shape: tuple[int, ...]) -> None:
     values = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
     assert list_array(values).to_pylist() == values.tolist()
+
+
+def test_only_names_that_cannot_be_meant_for_a_folder_go_to_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("rerankzoo.data.folder.snapshot_download", lambda name, **_: asked.append(name) or tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("data", "data/missing", "missing", "a/b/c", "./a/b", str(tmp_path / "a")):
+        assert local_folder(name) == Path(name)
+    assert not asked
+    assert local_folder("org/log") == tmp_path
+    assert asked == ["org/log"]
