@@ -25,16 +25,18 @@ class PointerHead(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.scale = 1.0 / math.sqrt(hidden_size)
 
-    def forward(self, positions: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, candidates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scores every candidate for every position.
 
         Args:
             positions: (B, M, D).
             candidates: (B, N, D).
-            mask: (B, N), True where a candidate is real.
+            mask: (B, N), True where a candidate is real; `None` if the caller takes care of padding.
 
         Returns:
             Logits (B, M, N), the smallest finite number where a candidate is padding.
         """
         logits = self.query(positions) @ candidates.transpose(-1, -2) * self.scale
+        if mask is None:
+            return logits
         return logits.masked_fill(~mask.unsqueeze(1), torch.finfo(logits.dtype).min)
