@@ -25,18 +25,29 @@ class PointerHead(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.scale = 1.0 / math.sqrt(hidden_size)
 
-    def forward(self, positions: Tensor, candidates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, positions: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         """Scores every candidate for every position.
 
         Args:
             positions: (B, M, D).
             candidates: (B, N, D).
-            mask: (B, N), True where a candidate is real; `None` if the caller takes care of padding.
+            mask: (B, N), True where a candidate is real.
 
         Returns:
             Logits (B, M, N), the smallest finite number where a candidate is padding.
         """
         logits = self.query(positions) @ candidates.transpose(-1, -2) * self.scale
-        if mask is None:
-            return logits
         return logits.masked_fill(~mask.unsqueeze(1), torch.finfo(logits.dtype).min)
+
+    def keys(self, candidates: Tensor) -> Tensor:
+        """What positions are matched with, computed once where they come one by one.
+
+        `positions @ keys.transpose(-1, -2)` are the logits (B, M, N) of `forward`, without a mask.
+
+        Args:
+            candidates: (B, N, D).
+
+        Returns:
+            (B, N, D).
+        """
+        return candidates @ (self.query.weight * self.scale)

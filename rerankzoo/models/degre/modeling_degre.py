@@ -84,10 +84,10 @@ def _check_length(slates: Tensor, config: DeGReConfig) -> None:
         raise ValueError(f"slates have {slates.shape[-1]} positions, the model has slate_size {config.slate_size}")
 
 
-def _next_position(state: ScorerState, config: DeGReConfig) -> int:
+def _next_position(state: ScorerState, slate_size: int) -> int:
     position = state.prefix.shape[1]
-    if position >= config.slate_size:
-        raise ValueError(f"slate_size must be at most {config.slate_size}, the number of positions of the model")
+    if position >= slate_size:
+        raise ValueError(f"slate_size must be at most {slate_size}, the number of positions of the model")
     return position
 
 
@@ -360,7 +360,7 @@ class DeGReEvaluatorScorer(Scorer):
 
     def _expand(self, state: ScorerState) -> dict[str, Tensor]:
         """Gains (R, N) of all candidates, and their keys and values (R, N, 2 * D) in each layer."""
-        position = _next_position(state, self.model.config)
+        position = _next_position(state, self.model.config.slate_size)
         items, request = state.memory["candidate_states"], state.request
         hidden = items + self.model.positions.weight[position]
         projected = self.layers[0].project(hidden)[request]
@@ -656,12 +656,20 @@ class DeGReGeneratorScorer(Scorer):
     def __init__(self, model: DeGReGenerator) -> None:
         self.model = model
         self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
+        # Looked up once: attributes of a config are slow, and every position needs them.
+        self.positions, self.slate_size = model.positions, model.config.slate_size
+        self.implementation = model.config._attn_implementation
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
         mask = batch["candidate_mask"]
         states, user = self.model.encode(batch, mask)
-        memory = {"candidate_states": states, "user": user, "mask": additive_mask(key_mask(mask), states.dtype)}
+        memory = {
+            "candidate_states": states,
+            "user": user,
+            "mask": additive_mask(key_mask(mask), states.dtype),
+            "pointer": self.model.pointer.keys(states),
+        }
         for number, layer in enumerate(self.layers):
             memory[f"key_value_{number}"] = layer.memory_key_value(states)
         return memory
@@ -674,19 +682,19 @@ class DeGReGeneratorScorer(Scorer):
 
     def _advance(self, state: ScorerState) -> dict[str, Tensor]:
         """Log-probabilities (R, N) of the next item, and the cache with the newest token."""
-        position, memory = _next_position(state, self.model.config), state.memory
+        position, memory = _next_position(state, self.slate_size), state.memory
         states, step = memory["candidate_states"], {}
         if position == 0:
             token = memory["user"][state.request]
         else:
             token = states[state.request, state.prefix[:, -1].clamp_min(0)]
-        hidden = (token + self.model.positions.weight[position]).unsqueeze(1)  # (R, 1, D)
-        shared = {"memory_mask": memory["mask"], "implementation": self.model.config._attn_implementation}
+        hidden = (token + self.positions.weight[position]).unsqueeze(1)  # (R, 1, D)
+        shared = {"memory_mask": memory["mask"], "implementation": self.implementation}
         for number, layer in enumerate(self.layers):
             past, key_value = state.cache.get(f"past_{number}"), memory[f"key_value_{number}"]
             hidden, step[f"past_{number}"] = layer.advance(hidden, past, key_value, **shared)
         grouped = self.model.decoder_norm(hidden).view(states.shape[0], -1, states.shape[-1])  # (B, W, D)
-        logits = self.model.pointer(grouped, states).flatten(0, 1)
+        logits = (grouped @ memory["pointer"].transpose(1, 2)).flatten(0, 1)
         step["log_probs"] = remaining_log_probs(logits, state.available)
         return step
 
