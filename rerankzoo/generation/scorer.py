@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -51,7 +52,7 @@ class ScorerState:
         """Whether `parent` is known to be 0..R-1, which it is where rows continue their own request's only row."""
         return self.single and parent is self.request
 
-    @property
+    @cached_property
     def exhausted(self) -> Tensor:
         """(R,), True where no candidate is left."""
         return ~self.available.any(-1)
@@ -142,7 +143,7 @@ class MatrixScorer(Scorer):
         position, length = state.prefix.shape[1], state.memory["logits"].shape[1]
         if position >= length:
             raise ValueError(f"slate_size must be at most {length}, the number of positions that the model scores")
-        logits = state.memory["logits"][state.request, position]
+        logits = state.memory["logits"][state.rows(state.request), position]
         return remaining_log_probs(logits, state.available)
 
 
@@ -169,7 +170,7 @@ class StaticScorer(Scorer):
 
     def score(self, state: ScorerState) -> Tensor:
         """See `Scorer.score`."""
-        return remaining_log_probs(state.memory["scores"][state.request], state.available)
+        return remaining_log_probs(state.memory["scores"][state.rows(state.request)], state.available)
 
 
 class SlateEvaluator(Protocol):

@@ -160,21 +160,31 @@ def naive_beam(
 # --- contrastive selection, request by request ----------------------------------------------------------------------
 
 
-def python_contrastive(logits: Tensor, states: Tensor, slate_size: int, penalty_alpha: float) -> Tensor:
-    """Contrastive slates (B, M) from a matching matrix (B, M, N) and representations (B, N, D), each in a loop."""
-    slates = []
-    for scores, vectors in zip(logits, states, strict=True):
-        similarity = F.normalize(vectors, dim=-1) @ F.normalize(vectors, dim=-1).T
-        left, slate = list(range(len(vectors))), []
+def python_contrastive(
+    logits: Tensor, states: Tensor, mask: Tensor, slate_size: int, penalty_alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Contrastive slates (B, M) and the log-probabilities of their choices (B, M), request by request.
+
+    From a matching matrix (B, M, N), representations (B, N, D) and a padding mask (B, N).
+    """
+    slates, scores = [], []
+    for matching, vectors, real in zip(logits, states, mask, strict=True):
+        slate: list[int] = []
+        steps: list[float] = []
+        left = real.clone()
         for position in range(slate_size):
-            probabilities = scores[position, left].softmax(-1)
-            worth = probabilities
+            log_probs = matching[position].masked_fill(~left, float("-inf")).log_softmax(-1)
+            worth = log_probs.exp()
             if slate:
-                closest = similarity[left][:, slate].amax(-1)
-                worth = (1 - penalty_alpha) * probabilities - penalty_alpha * closest
-            slate.append(left.pop(int(worth.argmax())))
+                similarity = F.cosine_similarity(vectors.unsqueeze(1), vectors[slate].unsqueeze(0), dim=-1)
+                worth = (1 - penalty_alpha) * worth - penalty_alpha * similarity.amax(-1)
+            chosen = int(worth.masked_fill(~left, float("-inf")).argmax())
+            left[chosen] = False
+            slate.append(chosen)
+            steps.append(float(log_probs[chosen]))
         slates.append(slate)
-    return torch.tensor(slates)
+        scores.append(steps)
+    return torch.tensor(slates), torch.tensor(scores)
 
 
 # --- mining by scoring every extension as a slate of its own --------------------------------------------------------
