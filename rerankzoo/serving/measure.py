@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,33 +21,37 @@ Call = Callable[[], Any]
 WARM_UP = 2
 
 
-def in_turns(
-    calls: Mapping[str, Call], seconds: float, fewest: int = 7, clock: Callable[[], float] = time.process_time
-) -> dict[str, np.ndarray]:
+class Times(NamedTuple):
+    """Seconds of each call, in rounds: CPU time of the process, and what a clock on the wall shows."""
+
+    cpu: np.ndarray
+    wall: np.ndarray
+
+
+def in_turns(calls: Mapping[str, Call], seconds: float, fewest: int = 7) -> dict[str, Times]:
     """Times calls one after the other, round by round.
 
     Args:
         calls: What to time, by name.
         seconds: Wall time after which no round is begun, unless there were fewer than `fewest`.
         fewest: Rounds at least.
-        clock: Tells the time in seconds; default: the CPU time of the process.
 
     Returns:
-        Seconds of each call of each, in rounds.
+        The times of each, by name.
     """
     for call in calls.values():
         for _ in range(WARM_UP):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     end, rounds = time.monotonic() + seconds, 0
     gc.collect()
     while rounds < fewest or time.monotonic() < end:
         for name, call in calls.items():
-            start = clock()
+            wall, cpu = time.perf_counter(), time.process_time()
             call()
-            times[name].append(clock() - start)
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
         rounds += 1
-    return {name: np.array(values) for name, values in times.items()}
+    return {name: Times(*np.array(values).T) for name, values in times.items()}
 
 
 def count_flops(call: Call) -> int:
@@ -75,4 +79,4 @@ def gemm_rate(rows: int, hidden_size: int, seconds: float = 0.2) -> float:
         for _ in range(repeats):
             call()
 
-    return flops * repeats / float(np.median(in_turns({"gemm": many}, seconds)["gemm"]))
+    return flops * repeats / float(np.median(in_turns({"gemm": many}, seconds)["gemm"].cpu))

@@ -1,6 +1,6 @@
 """`make bench`: the table of ratios, `results.json`, the growth and the shares of a request from JSON to JSON.
 
-    python -m tests.benchmarks [--out outputs/bench] [--seconds 4] [--only NAME ...] [--exports DIR]
+python -m tests.benchmarks [--out outputs/bench] [--seconds 4] [--only NAME ...] [--exports DIR]
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> None:
         write_atomically(options.out / "growth.json", lambda path: path.write_text(text, encoding="utf-8"))
         plot_growth(growth, options.out / "growth.svg")
         pipeline = RerankingPipeline(make_model(DeGReGenerator), make_extractor())
-        shares = {size: end_to_end(pipeline, make_requests(size, 50), options.seconds / 2, slate_size=6) for size in (1, 32)}
+        shares = {
+            size: end_to_end(pipeline, make_requests(size, 50), options.seconds / 2, slate_size=6) for size in (1, 32)
+        }
         print_shares(shares)
     print_ratios(ratios)
 

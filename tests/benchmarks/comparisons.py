@@ -172,9 +172,7 @@ class Comparisons:
             f"decoder {1 - encode:.0%}"
         )
 
-    def _floor(
-        self, batch: Batch, calls: dict[str, Call], times: dict[str, float], must: float, aim: float
-    ) -> Ratio:
+    def _floor(self, batch: Batch, calls: dict[str, Call], times: dict[str, float], must: float, aim: float) -> Ratio:
         """The best path against the time that its operations would take at the rate of the machine's GEMM."""
         size, number = batch["candidate_mask"].shape
         flops, rate = count_flops(calls["eager"]), gemm_rate(size * number, setting.SIZES["hidden_size"])
@@ -182,9 +180,7 @@ class Comparisons:
         ratios = {name: times[name] / floor for name in ("eager", "onnx", "aoti")}
         named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
         note = f"{named}; {flops / 1e6:.0f} MFLOP at {rate / 1e9:.0f} GFLOP/s"
-        return Ratio(
-            f"best path, batch {size}: ours / FLOP floor", "at_most", min(ratios.values()), must, aim, note
-        )
+        return Ratio(f"best path, batch {size}: ours / FLOP floor", "at_most", min(ratios.values()), must, aim, note)
 
     def naive_greedy(self) -> list[Ratio]:
         """Greedy, 32 requests, n = 100, m = 10, against the whole prefix again at every position."""
@@ -330,12 +326,12 @@ class Comparisons:
         return [Ratio(row, "at_most", times["large"] / times["small"], 1.3, 1.1)]
 
 
-def training_sides(num_items: int = setting.NUM_ITEMS) -> tuple[Call, Call]:
-    """One step of PRM, and of a plain `nn.TransformerEncoder` with the same weights; 256 lists of 50."""
+def training_sides(num_items: int = setting.NUM_ITEMS, num_requests: int = 256) -> tuple[Call, Call]:
+    """One step of PRM, and of a plain `nn.TransformerEncoder` with the same weights; lists of 50."""
     model = make_model(PRMForReranking, num_items, intermediate_size=128).train()
-    batch = full_batch(256, 50, num_items)
-    batch["slates"] = torch.rand(256, 1, 50).argsort(-1)[..., : setting.SLATE_SIZE]
-    batch["feedback"] = torch.rand(256, 1, setting.SLATE_SIZE, 1).round()
+    batch = full_batch(num_requests, 50, num_items)
+    batch["slates"] = torch.rand(num_requests, 1, 50).argsort(-1)[..., : setting.SLATE_SIZE]
+    batch["feedback"] = torch.rand(num_requests, 1, setting.SLATE_SIZE, 1).round()
     optimizer = make_optimizer(model, 1e-3, 0.01)
 
     def ours() -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankzoo.files import write_atomically
+from rerankzoo.serving.measure import Times
 
 Direction = Literal["at_least", "at_most"]
 
@@ -49,9 +50,9 @@ class Ratio:
         return "must" if sign * self.measured >= sign * self.must else "short"
 
 
-def milliseconds(times: dict[str, np.ndarray]) -> dict[str, float]:
-    """Medians."""
-    return {name: float(np.median(values) * 1e3) for name, values in times.items()}
+def milliseconds(times: dict[str, Times]) -> dict[str, float]:
+    """Medians of CPU time."""
+    return {name: float(np.median(values.cpu) * 1e3) for name, values in times.items()}
 
 
 def print_ratios(ratios: Iterable[Ratio]) -> None:
