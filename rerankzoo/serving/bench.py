@@ -125,8 +125,9 @@ def bench_model(
             flops = count_flops(eager)
             floor = flops / gemm_rate(load.batch_size * load.num_candidates, model.config.hidden_size)
             for backend in backends:
-                call = eager if backend == "eager" else partial(graphs.get(backend, load).generate, **batch)
-                yield _measure(call, backend, load, seconds, flops, floor)
+                decoder: Any = model if backend == "eager" else graphs.get(backend, load)
+                decoding = load.decoding if backend == "eager" else {}
+                yield _measure(partial(decoder.generate, **batch, **decoding), backend, load, seconds, flops, floor)
 
 
 def _measure(call: Call, backend: Backend, load: Load, seconds: float, flops: int, floor: float) -> Measured:

@@ -97,8 +97,8 @@ def _random_values(
 ) -> list[Any]:
     """Values of a field, one per request, candidate or item of the history."""
     if field.kind == "dense":
-        return rng.random((count, field.size)).tolist()  # type: ignore[no-any-return]
+        return rng.random((count, field.size)).tolist()
     if field.kind == "numeric":
-        return rng.random(count).tolist()  # type: ignore[no-any-return]
+        return rng.random(count).tolist()
     known = extractor.example_values(field)
     return [known[number] for number in rng.integers(len(known), size=count)]

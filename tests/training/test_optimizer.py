@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,11 +93,20 @@ def test_a_schedule_reaches_both_parts() -> None:
     assert [group["lr"] for part in made.parts for group in part.param_groups] == [0.0, 0.0, 0.0]
 
 
+class Watched(RerankingModule):
+    """Keeps the norm of the dense gradients that the optimiser gets."""
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        gradients = [parameter.grad for parameter in self.parameters()]
+        assert any(gradient.is_sparse for gradient in gradients)
+        self.norm = torch.stack([gradient.norm() for gradient in gradients if not gradient.is_sparse]).norm()
+
+
 @pytest.mark.usefixtures("everything_is_large")
 def test_lightning_clips_what_is_dense(data_folder: Path, tmp_path: Path) -> None:
-    module = RerankingModule("NAR4RecForReranking", dict(TINY))
+    module = Watched("NAR4RecForReranking", dict(TINY))
     data = RerankingDataModule(str(data_folder), batch_size=8)
-    trainer(tmp_path, max_epochs=1, gradient_clip_val=1e-6).fit(module, datamodule=data)
+    trainer(tmp_path, max_epochs=1, gradient_clip_val=1e-3).fit(module, datamodule=data)
     assert isinstance(module.optimizers().optimizer, MixedAdamW)
-    norms = [p.grad.norm() for p in module.parameters() if p.grad is not None and not p.grad.is_sparse]
-    assert torch.stack(norms).norm() <= 1.1e-6
+    assert float(module.norm) == pytest.approx(1e-3, rel=0.01)
