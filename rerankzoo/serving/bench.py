@@ -210,7 +210,7 @@ def end_to_end(
     calls: dict[str, Call] = {
         "parse": partial(json.loads, text),
         "extract": partial(pipeline.extractor, requests),
-        "decode": partial(pipeline._generate, batch, parameters),
+        "decode": partial(pipeline.model.generate, evaluator=pipeline.evaluator, **batch, **parameters),
         "whole": serve,
     }
     times = {name: float(np.median(spent.cpu)) * 1e3 for name, spent in in_turns(calls, seconds).items()}
