@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("rerankzoo.cli.export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
     "card": ("rerankzoo.cli.card", "write the model card of a checkpoint from the data in its folder"),
     "push": ("rerankzoo.cli.push", "publish a checkpoint or data folder on the Hub"),
+    "bench": ("rerankzoo.cli.bench", "measure latency, throughput and memory of a model on this machine"),
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 

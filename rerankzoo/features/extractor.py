@@ -177,6 +177,19 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         ids = [self._encode_ids(spec, column) for spec, column in zip(specs, columns, strict=True)]
         return {"history_categorical": pack(ids, layout, np.int64), "history_mask": layout.mask()}
 
+    def example_values(self, spec: FieldSpec, limit: int = 1000) -> list[Any]:
+        """Raw values that a categorical field takes: the first of its vocabulary, or made-up ones for a hashed field.
+
+        Raises:
+            SchemaError: If the extractor was not fitted.
+        """
+        schema, state = self._require_fitted()
+        owner = schema.owner(spec).name
+        vocabulary = state.vocabularies.get(owner)
+        if vocabulary is not None and len(vocabulary):
+            return cast(list[Any], np.asarray(vocabulary.values[:limit]).tolist())
+        return list(map(str, range(limit))) if state.types[owner] == "string" else list(range(limit))
+
     def decode(self, slates: Tensor | npt.NDArray[np.int64] | list[Any], data: Any) -> list[list[Any]]:
         """Turns slates into item ids.
 

@@ -59,7 +59,7 @@ def contrastive_search(
         index = balance.masked_fill(kept == float("-inf"), float("-inf")).argmax(-1)
         rows = rows.extend(scorer, scores, request, index)
         chosen = states[request, index]  # (B, D)
-        to_chosen = torch.einsum("bnd,bd->bn", states, chosen)
+        to_chosen = (states @ chosen.unsqueeze(-1)).squeeze(-1)
         similarity = to_chosen if similarity is None else torch.maximum(similarity, to_chosen)
     return rows.decoded(request.shape[0])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -32,6 +33,7 @@ class ScorerState:
         cache: Tensors per row (keys and values of the prefix, say), reordered by `Scorer.extend`.
         step: What `Scorer.score` worked out for this step and `Scorer.extend` goes on from, where a scorer keeps
             anything; the next state starts without it.
+        single: Whether there is exactly one row per request, in the requests' order.
     """
 
     request: Tensor
@@ -40,8 +42,17 @@ class ScorerState:
     memory: dict[str, Tensor]
     cache: dict[str, Tensor] = field(default_factory=dict)
     step: dict[str, Tensor] = field(default_factory=dict)
+    single: bool = False
 
-    @property
+    def rows(self, parent: Tensor) -> Tensor | slice:
+        """What to index a tensor of R rows with for the rows `parent`: nothing is copied where those are all rows."""
+        return slice(None) if self.continues(parent) else parent
+
+    def continues(self, parent: Tensor) -> bool:
+        """Whether `parent` is known to be 0..R-1, which it is where rows continue their own request's only row."""
+        return self.single and parent is self.request
+
+    @cached_property
     def exhausted(self) -> Tensor:
         """(R,), True where no candidate is left."""
         return ~self.available.any(-1)
@@ -77,7 +88,7 @@ class Scorer(ABC):
         mask = batch["candidate_mask"]
         request = torch.arange(mask.shape[0], device=mask.device)
         prefix = torch.empty(mask.shape[0], 0, dtype=torch.int64, device=mask.device)
-        return ScorerState(request, mask, prefix, self.encode(batch))
+        return ScorerState(request, mask, prefix, self.encode(batch), single=True)
 
     def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
         """Row r of the new state continues row `parent[r]` with candidate `index[r]`.
@@ -90,11 +101,14 @@ class Scorer(ABC):
         Returns:
             The state with R' rows.
         """
+        rows, chosen = state.rows(parent), index.unsqueeze(-1)
         arange = torch.arange(state.available.shape[1], device=index.device)
-        available = state.available[parent] & (index.unsqueeze(-1) != arange)
-        prefix = torch.cat([state.prefix[parent], index.unsqueeze(-1)], dim=-1)
-        cache = {name: tensor[parent] for name, tensor in state.cache.items()}
-        return ScorerState(state.request[parent], available, prefix, state.memory, cache)
+        available = state.available[rows] & (chosen != arange)
+        prefix = torch.cat([state.prefix[rows], chosen], dim=-1)
+        cache = {name: tensor[rows] for name, tensor in state.cache.items()}
+        single = state.continues(parent)
+        request = state.request if single else state.request[parent]
+        return ScorerState(request, available, prefix, state.memory, cache, single=single)
 
     def candidate_states(self, state: ScorerState) -> Tensor | None:
         """Representations (B, N, D) of the candidates for similarity penalties, or `None` if there are none."""
@@ -129,7 +143,7 @@ class MatrixScorer(Scorer):
         position, length = state.prefix.shape[1], state.memory["logits"].shape[1]
         if position >= length:
             raise ValueError(f"slate_size must be at most {length}, the number of positions that the model scores")
-        logits = state.memory["logits"][state.request, position]
+        logits = state.memory["logits"][state.rows(state.request), position]
         return remaining_log_probs(logits, state.available)
 
 
@@ -156,7 +170,7 @@ class StaticScorer(Scorer):
 
     def score(self, state: ScorerState) -> Tensor:
         """See `Scorer.score`."""
-        return remaining_log_probs(state.memory["scores"][state.request], state.available)
+        return remaining_log_probs(state.memory["scores"][state.rows(state.request)], state.available)
 
 
 class SlateEvaluator(Protocol):
@@ -178,5 +192,6 @@ def remaining_log_probs(logits: Tensor, available: Tensor) -> Tensor:
         (R, N); -inf where a candidate is not left, also throughout a row that has none left.
     """
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
-    log_probs = F.log_softmax(logits.masked_fill(~available, floor), dim=-1)
-    return log_probs.masked_fill(~available, float("-inf"))
+    taken = ~available
+    log_probs = F.log_softmax(logits.masked_fill(taken, floor), dim=-1)
+    return log_probs.masked_fill(taken, float("-inf"))

@@ -60,14 +60,15 @@ class Rows:
 
         A row that is finished gets padding and keeps its score.
         """
-        finished = self.finished[parent]
+        rows = self.state.rows(parent)
+        finished = self.finished[rows]
         step = scores[parent, index].masked_fill(finished, 0.0)
-        previous = self.total[parent]
+        previous = self.total[rows]
         total = previous + step if scorer.kind == "log_prob" else torch.where(finished, previous, step)
         index = index.masked_fill(finished, PADDING)
         state = scorer.extend(self.state, parent, index)
         progress = None if self.progress is None else self.progress.extend(parent, index)
-        return Rows(state, total, torch.cat([self.steps[parent], step.unsqueeze(-1)], dim=-1), progress)
+        return Rows(state, total, torch.cat([self.steps[rows], step.unsqueeze(-1)], dim=-1), progress)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""

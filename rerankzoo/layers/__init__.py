@@ -6,7 +6,14 @@ from rerankzoo.layers.embedding import FeatureEmbedding, FieldEmbedding, PackedE
 from rerankzoo.layers.field_attention import InterFieldAttention
 from rerankzoo.layers.normalization import GatedFieldNorm
 from rerankzoo.layers.pointer import PointerHead
-from rerankzoo.layers.transformer import MultiHeadAttention, TransformerBlock, attend, causal_mask, key_mask
+from rerankzoo.layers.transformer import (
+    MultiHeadAttention,
+    TransformerBlock,
+    additive_mask,
+    attend,
+    causal_mask,
+    key_mask,
+)
 
 __all__ = [
     "FeatureEmbedding",
@@ -17,6 +24,7 @@ __all__ = [
     "PackedEmbedding",
     "PointerHead",
     "TransformerBlock",
+    "additive_mask",
     "attend",
     "causal_mask",
     "key_mask",

@@ -38,3 +38,16 @@ class PointerHead(nn.Module):
         """
         logits = self.query(positions) @ candidates.transpose(-1, -2) * self.scale
         return logits.masked_fill(~mask.unsqueeze(1), torch.finfo(logits.dtype).min)
+
+    def keys(self, candidates: Tensor) -> Tensor:
+        """What positions are matched with, computed once where they come one by one.
+
+        `positions @ keys.transpose(-1, -2)` are the logits (B, M, N) of `forward`, without a mask.
+
+        Args:
+            candidates: (B, N, D).
+
+        Returns:
+            (B, N, D).
+        """
+        return candidates @ (self.query.weight * self.scale)

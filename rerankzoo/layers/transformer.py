@@ -21,8 +21,8 @@ def attend(
         query: (B, H, Q, D/H).
         key: (B, H, K, D/H).
         value: (B, H, K, D/H).
-        mask: Boolean, broadcastable to (B, H, Q, K), True where a key may be attended to. Every query needs at least
-            one such key.
+        mask: Broadcastable to (B, H, Q, K): boolean, True where a key may be attended to, or numbers that are added to
+            the logits (see `additive_mask`). Every query needs at least one key.
         implementation: `"sdpa"` (torch's fused kernels) or `"eager"` (spelled out, for inspection and parity tests).
         dropout: Probability of dropping an attention weight.
 
@@ -38,7 +38,7 @@ def attend(
         raise ValueError(f"attention implementation {implementation!r} is not one of 'sdpa', 'eager'")
     weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if mask is not None:
-        weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
+        weights = weights + (additive_mask(mask, weights.dtype) if mask.dtype == torch.bool else mask)
     return F.dropout(weights.softmax(-1), dropout) @ value
 
 
@@ -59,6 +59,7 @@ class MultiHeadAttention(nn.Module):
                 f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
             )
         self.num_attention_heads = num_attention_heads
+        self.head_size = hidden_size // num_attention_heads
         self.dropout = dropout
         self.cross = cross
         if cross:
@@ -76,34 +77,59 @@ class MultiHeadAttention(nn.Module):
         Args:
             hidden: (B, Q, D).
             memory: (B, K, D), for cross-attention only.
-            mask: Boolean, broadcastable to (B, H, Q, K), True where a key may be attended to.
+            mask: See `attend`.
             implementation: See `attend`.
 
         Returns:
             (B, Q, D).
         """
         if self.cross:
-            return self.read(hidden, self.key_value(memory), mask, implementation)
-        query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
+            return self.read(hidden, self.heads(self.key_value(memory)), mask, implementation)
+        query, key, value = self.heads(self.query_key_value(hidden)).chunk(3, dim=1)
         return self._mix(query, key, value, mask, implementation)
 
+    def heads(self, projected: Tensor) -> Tensor:
+        """Splits queries, keys or values of some tokens into their heads: (B, L, k * D) to (B, k * H, L, D/H).
+
+        A view. Keys and values of a sequence are kept in this form, so that they are split once.
+        """
+        return projected.view(*projected.shape[:2], -1, self.head_size).transpose(1, 2)
+
     def read(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
-        """Cross-attention to a memory whose keys and values (`self.key_value(memory)`) are there already.
+        """Cross-attention to a memory whose keys and values are there already.
 
         Args:
             hidden: (R, Q, D); R is a multiple of B, and the R / B rows of a request are neighbours.
-            key_value: (B, K, 2 * D); not copied for the rows of a request.
-            mask: Boolean, broadcastable to (B, H, Q, K).
+            key_value: (B, 2 * H, K, D/H), `heads(key_value(memory))`; not copied for the rows of a request.
+            mask: See `attend`.
             implementation: See `attend`.
 
         Returns:
             (R, Q, D).
         """
         query = self.query(hidden).reshape(key_value.shape[0], -1, hidden.shape[-1])
-        key, value = key_value.chunk(2, dim=-1)
-        return self._mix(query, key, value, mask, implementation).view(hidden.shape)
+        key, value = key_value.chunk(2, dim=1)
+        return self._mix(self.heads(query), key, value, mask, implementation).view(hidden.shape)
 
-    def branch(self, projected: Tensor, past: Tensor) -> Tensor:
+    def advance(self, projected: Tensor, past: Tensor | None, implementation: str = "sdpa") -> tuple[Tensor, Tensor]:
+        """Self-attention of the next token of each sequence to the tokens before it and to itself.
+
+        Args:
+            projected: (R, 1, 3 * D), its `query_key_value`.
+            past: (R, 2 * H, t, D/H), keys and values of the tokens before it; `None` for the first token.
+            implementation: See `attend`.
+
+        Returns:
+            (R, 1, D), and the keys and values (R, 2 * H, t + 1, D/H) with the token's own.
+        """
+        query, fresh = self.heads(projected).tensor_split([self.num_attention_heads], dim=1)
+        if past is None:  # the first token sees itself alone
+            return self.output(projected.chunk(3, dim=-1)[2]), fresh
+        key_value = torch.cat([past, fresh], dim=2)
+        key, value = key_value.chunk(2, dim=1)
+        return self._mix(query, key, value, None, implementation), key_value
+
+    def branch(self, projected: Tensor, past: Tensor | None) -> Tensor:
         """Self-attention of alternative next tokens, each to the tokens before it and to itself.
 
         The alternatives do not see one another, so that all of them are tried in one call, and the keys and values of
@@ -111,16 +137,15 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             projected: (R, A, 3 * D), `self.query_key_value` of A alternatives for each of R rows.
-            past: (R, t, 2 * D), the keys and values of the rows' tokens so far, each the last two thirds of such a
-                projection.
+            past: (R, 2 * H, t, D/H), the keys and values of the rows' tokens so far; `None` if there are none.
 
         Returns:
             (R, A, D).
         """
-        if past.shape[1] == 0:  # the first token sees itself alone
+        if past is None:  # the first token sees itself alone
             return self.output(projected.chunk(3, dim=-1)[2])
-        query, key, value = (self._split(x) for x in projected.chunk(3, dim=-1))  # (R, H, A, D/H)
-        past_key, past_value = (self._split(x) for x in past.chunk(2, dim=-1))  # (R, H, t, D/H)
+        query, key, value = self.heads(projected).chunk(3, dim=1)  # (R, H, A, D/H)
+        past_key, past_value = past.chunk(2, dim=1)
         own = (query * key).sum(-1, keepdim=True)
         weights = torch.cat([query @ past_key.transpose(-1, -2), own], dim=-1) / math.sqrt(query.shape[-1])
         weights = weights.softmax(-1)
@@ -129,11 +154,8 @@ class MultiHeadAttention(nn.Module):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(self._split(query), self._split(key), self._split(value), mask, implementation, dropout)
+        mixed = attend(query, key, value, mask, implementation, dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)  # (B, H, L, D/H)
 
 
 class TransformerBlock(nn.Module):
@@ -184,29 +206,57 @@ class TransformerBlock(nn.Module):
 
         Args:
             hidden: (B, Q, D).
-            mask: Boolean, broadcastable to (B, H, Q, Q), True where a key may be attended to.
+            mask: See `attend`.
             memory: (B, K, D), required where the block was made with `cross_attention`. There may be several rows of
                 `hidden` for each of `memory`, as neighbours.
-            memory_mask: Boolean, broadcastable to (B, H, Q, K).
+            memory_mask: See `attend`.
             implementation: See `attend`.
 
         Returns:
             (B, Q, D).
         """
         mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
-        hidden = hidden + self.dropout(mixed)
-        key_value = None if memory is None else self.cross_attention.key_value(memory)
-        return self._rest(hidden, key_value, memory_mask, implementation)
+        key_value = None if memory is None else self.memory_key_value(memory)
+        return self._rest(self._add(hidden, mixed), key_value, memory_mask, implementation)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
         return self.attention.query_key_value(self.attention_norm(hidden))
 
+    def memory_key_value(self, memory: Tensor) -> Tensor:
+        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `advance` and `step`: computed once."""
+        return self.cross_attention.heads(self.cross_attention.key_value(memory))
+
+    def advance(
+        self,
+        hidden: Tensor,
+        past: Tensor | None,
+        memory_key_value: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        implementation: str = "sdpa",
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the block on the next token of sequences whose keys and values are known.
+
+        The same numbers as `forward` with a causal mask on each sequence extended by its next token.
+
+        Args:
+            hidden: (R, 1, D), the next token of each of R sequences.
+            past: (R, 2 * H, t, D/H), the keys and values of each sequence; `None` for the first token.
+            memory_key_value: See `memory_key_value`, where there is a memory.
+            memory_mask: See `attend`.
+            implementation: See `attend`.
+
+        Returns:
+            (R, 1, D), and the keys and values (R, 2 * H, t + 1, D/H) of the extended sequences.
+        """
+        mixed, key_value = self.attention.advance(self.project(hidden), past, implementation)
+        return self._rest(self._add(hidden, mixed), memory_key_value, memory_mask, implementation), key_value
+
     def step(
         self,
         hidden: Tensor,
         projected: Tensor,
-        past: Tensor,
+        past: Tensor | None,
         memory_key_value: Tensor | None = None,
         memory_mask: Tensor | None = None,
         implementation: str = "sdpa",
@@ -216,11 +266,11 @@ class TransformerBlock(nn.Module):
         The same numbers as `forward` with a causal mask on each sequence extended by each alternative.
 
         Args:
-            hidden: (R, A, D), A alternatives for the next token of each of R sequences; one in plain decoding.
+            hidden: (R, A, D), A alternatives for the next token of each of R sequences.
             projected: (R, A, 3 * D), their `project`.
-            past: (R, t, 2 * D), the keys and values (the last two thirds of `project`) of each sequence.
-            memory_key_value: (B, K, 2 * D), `self.cross_attention.key_value` of the memory, where there is one.
-            memory_mask: Boolean, broadcastable to (B, H, Q, K).
+            past: (R, 2 * H, t, D/H), the keys and values of each sequence; `None` if they are empty.
+            memory_key_value: See `memory_key_value`, where there is a memory.
+            memory_mask: See `attend`.
             implementation: See `attend`; of the cross-attention.
 
         Returns:
@@ -235,9 +285,12 @@ class TransformerBlock(nn.Module):
         """What follows self-attention."""
         if memory_key_value is not None:
             query = self.cross_attention_norm(hidden)
-            mixed = self.cross_attention.read(query, memory_key_value, memory_mask, implementation)
-            hidden = hidden + self.dropout(mixed)
-        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+            hidden = self._add(hidden, self.cross_attention.read(query, memory_key_value, memory_mask, implementation))
+        return self._add(hidden, self.feed_forward(self.feed_forward_norm(hidden)))
+
+    def _add(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        """A residual connection."""
+        return hidden + (self.dropout(branch) if self.training else branch)
 
 
 def key_mask(mask: Tensor) -> Tensor:
@@ -246,6 +299,14 @@ def key_mask(mask: Tensor) -> Tensor:
     A row without any real key attends to all of them instead of dividing by zero; its output is never used.
     """
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to attention logits: 0 where it is True, the smallest number elsewhere.
+
+    For a mask that is used many times: torch makes one of these of every boolean mask in every call.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

@@ -218,3 +218,17 @@ class RerankingModule(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = make_scheduler(optimizer, self.lr_scheduler_type, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips all gradients but sparse ones, which torch cannot: Adam's step does not depend on their scale."""
+        sparse = {p: p.grad for p in self.parameters() if p.grad is not None and p.grad.is_sparse}
+        for parameter in sparse:
+            parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for parameter, gradient in sparse.items():
+            parameter.grad = gradient

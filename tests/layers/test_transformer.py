@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rerankzoo.layers import MultiHeadAttention, TransformerBlock, attend, causal_mask, key_mask
+from rerankzoo.layers import MultiHeadAttention, TransformerBlock, additive_mask, attend, causal_mask, key_mask
 
 HIDDEN, HEADS, WIDE = 16, 4, 24
 
@@ -152,14 +152,40 @@ def test_step_is_forward_on_every_extended_sequence(cross: bool, past: int) -> N
     mask = causal_mask(past + 1, rows.device)
     expected, cached, found = extended, rows, alternatives
     for layer in layers:
-        projected, known = layer.project(found), layer.project(cached)[..., HIDDEN:]
-        key_value = layer.cross_attention.key_value(memory) if cross else None
+        projected, known = layer.project(found), layer.attention.heads(layer.project(cached)[..., HIDDEN:])
+        key_value = layer.memory_key_value(memory) if cross else None
         shared = {"memory": memory, "memory_mask": key_mask(real)} if cross else {}
-        found = layer.step(found, projected, known, key_value, key_mask(real) if cross else None)
+        found = layer.step(found, projected, known if past else None, key_value, key_mask(real) if cross else None)
         if past:
             cached = layer(cached, mask=causal_mask(past, rows.device), **shared)
         expected = layer(expected, mask=mask, **shared)
     torch.testing.assert_close(found, expected[:, -1].view(6, 5, HIDDEN), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_advance_is_forward_token_by_token(cross: bool) -> None:
+    layers, tokens, memory = blocks(cross), random(6, 4, HIDDEN), random(2, 7, HIDDEN, seed=2)
+    real = torch.tensor([[True] * 7, [True, True, False, True, False, True, True]])
+    shared = {"memory": memory, "memory_mask": key_mask(real)} if cross else {}
+    expected = tokens
+    for layer in layers:
+        expected = layer(expected, mask=causal_mask(4, tokens.device), **shared)
+    mask = additive_mask(key_mask(real), tokens.dtype) if cross else None
+    known = [layer.memory_key_value(memory) if cross else None for layer in layers]
+    past: list[Tensor | None] = [None, None]
+    for position in range(4):
+        found = tokens[:, position : position + 1]
+        for number, layer in enumerate(layers):
+            found, past[number] = layer.advance(found, past[number], known[number], mask)
+        torch.testing.assert_close(found[:, 0], expected[:, position], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_additive_masks_are_boolean_ones(implementation: str) -> None:
+    query, key, value = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
+    mask = key_mask(torch.tensor([[True, True, False, True, False], [True] * 5]))
+    expected = attend(query, key, value, mask, implementation)
+    torch.testing.assert_close(attend(query, key, value, additive_mask(mask, query.dtype), implementation), expected)
 
 
 def test_rows_share_a_memory() -> None:

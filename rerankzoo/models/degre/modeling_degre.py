@@ -24,7 +24,7 @@ Where this differs from the paper, or fills in what our sources (summaries and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, cast
 
 import torch
@@ -48,6 +48,7 @@ from rerankzoo.layers import (
     InterFieldAttention,
     PointerHead,
     TransformerBlock,
+    additive_mask,
     causal_mask,
     key_mask,
 )
@@ -83,10 +84,10 @@ def _check_length(slates: Tensor, config: DeGReConfig) -> None:
         raise ValueError(f"slates have {slates.shape[-1]} positions, the model has slate_size {config.slate_size}")
 
 
-def _next_position(state: ScorerState, config: DeGReConfig) -> int:
+def _next_position(state: ScorerState, slate_size: int) -> int:
     position = state.prefix.shape[1]
-    if position >= config.slate_size:
-        raise ValueError(f"slate_size must be at most {config.slate_size}, the number of positions of the model")
+    if position >= slate_size:
+        raise ValueError(f"slate_size must be at most {slate_size}, the number of positions of the model")
     return position
 
 
@@ -347,8 +348,7 @@ class DeGReEvaluatorScorer(Scorer):
         """See `Scorer.start`."""
         state = super().start(batch)
         items = state.memory["candidate_states"]
-        shape = (items.shape[0], len(self.layers), 0, 2 * items.shape[-1])
-        state.cache = {"key_value": items.new_empty(shape), "value": items.new_zeros(items.shape[0])}
+        state.cache = {"value": items.new_zeros(items.shape[0])}
         return state
 
     def score(self, state: ScorerState) -> Tensor:
@@ -360,7 +360,7 @@ class DeGReEvaluatorScorer(Scorer):
 
     def _expand(self, state: ScorerState) -> dict[str, Tensor]:
         """Gains (R, N) of all candidates, and their keys and values (R, N, 2 * D) in each layer."""
-        position = _next_position(state, self.model.config)
+        position = _next_position(state, self.model.config.slate_size)
         items, request = state.memory["candidate_states"], state.request
         hidden = items + self.model.positions.weight[position]
         projected = self.layers[0].project(hidden)[request]
@@ -369,7 +369,7 @@ class DeGReEvaluatorScorer(Scorer):
             if number > 0:
                 projected = layer.project(hidden)
             step[f"key_value_{number}"] = projected[..., size:]
-            hidden = layer.step(hidden, projected, state.cache["key_value"][:, number])
+            hidden = layer.step(hidden, projected, state.cache.get(f"past_{number}"))
         step["gains"] = self.model.gains(hidden, position, state.memory["candidate_value"][request])
         return step
 
@@ -378,8 +378,10 @@ class DeGReEvaluatorScorer(Scorer):
         if not state.step:
             state.step = self._expand(state)
         new, chosen = super().extend(state, parent, index), index.clamp_min(0)
-        fresh = [state.step[f"key_value_{number}"][parent, chosen] for number in range(len(self.layers))]
-        new.cache["key_value"] = torch.cat([new.cache["key_value"], torch.stack(fresh, dim=1).unsqueeze(2)], dim=2)
+        for number, layer in enumerate(self.layers):
+            name = f"past_{number}"
+            fresh = layer.attention.heads(state.step[f"key_value_{number}"][parent, chosen].unsqueeze(1))
+            new.cache[name] = torch.cat([new.cache[name], fresh], dim=2) if name in new.cache else fresh
         new.cache["value"] = new.cache["value"] + state.step["gains"][parent, chosen]
         return new
 
@@ -654,23 +656,23 @@ class DeGReGeneratorScorer(Scorer):
     def __init__(self, model: DeGReGenerator) -> None:
         self.model = model
         self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
+        # Looked up once: attributes of a config are slow, and every position needs them.
+        self.positions, self.slate_size = model.positions, model.config.slate_size
+        self.implementation = model.config._attn_implementation
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
         mask = batch["candidate_mask"]
         states, user = self.model.encode(batch, mask)
-        memory = {"candidate_states": states, "user": user, "candidate_mask": mask}
+        memory = {
+            "candidate_states": states,
+            "user": user,
+            "mask": additive_mask(key_mask(mask), states.dtype),
+            "pointer": self.model.pointer.keys(states),
+        }
         for number, layer in enumerate(self.layers):
-            memory[f"key_value_{number}"] = layer.cross_attention.key_value(states)
+            memory[f"key_value_{number}"] = layer.memory_key_value(states)
         return memory
-
-    def start(self, batch: Batch) -> ScorerState:
-        """See `Scorer.start`."""
-        state = super().start(batch)
-        user = state.memory["user"]
-        shape = (user.shape[0], len(self.layers), 0, 2 * user.shape[-1])
-        state.cache = {"key_value": user.new_empty(shape)}
-        return state
 
     def score(self, state: ScorerState) -> Tensor:
         """See `Scorer.score`."""
@@ -679,32 +681,29 @@ class DeGReGeneratorScorer(Scorer):
         return state.step["log_probs"]
 
     def _advance(self, state: ScorerState) -> dict[str, Tensor]:
-        """Log-probabilities (R, N) of the next item, and the keys and values (R, L, 1, 2 * D) of the newest token."""
-        position, memory = _next_position(state, self.model.config), state.memory
-        states, mask = memory["candidate_states"], memory["candidate_mask"]
+        """Log-probabilities (R, N) of the next item, and the cache with the newest token."""
+        position, memory = _next_position(state, self.slate_size), state.memory
+        states, step = memory["candidate_states"], {}
         if position == 0:
             token = memory["user"][state.request]
         else:
             token = states[state.request, state.prefix[:, -1].clamp_min(0)]
-        hidden = (token + self.model.positions.weight[position]).unsqueeze(1)  # (R, 1, D)
-        shared = {"memory_mask": key_mask(mask), "implementation": self.model.config._attn_implementation}
-        fresh = []
+        hidden = (token + self.positions.weight[position]).unsqueeze(1)  # (R, 1, D)
+        shared = {"memory_mask": memory["mask"], "implementation": self.implementation}
         for number, layer in enumerate(self.layers):
-            projected, past = layer.project(hidden), state.cache["key_value"][:, number]
-            fresh.append(projected[..., hidden.shape[-1] :])
-            hidden = layer.step(hidden, projected, past, memory[f"key_value_{number}"], **shared)
+            past, key_value = state.cache.get(f"past_{number}"), memory[f"key_value_{number}"]
+            hidden, step[f"past_{number}"] = layer.advance(hidden, past, key_value, **shared)
         grouped = self.model.decoder_norm(hidden).view(states.shape[0], -1, states.shape[-1])  # (B, W, D)
-        logits = self.model.pointer(grouped, states, mask).flatten(0, 1)
-        log_probs = remaining_log_probs(logits, state.available)
-        return {"log_probs": log_probs, "key_value": torch.stack(fresh, dim=1)}
+        logits = (grouped @ memory["pointer"].transpose(1, 2)).flatten(0, 1)
+        step["log_probs"] = remaining_log_probs(logits, state.available)
+        return step
 
     def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
         """See `Scorer.extend`."""
         if not state.step:
             state.step = self._advance(state)
-        new = super().extend(state, parent, index)
-        new.cache["key_value"] = torch.cat([new.cache["key_value"], state.step["key_value"][parent]], dim=2)
-        return new
+        grown = {name: tensor for name, tensor in state.step.items() if name != "log_probs"}
+        return super().extend(replace(state, cache=grown), parent, index)
 
 
 __all__ = ["DeGReEvaluator", "DeGReEvaluatorEnsemble", "DeGReGenerator"]

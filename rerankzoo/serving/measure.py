@@ -1,0 +1,82 @@
+"""Measuring: CPU time of calls taken in turns, floating-point operations, and what the machine's GEMM reaches.
+
+CPU time and not wall time, because other processes of the machine lengthen the latter; in turns, because they also
+slow down the former, by the caches they share, and then slow down all that is compared alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Call = Callable[[], Any]
+
+#: Calls before the clock starts: the first ones fill caches and allocate.
+WARM_UP = 2
+
+
+class Times(NamedTuple):
+    """Seconds of each call, in rounds: CPU time of the process, and what a clock on the wall shows."""
+
+    cpu: np.ndarray
+    wall: np.ndarray
+
+
+def in_turns(calls: Mapping[str, Call], seconds: float, fewest: int = 7) -> dict[str, Times]:
+    """Times calls one after the other, round by round.
+
+    Args:
+        calls: What to time, by name.
+        seconds: Wall time after which no round is begun, unless there were fewer than `fewest`.
+        fewest: Rounds at least.
+
+    Returns:
+        The times of each, by name.
+    """
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    end, rounds = time.monotonic() + seconds, 0
+    gc.collect()
+    while rounds < fewest or time.monotonic() < end:
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+        rounds += 1
+    return {name: Times(*np.array(values).T) for name, values in times.items()}
+
+
+def count_flops(call: Call) -> int:
+    """Floating-point operations of the matrix products and attentions of a call in eager mode."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def gemm_call(rows: int, hidden_size: int) -> tuple[Call, int]:
+    """A matrix product as wide as a feed-forward layer, `rows` x D x 4 D, and its floating-point operations."""
+    random = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, hidden_size, generator=random)
+    right = torch.randn(hidden_size, 4 * hidden_size, generator=random)
+    out = torch.empty(rows, 4 * hidden_size)
+    return lambda: torch.mm(left, right, out=out), 8 * rows * hidden_size**2
+
+
+def gemm_rate(rows: int, hidden_size: int, seconds: float = 0.2) -> float:
+    """Operations per second of CPU time that the machine's single-precision GEMM reaches at this size."""
+    call, flops = gemm_call(rows, hidden_size)
+    repeats = max(1, 20_000_000 // flops)  # a single small product is too short for the clock
+
+    def many() -> None:
+        for _ in range(repeats):
+            call()
+
+    return flops * repeats / float(np.median(in_turns({"gemm": many}, seconds)["gemm"].cpu))

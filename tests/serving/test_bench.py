@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerankzoo import RerankingPipeline
+from rerankzoo.cli.main import main
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation import MatrixScorer
+from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.mining import mine_batch
+from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
+from rerankzoo.models.nar4rec import NAR4RecForReranking
+from rerankzoo.serving import random_requests
+from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
+from rerankzoo.serving.measure import count_flops, gemm_rate, in_turns
+from tests.benchmarks import peers
+from tests.benchmarks.comparisons import check_loaders, check_same, logged_requests, training_sides
+from tests.benchmarks.harness import Ratio, write_results
+from tests.benchmarks.setting import full_batch, make_extractor, make_model
+from tests.serving.test_export import make_model as make_tiny
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, fewest=3)
+    assert order == ["a", "a", "b", "b", *"ababab"]  # warmed up first
+    assert all(len(values) == 3 for one in times.values() for values in one)
+
+
+def test_counts_the_operations_of_a_product() -> None:
+    left, right = torch.ones(3, 4), torch.ones(4, 5)
+    assert count_flops(lambda: left @ right) == 2 * 3 * 4 * 5
+    assert gemm_rate(16, 8, seconds=0.0) > 0
+
+
+def test_random_requests_are_read(extractor: RerankingFeatureExtractor) -> None:
+    requests = json.loads(json.dumps(random_requests(extractor, 3, 5, history_length=2)))
+    batch = extractor(requests)
+    assert batch["candidate_mask"].shape == (3, 5)
+    assert batch["history_mask"].shape == (3, 2)
+    item = [field.name for field in extractor.schema.select("candidate", "categorical")].index("item_id")
+    assert (batch["candidate_categorical"][..., item] >= 2).all()  # known to the vocabulary
+    assert requests != random_requests(extractor, 3, 5, history_length=2, seed=1)
+
+
+def test_measures_every_load(extractor: RerankingFeatureExtractor) -> None:
+    loads = loads_of([3, 5], [2], [1, 4], [1, 2])
+    assert loads[1] == Load(num_candidates=3, slate_size=2, batch_size=1, num_beams=2)
+    found = list(bench_model(make_tiny(extractor), extractor, loads, seconds=0.0))
+    sizes = [(m.num_candidates, m.slate_size, m.batch_size, m.num_beams) for m in found]
+    assert sizes == [(n, 2, b, w) for n in (3, 5) for b in (1, 4) for w in (1, 2)]
+    assert all(0 < m.p50_ms <= m.p99_ms and m.cpu_ms > 0 and m.mflops > 0 and m.floor_ratio > 0 for m in found)
+
+
+def test_refuses_more_positions_than_the_model_has(extractor: RerankingFeatureExtractor) -> None:
+    with pytest.raises(ValueError, match="slate_size 9 exceeds the model's 4"):
+        next(bench_model(make_tiny(extractor), extractor, [Load(3, 2, 1), Load(9, 9, 1)]))
+
+
+def test_end_to_end_has_all_parts(extractor: RerankingFeatureExtractor) -> None:
+    pipeline = RerankingPipeline(make_tiny(extractor), extractor)
+    times = end_to_end(pipeline, random_requests(extractor, 2, 5), seconds=0.0, slate_size=2)
+    assert list(times) == ["parse", "extract", "decode", "answer", "whole"]
+    assert all(value >= 0 for value in times.values())
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    make_tiny(extractor).save_pretrained(root)
+    extractor.save_pretrained(root)
+    return root
+
+
+def test_command_writes_what_it_measured(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--n", "3,5", "--m", "2", "--batch", "2", "--backend", "eager,onnx", "--seconds", "0"]
+    assert main(["bench", str(folder), *arguments, "--out", str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [(entry["backend"], entry["num_candidates"]) for entry in written["calls"]] == [
+        ("eager", 3),
+        ("onnx", 3),
+        ("eager", 5),
+        ("onnx", 5),
+    ]
+    assert [entry["batch_size"] for entry in written["end_to_end"]] == [2, 2]
+    assert (tmp_path / "out" / "bench.svg").is_file()
+    assert "requests/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "0"], "0 is not positive"),
+        (["--backend", "eager,tensorrt"], "'tensorrt' is not one of eager, onnx, aoti"),
+        (["--m", "9"], "slate_size 9 exceeds the model's 4"),
+    ],
+)
+def test_command_refuses(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", str(folder), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tmp_path / "nothing")]) == 2
+    assert "no model at" in capsys.readouterr().err
+
+
+# --- the comparisons: both sides give the same ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_peers_decode_the_same_slates(num_beams: int) -> None:
+    model, batch = make_model(DeGReGenerator), full_batch(3, 9)
+    mask = batch["candidate_mask"]
+    encoded = model.encode(batch, mask)
+    wrapper = peers.TransformersGenerator(model, 9).eval()
+    options = {"num_beams": num_beams} if num_beams > 1 else {}
+    naive = peers.naive_beam(model, encoded, mask, 4, num_beams) if num_beams > 1 else None
+    check_same(
+        {
+            "ours": model.generate(**batch, slate_size=4, **options),
+            "transformers": wrapper.slates(encoded, mask, 4, num_beams),
+            "naive": peers.naive_greedy(model, encoded, mask, 4) if naive is None else naive,
+        }
+    )
+
+
+@torch.no_grad()
+def test_the_loop_selects_the_same_slates() -> None:
+    model, batch = make_model(NAR4RecForReranking), full_batch(3, 9)
+    batch["candidate_mask"][1, 5:] = False
+    output = model(**batch)
+    scorer = MatrixScorer(lambda _: (output.logits, output.candidate_states))
+    found = contrastive_search(scorer, batch, 4, 0.3, None)
+    mask = batch["candidate_mask"]
+    slates, scores = peers.python_contrastive(output.logits, output.candidate_states, mask, 4, 0.3)
+    check_same({"ours": found.slates[:, 0], "loop": slates})
+    torch.testing.assert_close(found.step_scores[:, 0], scores, rtol=1e-4, atol=1e-5)
+
+
+def test_naive_mining_finds_the_same_slates() -> None:
+    model, batch = make_model(DeGReEvaluator), full_batch(2, 8)
+    mined = mine_batch(model.scorer(), batch, 3, num_beams=4, keep=4)
+    slates, values = peers.naive_mining(model, batch, 3, 4)
+    check_same({"ours": mined.slates, "naive": slates})
+    torch.testing.assert_close(mined.values, values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_model_has_the_same_scores_and_both_learn() -> None:
+    for step in training_sides(num_requests=4):  # compares the scores
+        step()
+
+
+def test_loaders_load_the_same() -> None:
+    from datasets import Dataset
+
+    check_loaders(Dataset.from_list(logged_requests(64)))
+    assert make_extractor().schema.numeric_size("candidate") == 5
+
+
+def test_different_slates_are_told() -> None:
+    with pytest.raises(RuntimeError, match="b and a differ in 1 of 2 requests"):
+        check_same({"a": torch.tensor([[0, 1], [2, 3]]), "b": torch.tensor([[0, 1], [3, 2]])})
+
+
+def test_results_have_one_entry_per_ratio(tmp_path: Path) -> None:
+    ratios = [Ratio("a / b", "at_least", 2.2, 2.0, 2.5, "note"), Ratio("share", "at_most", 0.2, 0.15, 0.08)]
+    assert [ratio.met for ratio in ratios] == ["must", "short"]
+    write_results(tmp_path / "bench" / "results.json", ratios)
+    written = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert written == {
+        "ratios": [
+            {"row": "a / b", "direction": "at_least", "measured": 2.2, "must": 2.0, "aim": 2.5},
+            {"row": "share", "direction": "at_most", "measured": 0.2, "must": 0.15, "aim": 0.08},
+        ]
+    }
