@@ -61,7 +61,8 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.slow
 def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "model.onnx", "vocabularies.safetensors"])
+    more = ["model.onnx", "modeling_rerankzoo.py", "vocabularies.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *more])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
     metadata = GraphMetadata.load(folder / "export.json")
     assert (metadata.format, metadata.decoding, metadata.sizes) == ("onnx", {"slate_size": 3}, None)
