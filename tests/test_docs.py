@@ -200,7 +200,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-HUB_PAGES = [DOCS / "share.md", DOCS / "use.md"]
+HUB_PAGES = [DOCS / "share.md", DOCS / "use.md", DOCS / "fine-tune.md"]
 RUNNING = [page for page in PAGES if any(block.mark == "run" for block in blocks(page)) and page not in HUB_PAGES]
 
 

@@ -7,14 +7,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import transformers
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
+from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
 
 
 class RerankingCLI(LightningCLI):
@@ -60,6 +63,29 @@ class RerankingCLI(LightningCLI):
                 wandb = {"project": "rerankzoo", "save_dir": root}
                 loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
             config.trainer.logger = loggers
+        self._choose_extractor(config)
+
+    def _choose_extractor(self, config: Namespace) -> None:
+        """Takes the extractor from where the weights come from, unless the recipe names one.
+
+        A run of a Lightning checkpoint has the extractor beside it. One that starts from `pretrained` extends that
+        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing.
+        """
+        model, data = config.model.init_args, config.data.init_args
+        if "extend_extractor" not in data:  # a data module of the user's own
+            return
+        kept = _kept_extractor(config) if config.get("ckpt_path") else None
+        if kept is not None and (data.extractor is None or data.extend_extractor):
+            data.extractor, data.extend_extractor, data.update_statistics = str(kept), False, False
+        elif data.extractor is None and model.get("pretrained") is not None:
+            data.extractor, data.extend_extractor = model.pretrained, self.subcommand in (None, "fit")
+
+
+def _kept_extractor(config: Namespace) -> Path | None:
+    """The extractor that a run left beside its checkpoints; `None` where there is none."""
+    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "last"
+    folder = (checkpoint.parent if checkpoint.is_file() else Path(config.checkpoint.dirpath)) / EXTRACTOR_FOLDER
+    return folder if folder.is_dir() else None
 
 
 def _in(root: str, name: str) -> dict[str, str]:

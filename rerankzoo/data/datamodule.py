@@ -20,6 +20,7 @@ from rerankzoo.data.folder import (
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
@@ -37,8 +38,14 @@ class RerankingDataModule(L.LightningDataModule):
         extractor: A folder or Hub id with a fitted extractor, as of a checkpoint that is fine-tuned or applied; the
             path itself, where the data was mined; default: one is fitted on the training split.
         revision: Branch, tag or commit of a dataset repository.
+        extend_extractor: Whether the extractor learns the new ids of the training split, after those it knows
+            (`RerankingFeatureExtractor.extend`).
+        update_statistics: With `extend_extractor`: whether numbers are standardised by the training split's own mean
+            and deviation.
 
     Raises:
+        ValueError: If an extractor is to be extended and none is given.
+        SchemaMismatchError: If the data's schema is not that of the extractor to extend; lists the fields.
         FileNotFoundError: If the folder, its schema or a split that is asked for is missing.
         HubError: If a repository is missing or cannot be reached.
     """
@@ -51,14 +58,22 @@ class RerankingDataModule(L.LightningDataModule):
         seed: int = 0,
         extractor: str | None = None,
         revision: str | None = None,
+        extend_extractor: bool = False,
+        update_statistics: bool = False,
     ) -> None:
         super().__init__()
+        if extend_extractor and extractor is None:
+            raise ValueError("extend_extractor needs an extractor; without one it is fitted on the training split")
+        if update_statistics and not extend_extractor:
+            raise ValueError("update_statistics needs extend_extractor: what is not extended stays as it is")
         self.path = path
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.extractor_path = extractor
         self.revision = revision
+        self.extend_extractor = extend_extractor
+        self.update_statistics = update_statistics
         self.splits = DatasetDict()
         self._folder: Path | None = None
         self._extractor: RerankingFeatureExtractor | None = None
@@ -83,13 +98,21 @@ class RerankingDataModule(L.LightningDataModule):
                 f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
             )
         self.splits = open_splits(folder)
-        if self.extractor_path is not None:
+        schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
+        if self.extractor_path is None:
+            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
+        else:
             source = str(folder) if self.extractor_path == self.path else self.extractor_path
             with one_line_errors(source):
-                self._extractor = RerankingFeatureExtractor.from_pretrained(source)
-        else:
-            schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
-            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
+                extractor = RerankingFeatureExtractor.from_pretrained(source)
+            self._extractor = self._extended(extractor, schema) if self.extend_extractor else extractor
+
+    def _extended(self, extractor: RerankingFeatureExtractor, schema: FeatureSchema) -> RerankingFeatureExtractor:
+        try:
+            schema.check_same(extractor.schema)
+        except SchemaMismatchError as error:
+            raise SchemaMismatchError(f"{self.path} does not fit {self.extractor_path}: {error}") from error
+        return extractor.extend(self.split("train"), self.update_statistics)
 
     @property
     def extractor(self) -> RerankingFeatureExtractor:
@@ -192,6 +215,8 @@ class SimulatorDataModule(RerankingDataModule):
         log: The stream of the training split: `"train"`, or `"judge"` for an independent log of the same world, of
             which to train an evaluator that judges models trained on the first.
         extractor: See `RerankingDataModule`.
+        extend_extractor: See `RerankingDataModule`.
+        update_statistics: See `RerankingDataModule`.
     """
 
     def __init__(
@@ -208,11 +233,21 @@ class SimulatorDataModule(RerankingDataModule):
         log: str = "train",
         extractor: str | None = None,
         constants: dict[str, Any] | None = None,
+        extend_extractor: bool = False,
+        update_statistics: bool = False,
     ) -> None:
         changed = "".join(f"-{key}={value}" for key, value in sorted((constants or {}).items()))
         name = f"simulator-{setting}{changed}-{num_train}-{num_validation}-{num_test}-seed{world_seed}"
         path = Path(root) / (name if log == "train" else f"{name}-{log}")
-        super().__init__(str(path), batch_size, eval_batch_size, seed, extractor)
+        super().__init__(
+            str(path),
+            batch_size,
+            eval_batch_size,
+            seed,
+            extractor,
+            extend_extractor=extend_extractor,
+            update_statistics=update_statistics,
+        )
         self.settings = SimulatorSettings.named(setting, **(constants or {}), seed=world_seed)
         self.sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
         self.log = log

@@ -24,7 +24,14 @@ from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchErro
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
-from rerankzoo.features.fitting import FittedState, field_depth, fit_state, fitted_schema, unfitted_schema
+from rerankzoo.features.fitting import (
+    FittedState,
+    extend_state,
+    field_depth,
+    fit_state,
+    fitted_schema,
+    unfitted_schema,
+)
 from rerankzoo.features.labels import (
     Arrays,
     candidate_column,
@@ -36,6 +43,7 @@ from rerankzoo.features.labels import (
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import read_table
+from rerankzoo.features.vocabulary import begins_with
 from rerankzoo.files import write_atomically
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
@@ -106,6 +114,54 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         state = fit_state(self._declared, read_table(data, self._declared.item_id))
         self._fitted = fitted_schema(self._declared, state), state
         return self
+
+    def extend(self, data: Any, update_statistics: bool = False) -> RerankingFeatureExtractor:
+        """Learns the new ids of further rows, for fine-tuning; the ids of known values stay what they are.
+
+        New values come after the known ones; those seen less often than a field's `min_count` in the data stay unknown.
+        Hashed fields have no new ids.
+
+        Args:
+            data: Any supported table (see `rerankzoo.features.tables`).
+            update_statistics: Whether numeric fields are standardised by the data's own mean and deviation, and no
+                longer by those of the rows that the extractor was fitted on.
+
+        Returns:
+            Another extractor; this one stays as it is.
+
+        Raises:
+            RerankingDataError: If a value cannot be used, or is a string where ids are integers (or the reverse).
+            SchemaError: If the extractor was not fitted.
+        """
+        _, state = self._require_fitted()
+        table = read_table(data, self._declared.item_id)
+        longer = extend_state(self._declared, state, table, update_statistics)
+        extractor = RerankingFeatureExtractor(self._declared)
+        extractor._fitted = fitted_schema(self._declared, longer), longer
+        return extractor
+
+    def check_extends(self, other: RerankingFeatureExtractor, other_statistics: bool = False) -> None:
+        """Refuses an extractor that this one does not continue: a model of the other's could not be used with it.
+
+        Args:
+            other: The extractor that came before.
+            other_statistics: Whether numeric fields may be standardised otherwise.
+
+        Raises:
+            SchemaMismatchError: If the columns, the ids of known values or the statistics differ; names the fields.
+        """
+        (_, own), (_, before) = self._require_fitted(), other._require_fitted()
+        self._declared.check_same(other._declared)
+        moved = [name for name, known in before.vocabularies.items() if not begins_with(own.vocabularies[name], known)]
+        moved += [name for name, known in before.types.items() if known not in (None, own.types[name])]
+        problems = [f"field {name!r} has other ids" for name in dict.fromkeys(moved)]
+        if not other_statistics:
+            for name, known in before.statistics.items():
+                if not np.array_equal([known.mean, known.std], [own.statistics[name].mean, own.statistics[name].std]):
+                    problems.append(f"field {name!r} is standardised otherwise")
+        if problems:
+            name = self._declared.name
+            raise SchemaMismatchError(f"schema {name!r} was fitted on other data: {'; '.join(problems)}")
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
         """Turns rows into a padded batch.

@@ -20,6 +20,7 @@ from rerankzoo.features.vocabulary import (
     IntegerCounter,
     StringCounter,
     Vocabulary,
+    extended_vocabulary,
     vocabulary_digest,
     vocabulary_from_arrays,
 )
@@ -120,13 +121,19 @@ def _num_embeddings(schema: FeatureSchema, field: FieldSpec, state: FittedState)
     return FIRST_ID + (len(state.vocabularies[owner.name]) if owner.hash_size is None else owner.hash_size)
 
 
-def fit_state(schema: FeatureSchema, table: Table) -> FittedState:
+def fit_state(schema: FeatureSchema, table: Table, types: Mapping[str, IdType | None] | None = None) -> FittedState:
     """Reads all rows once, in slices, and returns what was learned.
+
+    Args:
+        schema: What the columns are.
+        table: The rows.
+        types: The types that categorical fields must have, where they are known already.
 
     Raises:
         RerankingDataError: If a value cannot be used.
     """
-    ids = [_IdFitter(spec) for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
+    owners = [spec for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
+    ids = [_IdFitter(spec, (types or {}).get(spec.name)) for spec in owners]
     numbers = [_NumberFitter(spec) for spec in schema.fields if "standardize" in spec.transforms]
     for start in range(0, table.rows, _SLICE_ROWS):
         rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
@@ -141,6 +148,29 @@ def fit_state(schema: FeatureSchema, table: Table) -> FittedState:
     )
 
 
+def extend_state(schema: FeatureSchema, state: FittedState, table: Table, update_statistics: bool) -> FittedState:
+    """Returns a state that knows the table's values as well; the ids of known ones stay.
+
+    Args:
+        schema: What the columns are.
+        state: What was learned before.
+        table: Further rows.
+        update_statistics: Whether the statistics become those of the table.
+
+    Raises:
+        RerankingDataError: If a value cannot be used, or has another type than before.
+    """
+    new = fit_state(schema, table, state.types)
+    return FittedState(
+        types=new.types,
+        vocabularies={
+            name: extended_vocabulary(vocabulary, new.vocabularies[name])
+            for name, vocabulary in state.vocabularies.items()
+        },
+        statistics=new.statistics if update_statistics else state.statistics,
+    )
+
+
 def field_depth(spec: FieldSpec) -> int:
     """Returns how many lists deep a field's column is."""
     return (spec.group != "request") + (spec.kind == "dense")
@@ -149,9 +179,9 @@ def field_depth(spec: FieldSpec) -> int:
 class _IdFitter:
     """Counts the values of a categorical field (of a hashed one, only their type is kept)."""
 
-    def __init__(self, spec: FieldSpec) -> None:
+    def __init__(self, spec: FieldSpec, expected: IdType | None) -> None:
         self.spec = spec
-        self.type: IdType | None = None
+        self.type = expected
         self._integers = IntegerCounter()
         self._strings = StringCounter()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rerankzoo.errors import SchemaError
+from rerankzoo.errors import SchemaError, SchemaMismatchError
 from rerankzoo.files import write_atomically
 
 Group = Literal["request", "candidate", "history"]
@@ -265,6 +265,25 @@ class FeatureSchema:
         numeric = self.numeric_fields(field.group)
         return sum(other.size for other in numeric[: numeric.index(field)])
 
+    def check_same(self, expected: FeatureSchema) -> None:
+        """Refuses a schema with other columns, or columns that mean something else.
+
+        Names of schemas and what fitting sets are not compared.
+
+        Raises:
+            SchemaMismatchError: If they differ; lists every difference.
+        """
+        keys = ("item_id", "upstream_score", "slate", "propensity", "position_discount")
+        problems = [
+            problem for key in keys for problem in _differences(key, getattr(self, key), getattr(expected, key))
+        ]
+        problems += _entry_differences("field", self.fields, expected.fields)
+        problems += _entry_differences("target", self.targets, expected.targets)
+        if problems:
+            raise SchemaMismatchError(
+                f"schema {self.name!r} is not schema {expected.name!r} (expected): {'; '.join(problems)}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-able dictionary without the entries that have their default value."""
         return _to_dict(self)
@@ -302,6 +321,25 @@ class FeatureSchema:
             return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except (yaml.YAMLError, SchemaError) as error:
             raise SchemaError(f"{os.fspath(path)}: {error}") from error
+
+
+def _differences(what: str, found: Any, expected: Any) -> list[str]:
+    return [] if found == expected else [f"{what} is {found!r}, expected {expected!r}"]
+
+
+def _entry_differences(
+    what: str, found: Sequence[FieldSpec | TargetSpec], expected: Sequence[FieldSpec | TargetSpec]
+) -> list[str]:
+    own, other = ({entry.name: entry for entry in entries} for entries in (found, expected))
+    problems = [f"{what} {name!r} is not expected" for name in own if name not in other]
+    for name, entry in other.items():
+        if name not in own:
+            problems.append(f"{what} {name!r} is missing")
+            continue
+        for key in (spec.name for spec in fields(entry) if spec.name != "num_embeddings"):
+            problems += _differences(f"{key} of {what} {name!r}", getattr(own[name], key), getattr(entry, key))
+    # Columns of a batch's tensors are in this order.
+    return problems or _differences(f"the order of {what}s", list(own), list(other))
 
 
 def _to_dict(spec: FieldSpec | TargetSpec | FeatureSchema) -> dict[str, Any]:

@@ -29,17 +29,21 @@ class IntegerVocabulary:
     """Maps int64 values to ids.
 
     Args:
-        values: The known values, strictly increasing.
+        values: The known values in the order of their ids, without repetition. Fitting sorts them; what
+            `extended_vocabulary` adds comes after them.
     """
 
     def __init__(self, values: IntArray) -> None:
         self.values = values
+        order = np.argsort(values, kind="stable")
+        self._sorted, self._ids = values[order], order + FIRST_ID
         self._table: IntArray | None = None
         if len(values):
-            span = int(values[-1]) - int(values[0]) + 1
+            first = self._sorted[0]
+            span = int(self._sorted[-1]) - int(first) + 1
             if span <= max(_MIN_TABLE_SLOTS, _MAX_TABLE_SLOTS_PER_VALUE * len(values)):
                 self._table = np.full(span, UNKNOWN_ID, dtype=np.int64)
-                self._table[values - values[0]] = np.arange(FIRST_ID, FIRST_ID + len(values))
+                self._table[self._sorted - first] = self._ids
 
     def __len__(self) -> int:
         return len(self.values)
@@ -48,14 +52,14 @@ class IntegerVocabulary:
         """Returns one id per value."""
         if not len(self.values):
             return np.full(len(values), UNKNOWN_ID, dtype=np.int64)
-        first, last = self.values[0], self.values[-1]
+        first, last = self._sorted[0], self._sorted[-1]
         if self._table is not None:
             # Clipping comes first, so that the subtraction cannot overflow.
             ids = self._table[np.clip(values, first, last) - first]
             ids[(values < first) | (values > last)] = UNKNOWN_ID
             return ids
-        places = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
-        return np.where(self.values[places] == values, places + FIRST_ID, UNKNOWN_ID)
+        places = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
+        return np.where(self._sorted[places] == values, self._ids[places], UNKNOWN_ID)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Returns the arrays to store."""
@@ -66,7 +70,8 @@ class StringVocabulary:
     """Maps strings to ids.
 
     Args:
-        values: The known values, sorted, without repetition.
+        values: The known values in the order of their ids, without repetition. Fitting sorts them; what
+            `extended_vocabulary` adds comes after them.
     """
 
     def __init__(self, values: Sequence[str]) -> None:
@@ -90,6 +95,31 @@ class StringVocabulary:
 
 
 Vocabulary = IntegerVocabulary | StringVocabulary
+
+
+def extended_vocabulary(vocabulary: Vocabulary, other: Vocabulary) -> Vocabulary:
+    """Returns a vocabulary with another's new values after its own, whose ids stay.
+
+    Raises:
+        TypeError: If one holds integers and the other strings.
+    """
+    if not len(vocabulary):
+        return other
+    if isinstance(vocabulary, IntegerVocabulary) and isinstance(other, IntegerVocabulary):
+        return IntegerVocabulary(np.concatenate([vocabulary.values, np.setdiff1d(other.values, vocabulary.values)]))
+    if isinstance(vocabulary, StringVocabulary) and isinstance(other, StringVocabulary):
+        known = set(vocabulary.values)
+        return StringVocabulary([*vocabulary.values, *(value for value in other.values if value not in known)])
+    raise TypeError(f"a {type(vocabulary).__name__} cannot be extended by a {type(other).__name__}")
+
+
+def begins_with(vocabulary: Vocabulary, other: Vocabulary) -> bool:
+    """Tells whether all values of the other vocabulary have the same ids in the first."""
+    if isinstance(vocabulary, IntegerVocabulary) and isinstance(other, IntegerVocabulary):
+        return bool(np.array_equal(vocabulary.values[: len(other)], other.values))
+    if isinstance(vocabulary, StringVocabulary) and isinstance(other, StringVocabulary):
+        return vocabulary.values[: len(other)] == other.values
+    return not len(other)
 
 
 def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabulary:

@@ -38,6 +38,29 @@ class PackedEmbedding(nn.Module):
         starts = [0, *accumulate(self.num_embeddings)]
         return [starts[block] for block in self.owners[group]]
 
+    def continues(self, source: PackedEmbedding) -> bool:
+        """Tells whether this table has the blocks of another one, each with at least as many ids, as wide."""
+        old, new = source.num_embeddings, self.num_embeddings
+        grown = len(old) == len(new) and all(few <= many for few, many in zip(old, new, strict=True))
+        return grown and self.owners == source.owners and self.table.embedding_dim == source.table.embedding_dim
+
+    def continued_table(self, source: PackedEmbedding) -> Tensor:
+        """The table with the rows of the one that it `continues`.
+
+        Returns:
+            A new tensor (rows, E): per block the source's rows, then this table's own for ids that the source lacks.
+        """
+        table = self.table.weight.detach().clone()
+        if self.num_embeddings:
+            blocks = zip(
+                table.split(self.num_embeddings),
+                source.table.weight.detach().split(source.num_embeddings),
+                strict=True,
+            )
+            for own, known in blocks:
+                own[: len(known)] = known
+        return table
+
     def forward(self, ids: Tensor, group: str) -> Tensor:
         """Looks up the ids (..., F) of a group of fields.
 

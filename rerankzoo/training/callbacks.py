@@ -30,6 +30,8 @@ from rerankzoo.hub.card import write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
 from rerankzoo.models.base import RerankingPreTrainedModel
 
+#: Of the folder of Lightning checkpoints: the feature extractor of their run.
+EXTRACTOR_FOLDER = "extractor"
 _WRITE_ROWS = 8_192
 
 
@@ -55,6 +57,13 @@ class PretrainedExport(Callback):
         """Refuses a trainer without the checkpoints to export."""
         if stage == "fit" and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             raise ValueError("PretrainedExport needs a ModelCheckpoint callback beside it")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the extractor beside the Lightning checkpoints, for runs that start from one of them."""
+        checkpoint = trainer.checkpoint_callback
+        if trainer.is_global_zero and isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None:
+            directory = Path(checkpoint.dirpath) / EXTRACTOR_FOLDER
+            write_folder_atomically(directory, trainer.datamodule.extractor.save_pretrained)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the metrics of this step: its checkpoint may turn out to be the best."""

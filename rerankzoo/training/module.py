@@ -9,12 +9,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.metrics import NDCG, Hit
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
+from rerankzoo.training.freezing import freeze_modules
 from rerankzoo.training.optimizer import make_optimizer, make_scheduler
-from rerankzoo.training.pretrained import copy_modules, inherited_values, load_pretrained
+from rerankzoo.training.pretrained import (
+    continued_weights,
+    copy_modules,
+    inherited_values,
+    load_pretrained,
+    warn_of_frozen_ids,
+)
 
 
 class RerankingModule(L.LightningModule):
@@ -33,12 +40,14 @@ class RerankingModule(L.LightningModule):
         lr_scheduler_type: What follows: a name of `transformers.get_scheduler`, such as `"constant_with_warmup"`,
             `"cosine"` or `"linear"`.
         generation: Decoding parameters saved with the model and used by `predict`, such as `{"penalty_alpha": 0.1}`.
-        pretrained: Folder or Hub id of a checkpoint to start from, trained with the data's extractor. Without
+        pretrained: Folder or Hub id of a checkpoint to start from, trained with the data's extractor or with one that
+            the data's extends: known ids keep their embeddings, new ones have initialised ones. Without
             `pretrained_modules` it is the whole model: same architecture, its config and decoding parameters unless
             `config` and `generation` say otherwise; what makes the network what it is cannot be changed. A run that is
             resumed from a Lightning checkpoint does not need it any more.
         pretrained_modules: Take only the weights of these modules, such as `["item_encoder"]`; the checkpoint may be
             another class of the same family.
+        freeze: Modules that are not trained, such as `["item_encoder"]`.
 
     Raises:
         ValueError: If the architecture or a field of the config is unknown, or modules are named without a checkpoint.
@@ -55,6 +64,7 @@ class RerankingModule(L.LightningModule):
         generation: dict[str, Any] | None = None,
         pretrained: str | None = None,
         pretrained_modules: list[str] | None = None,
+        freeze: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -67,6 +77,7 @@ class RerankingModule(L.LightningModule):
         self.lr_scheduler_type = lr_scheduler_type
         self.pretrained = pretrained
         self.pretrained_modules = pretrained_modules
+        self.freeze_names = list(freeze or ())
         self.model: RerankingPreTrainedModel | None = None
         self._check_arguments()
 
@@ -93,7 +104,10 @@ class RerankingModule(L.LightningModule):
             if self.pretrained is None:
                 self._build(self._complete_config())
             else:
-                self._start_from(load_pretrained(self.pretrained, self.trainer.datamodule.extractor.schema))
+                data = self.trainer.datamodule
+                source = load_pretrained(self.pretrained, data.extractor, data.update_statistics)
+                self._start_from(source)
+                warn_of_frozen_ids(source, self._made())
 
     def _start_from(self, source: RerankingPreTrainedModel) -> None:
         """Makes the model with the weights of another one; called in every process, each reads the checkpoint."""
@@ -110,7 +124,7 @@ class RerankingModule(L.LightningModule):
         if source.can_generate():
             self.generation_values = source.generation_config.merged(**self.generation_values).parameters()
         self._build(self._complete_config())
-        self._made().load_state_dict(source.state_dict())
+        self._made().load_state_dict(continued_weights(source, self._made()))
 
     def _complete_config(self) -> RerankingConfig:
         data = self.trainer.datamodule
@@ -123,6 +137,7 @@ class RerankingModule(L.LightningModule):
 
     def _build(self, config: RerankingConfig) -> None:
         self.model = self.model_class(config)
+        freeze_modules(self.model, self.freeze_names)
         if self.generation_values:
             self.model.generation_config = self.model.generation_config_class(**self.generation_values)
         weights = config.schema.targets
@@ -151,9 +166,20 @@ class RerankingModule(L.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **values, **started}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the model that the weights belong to, unless the data made it already."""
+        """Makes the model that the weights belong to, unless the data made it already.
+
+        Raises:
+            SchemaMismatchError: If the data's extractor is not the one of the run that is resumed or applied.
+        """
+        config = self.model_class.config_class.from_dict(checkpoint["model_config"])
         if self.model is None:
-            self._build(self.model_class.config_class.from_dict(checkpoint["model_config"]))
+            self._build(config)
+        elif self.model.schema.fingerprint != config.schema.fingerprint:
+            raise SchemaMismatchError(
+                f"the checkpoint was made for schema {config.schema.name!r} (fingerprint {config.schema.fingerprint}), "
+                f"the data's extractor has fingerprint {self.model.schema.fingerprint}; give the run's own as "
+                "--data.init_args.extractor"
+            )
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from transformers import AutoModel
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.faults import one_line_errors
-from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.layers import PackedEmbedding
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
+from rerankzoo.training.freezing import find_module
 
 
-def load_pretrained(path: str, schema: FeatureSchema) -> RerankingPreTrainedModel:
+def load_pretrained(
+    path: str, extractor: RerankingFeatureExtractor, other_statistics: bool = False
+) -> RerankingPreTrainedModel:
     """Loads a checkpoint to start from; safetensors only.
 
     Args:
         path: Folder or Hub id.
-        schema: The fitted schema of the training data.
+        extractor: Of the training data: the checkpoint's, or one that extends it.
+        other_statistics: Whether the extractor may standardise numbers otherwise than the checkpoint's.
 
     Returns:
         The model, whole: a checkpoint that lacks weights, or has others, is refused.
@@ -27,7 +33,7 @@ def load_pretrained(path: str, schema: FeatureSchema) -> RerankingPreTrainedMode
     Raises:
         HubError: If there is no checkpoint at the path, or the Hub cannot be reached.
         RerankingDataError: If the checkpoint is no model of ours, or its weights do not fit its config.
-        SchemaMismatchError: If it was trained with another extractor than the data's.
+        SchemaMismatchError: If the data's extractor does not extend the one that it was trained with; lists the fields.
     """
     with one_line_errors(path):
         model, info = AutoModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
@@ -36,12 +42,31 @@ def load_pretrained(path: str, schema: FeatureSchema) -> RerankingPreTrainedMode
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise RerankingDataError(f"{path} has {problem} {sorted(info[problem])}", field="pretrained")
-    try:
-        model.check_schema(schema)
-    except SchemaMismatchError as error:
-        hint = f"start from {path} with the extractor it was trained with: --data.init_args.extractor {path}"
-        raise SchemaMismatchError(f"{error}; {hint}") from error
+    if model.schema.fingerprint != extractor.schema.fingerprint:
+        _check_extractor(path, model, extractor, other_statistics)
     return model
+
+
+def _check_extractor(
+    path: str, model: RerankingPreTrainedModel, extractor: RerankingFeatureExtractor, other_statistics: bool
+) -> None:
+    """Refuses data whose extractor does not extend the checkpoint's."""
+    with one_line_errors(path):
+        own = RerankingFeatureExtractor.from_pretrained(path)
+    model.check_schema(own.schema)
+    try:
+        extractor.schema.check_same(own.schema)
+    except SchemaMismatchError as error:
+        raise SchemaMismatchError(f"the data does not fit {path}: {error}") from error
+    try:
+        extractor.check_extends(own, other_statistics)
+    except SchemaMismatchError as error:
+        hint = (
+            f"start with its own, --data.init_args.extractor {path}, and --data.init_args.extend_extractor true where "
+            "the data has new ids"
+        )
+        message = f"{path} was trained with another extractor than the data's: {error}; {hint}"
+        raise SchemaMismatchError(message) from error
 
 
 def inherited_values(config: RerankingConfig, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +92,39 @@ def inherited_values(config: RerankingConfig, given: Mapping[str, Any]) -> dict[
     return {**{name: value for name, value in own.items() if name not in dropped}, **given}
 
 
+def continued_weights(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
+    """The weights of one module, for another whose vocabularies may have grown.
+
+    Args:
+        source: Where the weights come from.
+        target: A module of the same kind; initialised, because its embeddings of ids that the source lacks stay.
+
+    Returns:
+        The source's state, with the rows of embedding tables where the target has them.
+    """
+    state = source.state_dict()
+    known = dict(source.named_modules())
+    for name, table in target.named_modules():
+        old = known.get(name)
+        if isinstance(table, PackedEmbedding) and isinstance(old, PackedEmbedding) and table.continues(old):
+            prefix = f"{name}." if name else ""
+            state[f"{prefix}table.weight"] = table.continued_table(old)
+            state.update({f"{prefix}{key}": value for key, value in table.named_buffers()})
+    return state
+
+
+def warn_of_frozen_ids(source: RerankingPreTrainedModel, target: RerankingPreTrainedModel) -> None:
+    """Warns where new ids have embeddings that training will not change."""
+    tables = [part for part in target.modules() if isinstance(part, PackedEmbedding)]
+    if any(not part.table.weight.requires_grad for part in tables):
+        pairs = zip(source.schema.fields, target.schema.fields, strict=True)
+        grown = [new.name for old, new in pairs if old.num_embeddings != new.num_embeddings]
+        if grown:
+            rank_zero_warn(f"the embeddings are frozen: those of the new ids of {grown} stay as they are initialised")
+
+
 def copy_modules(source: nn.Module, target: nn.Module, names: Sequence[str]) -> None:
-    """Copies the weights of the named modules from one model to another.
+    """Copies the weights of the named modules from one model to another, as `continued_weights` does.
 
     Args:
         source: Where the weights come from.
@@ -78,25 +134,17 @@ def copy_modules(source: nn.Module, target: nn.Module, names: Sequence[str]) -> 
     Raises:
         RerankingDataError: If a model lacks a module, or the tensors of a module differ in name or shape.
     """
-    pairs = [(name, _module(source, name), _module(target, name)) for name in names]
-    for name, old, new in pairs:
-        _check_tensors(name, old, new)
-    for _, old, new in pairs:
-        new.load_state_dict(old.state_dict())
+    parts = [[find_module(model, name, "pretrained_modules") for model in (source, target)] for name in names]
+    states = [continued_weights(old, new) for old, new in parts]
+    for name, state, (_, new) in zip(names, states, parts, strict=True):
+        _check_tensors(name, state, new.state_dict())
+    for state, (_, new) in zip(states, parts, strict=True):
+        new.load_state_dict(state)
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
-    known = dict(model.named_modules())
-    if not name or name not in known:
-        children = sorted(child for child, _ in model.named_children())
-        message = f"{type(model).__name__} has no module {name!r}; it has {children} and what is in them"
-        raise RerankingDataError(message, field="pretrained_modules")
-    return known[name]
-
-
-def _check_tensors(name: str, source: nn.Module, target: nn.Module) -> None:
+def _check_tensors(name: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Refuses modules whose tensors differ, before any of them is copied."""
-    old, new = ({key: tuple(value.shape) for key, value in part.state_dict().items()} for part in (source, target))
+    old, new = ({key: tuple(value.shape) for key, value in state.items()} for state in (source, target))
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             shapes = [shapes.get(key, "missing") for shapes in (old, new)]

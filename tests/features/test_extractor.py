@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -528,3 +529,100 @@ def test_soft_labels_of_flat_slates(extractor: RerankingFeatureExtractor, mined_
     assert batch["soft_labels"].tolist() == [
         [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]]], [[[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]]
     ]  # fmt: skip
+
+
+# --- extending ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def newer(rows: Rows) -> Rows:
+    """The first row with an item between the known ones (and out of order), another brand, another age."""
+    rows[0].update(item_id=[13, 11, 10], brand=["z", "y", "a"], age=50, past=[10], user="bob")
+    return rows[:1]
+
+
+def test_known_ids_stay_and_new_ones_follow(extractor: RerankingFeatureExtractor, newer: Rows) -> None:
+    longer = extractor.extend(newer)
+    batch = longer(newer)
+    # items 11..14 are 2..5, 10 is new: 6; brands x, y are 2, 3, and a, z new: 4, 5
+    assert batch["candidate_categorical"].tolist() == [[[4, 5], [2, 3], [6, 4]]]
+    assert batch["request_categorical"].tolist() == [[3]]
+    assert batch["history_categorical"].tolist() == [[[6]]]
+    assert batch["request_numeric"].tolist() == [[3.0]]  # 50 by the mean 35 and the deviation 5 of before
+    sizes = {field.name: field.num_embeddings for field in longer.schema.fields if field.kind == "categorical"}
+    assert sizes == {"user": 4, "item_id": 7, "brand": 6, "past": 7}
+    assert extractor(newer)["candidate_categorical"].tolist() == [[[4, 1], [2, 3], [1, 1]]]  # it stays as it is
+    longer.check_extends(extractor)
+    with pytest.raises(
+        SchemaMismatchError, match=r"'user' has other ids; field 'item_id' has other ids; field 'brand'"
+    ):
+        extractor.check_extends(longer)
+
+
+def test_nothing_new_changes_nothing(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    assert extractor.extend(rows[:1]).schema == extractor.schema
+
+
+def test_statistics_change_only_if_asked(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    for row, age in zip(rows, (10, 12), strict=True):
+        row["age"] = age
+    updated = extractor.extend(rows, update_statistics=True)
+    assert updated(rows)["request_numeric"].tolist() == [[-1.0], [1.0]]
+    updated.check_extends(extractor, other_statistics=True)
+    with pytest.raises(SchemaMismatchError, match=r"'age' is standardised otherwise$"):
+        updated.check_extends(extractor)
+
+
+def test_extending_respects_min_count_and_types(schema: FeatureSchema, rows: Rows, newer: Rows) -> None:
+    fields = tuple(dataclasses.replace(f, min_count=2) if f.name == "brand" else f for f in schema.fields)
+    extractor = RerankingFeatureExtractor(dataclasses.replace(schema, fields=fields)).fit(rows)
+    newer[0]["brand"] = ["z", "z", "a"]
+    longer = extractor.extend(newer)
+    assert longer(newer)["candidate_categorical"][0, :, 1].tolist() == [3, 3, 1]  # of the known ones only y is not rare
+    newer[0]["item_id"] = ["13", "11", "10"]
+    with pytest.raises(RerankingDataError, match=r"field 'item_id'.*fitted on int values, got '13' \(string\)"):
+        extractor.extend(newer)
+
+
+def test_extended_extractor_is_saved(extractor: RerankingFeatureExtractor, newer: Rows, tmp_path: Any) -> None:
+    longer = extractor.extend(newer)
+    longer.save_pretrained(tmp_path)
+    loaded = RerankingFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.schema == longer.schema
+    assert same(loaded(newer), longer(newer))
+    loaded.check_extends(extractor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hash_size": 7}, "hash_size of field 'brand' is 7, expected None"),
+        ({"min_count": 3}, "min_count of field 'brand' is 3, expected 1"),
+        ({"group": "request"}, "group of field 'brand' is 'request', expected 'candidate'"),
+        (
+            {"kind": "dense", "size": 4},
+            "kind of field 'brand' is 'dense', expected 'categorical'; size of field 'brand' is",
+        ),
+        ({"name": "maker"}, "field 'maker' is not expected; field 'brand' is missing"),
+    ],
+)
+def test_other_columns_are_listed(schema: FeatureSchema, change: dict[str, Any], message: str) -> None:
+    fields = tuple(dataclasses.replace(f, **change) if f.name == "brand" else f for f in schema.fields)
+    with pytest.raises(SchemaMismatchError, match=message):
+        dataclasses.replace(schema, fields=fields).check_same(schema)
+
+
+def test_every_difference_is_listed(schema: FeatureSchema) -> None:
+    targets = (dataclasses.replace(schema.targets[0], weight=3.0),)
+    fields = tuple(dataclasses.replace(f, transforms=()) if f.name == "age" else f for f in schema.fields)
+    other = dataclasses.replace(schema, name="other", fields=fields, targets=targets, position_discount="log2")
+    with pytest.raises(SchemaMismatchError) as caught:
+        other.check_same(schema)
+    assert str(caught.value) == (
+        "schema 'other' is not schema 'shop' (expected): position_discount is 'log2', expected 'none'; "
+        "transforms of field 'age' is (), expected ('standardize',); "
+        "weight of target 'click' is 3.0, expected 1.0; target 'order' is missing"
+    )
+    with pytest.raises(SchemaMismatchError, match="the order of fields is"):
+        dataclasses.replace(schema, fields=schema.fields[::-1]).check_same(schema)
+    dataclasses.replace(schema, name="renamed").check_same(schema)

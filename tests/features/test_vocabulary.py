@@ -11,6 +11,8 @@ from rerankzoo.features.vocabulary import (
     IntegerCounter,
     IntegerVocabulary,
     StringVocabulary,
+    begins_with,
+    extended_vocabulary,
     hash_integers,
     hash_strings,
     vocabulary_digest,
@@ -39,6 +41,37 @@ def test_string_vocabularies_survive_storage(known: set[str], values: list[str])
     assert restored.values == vocabulary.values
     assert vocabulary_digest(restored) == vocabulary_digest(vocabulary)
     assert restored.encode(values).tolist() == vocabulary.encode(values).tolist()
+
+
+@given(st.sets(st.one_of(st.integers(-50, 50), INT64)), st.sets(st.one_of(st.integers(-60, 60), INT64)))
+def test_extended_integers_keep_their_ids(known: set[int], more: set[int]) -> None:
+    old, new = (IntegerVocabulary(np.array(sorted(values), dtype=np.int64)) for values in (known, more))
+    longer = extended_vocabulary(old, new)
+    order = [*sorted(known), *sorted(more - known)]
+    assert longer.encode(np.array(order, dtype=np.int64)).tolist() == list(range(2, 2 + len(order)))
+    restored = vocabulary_from_arrays(longer.to_arrays())
+    assert vocabulary_digest(restored) == vocabulary_digest(longer)
+    assert begins_with(longer, old)
+    assert begins_with(old, longer) == (not more - known)
+
+
+@given(st.sets(st.text()), st.sets(st.text()))
+def test_extended_strings_keep_their_ids(known: set[str], more: set[str]) -> None:
+    old, new = StringVocabulary(sorted(known)), StringVocabulary(sorted(more))
+    longer = extended_vocabulary(old, new)
+    assert longer.values == [*sorted(known), *sorted(more - known)]
+    assert begins_with(longer, old)
+    assert begins_with(old, longer) == (not more - known)
+
+
+def test_vocabularies_of_two_types_are_not_mixed() -> None:
+    integers, strings = IntegerVocabulary(np.array([1], dtype=np.int64)), StringVocabulary(["1"])
+    empty = IntegerVocabulary(np.empty(0, dtype=np.int64))
+    assert extended_vocabulary(empty, strings) is strings
+    assert begins_with(strings, empty)
+    assert not begins_with(strings, integers)
+    with pytest.raises(TypeError, match="IntegerVocabulary cannot be extended by a StringVocabulary"):
+        extended_vocabulary(integers, strings)
 
 
 def test_counter_merges_chunks_and_drops_rare_values() -> None:

@@ -133,7 +133,7 @@ def test_another_extractor_is_refused_with_a_hint(
     extractor = RerankingFeatureExtractor(schema).fit(rows)
     config = DeGReConfig(**DEGRE, feature_schema=extractor.schema.to_dict())
     path = save(tmp_path / "other", DeGReGenerator, config, extractor)
-    with pytest.raises(SchemaMismatchError, match=f"fingerprint.*--data.init_args.extractor {path}"):
+    with pytest.raises(SchemaMismatchError, match=f"'item_id' has other ids.*--data.init_args.extractor {path}, "):
         started(data_folder, tmp_path, pretrained=path)
     module = RerankingModule("DeGReGenerator", pretrained=path)
     data = RerankingDataModule(str(data_folder), extractor=path)
