@@ -93,7 +93,8 @@ class MultiHeadAttention(nn.Module):
 
         A view. Keys and values of a sequence are kept in this form, so that they are split once.
         """
-        return projected.view(*projected.shape[:2], -1, self.head_size).transpose(1, 2)
+        rows, length, width = projected.shape
+        return projected.view(rows, length, width // self.head_size, self.head_size).transpose(1, 2)
 
     def read(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
         """Cross-attention to a memory whose keys and values are there already.
