@@ -202,7 +202,7 @@ def end_to_end(
         `"answer"` (the rest: item ids, dictionaries, JSON) and `"whole"`.
     """
     text = json.dumps(list(requests))
-    batch = pipeline.extractor(requests)
+    inputs: dict[str, Any] = {**pipeline.extractor(requests), **parameters}
 
     def serve() -> str:
         return json.dumps(pipeline(json.loads(text), **parameters))
@@ -210,7 +210,7 @@ def end_to_end(
     calls: dict[str, Call] = {
         "parse": partial(json.loads, text),
         "extract": partial(pipeline.extractor, requests),
-        "decode": partial(pipeline.model.generate, evaluator=pipeline.evaluator, **batch, **parameters),
+        "decode": partial(pipeline.model.generate, evaluator=pipeline.evaluator, **inputs),
         "whole": serve,
     }
     times = {name: float(np.median(spent.cpu)) * 1e3 for name, spent in in_turns(calls, seconds).items()}
