@@ -10,7 +10,6 @@ import json
 import logging
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -65,7 +64,6 @@ def _ratios(comparisons: Comparisons, only: list[str] | None) -> list[Ratio]:
 
 
 def _quiet() -> None:
-    warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
     disable_progress_bar()
     set_verbosity_error()

@@ -334,10 +334,12 @@ def training_sides(num_items: int = setting.NUM_ITEMS, num_requests: int = 256) 
     batch["feedback"] = torch.rand(num_requests, 1, setting.SLATE_SIZE, 1).round()
     optimizer = make_optimizer(model, 1e-3, 0.01)
 
-    def ours() -> None:
+    def ours() -> Tensor:
         optimizer.zero_grad()
-        model(**batch).loss.backward()
+        loss: Tensor = model(**batch).loss
+        loss.backward()
         optimizer.step()
+        return loss
 
     plain, inputs = plain_prm(model, batch)
     with torch.no_grad():
@@ -346,10 +348,12 @@ def training_sides(num_items: int = setting.NUM_ITEMS, num_requests: int = 256) 
     adam = torch.optim.Adam(plain.parameters(), 1e-3)
     chosen, labels = batch["slates"][:, 0], batch["feedback"][:, 0, :, 0]
 
-    def theirs() -> None:
+    def theirs() -> Tensor:
         adam.zero_grad()
-        F.binary_cross_entropy_with_logits(plain(*inputs).gather(1, chosen), labels).backward()
+        loss = F.binary_cross_entropy_with_logits(plain(*inputs).gather(1, chosen), labels)
+        loss.backward()
         adam.step()
+        return loss
 
     return ours, theirs
 
