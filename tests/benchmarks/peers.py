@@ -56,22 +56,23 @@ class TransformersGenerator(PreTrainedModel, GenerationMixin):
         encoder_outputs: BaseModelOutput,
         user: Tensor,
         candidate_mask: Tensor,
+        cache: Any = None,
         past_key_values: Any = None,
         encoded: Tensor | None = None,
         **other: Any,
     ) -> Seq2SeqLMOutput:
-        states = encoder_outputs.last_hidden_state
-        position = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache  # its name before transformers 5.24
+        states, position = encoder_outputs.last_hidden_state, cache.get_seq_length()
         token, start = decoder_input_ids[:, -1], self.config.decoder_start_token_id
         rows = torch.arange(len(token))
         chosen = states[rows, token.clamp_max(start - 1)]
         hidden = torch.where((token == start).unsqueeze(-1), user, chosen) + self.model.positions.weight[position]
         hidden, mask = hidden.unsqueeze(1), key_mask(candidate_mask)
         for number, layer in enumerate(self.layers):
-            hidden = self._block(layer, number, hidden, states, mask, past_key_values)
+            hidden = self._block(layer, number, hidden, states, mask, cache)
         logits = self.model.pointer(self.model.decoder_norm(hidden), states, candidate_mask)
         logits = F.pad(logits, (0, 1), value=float("-inf"))
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+        return Seq2SeqLMOutput(logits=logits)  # the cache changes in place
 
     def _block(
         self, layer: TransformerBlock, number: int, hidden: Tensor, states: Tensor, mask: Tensor, cache: Any
