@@ -58,7 +58,7 @@ def beam_search(
     Returns:
         The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
     """
-    rows = Rows.start(scorer.start(batch), rules)
+    rows = Rows.start(scorer.start(batch), slate_size, rules)
     num_requests, num_candidates = rows.state.available.shape
     first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
     for _ in range(slate_size):
@@ -86,6 +86,8 @@ def _totals(scorer: Scorer, rows: Rows, scores: Tensor) -> Tensor:
         boost = rows.progress.boost.unsqueeze(-1)
         total, scores = total + boost, scores if scorer.kind == "log_prob" else scores + boost
     extended = total + scores if scorer.kind == "log_prob" else scores.masked_fill(total == NEVER, NEVER)
+    if rows.finished is None:
+        return extended
     # A prefix without candidates left has one continuation, itself; it stands in column 0.
     first = torch.arange(scores.shape[-1], device=scores.device) == 0
     return torch.where(rows.finished.unsqueeze(-1) & first, total, extended)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.sampling import keep_top_k
-from rerankzoo.generation.scorer import Batch, Scorer
+from rerankzoo.generation.scorer import PADDING, Batch, Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 
@@ -42,28 +43,74 @@ def contrastive_search(
     References:
         Su et al. (SimCTG, 2022), equation 5; NAR4Rec (arXiv 2402.06871), contrastive decoding.
     """
-    rows = Rows.start(scorer.start(batch), rules)
-    states = scorer.candidate_states(rows.state)
+    state = scorer.start(batch)
+    states = scorer.candidate_states(state)
     if states is None:
         raise ValueError("contrastive decoding (penalty_alpha) needs a model with candidate representations")
     states = F.normalize(states, dim=-1)
+    logits = scorer.matrix(state, slate_size) if rules is None and top_k is None else None
+    if logits is not None:
+        return select_from_matrix(logits, states, state.available, slate_size, penalty_alpha)
+    rows = Rows.start(state, slate_size, rules)
     request = rows.state.request
-    similarity: torch.Tensor | None = None  # (B, N): the closest item of the prefix
+    similarity: Tensor | None = None  # (R, N): the closest item of the prefix
     for _ in range(slate_size):
         scores = scorer.score(rows.state)
         preferences = rows.preferences(scores)
         kept = preferences if top_k is None else keep_top_k(preferences, top_k)
-        balance = _probabilities(preferences, rows.finished)
-        if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
-            balance = (1.0 - penalty_alpha) * balance - penalty_alpha * similarity
-        index = balance.masked_fill(kept == float("-inf"), float("-inf")).argmax(-1)
+        balance = _balance(_probabilities(preferences, rows.finished), similarity, penalty_alpha)
+        index = balance.masked_fill_(kept == float("-inf"), float("-inf")).argmax(-1)
         rows = rows.extend(scorer, scores, request, index)
-        chosen = states[request, index]  # (B, D)
-        to_chosen = (states @ chosen.unsqueeze(-1)).squeeze(-1)
-        similarity = to_chosen if similarity is None else torch.maximum(similarity, to_chosen)
+        similarity = _closest(similarity, states, index.unsqueeze(-1))
     return rows.decoded(request.shape[0])
 
 
-def _probabilities(scores: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
-    """Softmax over the candidates left; zeros for a row that is finished."""
-    return scores.masked_fill(finished.unsqueeze(-1), 0.0).softmax(-1)
+def select_from_matrix(
+    logits: Tensor, states: Tensor, available: Tensor, slate_size: int, penalty_alpha: float
+) -> Decoded:
+    """Contrastive decoding where a prefix only takes candidates away: what the general loop does, in half the calls.
+
+    Args:
+        logits: (B, M', N), M' at least M.
+        states: (B, N, D), of length 1.
+        available: (B, N), True where a candidate is real.
+        slate_size: M.
+        penalty_alpha: alpha.
+
+    Returns:
+        One slate per request.
+    """
+    taken, similarity = ~available, None
+    floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
+    chosen, steps = [], []
+    for position in range(slate_size):
+        log_probs = logits[:, position].masked_fill(taken, floor).log_softmax(-1)
+        balance = _balance(log_probs.exp(), similarity, penalty_alpha)
+        index = balance.masked_fill_(taken, float("-inf")).argmax(-1, keepdim=True)
+        chosen.append(index)
+        steps.append(log_probs.gather(1, index))
+        taken = taken.scatter(1, index, True)
+        similarity = _closest(similarity, states, index)
+    finished = torch.arange(slate_size, device=logits.device) >= available.sum(-1, keepdim=True)  # (B, M)
+    step_scores = torch.cat(steps, dim=-1).masked_fill(finished, 0.0)
+    slates = torch.cat(chosen, dim=-1).masked_fill(finished, PADDING)
+    return Decoded(slates.unsqueeze(1), step_scores.sum(-1, keepdim=True), step_scores.unsqueeze(1))
+
+
+def _balance(probabilities: Tensor, similarity: Tensor | None, penalty_alpha: float) -> Tensor:
+    """What the choice goes by (B, N); may be the probabilities, changed in place."""
+    if similarity is None:  # unweighted: with alpha 1 the first candidate of the row would win
+        return probabilities
+    return probabilities.mul_(1.0 - penalty_alpha).sub_(similarity, alpha=penalty_alpha)
+
+
+def _closest(similarity: Tensor | None, states: Tensor, index: Tensor) -> Tensor:
+    """Similarity (B, N) of each candidate to the closest chosen one, once those of `index` (B, 1) are, too."""
+    chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))  # (B, 1, D)
+    to_chosen = torch.bmm(states, chosen.transpose(1, 2)).squeeze(-1)
+    return to_chosen if similarity is None else torch.maximum(similarity, to_chosen)
+
+
+def _probabilities(scores: Tensor, finished: Tensor | None) -> Tensor:
+    """Softmax over the candidates left; anything for a row that is finished, but no NaN."""
+    return (scores if finished is None else scores.masked_fill(finished.unsqueeze(-1), 0.0)).softmax(-1)

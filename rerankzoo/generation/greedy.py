@@ -19,7 +19,7 @@ def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRul
     Returns:
         One slate per request.
     """
-    rows = Rows.start(scorer.start(batch), rules)
+    rows = Rows.start(scorer.start(batch), slate_size, rules)
     parent = rows.state.request
     for _ in range(slate_size):
         scores = scorer.score(rows.state)

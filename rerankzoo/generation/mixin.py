@@ -58,7 +58,6 @@ class SlateGenerationMixin:
         """Tells transformers to save and load a generation config with the model."""
         return True
 
-    @torch.no_grad()
     def generate(
         self,
         generation_config: RerankingGenerationConfig | None = None,
@@ -99,10 +98,14 @@ class SlateGenerationMixin:
         parameters = {key: value for key, value in kwargs.items() if key in PARAMETERS}
         config = (generation_config or self.generation_config).merged(**parameters)
         slate_size: int = config.slate_size or self.config.slate_size  # type: ignore[attr-defined]
-        rules = bind(constraints, batch, slate_size, self.schema)
-        found = decode(self.scorer(), batch, config, slate_size, rules)
-        output = _output(found) if evaluator is None else _best_by(evaluator, found, batch)
-        return output if config.return_dict_in_generate else output.slates  # type: ignore[return-value]
+        with torch.inference_mode():
+            rules = bind(constraints, batch, slate_size, self.schema)
+            found = decode(self.scorer(), batch, config, slate_size, rules)
+            output = _output(found) if evaluator is None else _best_by(evaluator, found, batch)
+        # Copies, because what inference mode makes cannot take part in training: slates as indexes of a loss, say.
+        if not config.return_dict_in_generate:
+            return output["slates"].clone()
+        return SlateGenerationOutput(**{key: value.clone() for key, value in output.items()})
 
     def adjust_generation_fn(
         self,
@@ -160,23 +163,22 @@ def decode(
     return greedy_search(scorer, batch, slate_size, rules)
 
 
-def _output(found: Decoded) -> SlateGenerationOutput:
-    if found.slates.shape[1] > 1:
-        return SlateGenerationOutput(slates=found.slates, scores=found.scores, step_scores=found.step_scores)
-    return SlateGenerationOutput(
-        slates=found.slates[:, 0], scores=found.scores[:, 0], step_scores=found.step_scores[:, 0]
-    )
+def _output(found: Decoded) -> dict[str, Tensor]:
+    slates, scores, steps = found.slates, found.scores, found.step_scores
+    if slates.shape[1] == 1:
+        slates, scores, steps = slates[:, 0], scores[:, 0], steps[:, 0]
+    return {"slates": slates, "scores": scores, "step_scores": steps}
 
 
-def _best_by(evaluator: SlateEvaluator, found: Decoded, batch: Batch) -> SlateGenerationOutput:
+def _best_by(evaluator: SlateEvaluator, found: Decoded, batch: Batch) -> dict[str, Tensor]:
     """The slate of each request with the highest predicted utility."""
     utilities = evaluator.score_slates(found.slates, **batch)  # (B, S)
     utilities = utilities.masked_fill(found.scores == float("-inf"), float("-inf"))
     best = utilities.argmax(-1)
     request = torch.arange(len(best), device=best.device)
-    return SlateGenerationOutput(
-        slates=found.slates[request, best],
-        scores=found.scores[request, best],
-        step_scores=found.step_scores[request, best],
-        utilities=utilities[request, best],
-    )
+    return {
+        "slates": found.slates[request, best],
+        "scores": found.scores[request, best],
+        "step_scores": found.step_scores[request, best],
+        "utilities": utilities[request, best],
+    }

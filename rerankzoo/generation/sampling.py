@@ -36,7 +36,7 @@ def sample_slates(
     Returns:
         S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
     """
-    rows = Rows.start(scorer.start(batch), rules)
+    rows = Rows.start(scorer.start(batch), slate_size, rules)
     num_requests = len(rows.total)
     parent = torch.arange(num_requests, device=rows.total.device).repeat_interleave(num_return_sequences)
     for _ in range(slate_size):

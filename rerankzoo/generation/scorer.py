@@ -44,9 +44,13 @@ class ScorerState:
     step: dict[str, Tensor] = field(default_factory=dict)
     single: bool = False
 
-    def rows(self, parent: Tensor) -> Tensor | slice:
-        """What to index a tensor of R rows with for the rows `parent`: nothing is copied where those are all rows."""
-        return slice(None) if self.continues(parent) else parent
+    def rows(self, tensor: Tensor, parent: Tensor) -> Tensor:
+        """The rows `parent` of a tensor of R rows: nothing is copied where those are all rows."""
+        return tensor if self.continues(parent) else tensor.index_select(0, parent)
+
+    def of_requests(self, tensor: Tensor) -> Tensor:
+        """For each row its request's entry of a tensor of B entries."""
+        return self.rows(tensor, self.request)
 
     def continues(self, parent: Tensor) -> bool:
         """Whether `parent` is known to be 0..R-1, which it is where rows continue their own request's only row."""
@@ -101,18 +105,24 @@ class Scorer(ABC):
         Returns:
             The state with R' rows.
         """
-        rows, chosen = state.rows(parent), index.unsqueeze(-1)
+        chosen = index.unsqueeze(-1)
         arange = torch.arange(state.available.shape[1], device=index.device)
-        available = state.available[rows] & (chosen != arange)
-        prefix = torch.cat([state.prefix[rows], chosen], dim=-1)
-        cache = {name: tensor[rows] for name, tensor in state.cache.items()}
-        single = state.continues(parent)
-        request = state.request if single else state.request[parent]
-        return ScorerState(request, available, prefix, state.memory, cache, single=single)
+        available = state.rows(state.available, parent) & (chosen != arange)
+        prefix = torch.cat([state.rows(state.prefix, parent), chosen], dim=-1)
+        cache = {name: state.rows(tensor, parent) for name, tensor in state.cache.items()}
+        request = state.rows(state.request, parent)
+        return ScorerState(request, available, prefix, state.memory, cache, single=state.continues(parent))
 
     def candidate_states(self, state: ScorerState) -> Tensor | None:
         """Representations (B, N, D) of the candidates for similarity penalties, or `None` if there are none."""
         return state.memory.get("candidate_states")
+
+    def matrix(self, state: ScorerState, slate_size: int) -> Tensor | None:
+        """Logits (B, M, N) of all positions, where a prefix only takes candidates away; `None` where it does more.
+
+        `score` is then `remaining_log_probs` of a position's row.
+        """
+        return None
 
 
 class MatrixScorer(Scorer):
@@ -140,11 +150,21 @@ class MatrixScorer(Scorer):
         Raises:
             ValueError: If there is no row for the position.
         """
-        position, length = state.prefix.shape[1], state.memory["logits"].shape[1]
-        if position >= length:
-            raise ValueError(f"slate_size must be at most {length}, the number of positions that the model scores")
-        logits = state.memory["logits"][state.rows(state.request), position]
+        position = state.prefix.shape[1]
+        logits = state.of_requests(self.matrix(state, position + 1)[:, position])
         return remaining_log_probs(logits, state.available)
+
+    def matrix(self, state: ScorerState, slate_size: int) -> Tensor:
+        """See `Scorer.matrix`.
+
+        Raises:
+            ValueError: If there are fewer rows than positions.
+        """
+        logits = state.memory["logits"]
+        if slate_size > logits.shape[1]:
+            message = f"slate_size must be at most {logits.shape[1]}, the number of positions that the model scores"
+            raise ValueError(message)
+        return logits
 
 
 class StaticScorer(Scorer):
@@ -170,7 +190,11 @@ class StaticScorer(Scorer):
 
     def score(self, state: ScorerState) -> Tensor:
         """See `Scorer.score`."""
-        return remaining_log_probs(state.memory["scores"][state.rows(state.request)], state.available)
+        return remaining_log_probs(state.of_requests(state.memory["scores"]), state.available)
+
+    def matrix(self, state: ScorerState, slate_size: int) -> Tensor:
+        """See `Scorer.matrix`."""
+        return state.memory["scores"].unsqueeze(1).expand(-1, slate_size, -1)
 
 
 class SlateEvaluator(Protocol):

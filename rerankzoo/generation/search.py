@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,17 +39,24 @@ class Rows:
     total: Tensor  # (R,)
     steps: Tensor  # (R, t)
     progress: Progress | None = None
+    may_finish: bool = True  # whether any row can be whole before its last position
 
     @classmethod
-    def start(cls, state: ScorerState, rules: SlateRules | None = None) -> Rows:
-        """One row per request with an empty prefix."""
+    def start(cls, state: ScorerState, slate_size: int, rules: SlateRules | None = None) -> Rows:
+        """One row per request with an empty prefix, for slates of `slate_size` positions."""
         total = torch.zeros(state.request.shape, device=state.prefix.device)
         progress = None if rules is None else Progress.start(rules)
-        return cls(state, total, total.new_zeros(total.shape[0], 0), progress)
+        may_finish = rules is not None or may_run_out(state.available, slate_size)
+        return cls(state, total, total.new_zeros(total.shape[0], 0), progress, may_finish)
 
     @property
-    def finished(self) -> Tensor:
-        """(R,), True where a slate is whole: no candidate is left, or none that is not excluded."""
+    def finished(self) -> Tensor | None:
+        """(R,), True where a slate is whole: no candidate is left, or none that is not excluded.
+
+        `None` where no row can be.
+        """
+        if not self.may_finish:
+            return None
         return self.state.exhausted if self.progress is None else self.progress.finished
 
     def preferences(self, scores: Tensor) -> Tensor:
@@ -60,15 +68,17 @@ class Rows:
 
         A row that is finished gets padding and keeps its score.
         """
-        rows = self.state.rows(parent)
-        finished = self.finished[rows]
-        step = scores[parent, index].masked_fill(finished, 0.0)
-        previous = self.total[rows]
-        total = previous + step if scorer.kind == "log_prob" else torch.where(finished, previous, step)
-        index = index.masked_fill(finished, PADDING)
+        rows = partial(self.state.rows, parent=parent)
+        step, previous = rows(scores).gather(1, index.unsqueeze(-1)).squeeze(-1), rows(self.total)
+        total = previous + step if scorer.kind == "log_prob" else step
+        if self.finished is not None:
+            finished = rows(self.finished)
+            step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
+            total = torch.where(finished, previous, total)
         state = scorer.extend(self.state, parent, index)
         progress = None if self.progress is None else self.progress.extend(parent, index)
-        return Rows(state, total, torch.cat([self.steps[rows], step.unsqueeze(-1)], dim=-1), progress)
+        steps = torch.cat([rows(self.steps), step.unsqueeze(-1)], dim=-1)
+        return Rows(state, total, steps, progress, self.may_finish)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""
@@ -76,3 +86,14 @@ class Rows:
         return Decoded(
             self.state.prefix.unflatten(0, shape), self.total.unflatten(0, shape), self.steps.unflatten(0, shape)
         )
+
+
+def may_run_out(available: Tensor, slate_size: int) -> bool:
+    """Whether some request has fewer candidates (B, N) than its slate has positions.
+
+    Where none has, as mostly, no step need care for rows that are whole already. A graph is not asked: it is made for
+    any requests.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return bool((available.sum(-1) < slate_size).any())

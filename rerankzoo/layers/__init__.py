@@ -6,6 +6,7 @@ from rerankzoo.layers.embedding import FeatureEmbedding, FieldEmbedding, PackedE
 from rerankzoo.layers.field_attention import InterFieldAttention
 from rerankzoo.layers.normalization import GatedFieldNorm
 from rerankzoo.layers.pointer import PointerHead
+from rerankzoo.layers.token_block import TokenBlock, linear_function, norm_function
 from rerankzoo.layers.transformer import (
     MultiHeadAttention,
     TransformerBlock,
@@ -23,9 +24,12 @@ __all__ = [
     "MultiHeadAttention",
     "PackedEmbedding",
     "PointerHead",
+    "TokenBlock",
     "TransformerBlock",
     "additive_mask",
     "attend",
     "causal_mask",
     "key_mask",
+    "linear_function",
+    "norm_function",
 ]

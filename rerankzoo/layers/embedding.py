@@ -6,7 +6,7 @@ B requests, N candidates, L history, F fields, E embedding width, D hidden or fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import cast
 
 import torch
@@ -214,8 +214,22 @@ class FieldEmbedding(nn.Module):
         """(..., F, D) from the embeddings (..., F', E) of a group's categorical fields and its numeric columns."""
         # Joined first: a part without fields stays in the graph, and so its parameters get a gradient.
         joined = embedded.flatten(-2) if numeric is None else torch.cat([embedded.flatten(-2), numeric], dim=-1)
-        parts = joined.split([linear.in_features for linear in self._maps(group)], dim=-1)
-        return torch.stack([linear(part) for linear, part in zip(self._maps(group), parts, strict=True)], dim=-2)
+        runs = [list(run) for _, run in groupby(self._maps(group), key=lambda linear: linear.in_features)]
+        parts = joined.split([sum(linear.in_features for linear in run) for run in runs], dim=-1)
+        return torch.cat([_map_each(part, run) for part, run in zip(parts, runs, strict=True)], dim=-2)
+
+
+def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
+    """What F linear maps of K numbers each make of the columns (..., F * K): (..., F, D), in one call for all."""
+    weight = torch.stack([linear.weight for linear in maps])  # (F, D, K)
+    bias = torch.stack([linear.bias for linear in maps])
+    fields = columns.unflatten(-1, (len(maps), -1))
+    if fields.shape[-1] == 1:
+        return torch.addcmul(bias, fields, weight.squeeze(-1))
+    mapped = torch.baddbmm(
+        bias.unsqueeze(1), fields.reshape(-1, *fields.shape[-2:]).transpose(0, 1), weight.transpose(1, 2)
+    )
+    return mapped.transpose(0, 1).view(*fields.shape[:-1], -1)
 
 
 def mean_history(embedding: PackedEmbedding, categorical: Tensor | None, mask: Tensor | None) -> Tensor:

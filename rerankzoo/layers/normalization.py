@@ -35,6 +35,7 @@ class GatedFieldNorm(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """Transforms fields (..., F, E) to (..., F, E)."""
-        normed = nn.functional.layer_norm(fields, (self.field_size,)) * self.weight + self.bias
-        gate = torch.einsum("...fe,fed->...fd", fields, self.gate_weight) + self.gate_bias
-        return normed * gate.sigmoid()
+        normed = torch.addcmul(self.bias, nn.functional.layer_norm(fields, (self.field_size,)), self.weight)
+        rows = fields.reshape(-1, *fields.shape[-2:]).transpose(0, 1)  # (F, rows, E)
+        gate = torch.baddbmm(self.gate_bias.unsqueeze(1), rows, self.gate_weight).transpose(0, 1)
+        return normed * gate.view(fields.shape).sigmoid()

@@ -112,24 +112,6 @@ class MultiHeadAttention(nn.Module):
         key, value = key_value.chunk(2, dim=1)
         return self._mix(self.heads(query), key, value, mask, implementation).view(hidden.shape)
 
-    def advance(self, projected: Tensor, past: Tensor | None, implementation: str = "sdpa") -> tuple[Tensor, Tensor]:
-        """Self-attention of the next token of each sequence to the tokens before it and to itself.
-
-        Args:
-            projected: (R, 1, 3 * D), its `query_key_value`.
-            past: (R, 2 * H, t, D/H), keys and values of the tokens before it; `None` for the first token.
-            implementation: See `attend`.
-
-        Returns:
-            (R, 1, D), and the keys and values (R, 2 * H, t + 1, D/H) with the token's own.
-        """
-        query, fresh = self.heads(projected).tensor_split([self.num_attention_heads], dim=1)
-        if past is None:  # the first token sees itself alone
-            return self.output(projected.chunk(3, dim=-1)[2]), fresh
-        key_value = torch.cat([past, fresh], dim=2)
-        key, value = key_value.chunk(2, dim=1)
-        return self._mix(query, key, value, None, implementation), key_value
-
     def branch(self, projected: Tensor, past: Tensor | None) -> Tensor:
         """Self-attention of alternative next tokens, each to the tokens before it and to itself.
 
@@ -186,6 +168,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.attention = MultiHeadAttention(hidden_size, num_attention_heads, attention_dropout)
+        self.has_cross_attention = cross_attention
         if cross_attention:
             self.cross_attention_norm = nn.LayerNorm(hidden_size)
             self.cross_attention = MultiHeadAttention(hidden_size, num_attention_heads, attention_dropout, cross=True)
@@ -225,33 +208,8 @@ class TransformerBlock(nn.Module):
         return self.attention.query_key_value(self.attention_norm(hidden))
 
     def memory_key_value(self, memory: Tensor) -> Tensor:
-        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `advance` and `step`: computed once."""
+        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `step` and `TokenBlock`: computed once."""
         return self.cross_attention.heads(self.cross_attention.key_value(memory))
-
-    def advance(
-        self,
-        hidden: Tensor,
-        past: Tensor | None,
-        memory_key_value: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        implementation: str = "sdpa",
-    ) -> tuple[Tensor, Tensor]:
-        """Runs the block on the next token of sequences whose keys and values are known.
-
-        The same numbers as `forward` with a causal mask on each sequence extended by its next token.
-
-        Args:
-            hidden: (R, 1, D), the next token of each of R sequences.
-            past: (R, 2 * H, t, D/H), the keys and values of each sequence; `None` for the first token.
-            memory_key_value: See `memory_key_value`, where there is a memory.
-            memory_mask: See `attend`.
-            implementation: See `attend`.
-
-        Returns:
-            (R, 1, D), and the keys and values (R, 2 * H, t + 1, D/H) of the extended sequences.
-        """
-        mixed, key_value = self.attention.advance(self.project(hidden), past, implementation)
-        return self._rest(self._add(hidden, mixed), memory_key_value, memory_mask, implementation), key_value
 
     def step(
         self,

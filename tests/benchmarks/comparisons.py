@@ -124,7 +124,7 @@ class Comparisons:
         model, mask = self.generator, batch["candidate_mask"]
         return {
             "encode": lambda: model.encode(batch, mask),
-            "fields": lambda: model.item_encoder(batch, model.config._attn_implementation),
+            "fields": lambda: model.item_encoder(batch),
         }
 
     def single_request(self) -> list[Ratio]:

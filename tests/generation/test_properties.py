@@ -14,13 +14,17 @@ from torch.nn import functional as F
 from rerankzoo.generation import (
     BeamStep,
     Decoded,
+    MatrixScorer,
     RerankingGenerationConfig,
+    ScorerState,
+    StaticScorer,
     beam_search,
     contrastive_search,
     greedy_search,
     sample_slates,
 )
 from rerankzoo.generation.mixin import decode
+from rerankzoo.generation.scorer import remaining_log_probs
 from tests.generation.common import TableScorer, play
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
@@ -209,6 +213,37 @@ def test_contrastive_search_is_its_equation(made: tuple[TableScorer, int], alpha
     found = contrastive_search(scorer, scorer.batch, slate_size, alpha, top_k)
     for row, slate in enumerate(found.slates[:, 0].tolist()):
         assert slate == naive_contrastive(scorer, row, slate_size, alpha, top_k)
+
+
+class Unhurried(MatrixScorer):
+    """One that does not tell that all positions are known at once."""
+
+    def matrix(self, state: ScorerState, slate_size: int) -> None:
+        return None
+
+    def score(self, state: ScorerState) -> Tensor:
+        return remaining_log_probs(state.of_requests(state.memory["logits"][:, state.prefix.shape[1]]), state.available)
+
+
+@few
+@given(scorers(kinds=("log_prob",)), st.sampled_from([0.0, 0.3, 1.0]), st.booleans())
+def test_contrastive_selection_from_a_matrix_is_the_general_loop(
+    made: tuple[TableScorer, int], alpha: float, static: bool
+) -> None:
+    table, slate_size = made
+    logits = table.base[:, :1].expand_as(table.base) if static else table.base
+    quick = (
+        StaticScorer(lambda _: (logits[:, 0], table.states))
+        if static
+        else MatrixScorer(lambda _: (logits, table.states))
+    )
+    found, expected = (
+        contrastive_search(scorer, table.batch, slate_size, alpha, None)
+        for scorer in (quick, Unhurried(lambda _: (logits, table.states)))
+    )
+    assert torch.equal(found.slates, expected.slates)
+    torch.testing.assert_close(found.scores.float(), expected.scores.float())
+    torch.testing.assert_close(found.step_scores.float(), expected.step_scores.float())
 
 
 def test_contrastive_search_needs_representations() -> None:

@@ -162,24 +162,6 @@ def test_step_is_forward_on_every_extended_sequence(cross: bool, past: int) -> N
     torch.testing.assert_close(found, expected[:, -1].view(6, 5, HIDDEN), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("cross", [True, False])
-def test_advance_is_forward_token_by_token(cross: bool) -> None:
-    layers, tokens, memory = blocks(cross), random(6, 4, HIDDEN), random(2, 7, HIDDEN, seed=2)
-    real = torch.tensor([[True] * 7, [True, True, False, True, False, True, True]])
-    shared = {"memory": memory, "memory_mask": key_mask(real)} if cross else {}
-    expected = tokens
-    for layer in layers:
-        expected = layer(expected, mask=causal_mask(4, tokens.device), **shared)
-    mask = additive_mask(key_mask(real), tokens.dtype) if cross else None
-    known = [layer.memory_key_value(memory) if cross else None for layer in layers]
-    past: list[Tensor | None] = [None, None]
-    for position in range(4):
-        found = tokens[:, position : position + 1]
-        for number, layer in enumerate(layers):
-            found, past[number] = layer.advance(found, past[number], known[number], mask)
-        torch.testing.assert_close(found[:, 0], expected[:, position], rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_additive_masks_are_boolean_ones(implementation: str) -> None:
     query, key, value = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)

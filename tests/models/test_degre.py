@@ -14,6 +14,7 @@ from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.features.batch import inputs_only, slate_utility
 from rerankzoo.generation import Scorer
+from rerankzoo.layers import TokenBlock
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
 from tests.generation.common import play
 from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite
@@ -412,26 +413,26 @@ def test_decoding_never_copies_the_candidates(
 ) -> None:
     """Beams are query rows: keys and values have one row per request, and are computed once."""
     model, seen = generator(extractor), []
-    attention = model.decoder_layers[0].cross_attention
-    read = attention.read
+    read = TokenBlock._attend_to_memory
     monkeypatch.setattr(
-        attention,
-        "read",
-        lambda hidden, key_value, *rest: seen.append((hidden, key_value)) or read(hidden, key_value, *rest),
+        TokenBlock,
+        "_attend_to_memory",
+        lambda block, query, memory, mask: seen.append((query, memory[0])) or read(block, query, memory, mask),
     )
     projected = []
-    attention.key_value.register_forward_hook(lambda *_: projected.append(1))
+    model.decoder_layers[0].cross_attention.key_value.register_forward_hook(lambda *_: projected.append(1))
     model.generate(**batch, num_beams=3)
-    assert [len(hidden) for hidden, _ in seen] == [8, 24, 24, 24]
-    assert all(key_value is seen[0][1] for _, key_value in seen)
-    assert len(seen[0][1]) == 8
+    own = seen[:: len(model.decoder_layers)]  # of the first layer
+    assert [len(query) for query, _ in own] == [8, 24, 24, 24]
+    assert all(key is own[0][1] for _, key in own)
+    assert len(own[0][1]) == 8
     assert len(projected) == 1
 
 
 def test_item_encoders_are_interchangeable(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
     teacher, student = evaluator(extractor, seed=1), generator(extractor)
     student.item_encoder.load_state_dict(teacher.item_encoder.state_dict())
-    assert torch.equal(student.item_encoder(batch, "sdpa")[0], teacher.encode_items(batch))
+    assert torch.equal(student.item_encoder(batch)[0], teacher.encode_items(batch))
 
 
 # --- both -----------------------------------------------------------------------------------------------------------

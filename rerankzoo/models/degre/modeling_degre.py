@@ -47,10 +47,12 @@ from rerankzoo.layers import (
     GatedFieldNorm,
     InterFieldAttention,
     PointerHead,
+    TokenBlock,
     TransformerBlock,
     additive_mask,
     causal_mask,
     key_mask,
+    norm_function,
 )
 from rerankzoo.losses import (
     cumulative_regression_loss,
@@ -114,12 +116,11 @@ class DeGReItemEncoder(nn.Module):
         """Width of the request's vector."""
         return self.fields.num_request_fields * self.fields.field_size
 
-    def forward(self, batch: Features, implementation: str) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Features) -> tuple[Tensor, Tensor]:
         """Encodes a batch.
 
         Args:
             batch: The features of the model's schema.
-            implementation: Of attention; see `rerankzoo.layers.attend`.
 
         Returns:
             The candidates (B, N, D), and the request's own fields (B, `request_size`), side by side.
@@ -134,7 +135,7 @@ class DeGReItemEncoder(nn.Module):
         )
         if self.request_norm is not None:
             request = self.request_norm(request)
-        candidates = self.attention(self.candidate_norm(candidates), request, implementation)
+        candidates = self.attention(self.candidate_norm(candidates), request)
         items, request = self.candidate_projection(candidates.flatten(-2)), request.flatten(-2)
         if self.request_projection is not None:
             items = items + self.request_projection(request).unsqueeze(1)
@@ -240,7 +241,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel):
 
     def encode_items(self, batch: Features) -> Tensor:
         """Vectors (B, N, D) of the candidates, before any slate is known."""
-        return self.item_encoder(batch, self.config._attn_implementation)[0]
+        return self.item_encoder(batch)[0]
 
     def _slate_items(self, batch: Features, slates: Tensor) -> Tensor:
         """Vectors (B, S, M, D) of the items of slates (B, S, M).
@@ -584,11 +585,10 @@ class DeGReGenerator(SlateGenerationMixin, DeGRePreTrainedModel):
 
     def encode(self, batch: Features, candidate_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encoded candidates (B, N, D) and the projected user (B, D), zeros where the schema has no request fields."""
-        implementation = self.config._attn_implementation
-        states, request = self.item_encoder(batch, implementation)
-        mask = key_mask(candidate_mask)
+        states, request = self.item_encoder(batch)
+        shared = {"mask": key_mask(candidate_mask), "implementation": self.config._attn_implementation}
         for layer in self.encoder_layers:
-            states = layer(states, mask=mask, implementation=implementation)
+            states = layer(states, **shared)
         states = self.encoder_norm(states)
         user = torch.zeros_like(states[:, 0]) if self.user_projection is None else self.user_projection(request)
         return states, user
@@ -655,10 +655,12 @@ class DeGReGeneratorScorer(Scorer):
 
     def __init__(self, model: DeGReGenerator) -> None:
         self.model = model
+        self.slate_size = model.config.slate_size
+        implementation = model.config._attn_implementation
+        # Looked up once: attributes of modules and configs are slow, and every position needs them.
         self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
-        # Looked up once: attributes of a config are slow, and every position needs them.
-        self.positions, self.slate_size = model.positions, model.config.slate_size
-        self.implementation = model.config._attn_implementation
+        self.blocks = [TokenBlock(layer, implementation) for layer in self.layers]
+        self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
@@ -667,11 +669,14 @@ class DeGReGeneratorScorer(Scorer):
         memory = {
             "candidate_states": states,
             "user": user,
+            "first": torch.arange(mask.shape[0], device=mask.device) * mask.shape[1],
             "mask": additive_mask(key_mask(mask), states.dtype),
-            "pointer": self.model.pointer.keys(states),
+            "pointer": self.model.pointer.keys(states).transpose(1, 2),
         }
         for number, layer in enumerate(self.layers):
-            memory[f"key_value_{number}"] = layer.memory_key_value(states)
+            # Contiguous: copied once, read at every position.
+            key, value = layer.memory_key_value(states).chunk(2, dim=1)
+            memory[f"key_{number}"], memory[f"value_{number}"] = key.contiguous(), value.contiguous()
         return memory
 
     def score(self, state: ScorerState) -> Tensor:
@@ -682,21 +687,22 @@ class DeGReGeneratorScorer(Scorer):
 
     def _advance(self, state: ScorerState) -> dict[str, Tensor]:
         """Log-probabilities (R, N) of the next item, and the cache with the newest token."""
-        position, memory = _next_position(state, self.slate_size), state.memory
-        states, step = memory["candidate_states"], {}
-        if position == 0:
-            token = memory["user"][state.request]
-        else:
-            token = states[state.request, state.prefix[:, -1].clamp_min(0)]
-        hidden = (token + self.positions.weight[position]).unsqueeze(1)  # (R, 1, D)
-        shared = {"memory_mask": memory["mask"], "implementation": self.implementation}
-        for number, layer in enumerate(self.layers):
-            past, key_value = state.cache.get(f"past_{number}"), memory[f"key_value_{number}"]
-            hidden, step[f"past_{number}"] = layer.advance(hidden, past, key_value, **shared)
-        grouped = self.model.decoder_norm(hidden).view(states.shape[0], -1, states.shape[-1])  # (B, W, D)
-        logits = (grouped @ memory["pointer"].transpose(1, 2)).flatten(0, 1)
-        step["log_probs"] = remaining_log_probs(logits, state.available)
+        position, memory, step = _next_position(state, self.slate_size), state.memory, {}
+        hidden = self._token(state) + self.positions[position]  # (R, D)
+        for number, block in enumerate(self.blocks):
+            past, known = state.cache.get(f"past_{number}"), (memory[f"key_{number}"], memory[f"value_{number}"])
+            hidden, step[f"past_{number}"] = block(hidden, past, known, memory["mask"])
+        pointer = memory["pointer"]
+        grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
+        step["log_probs"] = remaining_log_probs(torch.bmm(grouped, pointer).flatten(0, 1), state.available)
         return step
+
+    def _token(self, state: ScorerState) -> Tensor:
+        """What the decoder reads next (R, D): the item chosen last, at first the user."""
+        if state.prefix.shape[1] == 0:
+            return state.of_requests(state.memory["user"])
+        last = state.of_requests(state.memory["first"]) + state.prefix[:, -1].clamp_min(0)
+        return state.memory["candidate_states"].flatten(0, 1).index_select(0, last)
 
     def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
         """See `Scorer.extend`."""
