@@ -222,7 +222,7 @@ class Comparisons:
             output = model(**batch)
             scorer = MatrixScorer(lambda _: (output.logits, output.candidate_states))
             calls: dict[str, Call] = {
-                "ours": lambda: contrastive_search(scorer, batch, 6, ALPHA, None).slates[:, 0],
+                "ours": torch.inference_mode()(lambda: contrastive_search(scorer, batch, 6, ALPHA, None).slates[:, 0]),
                 "loop": lambda: peers.python_contrastive(
                     output.logits, output.candidate_states, batch["candidate_mask"], 6, ALPHA
                 )[0],
