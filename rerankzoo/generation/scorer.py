@@ -109,9 +109,13 @@ class Scorer(ABC):
         arange = torch.arange(state.available.shape[1], device=index.device)
         available = state.rows(state.available, parent) & (chosen != arange)
         prefix = torch.cat([state.rows(state.prefix, parent), chosen], dim=-1)
-        cache = {name: state.rows(tensor, parent) for name, tensor in state.cache.items()}
+        cache = {name: state.rows(tensor, parent) for name, tensor in self.grown(state).items()}
         request = state.rows(state.request, parent)
         return ScorerState(request, available, prefix, state.memory, cache, single=state.continues(parent))
+
+    def grown(self, state: ScorerState) -> dict[str, Tensor]:
+        """What `extend` takes the new rows' cache from; default: the cache as it is."""
+        return state.cache
 
     def candidate_states(self, state: ScorerState) -> Tensor | None:
         """Representations (B, N, D) of the candidates for similarity penalties, or `None` if there are none."""

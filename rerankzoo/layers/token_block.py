@@ -39,7 +39,8 @@ class TokenBlock:
             self._cross_output = linear_function(block.cross_attention.output)
         self._feed_forward_norm = norm_function(block.feed_forward_norm)
         first, activation, last = block.feed_forward
-        self._feed_forward = linear_function(first), activation, linear_function(last)
+        self._widen, self._narrow = linear_function(first), linear_function(last)
+        self._activation = activation if has_hooks(activation) else activation.forward
 
     def __call__(
         self,
@@ -65,8 +66,8 @@ class TokenBlock:
         if memory is not None:
             mixed = self._attend_to_memory(self._cross_query(self._cross_norm(hidden)), memory, memory_mask)
             hidden = hidden + self._cross_output(mixed)
-        widen, activation, narrow = self._feed_forward
-        return hidden + narrow(activation(widen(self._feed_forward_norm(hidden)))), key_value
+        wide = self._activation(self._widen(self._feed_forward_norm(hidden)))
+        return hidden + self._narrow(wide), key_value
 
     def _attend_to_past(self, projected: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tokens read (R, D), and the keys and values with their own."""
@@ -76,7 +77,7 @@ class TokenBlock:
         if past is None:  # the first token sees itself alone
             return projected[:, 2 * heads * self.head_size :], fresh
         key_value = torch.cat([past, fresh], dim=2)
-        key, value = key_value.split(heads, dim=1)
+        key, value = key_value.chunk(2, dim=1)
         mixed = attend(split[:, :heads], key, value, None, self.implementation)
         return mixed.reshape(-1, heads * self.head_size), key_value
 

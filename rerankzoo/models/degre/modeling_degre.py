@@ -24,7 +24,7 @@ Where this differs from the paper, or fills in what our sources (summaries and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
@@ -704,12 +704,11 @@ class DeGReGeneratorScorer(Scorer):
         last = state.of_requests(state.memory["first"]) + state.prefix[:, -1].clamp_min(0)
         return state.memory["candidate_states"].flatten(0, 1).index_select(0, last)
 
-    def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
-        """See `Scorer.extend`."""
+    def grown(self, state: ScorerState) -> dict[str, Tensor]:
+        """See `Scorer.grown`: with the newest token."""
         if not state.step:
             state.step = self._advance(state)
-        grown = {name: tensor for name, tensor in state.step.items() if name != "log_probs"}
-        return super().extend(replace(state, cache=grown), parent, index)
+        return {name: tensor for name, tensor in state.step.items() if name != "log_probs"}
 
 
 __all__ = ["DeGReEvaluator", "DeGReEvaluatorEnsemble", "DeGReGenerator"]
