@@ -44,7 +44,7 @@ def nonfinite_loss(
     step, rank = trainer.global_step, trainer.global_rank
     folder = Path(trainer.default_root_dir) / FOLDER
     where = f"at step {step} of epoch {trainer.current_epoch}"
-    if all(math.isfinite(float(value)) for value in losses.values()):
+    if all(math.isfinite(value.item()) for value in losses.values()):
         return NonFiniteLossError(f"the loss of another process is not finite {where}; {folder} holds its batch")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}-rank-{rank}.safetensors"
@@ -68,8 +68,8 @@ def nonfinite_loss(
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     write_atomically(target.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
-    value = next(iter(losses.values()))
-    return NonFiniteLossError(f"the loss is {_number(value)} {where}; the batch is in {target}, what is known in .json")
+    value = _number(next(iter(losses.values())))
+    return NonFiniteLossError(f"the loss is {value} {where}; its batch is {target}, the .json beside it says more")
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def _culprits(model: nn.Module, batch: Mapping[str, Tensor]) -> list[int]:
     index = _rows(batch)
     alone = ({key: value[row : row + 1] for key, value in batch.items()} for row in range(len(index)))
     return [
-        number for number, single in zip(index, alone, strict=True) if not math.isfinite(float(model(**single).loss))
+        number for number, single in zip(index, alone, strict=True) if not math.isfinite(model(**single).loss.item())
     ]
 
 
@@ -89,5 +89,5 @@ def _rows(batch: Mapping[str, Tensor]) -> list[int]:
 
 def _number(value: Tensor) -> Any:
     """A number for JSON, which has no infinity."""
-    number = float(value)
+    number = value.item()
     return number if math.isfinite(number) else str(number)
