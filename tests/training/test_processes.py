@@ -21,7 +21,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     started = processes.start(tmp_path)
     try:
         alone = processes.train_all(tmp_path, 1)  # meanwhile
-        output, _ = started.communicate(timeout=300)
+        output, _ = started.communicate(timeout=600)
     finally:
         started.terminate()
     assert started.returncode == 0, output[-3000:]
