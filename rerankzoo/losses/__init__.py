@@ -7,6 +7,7 @@ stays part of the graph, so that distributed training does not wait for paramete
 
 from __future__ import annotations
 
+from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
 from rerankzoo.losses.feedback import feedback_loss
@@ -24,6 +25,7 @@ __all__ = [
     "cumulative_regression_loss",
     "feedback_loss",
     "hard_label_loss",
+    "in_single_precision",
     "likelihood_loss",
     "log_probabilities",
     "position_log_likelihood",
