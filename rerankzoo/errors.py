@@ -1,4 +1,5 @@
-"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`.
+"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`, a loss that is no
+number an `ArithmeticError`.
 
 Callers need not know this module to catch them.
 """
@@ -48,6 +49,10 @@ class InfeasibleConstraintError(ValueError):
 
 class ExportError(ValueError):
     """A model cannot be exported as asked, or the exported graph does not do what the model does."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training was stopped by a loss that is NaN or infinite; the message is one line and names the saved batch."""
 
 
 class HubError(OSError):

@@ -32,28 +32,31 @@ SIZES = (6, 3, 7, 4, 2, 6, 5, 7)
 SLATE_SIZE = 4
 
 
+#: All groups, kinds and options of fields, and two targets of which one has a value.
+TINY_SCHEMA = FeatureSchema(
+    name="tiny",
+    item_id="item_id",
+    fields=(
+        FieldSpec(name="user_id", group="request", kind="categorical"),
+        FieldSpec(name="hour", group="request", kind="numeric", transforms=("standardize",)),
+        FieldSpec(name="item_id", group="candidate", kind="categorical"),
+        FieldSpec(name="brand", group="candidate", kind="categorical", hash_size=5),
+        FieldSpec(name="price", group="candidate", kind="numeric", transforms=("log1p", "standardize")),
+        FieldSpec(name="picture", group="candidate", kind="dense", size=3),
+        FieldSpec(name="upstream_score", group="candidate", kind="numeric"),
+        FieldSpec(name="past_items", group="history", kind="categorical", shares="item_id"),
+    ),
+    targets=(
+        TargetSpec(name="click", weight=1.0, candidate_feedback="candidate_click"),
+        TargetSpec(name="order", weight=0.5, value="price"),
+    ),
+    upstream_score="upstream_score",
+)
+
+
 @pytest.fixture(scope="session")
 def schema() -> FeatureSchema:
-    """All groups, kinds and options of fields, and two targets of which one has a value."""
-    return FeatureSchema(
-        name="tiny",
-        item_id="item_id",
-        fields=(
-            FieldSpec(name="user_id", group="request", kind="categorical"),
-            FieldSpec(name="hour", group="request", kind="numeric", transforms=("standardize",)),
-            FieldSpec(name="item_id", group="candidate", kind="categorical"),
-            FieldSpec(name="brand", group="candidate", kind="categorical", hash_size=5),
-            FieldSpec(name="price", group="candidate", kind="numeric", transforms=("log1p", "standardize")),
-            FieldSpec(name="picture", group="candidate", kind="dense", size=3),
-            FieldSpec(name="upstream_score", group="candidate", kind="numeric"),
-            FieldSpec(name="past_items", group="history", kind="categorical", shares="item_id"),
-        ),
-        targets=(
-            TargetSpec(name="click", weight=1.0, candidate_feedback="candidate_click"),
-            TargetSpec(name="order", weight=0.5, value="price"),
-        ),
-        upstream_score="upstream_score",
-    )
+    return TINY_SCHEMA
 
 
 def random_row(rng: np.random.Generator, size: int, num_slates: int | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rerankzoo.errors import ExportError, HubError, RerankingDataError, SchemaError
+from rerankzoo.errors import ExportError, HubError, NonFiniteLossError, RerankingDataError, SchemaError
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for wrong usage, unusable input and a Hub that refuses.
+        The exit status: 0; 2 for wrong usage, unusable input and a Hub that refuses; 1 for a training that was stopped
+        by a loss that is not finite.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UNUSABLE_INPUT as error:  # one line
         print(f"rerankzoo {command}: {error}", file=sys.stderr)
         return 2
+    except NonFiniteLossError as error:
+        print(f"rerankzoo {command}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

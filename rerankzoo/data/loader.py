@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rerankzoo.features.batch import slate_utility
+from rerankzoo.features.batch import PADDING_INDEX, slate_utility
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 
 #: Batches that are read, encoded and shuffled together. More shuffles better and takes more memory.
@@ -28,6 +28,8 @@ class RequestLoader:
     fraction of picking random rows. Shuffling draws the order of the blocks anew each epoch, puts `BUFFER_BATCHES` of
     them together and permutes their rows. The order depends on seed and epoch alone: with W processes, each takes every
     W-th row of the very batch that one process would have seen, so runs on one and many processes see the same data.
+    All processes have equally many batches. Where rows do not suffice, the last batches differ by a row; a process that
+    gets none has a blank request (see `blank_request`).
 
     Lightning takes it like a `torch.utils.data.DataLoader`; it calls `set_epoch` before each epoch.
 
@@ -35,8 +37,7 @@ class RequestLoader:
         dataset: A `datasets.Dataset`, one row per request, in the layout of the extractor's schema.
         extractor: The fitted extractor.
         batch_size: Requests per batch and process.
-        shuffle: Whether to shuffle; also drops rows beyond the last full multiple of `world_size`, because training
-            needs equally many batches in all processes.
+        shuffle: Whether to shuffle.
         seed: Of the shuffling.
         rank: Number of this process.
         world_size: Number of processes, W.
@@ -74,13 +75,8 @@ class RequestLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of one pass in this process."""
-        return -(-self._own_rows() // self.batch_size)
-
-    def _own_rows(self) -> int:
-        if self.shuffle:
-            return len(self.dataset) // self.world_size
-        return len(range(self.rank, len(self.dataset), self.world_size))
+        """Batches of one pass, the same in all processes."""
+        return -(-len(self.dataset) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -100,11 +96,24 @@ class RequestLoader:
         order = rng.permutation(len(index)) if self.shuffle else np.arange(len(index))
         for first in range(0, len(order), block):
             rows = order[first : first + block]
-            if self.shuffle:
-                rows = rows[: len(rows) // self.world_size * self.world_size]
-            rows = rows[self.rank :: self.world_size]
-            if len(rows):
-                yield _select(encoded, torch.from_numpy(rows))
+            own = rows[self.rank :: self.world_size]
+            if len(own):
+                yield _select(encoded, torch.from_numpy(own))
+            else:
+                yield blank_request(_select(encoded, torch.from_numpy(rows[:1])))
+
+
+def blank_request(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with requests that have no candidates and slates, for a process that is left without rows.
+
+    All processes must take part in every step: one that stays away leaves the others waiting. A blank request has the
+    loss 0, which counts for nothing, an empty slate, and -1 as `request_index`.
+    """
+    padding = {"slates": PADDING_INDEX, "request_index": -1}
+    emptied = ("candidate_mask", "candidate_feedback_mask", "slate_weights", "soft_labels", *padding)
+    return {
+        key: torch.full_like(value, padding.get(key, 0)) if key in emptied else value for key, value in batch.items()
+    }
 
 
 def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:

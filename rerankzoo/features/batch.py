@@ -125,5 +125,6 @@ def candidate_utility(feedback: Tensor, value: Tensor, schema: FeatureSchema) ->
     """
     if len(schema.targets) != feedback.shape[-1]:
         raise ValueError(f"the schema has {len(schema.targets)} targets, the feedback {feedback.shape[-1]}")
-    weights = torch.tensor([target.weight for target in schema.targets], dtype=feedback.dtype, device=feedback.device)
-    return (value * feedback * weights).sum(-1)
+    earned = value * feedback  # in the wider precision of the two; half precision may be too narrow for a weight
+    weights = torch.tensor([target.weight for target in schema.targets], dtype=earned.dtype, device=earned.device)
+    return (earned * weights).sum(-1)

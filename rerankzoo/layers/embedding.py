@@ -12,6 +12,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+#: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
+#: its squares, or float16, would overflow.
+LARGEST_NUMBER = 1e4
+
+
+def bounded(numeric: Tensor) -> Tensor:
+    """Numeric features of any size, infinite ones too, cut to `LARGEST_NUMBER` on both sides.
+
+    Standardised features are never cut. Raw ones of that size should be standardised, or pass through log1p.
+    """
+    return numeric.clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
+
 
 class PackedEmbedding(nn.Module):
     """The embeddings of all categorical fields in one table: one gather per group of fields.
@@ -76,7 +88,7 @@ class FeatureEmbedding(nn.Module):
 
     The vector is a linear map of the concatenation of all field embeddings and numeric columns of the request, the
     candidate and the (averaged) history; it is computed group by group, so that the request is projected once and not
-    once per candidate.
+    once per candidate. Numbers are `bounded`.
 
     Args:
         num_embeddings: Number of ids of each categorical field that owns embeddings.
@@ -139,15 +151,15 @@ class FeatureEmbedding(nn.Module):
 
     def _join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
         embedded = self.embedding(categorical, group).flatten(-2)  # (..., F * E)
-        return torch.cat([embedded, numeric], dim=-1)
+        return torch.cat([embedded, bounded(numeric)], dim=-1)
 
 
 class FieldEmbedding(nn.Module):
     """One vector per field, for attention among the fields of an item.
 
     A categorical field's embedding, a numeric field's number and a dense field's vector each pass through a linear map
-    of that field's own. The fields of the request and of the (averaged) history are the same for all candidates and are
-    computed once per request.
+    of that field's own; numbers are `bounded`. The fields of the request and of the (averaged) history are the same for
+    all candidates and are computed once per request.
 
     Args:
         num_embeddings: Number of ids of each categorical field that owns embeddings.
@@ -213,7 +225,9 @@ class FieldEmbedding(nn.Module):
     def _embed(self, group: str, embedded: Tensor, numeric: Tensor | None = None) -> Tensor:
         """(..., F, D) from the embeddings (..., F', E) of a group's categorical fields and its numeric columns."""
         # Joined first: a part without fields stays in the graph, and so its parameters get a gradient.
-        joined = embedded.flatten(-2) if numeric is None else torch.cat([embedded.flatten(-2), numeric], dim=-1)
+        joined = embedded.flatten(-2)
+        if numeric is not None:
+            joined = torch.cat([joined, bounded(numeric)], dim=-1)
         runs = [list(run) for _, run in groupby(self._maps(group), key=lambda linear: linear.in_features)]
         parts = joined.split([sum(linear.in_features for linear in run) for run in runs], dim=-1)
         return torch.cat([_map_each(part, run) for part, run in zip(parts, runs, strict=True)], dim=-2)
@@ -226,9 +240,8 @@ def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
     fields = columns.unflatten(-1, (len(maps), -1))
     if fields.shape[-1] == 1:
         return torch.addcmul(bias, fields, weight.squeeze(-1))
-    mapped = torch.baddbmm(
-        bias.unsqueeze(1), fields.reshape(-1, *fields.shape[-2:]).transpose(0, 1), weight.transpose(1, 2)
-    )
+    rows = fields.reshape(-1, *fields.shape[-2:]).transpose(0, 1)  # (F, rows, K)
+    mapped = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
     return mapped.transpose(0, 1).view(*fields.shape[:-1], -1)
 
 

@@ -1,12 +1,19 @@
-"""Losses as pure functions; each returns one value per request or slate, never a mean over the batch."""
+"""Losses as pure functions; each returns one value per request or slate, never a mean over the batch.
+
+All compute in single precision at least, also under autocast and of half-precision models. Where there is nothing to
+learn (no position shown, no second candidate to tell the first one from), the loss is 0 and so are its gradients: it
+stays part of the graph, so that distributed training does not wait for parameters without a gradient.
+"""
 
 from __future__ import annotations
 
+from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
 from rerankzoo.losses.feedback import feedback_loss
 from rerankzoo.losses.likelihood import (
     likelihood_loss,
+    log_probabilities,
     position_log_likelihood,
     slate_mean,
     unlikelihood_loss,
@@ -18,7 +25,9 @@ __all__ = [
     "cumulative_regression_loss",
     "feedback_loss",
     "hard_label_loss",
+    "in_single_precision",
     "likelihood_loss",
+    "log_probabilities",
     "position_log_likelihood",
     "slate_mean",
     "soft_label_loss",

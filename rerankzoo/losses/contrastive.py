@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.losses._precision import in_single_precision
 
+
+@in_single_precision
 def contrastive_loss(states: Tensor, mask: Tensor, margin: float) -> Tensor:
     """Pushes the representations of a request's candidates apart, up to a margin.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rerankzoo.losses._precision import in_single_precision
+
 PADDING = -100
 
 
+@in_single_precision
 def hard_label_loss(log_probs: Tensor, slates: Tensor) -> Tensor:
     """Cross-entropy of the slates found: `-sum_t log p_t(l_t)`.
 
@@ -31,6 +34,7 @@ def hard_label_loss(log_probs: Tensor, slates: Tensor) -> Tensor:
     return -chosen.masked_fill(slates == PADDING, 0.0).sum(-1)
 
 
+@in_single_precision
 def soft_label_loss(log_probs: Tensor, soft_labels: Tensor, slates: Tensor) -> Tensor:
     """Divergence from what a teacher thinks of every candidate: `sum_t KL(q_t || p_t)`.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.losses._precision import in_single_precision
 
+
+@in_single_precision
 def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of each slate, averaged over its positions and targets.
 

@@ -5,9 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rerankzoo.losses._precision import in_single_precision
+
 PADDING = -100
 
 
+@in_single_precision
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax over the candidates, of which the losses of generators are made.
+
+    Args:
+        logits: (..., N), of any precision; the smallest finite number where a candidate cannot be chosen.
+
+    Returns:
+        (..., N), at least float32.
+
+    Example:
+        >>> log_probabilities(torch.zeros(1, 2, dtype=torch.float16))
+        tensor([[-0.6931, -0.6931]])
+    """
+    return logits.log_softmax(-1)
+
+
+@in_single_precision
 def position_log_likelihood(log_probs: Tensor, slates: Tensor) -> Tensor:
     """The log-probability that each position gives to the candidate logged there.
 
@@ -29,6 +49,7 @@ def position_log_likelihood(log_probs: Tensor, slates: Tensor) -> Tensor:
     return expanded.gather(-1, index).squeeze(-1).masked_fill(~logged, 0.0)
 
 
+@in_single_precision
 def likelihood_loss(log_likelihood: Tensor) -> Tensor:
     """Negative log-likelihood of each slate: `-sum_j log p_{y_j j}` (NAR4Rec, sequence-level likelihood).
 
@@ -45,6 +66,7 @@ def likelihood_loss(log_likelihood: Tensor) -> Tensor:
     return -log_likelihood.sum(-1)
 
 
+@in_single_precision
 def unlikelihood_loss(log_probs: Tensor, slates: Tensor, candidate_mask: Tensor) -> Tensor:
     """Unlikelihood of each slate: `-sum_j log(1 - p_{y_j j})` (NAR4Rec, sequence-level unlikelihood training).
 
@@ -77,6 +99,7 @@ def unlikelihood_loss(log_probs: Tensor, slates: Tensor, candidate_mask: Tensor)
     return -log_rest.masked_fill(~counted, 0.0).sum(-1)
 
 
+@in_single_precision
 def slate_mean(values: Tensor, slates: Tensor) -> Tensor:
     """The mean over each request's own slates, so that a request's loss does not depend on its neighbours' slates.
 

@@ -299,8 +299,9 @@ class SlateWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps a batch's slates."""
-        self._rows.append({key: value.cpu() for key, value in outputs.items()})
+        """Keeps a batch's slates, without those of blank requests."""
+        real = outputs["request_index"] >= 0
+        self._rows.append({key: value[real].cpu() for key, value in outputs.items()})
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the table."""
@@ -323,7 +324,9 @@ class SlateWriter(Callback):
             rows = split[index[start : start + _WRITE_ROWS].tolist()]
             item_ids += data.extractor.decode(slates[start : start + _WRITE_ROWS], rows)
         shown = [[position for position in slate if position >= 0] for slate in slates.tolist()]
-        return pa.table({"request_index": index.numpy(), "slate": shown, "item_ids": item_ids, "score": scores.numpy()})
+        return pa.table(
+            {"request_index": index.numpy(), "slate": shown, "item_ids": item_ids, "score": scores.float().numpy()}
+        )
 
     def _join(self, target: Path, world_size: int) -> None:
         parts = [_part(target, rank) for rank in range(world_size)]

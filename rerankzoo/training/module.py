@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
@@ -14,6 +15,7 @@ from rerankzoo.metrics import NDCG, Hit
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.training.freezing import freeze_modules
+from rerankzoo.training.nonfinite import nonfinite_loss
 from rerankzoo.training.optimizer import make_optimizer, make_scheduler
 from rerankzoo.training.pretrained import (
     continued_weights,
@@ -22,6 +24,7 @@ from rerankzoo.training.pretrained import (
     load_pretrained,
     warn_of_frozen_ids,
 )
+from rerankzoo.training.processes import mean_over_processes, real_requests
 
 
 class RerankingModule(L.LightningModule):
@@ -188,38 +191,48 @@ class RerankingModule(L.LightningModule):
         return self._made()(**batch)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        return self._step(batch, "train")
+        """The loss of one batch; logs the mean over the batches of all processes.
+
+        Raises:
+            NonFiniteLossError: In every process, if the loss of any is NaN or infinite; the batch is saved before.
+        """
+        losses = self._losses(batch)
+        loss, means = losses["loss"], torch.stack([value.detach() for value in losses.values()])
+        if self.trainer.world_size > 1:
+            means, factor = mean_over_processes(means, batch, self.trainer.world_size)
+            loss = loss * factor
+        if not bool(torch.isfinite(means[0])):
+            raise nonfinite_loss(self.trainer, self._made(), batch, losses)
+        for name, mean in zip(losses, means, strict=True):
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=len(batch["candidate_mask"]))
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Logs the loss and, where all candidates are labelled, the ranking metrics of greedy slates."""
-        self._step(batch, "val")
-        self._rank(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Like `validation_step`, on the test split."""
-        self._step(batch, "test")
-        self._rank(batch, "test")
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Slates of a batch with the model's own decoding parameters: exactly what `generate` returns."""
         found = self._made().generate(**batch, return_dict_in_generate=True)
         return {"request_index": batch["request_index"], "slates": found.slates, "scores": found.scores}
 
-    def _step(self, batch: dict[str, Tensor], stage: str) -> Tensor:
+    def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of a batch and its terms, by the names they are logged by."""
         output = self(**batch)
         if output.loss is None:
             raise self._no_loss(batch)
-        shared: dict[str, Any] = {
-            "batch_size": len(batch["candidate_mask"]),
-            "on_step": stage == "train",
-            "on_epoch": stage != "train",
-            "sync_dist": stage != "train",
-        }
-        self.log(f"{stage}/loss", output.loss, prog_bar=True, **shared)
-        for name, term in output.loss_terms.items():
-            self.log(f"{stage}/{name}_loss", term, **shared)
-        return output.loss
+        return {"loss": output.loss, **{f"{name}_loss": term for name, term in output.loss_terms.items()}}
+
+    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> None:
+        # Over several processes Lightning divides the weights by their number, and rounds the result down.
+        weight = int(real_requests(batch).sum()) * self.trainer.world_size
+        for name, value in self._losses(batch).items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=weight, sync_dist=True)
+        self._rank(batch, stage)
 
     def _no_loss(self, batch: dict[str, Tensor]) -> RerankingDataError:
         labels = sorted({"slates", "feedback", "slate_weights", "soft_labels"} & batch.keys())
@@ -230,9 +243,10 @@ class RerankingModule(L.LightningModule):
     def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
         if not self.has_ranking or "candidate_feedback" not in batch:
             return
-        slates = self._made().generate(**batch)
+        slates, real = self._made().generate(**batch), real_requests(batch)
         # The first target with labels: what the model is asked to find.
-        self.ranking.update(slates, batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"])
+        labels, known = batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"]
+        self.ranking.update(slates[real], labels[real], known[real])
         for name, metric in self.ranking.items():
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from rerankzoo.cli.benchmark import Benchmark
 from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import copy_recipe, describe, list_recipes, recipes_folder
 from rerankzoo.cli.runs import find_recipe
-from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.movielens import movielens_schema
 from rerankzoo.data.sources.taobao import taobao_schema
@@ -90,7 +90,7 @@ def test_model_recipe_runs(recipe: str, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "logs").rglob("metrics.csv"))
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "trainer/fsdp.yaml"])
 @pytest.mark.parametrize("recipe", MODELS)
 def test_trainer_recipe_composes_with_model_recipe(recipe: str, trainer: str, tmp_path: Path) -> None:
     on_cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
@@ -100,6 +100,34 @@ def test_trainer_recipe_composes_with_model_recipe(recipe: str, trainer: str, tm
     assert run.trainer.max_epochs == yaml.safe_load((FOLDER / recipe).read_text())["trainer"]["max_epochs"]
     if values.get("strategy") == "ddp":
         assert isinstance(run.trainer.strategy, DDPStrategy)
+
+
+@pytest.mark.parametrize("recipe", MODELS)
+def test_fsdp_recipe_composes_up_to_the_gpus_that_it_needs(recipe: str, tmp_path: Path) -> None:
+    """Lightning makes the strategy, and then refuses to run it on a CPU."""
+    with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
+        command_line([*arguments(recipe, "trainer/fsdp.yaml", tmp_path), "--trainer.accelerator=cpu"], run=False)
+    strategy = yaml.safe_load((FOLDER / "trainer/fsdp.yaml").read_text(encoding="utf-8"))["trainer"]["strategy"]
+    assert strategy["class_path"] == f"lightning.pytorch.strategies.{FSDPStrategy.__name__}"
+    made = FSDPStrategy(**strategy["init_args"])
+    assert made.sharding_strategy.name == "FULL_SHARD"
+    assert made._state_dict_type == "full"
+
+
+def test_slurm_recipe_takes_its_place_among_the_jobs_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As srun describes it to the last of two machines with two processes each."""
+    job = {"JOB_NAME": "train", "JOB_ID": "7", "NNODES": "2", "NODELIST": "node[4-5]", "NODEID": "1"}
+    task = {"NTASKS": "4", "NTASKS_PER_NODE": "2", "PROCID": "3", "LOCALID": "1"}
+    for name, value in {**job, **task}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    on_cpu = ["--trainer.accelerator=cpu", "--trainer.devices=2"]
+    trainer = command_line(
+        [*arguments("nar4rec/simulator.yaml", "trainer/slurm.yaml", tmp_path), *on_cpu], run=False
+    ).trainer
+    strategy: Any = trainer.strategy
+    assert isinstance(strategy.cluster_environment, SLURMEnvironment)
+    assert strategy.cluster_environment.main_address == "node4"
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.node_rank) == (4, 3, 1, 1)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -141,7 +169,7 @@ def test_one_s_own_log_trains_with_the_same_recipe(tmp_path: Path, schema: Featu
 
 @pytest.mark.slow
 def test_two_processes_train_and_predict(tmp_path: Path) -> None:
-    """Two processes on the CPU: the exported folder and one whole table of predictions, from one row each in turn."""
+    """Two processes on the CPU: the exported folder, and the table of predictions that one process makes."""
     import subprocess
     import sys
 
@@ -153,8 +181,8 @@ def test_two_processes_train_and_predict(tmp_path: Path) -> None:
         "--trainer.accelerator=cpu",
         "--trainer.devices=2",
         "--trainer.max_epochs=1",
+        "--data.init_args.num_test=33",
     ]
-    SimulatorDataModule(num_train=64, num_validation=32, num_test=32, root=str(tmp_path)).prepare_data()
     checkpoint = f"--ckpt_path={root / 'checkpoints' / 'best.ckpt'}"
     for subcommand, further in (("fit", []), ("predict", [checkpoint])):
         done = subprocess.run(
@@ -166,8 +194,14 @@ def test_two_processes_train_and_predict(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
     assert (root / "best" / "model.safetensors").is_file()
     table: dict[str, Any] = pq.read_table(root / "predictions.parquet").to_pydict()
-    assert table["request_index"] == list(range(32))
+    assert table["request_index"] == list(range(33))
     assert not list(root.glob("*part*"))
+    alone = [f"--config={FOLDER / 'trainer/cpu.yaml'}", "--trainer.strategy=auto", checkpoint]
+    assert main(["predict", *command, *alone, f"--predictions.path={root / 'alone.parquet'}"]) == 0
+    expected: dict[str, Any] = pq.read_table(root / "alone.parquet").to_pydict()
+    assert table["slate"] == expected["slate"]
+    assert table["item_ids"] == expected["item_ids"]
+    assert table["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 @pytest.mark.slow

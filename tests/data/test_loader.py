@@ -82,28 +82,39 @@ def test_shuffling_mixes_blocks(table: Dataset, extractor: RerankingFeatureExtra
     assert max(first) - min(first) >= 10  # rows of more than one block of ten
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("batch_size", "world_size"), [(6, 2), (6, 3), (4, 3), (7, 7), (25, 2)])
 def test_processes_share_the_batches_of_one(
-    table: Dataset, extractor: RerankingFeatureExtractor, world_size: int
+    table: Dataset, extractor: RerankingFeatureExtractor, batch_size: int, world_size: int, shuffle: bool
 ) -> None:
-    alone = order(RequestLoader(table, extractor, 6 * world_size, shuffle=True))
-    shares = [
-        order(RequestLoader(table, extractor, 6, shuffle=True, rank=rank, world_size=world_size))
+    """Every row once, and equally many batches: a process that is left without a row has a blank request."""
+    alone = order(RequestLoader(table, extractor, batch_size * world_size, shuffle=shuffle))
+    loaders = [
+        RequestLoader(table, extractor, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert len({len(share) for share in shares}) == 1
-    for number, parts in enumerate(zip(*shares, strict=True)):
-        together = sorted(chain(*parts))
-        assert set(together) <= set(alone[number])
-        assert len(together) == len(alone[number]) // world_size * world_size
-        assert len({len(part) for part in parts}) == 1
-
-
-def test_evaluation_is_shared_without_loss(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
-    loaders = [RequestLoader(table, extractor, 4, rank=rank, world_size=3) for rank in range(3)]
     shares = [order(loader) for loader in loaders]
-    assert sorted(chain(*chain(*shares))) == list(range(50))
-    assert [len(share) for share in shares] == [len(loader) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {len(alone)}
+    for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
+        assert [part == [-1] for part in parts] == [rank >= len(whole) for rank in range(world_size)]
+        assert sorted(index for index in chain(*parts) if index >= 0) == sorted(whole)
+        sizes = [len(part) for part in parts if part != [-1]]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_blank_request_has_the_keys_and_types_of_any_other(
+    extractor: RerankingFeatureExtractor, table: Dataset
+) -> None:
+    first, second = (
+        list(RequestLoader(table, extractor, 7, shuffle=True, rank=rank, world_size=7))[-1] for rank in (0, 6)
+    )
+    assert {key: (value.dtype, value.dim()) for key, value in second.items()} == {
+        key: (value.dtype, value.dim()) for key, value in first.items()
+    }
+    assert not second["candidate_mask"].any()
+    assert not second["candidate_feedback_mask"].any()
+    assert (second["slates"] == -100).all()
+    assert second["request_index"].tolist() == [-1]
 
 
 def test_refuses_what_cannot_work(table: Dataset, extractor: RerankingFeatureExtractor) -> None:

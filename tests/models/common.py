@@ -47,6 +47,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sample": {"do_sample": True, "temperature": 1.5},
     "sample of the best": {"do_sample": True, "top_k": 2},
 }
+PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
+#: Large (its square is infinite), infinite, denormal.
+EXTREMES = [1e30, torch.inf, 1e-40]
 DETERMINISTIC = [name for name in STRATEGIES if not name.startswith("sample")]
 
 
@@ -141,6 +144,57 @@ def with_padding(batch: Batch, candidates: int = 0, past: int = 0, slates: int =
     return padded
 
 
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """Autocast to a half precision on the CPU; nothing for float32."""
+    return torch.autocast("cpu", torch.bfloat16 if dtype == torch.float32 else dtype, enabled=dtype != torch.float32)
+
+
+def assert_finite(loss: Tensor, model: RerankingPreTrainedModel) -> None:
+    """A loss and all gradients are finite."""
+    assert torch.isfinite(loss)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    sizes = torch.stack(torch._foreach_norm(gradients, torch.inf))
+    assert torch.isfinite(sizes).all(), [
+        name for (name, _), size in zip(model.named_parameters(), sizes, strict=True) if not torch.isfinite(size)
+    ]
+
+
+def with_numbers(batch: Batch, place: tuple[slice, slice], numbers: Tensor) -> Batch:
+    """The batch with other numeric features, and values, at some requests and candidates."""
+    changed = {key: batch[key].clone() for key in ("candidate_numeric", "candidate_value", "request_numeric")}
+    changed["candidate_numeric"][place] = numbers[: changed["candidate_numeric"].shape[-1]]
+    changed["candidate_value"][place] = numbers[:1].abs().clamp_max(1e30)  # infinite ones are refused before
+    changed["request_numeric"][place[0]] = numbers[: changed["request_numeric"].shape[-1]]
+    changed["candidate_value"].masked_fill_(~batch["candidate_mask"].unsqueeze(-1), 0.0)
+    return {**batch, **changed}
+
+
+def one_candidate(batch: Batch) -> Batch:
+    """The batch with the first candidate of each request, which is the slate that was shown."""
+    single = {
+        key: value[:, :1] if key.startswith("candidate_") or key in ("slates", "feedback", "slate_weights") else value
+        for key, value in batch.items()
+    }
+    for key in ("slates", "feedback"):
+        single[key] = single[key][:, :, :1]
+    single["slates"] = torch.zeros_like(single["slates"])
+    if "slate_weights" in batch:
+        single["slate_weights"] = torch.ones_like(single["slate_weights"])
+        single["soft_labels"] = torch.ones_like(batch["soft_labels"][:, :1, :1, :1])
+    return single
+
+
+def without_slates(batch: Batch) -> Batch:
+    """The batch with nothing but padding in its slates."""
+    empty = {key: torch.zeros_like(batch[key]) for key in ("slate_weights", "soft_labels") if key in batch}
+    return {**batch, **empty, "slates": torch.full_like(batch["slates"], -100)}
+
+
+def blank(batch: Batch) -> Batch:
+    """As many requests without candidates and slates."""
+    return {**without_slates(batch), "candidate_mask": torch.zeros_like(batch["candidate_mask"])}
+
+
 def assert_valid_slates(slates: Tensor, candidate_mask: Tensor) -> None:
     """All positions filled with distinct real candidates as far as there are any, then -100."""
     for row, mask in zip(
@@ -206,10 +260,13 @@ class ModelTestSuite:
         model_class: The class under test.
         config_values: Fields of its config beside the schema: tiny sizes, `slate_size` 4, no dropout, and every loss
             term with a weight. NAR4Rec's `utility_threshold` must split the rows of the `batch` fixture.
+        precision_steps: Steps of training in each precision; fewer in a second suite of the same model, as they take
+            long. `test_auto.py` holds that every model is trained for 200.
     """
 
     model_class: ClassVar[type[RerankingPreTrainedModel]]
     config_values: ClassVar[dict[str, Any]]
+    precision_steps: ClassVar[int] = 200
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -390,14 +447,78 @@ class ModelTestSuite:
         labels = ("feedback", "slate_weights", "soft_labels")
         assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k not in labels})
 
-    def test_loss_is_finite_under_bfloat16(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+    def test_learns_in_every_precision(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, dtype: torch.dtype
+    ) -> None:
         model = self.make_model(extractor).train()
-        expected = model(**batch).loss.item()
-        with torch.autocast("cpu", torch.bfloat16):
+        expected = model(**mined_batch).loss.item()
+        # Without clipping or scaling, and faster than anyone would: towards probabilities of 0 and 1.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        found = []
+        for _ in range(self.precision_steps):
+            optimizer.zero_grad()
+            with autocast(dtype):
+                loss = model(**mined_batch).loss
+            assert loss.dtype == torch.float32
+            loss.backward()
+            found.append(float(loss.detach()))
+            assert_finite(loss, model)
+            optimizer.step()
+        assert found[0] == pytest.approx(expected, rel=0.05)
+        assert found[-1] < 0.9 * found[0]
+
+    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+    @pytest.mark.parametrize("number", EXTREMES, ids=str)
+    def test_extreme_numbers_do_no_harm(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, number: float, dtype: torch.dtype
+    ) -> None:
+        """In the features and values of one candidate, of one request, of all; as both signs beside one another."""
+        model = self.make_model(extractor).train()
+        signs = torch.tensor([1.0, -1.0, -1.0]).repeat(mined_batch["candidate_numeric"].shape[-1])
+        for place in ((slice(0, 1), slice(0, 1)), (slice(0, 1), slice(None)), (slice(None), slice(None))):
+            batch = with_numbers(mined_batch, place, number * signs)
+            if dtype == torch.float16:  # which has no gradient of a loss that weighs by values of that size
+                batch["candidate_value"] = mined_batch["candidate_value"]
+            model.zero_grad()
+            with autocast(dtype):
+                output = model(**batch)
+            output.loss.backward()
+            assert_finite(output.loss, model)
+            for name, value in real_entries(output, batch).items():
+                assert torch.isfinite(value).all(), name
+
+    def test_nothing_to_learn_costs_nothing(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        for batch in (one_candidate(mined_batch), without_slates(one_candidate(mined_batch)), blank(mined_batch)):
+            model.zero_grad()
             loss = model(**batch).loss
+            loss.backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None, name  # or other processes would wait for it
+            assert_finite(loss, model)
+            if (batch["slates"] < 0).all():
+                assert loss.item() == 0
+                assert all((parameter.grad == 0).all() for parameter in model.parameters())
+
+    def test_a_slate_without_any_feedback_is_learned_from(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        model = self.make_model(extractor).train()
+        batch["feedback"] = torch.zeros_like(batch["feedback"])
+        loss = model(**batch).loss
         loss.backward()
-        assert loss.item() == pytest.approx(expected, rel=0.05)
-        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+        assert_finite(loss, model)
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    def test_blank_requests_do_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        """What a process without rows of a global batch gets adds nothing to the sum of the losses."""
+        model, empty = self.make_model(extractor), blank(mined_batch)
+        both = {key: torch.cat([value, empty[key]]) for key, value in mined_batch.items()}
+        with torch.no_grad():
+            expected, found = losses(model(**mined_batch)), losses(model(**both))
+        assert_close({name: 2 * value for name, value in found.items()}, expected)
 
     def test_overfits_eight_requests(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor).train()
@@ -445,6 +566,20 @@ class GeneratorTestSuite(ModelTestSuite):
         slates = self.make_model(extractor).generate(**moved, **STRATEGIES[strategy], slate_size=slate_size)
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
+
+    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+    @pytest.mark.parametrize("number", EXTREMES, ids=str)
+    def test_generates_valid_slates_from_extreme_numbers(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, number: float, dtype: torch.dtype
+    ) -> None:
+        model, every = self.make_model(extractor), (slice(None), slice(None))
+        numbers = number * torch.tensor([1.0, -1.0, -1.0]).repeat(batch["candidate_numeric"].shape[-1])
+        moved = pick_candidates(with_numbers(batch, every, numbers), torch.tensor([5, 2, 6, 0, 3, 1, 4]))
+        for strategy in STRATEGIES:
+            with autocast(dtype):
+                found = model.generate(**moved, **STRATEGIES[strategy], return_dict_in_generate=True)
+            assert_valid_slates(found.slates, moved["candidate_mask"])
+            assert not torch.isnan(found.scores).any()
 
     @pytest.mark.parametrize("strategy", DETERMINISTIC)
     def test_choices_do_not_depend_on_the_order_of_candidates(

@@ -28,6 +28,7 @@ def suites(base: type[ModelTestSuite] = ModelTestSuite) -> list[type[ModelTestSu
 def test_every_registered_model_passes_the_common_suite(head: Any, generates: bool) -> None:
     own = [suite for suite in suites() if getattr(suite, "model_class", None) is head]
     assert own, f"no subclass of ModelTestSuite tests {head.__name__}"
+    assert max(suite.precision_steps for suite in own) >= 200
     assert generates <= head.can_generate()
     for suite in own:
         assert issubclass(suite, GeneratorTestSuite) == head.can_generate()

@@ -66,6 +66,7 @@ class TestDistilledGenerator(GeneratorTestSuite):
 
     model_class = DeGReGenerator
     config_values: ClassVar[dict[str, Any]] = {**TINY, "soft_label_weight": 0.5}
+    precision_steps = 30
 
     @pytest.fixture
     def batch(self, batch: Batch) -> Batch:
@@ -86,11 +87,13 @@ class TestDeGReEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
 class TestConditionalEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["conditional"]}
+    precision_steps = 30
 
 
 class TestRegressionEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["cumulative_regression"]}
+    precision_steps = 30
 
 
 def config(extractor: RerankingFeatureExtractor, **values: Any) -> DeGReConfig:

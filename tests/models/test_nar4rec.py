@@ -38,6 +38,7 @@ class TestNAR4RecEvaluator(EvaluatorTestSuite):
 class TestBidirectionalEvaluator(EvaluatorTestSuite):
     model_class = NAR4RecEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, "evaluator_is_causal": False}
+    precision_steps = 30
 
 
 # --- the generator --------------------------------------------------------------------------------------------------

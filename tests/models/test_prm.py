@@ -33,6 +33,7 @@ class TestPRMForReranking(GeneratorTestSuite):
 class TestFewerRanksThanCandidates(GeneratorTestSuite):
     model_class = PRMForReranking
     config_values: ClassVar[dict[str, Any]] = {**TINY, "max_position_embeddings": 3}
+    precision_steps = 30
 
 
 def ranker(extractor: RerankingFeatureExtractor, **values: Any) -> PRMForReranking:

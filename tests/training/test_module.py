@@ -5,6 +5,8 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,7 +14,7 @@ from torch import nn
 
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.metrics import ndcg_at_k
-from rerankzoo.training import RerankingModule
+from rerankzoo.training import RerankingModule, SlateWriter
 from rerankzoo.training.optimizer import make_optimizer, make_scheduler
 
 TINY = {"hidden_size": 16, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 16}
@@ -84,6 +86,20 @@ def test_validation_loss_is_the_mean_over_requests(data_folder: Path, tmp_path: 
     with torch.no_grad():
         whole = module.model(**next(iter(RerankingDataModule.loader(_all_at_once(data), "validation")))).loss
     assert run.callback_metrics["val/loss"].item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_half_precision_trains_and_predicts(data_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "slates.parquet"
+    module, data = RerankingModule("NAR4RecForReranking", TINY), RerankingDataModule(str(data_folder), batch_size=8)
+    run = trainer(tmp_path, precision="bf16-mixed", max_epochs=1, callbacks=[SlateWriter(str(path))])
+    run.fit(module, datamodule=data)
+    assert module.model is not None
+    assert {parameter.dtype for parameter in module.model.parameters()} == {torch.float32}
+    assert run.callback_metrics["train/loss"].isfinite()
+    run.predict(module, datamodule=data, return_predictions=False)
+    table = pq.read_table(path)
+    assert table.schema.field("score").type == pa.float32()
+    assert table.num_rows == 8
 
 
 def _all_at_once(data: RerankingDataModule) -> RerankingDataModule:

@@ -58,6 +58,7 @@ from rerankzoo.losses import (
     cumulative_regression_loss,
     feedback_loss,
     hard_label_loss,
+    log_probabilities,
     slate_mean,
     soft_label_loss,
 )
@@ -614,7 +615,7 @@ class DeGReGenerator(SlateGenerationMixin, DeGRePreTrainedModel):
     def _distill(
         self, logits: Tensor, slates: Tensor, slate_weights: Tensor, soft_labels: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        log_probs, config = logits.log_softmax(-1), self.config
+        log_probs, config = log_probabilities(logits), self.config
         if soft_labels is None and config.hard_label_weight == 0:
             raise ValueError("hard_label_weight is 0 and the batch has no soft_labels: nothing is left to learn")
         hard = (slate_weights * hard_label_loss(log_probs, slates)).sum(-1).mean()
@@ -629,8 +630,8 @@ class DeGReGenerator(SlateGenerationMixin, DeGRePreTrainedModel):
         if threshold is None:
             message = "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility()"
             raise RerankingDataError(f"{message} over the training split", field="utility_threshold")
-        reached = (utility >= threshold).to(logits.dtype)  # (B, S)
-        loss = slate_mean(reached * hard_label_loss(logits.log_softmax(-1), slates), slates).mean()
+        losses = hard_label_loss(log_probabilities(logits), slates)  # (B, S)
+        loss = slate_mean((utility >= threshold) * losses, slates).mean()
         return loss, {"likelihood": loss}
 
     def scorer(self) -> Scorer:

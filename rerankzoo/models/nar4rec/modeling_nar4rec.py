@@ -39,6 +39,7 @@ from rerankzoo.losses import (
     contrastive_loss,
     feedback_loss,
     likelihood_loss,
+    log_probabilities,
     position_log_likelihood,
     slate_mean,
     unlikelihood_loss,
@@ -184,7 +185,7 @@ class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
             raise ValueError(f"slates have {length} positions, the model has slate_size {self.config.slate_size}")
         if threshold is None:
             raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
-        log_probs = logits[:, :length].log_softmax(-1)
+        log_probs = log_probabilities(logits[:, :length])
         slates = logged["slates"]
         liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
         disliked = unlikelihood_loss(log_probs, slates, candidate_mask)

@@ -1,0 +1,158 @@
+"""Every loss: exactly nothing where there is nothing to learn, and single precision whatever the model computes in."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rerankzoo import losses
+from rerankzoo.losses import (
+    contrastive_loss,
+    cumulative_regression_loss,
+    feedback_loss,
+    hard_label_loss,
+    likelihood_loss,
+    log_probabilities,
+    position_log_likelihood,
+    slate_mean,
+    soft_label_loss,
+    unlikelihood_loss,
+)
+
+SHOWN, PADDED = torch.tensor([[[0]]]), torch.tensor([[[-100]]])  # one slate of one position
+TWO, ONE, NONE = torch.tensor([[True, True]]), torch.tensor([[True, False]]), torch.tensor([[False, False]])
+
+
+def log_probs(scores: Tensor, mask: Tensor = TWO) -> Tensor:
+    """(1, 1, 2) from scores (2,)."""
+    floor = torch.finfo(scores.dtype).min
+    return log_probabilities(scores.view(1, 1, 2).masked_fill(~mask.unsqueeze(1), floor))
+
+
+def likelihood(scores: Tensor, slates: Tensor, mask: Tensor = TWO) -> Tensor:
+    return likelihood_loss(position_log_likelihood(log_probs(scores, mask), slates))
+
+
+#: What -> (loss of two numbers, its value). The numbers are 0 and 0; wherever they are a distribution, it is even.
+NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "likelihood of padding": lambda x: likelihood(x, PADDED),
+    "likelihood of one candidate": lambda x: likelihood(x, SHOWN, ONE),
+    "unlikelihood of padding": lambda x: unlikelihood_loss(log_probs(x), PADDED, TWO),
+    "unlikelihood of one candidate": lambda x: unlikelihood_loss(log_probs(x, ONE), SHOWN, ONE),
+    "unlikelihood of no candidate": lambda x: unlikelihood_loss(log_probs(x, NONE), PADDED, NONE),
+    "contrast of one candidate": lambda x: contrastive_loss(x.view(1, 2, 1), ONE, margin=2.0),
+    "contrast of no candidate": lambda x: contrastive_loss(x.view(1, 2, 1), NONE, margin=2.0),
+    "contrast without a margin": lambda x: contrastive_loss(x.view(1, 2, 1), TWO, margin=0.0),
+    "hard label of padding": lambda x: hard_label_loss(log_probs(x).unsqueeze(1), PADDED),
+    "hard label of one candidate": lambda x: hard_label_loss(log_probs(x, ONE).unsqueeze(1), SHOWN),
+    "soft label of padding": lambda x: soft_label_loss(log_probs(x).unsqueeze(1), torch.rand(1, 1, 1, 2), PADDED),
+    "soft label of nothing": lambda x: soft_label_loss(log_probs(x).unsqueeze(1), torch.zeros(1, 1, 1, 2), SHOWN),
+    "soft label that is met": lambda x: soft_label_loss(
+        log_probs(x).unsqueeze(1), torch.full((1, 1, 1, 2), 0.5), SHOWN
+    ),
+    "soft label of one candidate": lambda x: soft_label_loss(
+        log_probs(x, ONE).unsqueeze(1), torch.tensor([[[[1.0, 0.0]]]]), SHOWN
+    ),
+    "feedback of padding": lambda x: feedback_loss(x.view(1, 1, 2), torch.full((1, 1, 2), torch.nan), NONE[:, :1]),
+    "feedback that is impossible": lambda x: feedback_loss(
+        x.view(1, 1, 2), torch.ones(1, 1, 2), TWO[:, :1], torch.zeros(1, 1, 2, dtype=torch.bool)
+    ),
+    "regression of padding": lambda x: cumulative_regression_loss(x.view(1, 2), torch.full((1, 2), torch.nan), NONE),
+    "regression that is met": lambda x: cumulative_regression_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
+    "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("what", NOTHING)
+def test_nothing_to_learn_costs_nothing(what: str, dtype: torch.dtype) -> None:
+    numbers = torch.zeros(2, dtype=dtype, requires_grad=True)
+    loss = NOTHING[what](numbers)
+    loss.sum().backward()  # still part of the graph
+    assert loss.dtype == torch.float32
+    assert loss.abs().max().item() == 0.0
+    assert numbers.grad is not None
+    assert numbers.grad.tolist() == [0.0, 0.0]
+
+
+#: The same functions where there is something: what they cost by hand, and how they pull at the two numbers.
+SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
+    "likelihood": (lambda x: likelihood(x, SHOWN), math.log(2), [-0.5, 0.5]),
+    "unlikelihood": (lambda x: unlikelihood_loss(log_probs(x), SHOWN, TWO), math.log(2), [0.5, -0.5]),
+    "no positive": (
+        lambda x: feedback_loss(x.view(1, 1, 2), torch.zeros(1, 1, 2), TWO[:, :1]),
+        math.log(2),
+        [0.25] * 2,
+    ),
+    "hard label": (lambda x: hard_label_loss(log_probs(x).unsqueeze(1), SHOWN), math.log(2), [-0.5, 0.5]),
+    "soft label": (
+        lambda x: soft_label_loss(log_probs(x).unsqueeze(1), torch.tensor([[[[0.25, 0.75]]]]), SHOWN),
+        0.25 * math.log(0.5) + 0.75 * math.log(1.5),
+        [0.25, -0.25],
+    ),
+    "regression": (
+        lambda x: cumulative_regression_loss(x.view(1, 2), torch.tensor([[1.0, 2.0]]), TWO),
+        (1 + 9) / 2,
+        [-1.0, -3.0],
+    ),
+    "mean of one slate": (lambda x: slate_mean(x.view(1, 2) + 3, torch.tensor([[[0], [-100]]])), 3.0, [1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("what", SOMETHING)
+def test_something_to_learn_does_not(what: str, dtype: torch.dtype) -> None:
+    numbers = torch.zeros(2, dtype=dtype, requires_grad=True)
+    function, expected, pull = SOMETHING[what]
+    loss = function(numbers)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert numbers.grad is not None
+    assert numbers.grad.tolist() == pytest.approx(pull, rel=1e-2)
+
+
+def test_autocast_does_not_reach_into_a_loss() -> None:
+    states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):  # which would multiply the states in half precision
+        found = contrastive_loss(states, mask, margin=1.5)
+    assert torch.equal(found, contrastive_loss(states, mask, margin=1.5))
+
+
+def test_half_precision_is_widened_before_anything_overflows_or_vanishes() -> None:
+    far = torch.tensor([[-300.0, 300.0]], dtype=torch.float16)  # its square is infinite
+    found = cumulative_regression_loss(far, torch.zeros(1, 2), TWO)
+    assert found.item() == 90_000.0
+    sure = log_probabilities(torch.tensor([[[8.0, 0.0]]], dtype=torch.float16))
+    assert likelihood_loss(sure[..., 0]).item() == pytest.approx(math.exp(-8.0), rel=1e-2)
+    zero = torch.zeros(1, 2, 3, dtype=torch.float16, requires_grad=True)  # a norm of 0, and 1e-12 is 0 in float16
+    contrastive_loss(zero, TWO, margin=2.0).sum().backward()
+    assert torch.isfinite(zero.grad).all()
+
+
+def test_double_precision_stays() -> None:
+    assert log_probabilities(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("error", [1e15, 1e30, 3e38])
+def test_huge_errors_of_a_regression_are_bounded(error: float) -> None:
+    values = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    loss = cumulative_regression_loss(values, torch.tensor([[1.0, error]]), TWO)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx((1 + 1e30) / 2)
+    assert values.grad is not None
+    assert torch.isfinite(values.grad).all()
+    assert values.grad[0, 0].item() == -1.0  # what can be learned is
+
+
+def test_every_loss_is_tested_here() -> None:
+    source = inspect.getsource(inspect.getmodule(test_every_loss_is_tested_here))  # type: ignore[arg-type]
+    cases = source[source.index("NOTHING: dict") : source.index("def test_autocast")]
+    for name in losses.__all__:
+        helpers = {"in_single_precision", "log_probabilities", "position_log_likelihood", "likelihood_loss"}
+        assert name in helpers or f"{name}(" in cases, name
