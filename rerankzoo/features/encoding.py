@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rerankzoo.errors import shown
 from rerankzoo.features.columns import BoolArray, Column, IntArray
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FieldSpec
@@ -33,11 +34,11 @@ def id_type(column: Column, expected: IdType | None = None) -> IdType | None:
         odd = column.values != np.floor(column.values)
         index = int(odd.argmax()) if odd.any() else column.first_present()
         advice = "; use None for a missing value" if np.isnan(column.values[index]) else ""
-        raise column.error(f"an int or a string is required, got {column.value(index)!r}{advice}", index)
+        raise column.error(f"an int or a string is required, got {shown(column.value(index))}{advice}", index)
     found: IdType = "string" if column.kind == "string" else "int"
     if expected is not None and found != expected:
         index = column.first_present()
-        raise column.error(f"fitted on {expected} values, got {column.value(index)!r} ({found})", index)
+        raise column.error(f"fitted on {expected} values, got {shown(column.value(index))} ({found})", index)
     return found
 
 
@@ -155,7 +156,7 @@ def finite(column: Column) -> FloatArray:
     """
     if column.kind == "string":
         index = column.first_present()
-        raise column.error(f"a number is required, got {column.value(index)!r}", index)
+        raise column.error(f"a number is required, got {shown(column.value(index))}", index)
     values = column.values.astype(np.float64, copy=False)
     # One comparison also catches NaN, for which it is false.
     good = np.abs(values) <= _FLOAT32_MAX

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
+from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError, shown
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
@@ -296,7 +296,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         column, candidates = read_candidates(table, self._declared)
         nested = any(isinstance(entry, list | tuple) for entry in items)
         if nested and (len(items) != table.rows or not all(isinstance(entry, list | tuple) for entry in items)):
-            message = f"item ids must be one list, or one list for each of the {table.rows} rows, got {items!r}"
+            message = f"item ids must be one list, or one list for each of the {table.rows} rows, got {shown(list(items))}"
             raise RerankingDataError(message, field=column.name)
         lists = list(items) if nested else [items]
         codes = _item_codes([item for entry in lists for item in entry], column)
@@ -414,7 +414,7 @@ def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
     kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
     wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
     if wrong:
-        message = f"item ids are {'str' if kind is str else 'int'}, got {wrong[0]!r}"
+        message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
         raise RerankingDataError(message, field=column.name)
     if column.kind == "string":
         code = {string: number for number, string in enumerate(column.strings)}
