@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import shown
+from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.columns import BoolArray, Column, IntArray
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FieldSpec
@@ -203,17 +203,37 @@ def _check_log1p(column: Column, spec: FieldSpec, values: FloatArray, missing: B
     if missing is not None:
         bad &= ~missing
     if bad.any():
-        index, component = divmod(int(bad.argmax()), values.shape[1])
-        # The entries of a dense column are its vectors, one level above the leaves.
-        level = len(column.offsets) - (spec.kind == "dense")
-        raise column.error(f"log1p needs a value above -1, got {float(values[index, component])}", index, level)
+        raise _entry_error(column, spec, bad, "log1p needs a value above -1, got {}", values)
+
+
+def _check_overflow(column: Column, spec: FieldSpec, values: FloatArray) -> None:
+    bad = np.abs(values) > _FLOAT32_MAX
+    if bad.any():
+        raise _entry_error(column, spec, bad, "{} after standardising is beyond float32", values)
+
+
+def _entry_error(
+    column: Column, spec: FieldSpec, bad: BoolArray, message: str, values: FloatArray
+) -> RerankingDataError:
+    """An error about the first bad one of (n, size) values, which it puts into the message."""
+    index, component = divmod(int(bad.argmax()), values.shape[1])
+    # The entries of a dense column are its vectors, one level above the leaves.
+    level = len(column.offsets) - (spec.kind == "dense")
+    return column.error(message.format(float(values[index, component])), index, level)
 
 
 def encode_numbers(column: Column, spec: FieldSpec, statistics: Mapping[str, Statistics]) -> FloatArray:
-    """Returns (n, size) transformed values, 0 where missing; `statistics` are by field name."""
+    """Returns (n, size) transformed values, 0 where missing; `statistics` are by field name.
+
+    Raises:
+        RerankingDataError: As `transform`, and if a standardised value does not fit float32.
+    """
     own = statistics[spec.name] if "standardize" in spec.transforms else None
     values, missing = transform(column, spec, own)
-    return values if missing is None else np.where(missing, 0.0, values)
+    values = values if missing is None else np.where(missing, 0.0, values)
+    if own is not None:  # no other transform makes a number larger
+        _check_overflow(column, spec, values)
+    return values
 
 
 def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
