@@ -38,6 +38,10 @@ class UnreadableFileError(ValueError):
     """A file is not what its name says: no YAML, no JSON, cut off, or of other content. The message names the file."""
 
 
+class RecipeError(ValueError):
+    """A recipe, a benchmark file or an option of the command line cannot be used; one line that names the key."""
+
+
 class InfeasibleConstraintError(ValueError):
     """No slate of a request keeps the constraints, or none was found.
 

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 
 from rerankzoo.errors import HubError
@@ -37,6 +38,18 @@ def redact(text: str, token: str | bool | None = None) -> str:
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "(token)")
     return _TOKEN.sub("(token)", text)
+
+
+def is_refusal(error: ValueError) -> bool:
+    """Whether this package itself raised an error about a value, so that its text says all there is to know.
+
+    A `ValueError` out of another library may as well be a mistake of ours; of that one wants to see the traceback.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    raised_in = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, StrictDataclassError) or raised_in.split(".")[0] == __name__.split(".")[0]
 
 
 def status_of(error: BaseException) -> int | None:
