@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, cast, get_args, overload
 
 from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
-from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError
+from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.batch import INPUT_KEYS
 from rerankzoo.features.columns import Table
@@ -100,7 +100,7 @@ class RerankingPipeline:
         path, revision = pretrained_model_name_or_path, kwargs.get("revision")
         with one_line_errors(path, revision, kwargs.get("subfolder")):
             model = (
-                AutoModelForReranking.from_pretrained(path, **kwargs)
+                _load_whole(AutoModelForReranking, path, kwargs)
                 if backend == "eager"
                 else ExportedModel.from_pretrained(path, backend, **kwargs)
             )
@@ -291,7 +291,21 @@ def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]
     else:
         source, place = str(evaluator), {}
     with one_line_errors(source, **place):
-        return AutoModel.from_pretrained(source, **shared, **place)
+        return _load_whole(AutoModel, source, {**shared, **place})
+
+
+def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
+    """A model all of whose weights are in its checkpoint.
+
+    Raises:
+        HubError: If some are missing: transformers would go on with random ones, and only print which.
+    """
+    model, report = auto.from_pretrained(path, output_loading_info=True, **options)
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise HubError(
+            f"cannot load {path}: its file of weights lacks {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    return cast(RerankingPreTrainedModel, model)
 
 
 def _chunks(part: UsableRows) -> Iterator[UsableRows]:

@@ -67,6 +67,8 @@ def explain(message: str) -> str:
             reasons.append(re.sub(r"^(?:Value|Type)Error: ", "", line))
     place = ".".join(keys)
     reason = reasons[0] if reasons else _expected(wanted, values)
+    if owner and "init_args" not in keys and owner not in reason:
+        reason = f"{owner}: {reason}"
     return f"{place}: {reason}" if place else reason
 
 

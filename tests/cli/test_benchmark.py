@@ -115,7 +115,7 @@ def test_a_wrong_file_is_refused(changes: dict[str, Any], message: str, tmp_path
 
 @pytest.mark.parametrize("change", [{"judge": "no/such.yaml"}, {"models": {"a": {"recipe": "no/such.yaml"}}}])
 def test_missing_recipes_are_missed_before_anything_is_trained(change: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file 'no/such.yaml'"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'no/such\.yaml'"):
         Benchmark.from_yaml(write(tmp_path, **change))
 
 
