@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError
 from rerankzoo.features.batch import BATCH_KEYS
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.files import write_atomically
 from rerankzoo.generation import Constraint, RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
 from rerankzoo.generation.configuration import PARAMETERS
+from rerankzoo.reading import in_one_line, read_json
 
 Format = Literal["onnx", "aoti"]
 Backend = Literal["eager", "onnx", "aoti"]
@@ -89,11 +90,18 @@ class GraphMetadata:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GraphMetadata:
-        """Reads an `export.json`."""
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        sizes = entries.pop("sizes")
-        inputs = tuple(entries.pop("inputs"))
-        return cls(**entries, inputs=inputs, sizes=None if sizes is None else GraphSizes(**sizes))
+        """Reads an `export.json`.
+
+        Raises:
+            UnreadableFileError: If the file is not what `save` writes.
+        """
+        entries = read_json(Path(path))
+        try:
+            sizes = entries.pop("sizes")
+            inputs = tuple(entries.pop("inputs"))
+            return cls(**entries, inputs=inputs, sizes=None if sizes is None else GraphSizes(**sizes))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UnreadableFileError(f"{path} does not describe an exported graph: {in_one_line(error)}") from error
 
 
 class ExportedModel:

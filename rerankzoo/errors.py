@@ -6,6 +6,9 @@ Callers need not know this module to catch them.
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 
 class RerankingDataError(ValueError):
     """A row of a request table cannot be used.
@@ -19,6 +22,7 @@ class RerankingDataError(ValueError):
     def __init__(self, message: str, *, field: str, row: int | None = None) -> None:
         place = f"field {field!r}" if row is None else f"field {field!r}, row {row}"
         super().__init__(f"{place}: {message}")
+        self.message = message
         self.field = field
         self.row = row
 
@@ -29,6 +33,14 @@ class SchemaError(ValueError):
 
 class SchemaMismatchError(SchemaError):
     """A model and a feature extractor (or two checkpoints) were made for different schemas."""
+
+
+class UnreadableFileError(ValueError):
+    """A file is not what its name says: no YAML, no JSON, cut off, or of other content. The message names the file."""
+
+
+class RecipeError(ValueError):
+    """A recipe, a benchmark file or an option of the command line cannot be used; one line that names the key."""
 
 
 class InfeasibleConstraintError(ValueError):
@@ -57,3 +69,27 @@ class NonFiniteLossError(ArithmeticError):
 
 class HubError(OSError):
     """A checkpoint cannot be loaded from the Hub or pushed to it; the message is one line and says what to do."""
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: `repr`, but never long, whatever the value is."""
+    return _REPR.repr(value)
+
+
+class _ShortRepr(reprlib.Repr):
+    """`reprlib.Repr` with room for what people write, and for integers that Python refuses to print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+        self.maxlist = self.maxtuple = self.maxdict = 8
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 1000 else super().repr_int(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return " ".join(super().repr_instance(x, level).split())  # of an array, over several lines
+
+
+_REPR = _ShortRepr()

@@ -20,12 +20,27 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
+from safetensors import SafetensorError
 
 from rerankzoo.errors import HubError
+from rerankzoo.reading import in_one_line
 
 #: The base of what the HTTP library of huggingface_hub raises, whichever that is.
 NetworkError = HTTPError
+
+#: What transformers, safetensors, torch and json raise about files that are not what they should be.
+_DAMAGED = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+)
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
@@ -37,6 +52,18 @@ def redact(text: str, token: str | bool | None = None) -> str:
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "(token)")
     return _TOKEN.sub("(token)", text)
+
+
+def is_refusal(error: ValueError | TypeError) -> bool:
+    """Whether this package itself raised an error about a value, so that its text says all there is to know.
+
+    An error out of another library may as well be a mistake of ours; of that one wants to see the traceback.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    raised_in = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, StrictDataclassError) or raised_in.split(".")[0] == __name__.split(".")[0]
 
 
 def status_of(error: BaseException) -> int | None:
@@ -120,7 +147,8 @@ def one_line_errors(
         subfolder: Where in it.
 
     Raises:
-        HubError: Instead of any `OSError`, and where there is no config of a model.
+        HubError: Instead of any `OSError`, where there is no config of a model, and instead of whatever other libraries
+            raise about a file that is damaged. What this package itself says of a value, it says in one line already.
     """
     name = os.fspath(path)
     try:
@@ -130,8 +158,11 @@ def one_line_errors(
     except OSError as error:
         reason = _first_line(error) if Path(name).is_dir() else describe(error, name, revision)
         raise HubError(f"cannot load {name}: {reason}") from error
-    except ValueError as error:
-        if not str(error).startswith("Unrecognized model"):
+    except _DAMAGED as error:
+        if str(error).startswith("Unrecognized model"):
+            file = f"{subfolder}/config.json" if subfolder else "config.json"
+            raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error
+        if isinstance(error, ValueError | TypeError) and is_refusal(error):
             raise
-        file = f"{subfolder}/config.json" if subfolder else "config.json"
-        raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error
+        reason = redact(in_one_line(error))
+        raise HubError(f"cannot load {name}: {type(error).__name__}: {reason}") from error

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any, Literal, cast, get_args, overload
 
-import numpy as np
-import torch
-from torch import Tensor
 from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
-from rerankzoo.errors import InfeasibleConstraintError
+from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
 from rerankzoo.faults import one_line_errors
-from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.batch import INPUT_KEYS
+from rerankzoo.features.columns import Table
+from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
+from rerankzoo.features.tables import holds_columns, read_table
 from rerankzoo.generation import Constraint
 from rerankzoo.generation.constraints import check_types
 from rerankzoo.hub.card import CARD_FILE, write_card
@@ -26,9 +27,15 @@ from rerankzoo.hub.push import EVALUATOR_FOLDER, Push, push_folder
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import RerankingPreTrainedModel
 
-_CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU's cache
+logger = logging.getLogger(__name__)
 
+_CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU's cache
+_CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
+
+OnError = Literal["raise", "skip", "report"]
 RerankedItem = dict[str, Any]
+#: What one request gets: its items, or with `on_error` what is in their place.
+Outcome = list[RerankedItem] | RerankingDataError | InfeasibleConstraintError | None
 
 
 class RerankingPipeline:
@@ -93,7 +100,7 @@ class RerankingPipeline:
         path, revision = pretrained_model_name_or_path, kwargs.get("revision")
         with one_line_errors(path, revision, kwargs.get("subfolder")):
             model = (
-                AutoModelForReranking.from_pretrained(path, **kwargs)
+                _load_whole(AutoModelForReranking, path, kwargs)
                 if backend == "eager"
                 else ExportedModel.from_pretrained(path, backend, **kwargs)
             )
@@ -157,15 +164,27 @@ class RerankingPipeline:
 
     @overload
     def __call__(
-        self, requests: Sequence[Mapping[str, Any]], constraints: Sequence[Constraint] = (), **parameters: Any
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        constraints: Sequence[Constraint] = (),
+        on_error: Literal["raise"] = "raise",
+        **parameters: Any,
     ) -> list[list[RerankedItem]]: ...
     @overload
     def __call__(
-        self, requests: Any, constraints: Sequence[Constraint] = (), **parameters: Any
+        self,
+        requests: Any,
+        constraints: Sequence[Constraint] = (),
+        on_error: Literal["raise"] = "raise",
+        **parameters: Any,
     ) -> list[RerankedItem] | list[list[RerankedItem]]: ...
+    @overload
     def __call__(
-        self, requests: Any, constraints: Sequence[Constraint] = (), **parameters: Any
-    ) -> list[RerankedItem] | list[list[RerankedItem]]:
+        self, requests: Any, constraints: Sequence[Constraint] = (), on_error: OnError = "raise", **parameters: Any
+    ) -> Outcome | list[Outcome]: ...
+    def __call__(
+        self, requests: Any, constraints: Sequence[Constraint] = (), on_error: OnError = "raise", **parameters: Any
+    ) -> Any:
         """Chooses and orders the items of one request or of many.
 
         Args:
@@ -173,6 +192,12 @@ class RerankingPipeline:
                 Arrow table, a `datasets.Dataset`. Columns are those of the schema; label columns are not needed.
             constraints: What slates must keep, such as `[Exclude([17, 4]), AtMost(2, "category")]`, with items by their
                 ids (see `rerankzoo.generation.constraints`).
+            on_error: What becomes of a request that cannot be used, or has no slate that keeps the constraints.
+                `"raise"`: its error is raised, and no request is answered. `"report"`: the error stands in the place of
+                its items. `"skip"`: `None` does, and a warning is logged. All others are answered as if they came
+                alone, and the answer stays as long as the requests, so that `zip(requests, answer)` is right. What is
+                wrong with the call or the whole table (a parameter, a constraint, a missing column of a DataFrame) is
+                raised in any case.
             **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`).
 
         Returns:
@@ -186,45 +211,75 @@ class RerankingPipeline:
                 constraints.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
-        batch = self.extractor(requests)
         check_types(constraints)
-        locate = partial(self.extractor.locate, data=requests)
-        located = [constraint.located(locate) for constraint in constraints]
-        found = [self._generate(batch, rows, located, parameters) for rows in _chunks(len(batch["candidate_mask"]))]
-        slates, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-        ranked = [
-            [
-                {"item_id": item, "index": index, "score": score}
-                for item, index, score in zip(items, slate, step_scores, strict=False)  # padding at the end is left out
-            ]
-            for items, slate, step_scores in zip(
-                self.extractor.decode(slates, requests), slates.tolist(), scores.tolist(), strict=True
-            )
-        ]
-        return ranked[0] if self._is_one(requests) else ranked
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
+        table = read_table(requests, self.extractor.schema.item_id)
+        answer: list[Outcome] = [None] * table.rows
+        for part in self._read(table, on_error, answer):
+            whole = part.rows == slice(0, table.rows)
+            for constraint in constraints:
+                constraint.check_fit(table.rows, part.batch["candidate_mask"].shape[1] if whole else None)
+            for chunk in _chunks(part):
+                answer[chunk.rows] = self._rank(chunk, constraints, on_error, parameters)
+        if on_error == "skip":
+            answer = _without_errors(answer)
+        return answer[0] if self._is_one(requests) else answer
+
+    def _read(self, table: Table, on_error: OnError, answer: list[Outcome]) -> list[UsableRows]:
+        """The batches of the usable rows; the errors of the others go into the answer."""
+        if on_error == "raise":
+            return [UsableRows(slice(0, table.rows), table, self.extractor(table))]
+        parts, errors = self.extractor.usable(table)
+        for row, error in errors.items():
+            answer[row] = error
+        return parts
 
     def _is_one(self, requests: Any) -> bool:
-        """Tells one request from a dictionary of columns, whose lists of items are lists of lists."""
-        if not isinstance(requests, Mapping):
-            return False
-        items = requests[self.extractor.schema.item_id]
-        return not isinstance(items[0], list | tuple | np.ndarray)
+        return isinstance(requests, Mapping) and not holds_columns(requests, self.extractor.schema.item_id)
 
-    def _generate(
-        self, batch: dict[str, Tensor], rows: slice, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Slates (B, M) of some rows of a batch and the score of every choice (B, M)."""
-        inputs = {key: value[rows].to(self.model.device) for key, value in batch.items()}
-        options = {**parameters, "return_dict_in_generate": True}
-        own = [constraint.rows(rows) for constraint in constraints]
+    def _rank(
+        self,
+        chunk: UsableRows,
+        constraints: Sequence[Constraint],
+        on_error: OnError,
+        parameters: Mapping[str, Any],
+    ) -> list[Outcome]:
+        """The items of some rows that are decoded together, or the error of those that cannot be."""
         try:
-            output: Any = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
-        except InfeasibleConstraintError as error:  # counts rows from the first of the chunk
-            row = error.row + rows.start
-            raise InfeasibleConstraintError(error.message, row=row, constraints=error.constraints) from error
+            return self._decode(chunk, constraints, parameters)
+        except (InfeasibleConstraintError, RerankingDataError) as error:
+            failed = _counted_from(chunk.rows.start, error)
+            if on_error == "raise" or failed.row is None:
+                raise failed from error
+        # Outside the handler: it keeps the failed decoding's tensors in memory.
+        place = failed.row - chunk.rows.start
+        rest = (slice(0, place), slice(place + 1, len(chunk.batch["candidate_mask"])))
+        before, after = (
+            self._rank(_some(chunk, rows), constraints, on_error, parameters) if rows.start < rows.stop else []
+            for rows in rest
+        )
+        return [*before, failed.with_traceback(None), *after]
+
+    def _decode(
+        self, chunk: UsableRows, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
+    ) -> list[Outcome]:
+        width = chunk.batch["candidate_mask"].shape[1]
+        locate = partial(self.extractor.locate, data=chunk.table)
+        own = [constraint.rows(chunk.rows, width).located(locate) for constraint in constraints]
+        inputs = {key: value.to(self.model.device) for key, value in chunk.batch.items()}
+        options = {**parameters, "return_dict_in_generate": True}
+        output: Any = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
-        return output.slates, output.step_scores
+        names = self.extractor.decode(output.slates, chunk.table)
+        return [
+            [
+                {"item_id": item, "index": index, "score": score}
+                for item, index, score in zip(items, slate, scores, strict=False)  # padding at the end is left out
+            ]
+            for items, slate, scores in zip(names, output.slates.tolist(), output.step_scores.tolist(), strict=True)
+        ]
 
 
 def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
@@ -236,8 +291,58 @@ def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]
     else:
         source, place = str(evaluator), {}
     with one_line_errors(source, **place):
-        return AutoModel.from_pretrained(source, **shared, **place)
+        return _load_whole(AutoModel, source, {**shared, **place})
 
 
-def _chunks(size: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, size, _CHUNK)]
+def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
+    """A model all of whose weights are in its checkpoint.
+
+    Raises:
+        HubError: If some are missing: transformers would go on with random ones, and only print which.
+    """
+    model, report = auto.from_pretrained(path, output_loading_info=True, **options)
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise HubError(
+            f"cannot load {path}: its file of weights lacks {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    return cast(RerankingPreTrainedModel, model)
+
+
+def _chunks(part: UsableRows) -> Iterator[UsableRows]:
+    """The rows in runs that are decoded together, each padded to the longest of its own candidate lists only."""
+    lengths = part.batch["candidate_mask"].sum(-1).tolist()
+    start, widest = 0, 0
+    for row, length in enumerate(lengths):
+        size, widest = row - start + 1, max(widest, length)
+        if row > start and (size > _CHUNK or size * widest > _CHUNK_CANDIDATES):
+            yield _some(part, slice(start, row))
+            start, widest = row, length
+    yield _some(part, slice(start, len(lengths)))
+
+
+def _some(part: UsableRows, rows: slice) -> UsableRows:
+    """Some rows of usable ones, without candidates that are padding in all of them."""
+    if rows == slice(0, len(part.batch["candidate_mask"])):
+        return part
+    batch = {key: value[rows] for key, value in part.batch.items() if key in (*INPUT_KEYS, "request_index")}
+    most = int(batch["candidate_mask"].sum(-1).max())
+    batch = {key: value[:, :most] if key.startswith("candidate_") else value for key, value in batch.items()}
+    first = part.rows.start
+    return UsableRows(slice(first + rows.start, first + rows.stop), part.table.slice(rows.start, rows.stop), batch)
+
+
+def _counted_from(
+    first: int, error: RerankingDataError | InfeasibleConstraintError
+) -> RerankingDataError | InfeasibleConstraintError:
+    """An error about a row of a chunk, as one about a row of all requests."""
+    if isinstance(error, InfeasibleConstraintError):
+        return InfeasibleConstraintError(error.message, row=first + error.row, constraints=error.constraints)
+    return error  # names the row by the batch's request_index
+
+
+def _without_errors(answer: list[Outcome]) -> list[Outcome]:
+    """The answer with `None` in the place of errors, which are logged."""
+    errors = [outcome for outcome in answer if isinstance(outcome, Exception)]
+    if errors:
+        logger.warning("%d of %d requests were skipped; the first: %s", len(errors), len(answer), errors[0])
+    return [None if isinstance(outcome, Exception) else outcome for outcome in answer]

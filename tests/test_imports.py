@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1] / "rerankzoo"
 
 #: Each part and its level; a part imports only parts of lower levels, and itself.
 LEVELS = {
-    "errors": 0,
+    "errors": -1,
     "files": 0,
+    "reading": 0,
     "remote_code": 0,
     "faults": 1,
     "features": 1,

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 
 from rerankzoo import (
     AtLeast,
@@ -227,3 +230,198 @@ def test_names_the_bad_request(folder: Path, requests: list[dict[str, Any]]) -> 
     requests[2]["price"] = [price[0], float("nan"), *price[2:]]  # not in place: other tests have the same rows
     with pytest.raises(RerankingDataError, match=r"field 'price', row 2: .*nan"):
         pipeline(requests)
+
+
+# --- on_error -------------------------------------------------------------------------------------------------------
+
+Convert = Callable[[list[dict[str, Any]]], Any]
+CONVERT: dict[str, Convert] = {
+    "dict rows": lambda rows: rows,
+    "columns": lambda rows: {key: [row[key] for row in rows] for key in rows[0]},
+    "pandas": pd.DataFrame,
+    "arrow": pa.Table.from_pylist,
+    "datasets": lambda rows: Dataset.from_list(rows),
+}
+
+
+def spoil(requests: list[dict[str, Any]], changes: dict[int, tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Copies in which single fields are replaced."""
+    return [{**row, **dict([changes[index]])} if index in changes else row for index, row in enumerate(requests)]
+
+
+@pytest.mark.parametrize("name", CONVERT)
+@pytest.mark.parametrize("bad", [{2}, {0, 7}, {1, 2, 3}, set(range(8)), set()])
+def test_bad_requests_do_not_cost_the_others(
+    folder: Path, requests: list[dict[str, Any]], name: str, bad: set[int]
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    expected = pipeline(requests)
+    spoiled = CONVERT[name](spoil(requests, dict.fromkeys(bad, ("item_id", []))))
+    reported = pipeline(spoiled, on_error="report")
+    skipped = pipeline(spoiled, on_error="skip")
+    assert len(reported) == len(skipped) == len(requests)
+    for row, (outcome, other) in enumerate(zip(reported, skipped, strict=True)):
+        if row in bad:
+            assert isinstance(outcome, RerankingDataError)
+            assert (outcome.field, outcome.row) == ("item_id", row)
+            assert str(outcome) == f"field 'item_id', row {row}: an empty candidate set"
+            assert outcome.__traceback__ is None  # it would keep the failed batch in memory
+            assert other is None
+        else:
+            assert_same([outcome, other], [expected[row]] * 2)
+    if bad:
+        with pytest.raises(RerankingDataError, match=rf"row {min(bad)}: an empty candidate set"):
+            pipeline(spoiled)
+
+
+def test_each_request_is_judged_alone(folder: Path, requests: list[dict[str, Any]]) -> None:
+    """A first request of a wrong type makes all others look wrong, if they are read together."""
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    expected = pipeline(requests)
+    strings = [f"{item}" for item in requests[0]["item_id"]]
+    lacking = {key: value for key, value in requests[3].items() if key != "price"}
+    spoiled = [*spoil(requests, {0: ("item_id", strings), 5: ("hour", float("inf"))}), 7, "item_id", None]
+    spoiled[3] = lacking
+    found = pipeline(spoiled, on_error="report")
+    wrong = {0: "item_id", 3: "price", 5: "hour", 8: "item_id", 9: "item_id", 10: "item_id"}
+    assert {row: item.field for row, item in enumerate(found) if isinstance(item, Exception)} == wrong
+    assert all(found[row].row == row for row in wrong)
+    good = [row for row in range(8) if row not in wrong]
+    assert_same([found[row] for row in good], [expected[row] for row in good])
+
+
+def test_one_request_gets_its_own_error(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    [lacking] = spoil(requests[:1], {})
+    lacking = {key: value for key, value in lacking.items() if key != "price"}
+    error = pipeline(lacking, on_error="report")
+    assert isinstance(error, RerankingDataError)
+    assert (error.field, error.row) == ("price", 0)
+    assert pipeline(lacking, on_error="skip") is None
+    assert_same([pipeline(requests[0], on_error="report")], [pipeline(requests[0])])
+
+
+def test_skipping_is_logged(folder: Path, requests: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    pipeline(spoil(requests, {4: ("hour", "noon"), 6: ("hour", "noon")}), on_error="skip")
+    assert "2 of 8 requests were skipped; the first: field 'hour', row 4" in caplog.text
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize("name", CONVERT)
+def test_a_request_without_a_slate_does_not_cost_the_others(
+    folder: Path, requests: list[dict[str, Any]], name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_CHUNK", chunk)
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    last = [[request["item_id"][-1]] for request in requests]
+    expected = pipeline(requests, constraints=[Pin(last, 0)])
+    pinned = [*last[:1], [999], *last[2:4], [999], *last[5:]]  # 1 and 4 ask for what is no candidate
+    excluded = Exclude([[]] * 6 + [last[6]] + [[]])  # and 6 for what is excluded
+    found = pipeline(
+        CONVERT[name](spoil(requests, {3: ("item_id", [])})),
+        constraints=[Pin(pinned, 0), excluded],
+        on_error="report",
+    )
+    for row, outcome in enumerate(found):
+        if row in (1, 4, 6):
+            assert isinstance(outcome, InfeasibleConstraintError)
+            assert outcome.row == row
+            assert str(outcome).startswith(f"row {row}: ")
+        elif row == 3:
+            assert isinstance(outcome, RerankingDataError)
+        else:
+            assert_same([outcome], [expected[row]])
+
+
+def test_tensors_of_constraints_follow_their_requests(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    widest = max(len(request["item_id"]) for request in requests)
+    hidden = torch.zeros(8, widest, dtype=torch.bool)
+    hidden[:, 0] = True
+    first = torch.zeros(8, 1, dtype=torch.long)
+    last = torch.tensor([[len(request["item_id"]) - 1] for request in requests])
+    rules = [Exclude(hidden), Pin(last, 0), AtMost(1, torch.arange(widest).expand(8, -1)), Boost(hidden.float())]
+    expected = pipeline(requests, constraints=rules)
+    found = pipeline(spoil(requests, {2: ("price", [1.0])}), constraints=rules, on_error="report")
+    assert isinstance(found[2], RerankingDataError)
+    others = [row for row in range(8) if row != 2]
+    assert_same([found[row] for row in others], [expected[row] for row in others])
+    for wrong in (Exclude(hidden[:7]), Exclude(hidden[:, :3]), Pin(first[:3], 0)):
+        with pytest.raises(ValueError, match="has shape"):
+            pipeline(requests, constraints=[wrong])
+
+
+@pytest.mark.parametrize("on_error", ["report", "skip"])
+def test_what_is_wrong_with_the_call_is_raised_in_any_case(
+    folder: Path, requests: list[dict[str, Any]], on_error: Any
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    frame = pd.DataFrame(requests)
+    calls: list[tuple[Any, dict[str, Any], str]] = [
+        (frame.drop(columns="price"), {}, "'price': missing column"),
+        (pa.Table.from_pandas(frame).drop_columns("price"), {}, "'price': missing column"),
+        ([], {}, "the data has no rows"),
+        (3, {}, "cannot read"),
+        (requests, {"slate_size": 0}, "slate_size must be"),
+        (requests, {"slatesize": 2}, "slatesize"),
+        (requests, {"constraints": [Exclude([[1]])]}, "one list for each of the 8 rows"),
+        (requests, {"constraints": [Exclude(["x"])]}, "item ids are int, got 'x'"),
+        (requests, {"num_beams": 2, "num_return_sequences": 2}, "needs an evaluator"),
+    ]
+    for data, parameters, message in calls:
+        with pytest.raises(ValueError, match=message):
+            pipeline(data, on_error=on_error, **parameters)
+    with pytest.raises(ValueError, match="on_error must be one of raise, skip, report, got 'ignore'"):
+        pipeline(requests, on_error="ignore")
+
+
+def test_the_good_path_reads_once(
+    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    calls = {"encode": 0, "generate": 0}
+    encode, generate = pipeline.extractor._encode, pipeline.model.generate
+
+    def counted(name: str, function: Any) -> Any:
+        def count(*arguments: Any, **keywords: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **keywords)
+
+        return count
+
+    monkeypatch.setattr(pipeline.extractor, "_encode", counted("encode", encode))
+    monkeypatch.setattr(pipeline.model, "generate", counted("generate", generate))
+    pipeline(requests, on_error="report")
+    assert calls == {"encode": 1, "generate": 1}
+    pipeline(spoil(requests, {5: ("item_id", [])}), on_error="report")
+    assert calls["encode"] == 1 + 1 + 6  # all, and at each of three levels two halves
+
+
+def test_an_enormous_request_does_not_widen_the_others(
+    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = RerankingPipeline.from_pretrained(str(folder))
+    expected = pipeline(requests)
+    many = 2_000
+    enormous = {
+        **requests[0],
+        "item_id": list(range(many)),
+        "brand": ["b"] * many,
+        "price": [1.0] * many,
+        "picture": [[0.0, 0.0, 0.0]] * many,
+        "upstream_score": [0.0] * many,
+    }
+    widths: list[tuple[int, ...]] = []
+    generate = pipeline.model.generate
+
+    def watched(**inputs: Any) -> Any:
+        widths.append(tuple(inputs["candidate_mask"].shape))
+        return generate(**inputs)
+
+    monkeypatch.setattr(pipeline.model, "generate", watched)
+    monkeypatch.setattr(pipeline_module, "_CHUNK_CANDIDATES", 2_000)
+    found = pipeline([*requests[:3], enormous, *requests[3:]])
+    assert widths == [(3, 7), (1, many), (5, 7)]
+    assert_same([*found[:3], *found[4:]], expected)
+    assert len(found[3]) == 4

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.backends import Backend
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.pipeline import RerankingPipeline
@@ -58,14 +59,15 @@ def main(arguments: Sequence[str]) -> None:
         arguments: Its name and options.
 
     Raises:
-        SystemExit: With status 2, if an option is wrong or the model generates nothing.
-        FileNotFoundError: If there is no model.
+        SystemExit: With status 2, if an option is wrong.
+        HubError: If there is no model.
+        ValueError: If it is an evaluator, which generates nothing.
         ExportError: If the model cannot be exported for a backend.
     """
     parser = make_parser()
     options = parser.parse_args(list(arguments[1:]))
     disable_progress_bar()
-    model, extractor = _load(options.model, parser)
+    model, extractor = _load(options.model)
     loads = loads_of(options.n, options.m or (model.config.slate_size,), options.batch, options.num_beams)
     measured: list[Measured] = []
     try:
@@ -84,13 +86,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"wrote {options.out / 'bench.json'} and bench.svg")
 
 
-def _load(path: str, parser: argparse.ArgumentParser) -> tuple[Any, RerankingFeatureExtractor]:
-    try:
+def _load(path: str) -> tuple[Any, RerankingFeatureExtractor]:
+    with one_line_errors(path):
         return AutoModelForReranking.from_pretrained(path), RerankingFeatureExtractor.from_pretrained(path)
-    except OSError as error:
-        raise FileNotFoundError(f"no model at {path}: {str(error).splitlines()[0]}") from error
-    except ValueError as error:  # an evaluator that generates nothing
-        parser.error(str(error))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import AutoConfig
 
 from rerankzoo.cli.runs import Trained, console, find_recipe, mine_once, train_members, train_once
 from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RecipeError, RerankingDataError, shown
 from rerankzoo.evaluation import (
     Decoding,
     Evaluation,
@@ -28,6 +29,8 @@ from rerankzoo.evaluation import (
     write_report,
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.mining import MiningSettings
+from rerankzoo.reading import read_yaml
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
@@ -49,11 +52,11 @@ class EvaluatorSpec:
     members: int = 1
 
     @classmethod
-    def of(cls, value: str | Mapping[str, Any]) -> EvaluatorSpec:
-        """Reads the entry of a benchmark file: a recipe's name, or the attributes."""
-        if isinstance(value, str):
-            return cls(value)
-        return cls(**{**value, "arguments": tuple(value.get("arguments", ()))})
+    def of(cls, value: str | Mapping[str, Any], where: str) -> EvaluatorSpec:
+        """Reads the entry of a benchmark file, at a key: a recipe's name, or the attributes."""
+        found = cls(**_checked(cls, {"recipe": value} if isinstance(value, str) else value, where))
+        find_recipe(found.recipe)  # before anything is trained
+        return found
 
 
 @dataclass(frozen=True)
@@ -146,20 +149,24 @@ class Benchmark:
         """Reads a benchmark file.
 
         Raises:
-            RerankingDataError: If the file holds unknown keys or no models, or its parts contradict one another.
+            RecipeError: If a key is unknown or missing, or its value is of a wrong type; names file and key.
+            RerankingDataError: If the parts contradict one another.
+            UnreadableFileError: If the file is no YAML.
+            FileNotFoundError: If a recipe in it is missing.
         """
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         try:
-            values["models"] = tuple(Entry(name=name, **entry) for name, entry in values["models"].items())
+            values = _checked(cls, values, "benchmark")
+            values["models"] = tuple(_entry(name, entry) for name, entry in values["models"].items())
             for name in {"evaluator", "judge"} & set(values):
-                values[name] = EvaluatorSpec.of(values[name])
-            specs = values.pop("evaluators", {})
-            values["evaluators"] = {name: EvaluatorSpec.of(spec) for name, spec in specs.items()}
+                values[name] = EvaluatorSpec.of(values[name], name)
+            specs = values.get("evaluators", {}).items()
+            values["evaluators"] = {name: EvaluatorSpec.of(spec, f"evaluators.{name}") for name, spec in specs}
             if "curve" in values:
-                values["curve"] = Curve(**{**values["curve"], "metrics": tuple(values["curve"]["metrics"])})
-            return cls(**{**values, "arguments": tuple(values.get("arguments", ()))})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise RerankingDataError(f"{path} is no benchmark file: {error}", field="models") from error
+                values["curve"] = Curve(**_checked(Curve, values["curve"], "curve"))
+            return cls(**values)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
 
     def only(self, names: Sequence[str]) -> Benchmark:
         """The same benchmark of some of its models.
@@ -171,6 +178,91 @@ class Benchmark:
         if unknown := [name for name in names if name not in known]:
             raise RerankingDataError(f"unknown models {unknown}; there are {known}", field="models")
         return replace(self, models=tuple(entry for entry in self.models if entry.name in names))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+
+
+def _mappings(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and isinstance(value[key], dict) for key in value)
+
+
+#: Key of a benchmark file -> what its value must be, and how to tell.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "models": ("models by name", lambda value: _mappings(value) and len(value) > 0),
+    "evaluator": ("a name or keys", lambda value: isinstance(value, str | dict)),
+    "judge": ("a name or keys", lambda value: isinstance(value, str | dict)),
+    "evaluators": ("evaluators by name", lambda value: isinstance(value, dict) and all(map(_is_name, value))),
+    "arguments": ("a list of texts", _texts),
+    "curve": ("keys", lambda value: isinstance(value, dict)),
+    "name": ("a text that can name a folder", lambda value: _is_name(value)),
+    "recipe": ("the name of a recipe", lambda value: isinstance(value, str)),
+    "mine": ("settings of mining", lambda value: isinstance(value, dict) and _are_settings(value)),
+    "decodings": ("decoding parameters by name", _mappings),
+    "members": ("a positive integer", lambda value: type(value) is int and value > 0),
+    "at": ("a number", lambda value: type(value) in (int, float)),
+    "series": ("a text", lambda value: isinstance(value, str)),
+    "axis": ("a text", lambda value: isinstance(value, str)),
+    "metrics": ("a list of texts", _texts),
+    "log": ("true or false", lambda value: isinstance(value, bool)),
+}
+_NAME = re.compile(r"\w[\w .+@=,-]*")
+_MINING: set[str] = {
+    *(entry.name for entry in fields(MiningSettings)),
+    *("split", "num_requests", "num_validation", "spread_penalty", "shard_size", "batch_size"),
+}
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a model or an evaluator may be called so: it becomes a folder of the output."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _are_settings(values: dict[Any, Any]) -> bool:
+    """Whether these are arguments of `mine_folder`; names and values together become a folder, too."""
+    known = all(key in _MINING for key in values)
+    return known and all(type(value) in (int, float) or _is_name(value) for value in values.values())
+
+
+def _entry(name: Any, values: Mapping[str, Any]) -> Entry:
+    """One model of a benchmark file, with all that can be checked before anything is trained."""
+    entry = Entry(**_checked(Entry, {**values, "name": name}, f"models.{shown(name)[1:-1]}"))
+    if not isinstance(entry.evaluator, str | None):
+        raise RecipeError(f"models.{name}.evaluator must be a name of evaluators, got {shown(entry.evaluator)}")
+    if entry.recipe is not None:
+        find_recipe(entry.recipe)
+    try:
+        _decodings(entry)
+    except ValueError as error:
+        raise RecipeError(f"models.{name}.decodings: {error}") from error
+    return entry
+
+
+def _checked(spec: type[Any], values: Any, where: str) -> dict[str, Any]:
+    """The keys of a part of a benchmark file, for its class.
+
+    Raises:
+        RecipeError: If one is unknown, missing, or not what it must be.
+    """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where} must hold keys, got {shown(values)}")
+    known = [entry.name for entry in fields(spec)]
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key)[:100], known, n=1, cutoff=0.5)
+            raise RecipeError(f"{where}.{key}: unknown key" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+        what, is_right = _KINDS[key]
+        if value is not None and not is_right(value):
+            raise RecipeError(f"{where}.{key} must be {what}, got {shown(value)}")
+    if missing := [entry.name for entry in fields(spec) if _is_required(entry) and values.get(entry.name) is None]:
+        raise RecipeError(f"{where} lacks {missing[0]}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _is_required(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 class Jury:

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.backends import GRAPH_NAMES, GraphSizes
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str]) -> None:
         arguments: Its name and options.
 
     Raises:
-        SystemExit: With status 2, if an option is wrong or the model generates nothing.
-        FileNotFoundError: If there is no model.
+        SystemExit: With status 2, if an option is wrong.
+        HubError: If there is no model.
+        ValueError: If it is an evaluator, which generates nothing.
         FileExistsError: If the folder to make is there already.
         ExportError: If the model cannot be exported, or the graph decodes other slates than the model.
     """
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments[1:]))
     sizes = _sizes(options, parser)
     disable_progress_bar()  # of loading weights, over before it is seen
-    model, extractor = _load(options.model, parser)
+    model, extractor = _load(options.model)
     decoding = {key: getattr(options, key) for key in ("slate_size", "num_beams", "penalty_alpha", "top_k")}
     try:
         config = model.generation_config.merged(**decoding)
@@ -83,13 +85,9 @@ def _sizes(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Grap
     return GraphSizes(**{"batch_size": 1, **given})
 
 
-def _load(path: str, parser: argparse.ArgumentParser) -> tuple[RerankingPreTrainedModel, RerankingFeatureExtractor]:
-    try:
+def _load(path: str) -> tuple[RerankingPreTrainedModel, RerankingFeatureExtractor]:
+    with one_line_errors(path):
         return AutoModelForReranking.from_pretrained(path), RerankingFeatureExtractor.from_pretrained(path)
-    except OSError as error:
-        raise FileNotFoundError(f"no model at {path}: {str(error).splitlines()[0]}") from error
-    except ValueError as error:  # an evaluator that generates nothing
-        parser.error(str(error))
 
 
 def _positive(text: str) -> int:

@@ -8,16 +8,30 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import transformers
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from rerankzoo.cli.recipe_errors import check_recipes, explain
 from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.errors import RecipeError
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
+
+
+class RecipeParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `RecipeError`, or what the parser around this one wants to read."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise RecipeError(explain(message)) from ex
 
 
 class RerankingCLI(LightningCLI):
@@ -64,6 +78,17 @@ class RerankingCLI(LightningCLI):
                 loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
             config.trainer.logger = loggers
         self._choose_extractor(config)
+
+    def instantiate_classes(self) -> None:
+        """Makes trainer, module and data.
+
+        Raises:
+            RecipeError: If one of them refuses what the recipe says.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, AttributeError, MisconfigurationException) as error:
+            raise RecipeError(explain(str(error))) from error
 
     def _choose_extractor(self, config: Namespace) -> None:
         """Takes the extractor from where the weights come from, unless the recipe names one.
@@ -115,7 +140,13 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
 
     Returns:
         The command line, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        FileNotFoundError: If a recipe is missing.
+        RecipeError: If a key or a value is not what it must be; one line that names the key.
+        UnreadableFileError: If a recipe is no YAML.
     """
+    check_recipes(arguments)
     quiet()
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]  # Lightning warns of arguments other than the process's
     try:
@@ -126,6 +157,7 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            parser_class=RecipeParser,
             run=run,
         )
     finally:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rerankzoo.errors import ExportError, HubError, NonFiniteLossError, RerankingDataError, SchemaError
+from rerankzoo.errors import HubError, NonFiniteLossError
+from rerankzoo.reading import in_one_line
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -26,7 +27,15 @@ COMMANDS = {
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 
-UNUSABLE_INPUT = (ExportError, HubError, RerankingDataError, SchemaError, FileNotFoundError, FileExistsError)
+#: What is wrong with a file or folder that a command was given; any other `OSError` is trouble with the machine.
+UNUSABLE_FILES = (
+    HubError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 
 def usage() -> str:
@@ -62,13 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = import_module(COMMANDS[command][0]).main
     try:
         run(arguments)
-    except UNUSABLE_INPUT as error:  # one line
-        print(f"rerankzoo {command}: {error}", file=sys.stderr)
-        return 2
+    except UNUSABLE_FILES as error:
+        return _refuse(command, error)
     except NonFiniteLossError as error:
-        print(f"rerankzoo {command}: {error}", file=sys.stderr)
-        return 1
+        return _refuse(command, error, status=1)
+    except ValueError as error:
+        if not import_module("rerankzoo.faults").is_refusal(error):
+            raise
+        return _refuse(command, error)
     return 0
+
+
+def _refuse(command: str, error: Exception, status: int = 2) -> int:
+    """Says what is wrong in one line, without tokens; returns the exit status."""
+    text = import_module("rerankzoo.faults").redact(in_one_line(error, limit=2000))
+    print(f"rerankzoo {command}: {text}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

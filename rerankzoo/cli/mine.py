@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -15,6 +16,7 @@ from rich.text import Text
 from rerankzoo.cli.lightning import quiet
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.mining import MiningSettings, SoftLabel, mine_folder
+from rerankzoo.reading import in_one_line
 
 
 class RateColumn(ProgressColumn):
@@ -121,12 +123,15 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     quiet()
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        strategy=options.strategy,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            strategy=options.strategy,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        parser.error(in_one_line(error))
     fabric.launch()
     with _progress(fabric) as progress:
         task = progress.add_task(_label(fabric), total=None)

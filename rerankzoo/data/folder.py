@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
-from rerankzoo.errors import HubError
+from rerankzoo.errors import HubError, shown
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.files import write_atomically
+from rerankzoo.reading import read_json
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"
@@ -105,10 +106,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / METADATA_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is no complete data folder")
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    metadata = read_json(path)
     if not isinstance(metadata, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(metadata).__name__}")
     return metadata
@@ -127,7 +125,9 @@ def read_origin(directory: str | Path) -> dict[str, Any] | None:
         return None
     metadata: dict[str, Any] | None = read_metadata(directory)
     while metadata is not None and metadata.get("source") == MINED_SOURCE:
-        metadata = metadata["origin"]
+        metadata = metadata.get("origin")
+        if not isinstance(metadata, dict | None):
+            raise ValueError(f"{Path(directory) / METADATA_FILE}: origin must be a mapping, got {shown(metadata)}")
     return metadata
 
 

@@ -480,7 +480,13 @@ def write_simulator_folder(
         num_validation: Requests of the validation split.
         num_test: Requests of the test split.
         log: The stream of the train split: "train", or "judge" for an independent log of the same world.
+
+    Raises:
+        ValueError: If a split would be empty.
     """
+    for name, size in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     simulator = Simulator(settings)
     sizes = {"validation": num_validation, "test": num_test}
     metadata = {

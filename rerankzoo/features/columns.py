@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, shown
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -17,6 +18,7 @@ LeafKind = Literal["int", "float", "bool", "string", "null"]
 
 KIND_OF_DTYPE: dict[str, LeafKind] = {"i": "int", "u": "int", "f": "float", "b": "bool"}
 INT64_MAX = np.iinfo(np.int64).max
+_MOST_NAMES = 30  # of columns in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,9 @@ class Table(Protocol):
 
 def missing_column(name: str, available: Iterable[str], row: int | None = None) -> RerankingDataError:
     """Returns the error for a column that is not there; `available` are the ones that are."""
-    return RerankingDataError(f"missing column; there are {', '.join(map(repr, available))}", field=name, row=row)
+    names = [shown(other) for other in islice(available, _MOST_NAMES + 1)]
+    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+    return RerankingDataError(f"missing column; there are {listed}", field=name, row=row)
 
 
 def refuse_beyond_int64(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.columns import BoolArray, Column, IntArray
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FieldSpec
@@ -33,11 +34,11 @@ def id_type(column: Column, expected: IdType | None = None) -> IdType | None:
         odd = column.values != np.floor(column.values)
         index = int(odd.argmax()) if odd.any() else column.first_present()
         advice = "; use None for a missing value" if np.isnan(column.values[index]) else ""
-        raise column.error(f"an int or a string is required, got {column.value(index)!r}{advice}", index)
+        raise column.error(f"an int or a string is required, got {shown(column.value(index))}{advice}", index)
     found: IdType = "string" if column.kind == "string" else "int"
     if expected is not None and found != expected:
         index = column.first_present()
-        raise column.error(f"fitted on {expected} values, got {column.value(index)!r} ({found})", index)
+        raise column.error(f"fitted on {expected} values, got {shown(column.value(index))} ({found})", index)
     return found
 
 
@@ -155,7 +156,7 @@ def finite(column: Column) -> FloatArray:
     """
     if column.kind == "string":
         index = column.first_present()
-        raise column.error(f"a number is required, got {column.value(index)!r}", index)
+        raise column.error(f"a number is required, got {shown(column.value(index))}", index)
     values = column.values.astype(np.float64, copy=False)
     # One comparison also catches NaN, for which it is false.
     good = np.abs(values) <= _FLOAT32_MAX
@@ -202,17 +203,37 @@ def _check_log1p(column: Column, spec: FieldSpec, values: FloatArray, missing: B
     if missing is not None:
         bad &= ~missing
     if bad.any():
-        index, component = divmod(int(bad.argmax()), values.shape[1])
-        # The entries of a dense column are its vectors, one level above the leaves.
-        level = len(column.offsets) - (spec.kind == "dense")
-        raise column.error(f"log1p needs a value above -1, got {float(values[index, component])}", index, level)
+        raise _entry_error(column, spec, bad, "log1p needs a value above -1, got {}", values)
+
+
+def _check_overflow(column: Column, spec: FieldSpec, values: FloatArray) -> None:
+    bad = np.abs(values) > _FLOAT32_MAX
+    if bad.any():
+        raise _entry_error(column, spec, bad, "{} after standardising is beyond float32", values)
+
+
+def _entry_error(
+    column: Column, spec: FieldSpec, bad: BoolArray, message: str, values: FloatArray
+) -> RerankingDataError:
+    """An error about the first bad one of (n, size) values, which it puts into the message."""
+    index, component = divmod(int(bad.argmax()), values.shape[1])
+    # The entries of a dense column are its vectors, one level above the leaves.
+    level = len(column.offsets) - (spec.kind == "dense")
+    return column.error(message.format(float(values[index, component])), index, level)
 
 
 def encode_numbers(column: Column, spec: FieldSpec, statistics: Mapping[str, Statistics]) -> FloatArray:
-    """Returns (n, size) transformed values, 0 where missing; `statistics` are by field name."""
+    """Returns (n, size) transformed values, 0 where missing; `statistics` are by field name.
+
+    Raises:
+        RerankingDataError: As `transform`, and if a standardised value does not fit float32.
+    """
     own = statistics[spec.name] if "standardize" in spec.transforms else None
     values, missing = transform(column, spec, own)
-    return values if missing is None else np.where(missing, 0.0, values)
+    values = values if missing is None else np.where(missing, 0.0, values)
+    if own is not None:  # no other transform makes a number larger
+        _check_overflow(column, spec, values)
+    return values
 
 
 def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

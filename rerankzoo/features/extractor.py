@@ -6,21 +6,22 @@ and is saved, loaded and pushed to the Hub with the model.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
+from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
@@ -40,17 +41,34 @@ from rerankzoo.features.labels import (
     read_candidates,
     read_slates,
 )
+from rerankzoo.features.python_tables import RowTable
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import read_table
 from rerankzoo.features.vocabulary import begins_with
 from rerankzoo.files import write_atomically
+from rerankzoo.reading import in_one_line, read_json
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
 
 Read = Callable[[FieldSpec], Column]
+
+
+@dataclass(frozen=True)
+class UsableRows:
+    """Consecutive rows of a table that can be read together.
+
+    Attributes:
+        rows: Where they are in the table.
+        table: They alone, for `decode` and `locate`.
+        batch: Their batch; `request_index` counts from the first row of the whole table.
+    """
+
+    rows: slice
+    table: Table
+    batch: dict[str, Tensor]
 
 
 class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
@@ -182,7 +200,51 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             SchemaError: If the extractor was not fitted.
         """
         schema, _ = self._require_fitted()
+        return self._encode(read_table(data, schema.item_id))
+
+    def usable(self, data: Any) -> tuple[list[UsableRows], dict[int, RerankingDataError]]:
+        """Sorts usable rows from others; what `extractor(data)` would say of the first bad row, this says of each.
+
+        All rows are read together. Only if that fails, halves are, and their halves, down to the rows that cannot be
+        used even alone: so a bad row costs about 2 log2 B further readings of ever fewer rows.
+
+        Args:
+            data: Any supported table (see `rerankzoo.features.tables`).
+
+        Returns:
+            Batches of consecutive usable rows (usually one, of all rows), and the error of every other row.
+
+        Raises:
+            RerankingDataError: If the data is no table, or one whose columns are missing, of a wrong type or of
+                different lengths: none of its rows could be used.
+            SchemaError: If the extractor was not fitted.
+        """
+        schema, _ = self._require_fitted()
         table = read_table(data, schema.item_id)
+        parts: list[UsableRows] = []
+        errors: dict[int, RerankingDataError] = {}
+        pending = [slice(0, table.rows)]
+        while pending:
+            rows = pending.pop()
+            part = table if rows == slice(0, table.rows) else table.slice(rows.start, rows.stop)
+            try:
+                batch = self._encode(part)
+            except RerankingDataError as error:
+                if error.row is None and not isinstance(table, RowTable):
+                    raise
+                middle = (rows.start + rows.stop) // 2
+                if middle == rows.start:
+                    # Made anew: a caught error keeps all that the failed reading had in memory.
+                    errors[rows.start] = RerankingDataError(error.message, field=error.field, row=rows.start)
+                else:
+                    pending += [slice(middle, rows.stop), slice(rows.start, middle)]
+            else:
+                batch["request_index"] += rows.start
+                parts.append(UsableRows(rows, part, batch))
+        return parts, errors
+
+    def _encode(self, table: Table) -> dict[str, Tensor]:
+        schema, _ = self._require_fitted()
         items, candidates = read_candidates(table, schema)
         requests = Ragged(np.arange(table.rows + 1, dtype=np.int64))
 
@@ -296,7 +358,9 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         column, candidates = read_candidates(table, self._declared)
         nested = any(isinstance(entry, list | tuple) for entry in items)
         if nested and (len(items) != table.rows or not all(isinstance(entry, list | tuple) for entry in items)):
-            message = f"item ids must be one list, or one list for each of the {table.rows} rows, got {items!r}"
+            message = (
+                f"item ids must be one list, or one list for each of the {table.rows} rows, got {shown(list(items))}"
+            )
             raise RerankingDataError(message, field=column.name)
         lists = list(items) if nested else [items]
         codes = _item_codes([item for entry in lists for item in entry], column)
@@ -365,7 +429,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
         Raises:
             OSError: If a file is not found.
-            SchemaMismatchError: If the vocabularies are not those the configuration was saved with.
+            SchemaError: If a file is damaged, or the schema in it contradicts itself; names the file.
+            SchemaMismatchError: If the vocabularies are not those the configuration was saved with; names the field.
             TypeError: If an argument is unknown.
         """
         options = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
@@ -374,8 +439,11 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             raise TypeError(f"unknown arguments: {', '.join(unknown)}; known: {', '.join(_HUB_OPTIONS)}")
         config = _locate(pretrained_model_name_or_path, CONFIG_NAME, options)
         vocabularies = _locate(pretrained_model_name_or_path, VOCABULARY_NAME, options)
-        data = json.loads(Path(config).read_text(encoding="utf-8"))
-        return cls._restore(data, load_file(vocabularies))
+        data, arrays = _read_config(Path(config)), _read_arrays(Path(vocabularies))
+        try:
+            return cls._restore(data, arrays)
+        except SchemaError as error:
+            raise type(error)(f"{config}: {error}") from error
 
     @classmethod
     def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:
@@ -409,12 +477,29 @@ def _locate(path: str | os.PathLike[str], name: str, options: dict[str, Any]) ->
     return cast(str, cached_file(os.fspath(path), name, **given))
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        data = read_json(path)
+    except UnreadableFileError as error:
+        raise SchemaError(str(error)) from error
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("schema", "state")):
+        raise SchemaError(f"{path} is not the configuration of a fitted extractor: it needs a schema and a state")
+    return data
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return load_file(path)
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
+        raise SchemaError(f"{path} is damaged: {in_one_line(error)}") from error
+
+
 def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
     """Item ids as they stand in a column's values; -1 for a string that it does not have."""
     kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
     wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
     if wrong:
-        message = f"item ids are {'str' if kind is str else 'int'}, got {wrong[0]!r}"
+        message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
         raise RerankingDataError(message, field=column.name)
     if column.kind == "string":
         code = {string: number for number, string in enumerate(column.strings)}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.errors import SchemaMismatchError, shown
 from rerankzoo.features.columns import Table
 from rerankzoo.features.encoding import IdType, Moments, Statistics, id_type, transform
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
@@ -70,26 +71,75 @@ class FittedState:
         """Undoes `to_dict` and `to_arrays`.
 
         Raises:
-            SchemaMismatchError: If a vocabulary is missing or not the one that was saved; names the field.
+            SchemaMismatchError: If a vocabulary is missing or not the one that was saved, or anything else is not what
+                fitting writes; names the field.
         """
-        vocabularies = {}
-        for name in _vocabulary_owners(schema):
-            expected = data["vocabulary_digests"].get(name, "none")
-            parts = {key.split("/", 1)[0]: array for key, array in arrays.items() if key.split("/", 1)[1] == name}
-            if set(parts) not in ({"values"}, {"bytes", "offsets"}):
-                raise SchemaMismatchError(f"the vocabulary of field {name!r} is missing")
-            vocabularies[name] = vocabulary_from_arrays(parts)
-            found = vocabulary_digest(vocabularies[name])
-            if found != expected:
-                raise SchemaMismatchError(
-                    f"the vocabulary of field {name!r} is not the one this extractor was saved with "
-                    f"(digest {found[:12]}, expected {expected[:12]})"
-                )
-        statistics = {
-            name: Statistics(mean=np.array(entry["mean"]), std=np.array(entry["std"]))
-            for name, entry in data["statistics"].items()
-        }
-        return cls(types=dict(data["types"]), vocabularies=vocabularies, statistics=statistics)
+        types, digests, statistics = (_entries(data, key) for key in ("types", "vocabulary_digests", "statistics"))
+        owners = [field.name for field in schema.fields if field.kind == "categorical" and field.shares is None]
+        scaled = {field.name: field.size for field in schema.fields if "standardize" in field.transforms}
+        _check_names("types", types, owners)
+        _check_names("statistics", statistics, scaled)
+        for name, known in types.items():
+            if known not in (None, *get_args(IdType)):
+                raise SchemaMismatchError(f"the saved type of field {name!r} is {shown(known)}")
+        return cls(
+            types=types,
+            vocabularies={
+                name: _saved_vocabulary(name, arrays, digests.get(name), types[name])
+                for name in _vocabulary_owners(schema)
+            },
+            statistics={name: _saved_statistics(name, statistics[name], size) for name, size in scaled.items()},
+        )
+
+
+def _entries(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    if not isinstance(found, dict):
+        raise SchemaMismatchError(f"{key!r} of the saved state must be a mapping, got {shown(found)}")
+    return found
+
+
+def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    if wrong := set(found) ^ set(expected):
+        raise SchemaMismatchError(f"{what!r} of the saved state and the schema differ in field {shown(min(wrong))}")
+
+
+def _saved_vocabulary(
+    name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any, known: IdType | None
+) -> Vocabulary:
+    parts = {part: arrays[f"{part}/{name}"] for part in ("values", "bytes", "offsets") if f"{part}/{name}" in arrays}
+    if set(parts) not in ({"values"}, {"bytes", "offsets"}):
+        raise SchemaMismatchError(f"the vocabulary of field {name!r} is missing")
+    try:
+        vocabulary = vocabulary_from_arrays(parts)
+    except ValueError as error:
+        raise SchemaMismatchError(f"the vocabulary of field {name!r} is damaged: {error}") from error
+    found = vocabulary_digest(vocabulary)
+    if found != digest:
+        raise SchemaMismatchError(
+            f"the vocabulary of field {name!r} is not the one this extractor was saved with "
+            f"(digest {found[:12]}, expected {shown(digest)[1:13]})"
+        )
+    if len(vocabulary) and ("bytes" in parts) != (known == "string"):
+        raise SchemaMismatchError(f"the vocabulary of field {name!r} does not hold the saved type {known}")
+    return vocabulary
+
+
+def _saved_statistics(name: str, entry: Any, size: int) -> Statistics:
+    parts = [entry.get(key) if isinstance(entry, dict) else None for key in ("mean", "std")]
+    for part in parts:
+        if not isinstance(part, list) or len(part) != size or not all(map(_is_finite, part)):
+            raise SchemaMismatchError(
+                f"the statistics of field {name!r} must be {size} finite numbers each, got {shown(entry)}"
+            )
+    mean, std = (np.array(part, dtype=np.float64) for part in parts)
+    if not (std > 0).all():
+        raise SchemaMismatchError(f"the deviation of field {name!r} must be above 0, got {std.min()}")
+    return Statistics(mean=mean, std=std)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def fitted_schema(schema: FeatureSchema, state: FittedState) -> FeatureSchema:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, IntArray, Table
 from rerankzoo.features.encoding import finite, id_type
@@ -143,7 +143,7 @@ def _check_slates(column: Column, layout: _SlateLayout, candidates: Ragged) -> I
     column.refuse_nulls("a candidate index")
     _check_no_empty(column)
     if column.kind != "int":
-        raise column.error(f"a candidate index (int) is required, got {column.value(0)!r}", 0)
+        raise column.error(f"a candidate index (int) is required, got {shown(column.value(0))}", 0)
     # A copy: the values may be Arrow's own read-only memory, and the batch is the caller's to change.
     indices = column.values.astype(np.int64)
     owners = np.repeat(np.arange(layout.slates.rows), layout.slates.lengths)

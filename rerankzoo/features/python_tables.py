@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.columns import (
     INT64_MAX,
     KIND_OF_DTYPE,
@@ -41,7 +42,7 @@ class PythonTable:
             raise missing_column(name, self._columns)
         values = self._columns[name]
         if not is_list(values):
-            raise RerankingDataError(f"a column must be a list, got {values!r}", field=name)
+            raise RerankingDataError(f"a column must be a list, got {shown(values)}", field=name)
         if len(values) != self.rows:
             raise RerankingDataError(f"the column has {len(values)} rows, others have {self.rows}", field=name)
         return _as_sequence(values)
@@ -65,12 +66,17 @@ class RowTable(PythonTable):
 
     def __init__(self, data: Sequence[Mapping[str, Any]], item_id: str, first_row: int = 0) -> None:
         super().__init__({}, len(data), first_row)
-        for number, row in enumerate(data):
-            if not isinstance(row, Mapping):
-                message = f"a row must be a dict, got {row!r}"
-                raise RerankingDataError(message, field=item_id, row=first_row + number)
-        self._data = data
+        self._unchecked = data
         self._item_id = item_id
+
+    @cached_property
+    def _data(self) -> Sequence[Mapping[str, Any]]:
+        """The rows, which are checked when they are first read: a slice without the bad one can be."""
+        for number, row in enumerate(self._unchecked):
+            if not isinstance(row, Mapping):
+                message = f"a row must be a dict, got {shown(row)}"
+                raise RerankingDataError(message, field=self._item_id, row=self._first_row + number)
+        return self._unchecked
 
     def has(self, name: str) -> bool:
         """See `Table`."""
@@ -86,7 +92,7 @@ class RowTable(PythonTable):
 
     def slice(self, start: int, stop: int) -> Table:
         """See `Table`."""
-        return RowTable(self._data[start:stop], self._item_id, self._first_row + start)
+        return RowTable(self._unchecked[start:stop], self._item_id, self._first_row + start)
 
 
 class PandasTable:
@@ -172,7 +178,7 @@ def _split(values: Any, column: Column) -> tuple[Any, IntArray, BoolArray | None
     if not types <= {list, tuple, type(None)}:
         for index, value in enumerate(values):
             if not is_list(value):
-                raise column.error(f"a list is required, got {value!r}", index)
+                raise column.error(f"a list is required, got {shown(value)}", index)
         values = [_as_sequence(value) for value in values]
     offsets = np.zeros(len(values) + 1, dtype=np.int64)
     np.cumsum([len(value) for value in values], out=offsets[1:])
@@ -193,7 +199,7 @@ def _leaves(values: Any, column: Column) -> tuple[LeafKind, npt.NDArray[Any], Bo
     """Returns kind, array, missing mask and distinct strings of the innermost values."""
     if isinstance(values, np.ndarray):
         if values.ndim > 1:
-            raise column.error(f"a single value is required, got {values[0].tolist()!r}", 0)
+            raise column.error(f"a single value is required, got {shown(values[0].tolist())}", 0)
         kind = KIND_OF_DTYPE.get(values.dtype.kind)
         if kind is not None:
             return kind, refuse_beyond_int64(values, column), None, ()
@@ -220,7 +226,7 @@ def _number_array(values: Sequence[Any], kind: LeafKind, column: Column) -> npt.
         index = next(
             i for i, value in enumerate(values) if _kind_of_type(type(value)) == "int" and not _fits(value, kind)
         )
-        raise column.error(f"{values[index]} is too large", index) from None
+        raise column.error(f"{shown(values[index])} is too large", index) from None
 
 
 def _fits(value: int, kind: LeafKind) -> bool:
@@ -245,11 +251,11 @@ def _mixture_error(values: Sequence[Any], column: Column) -> RerankingDataError:
     present = [(index, value, _kind_of_type(type(value))) for index, value in enumerate(values) if value is not None]
     for index, value, kind in present:
         if kind is None:
-            return column.error(f"a number or a string is required, got {value!r} ({type(value).__name__})", index)
+            return column.error(f"a number or a string is required, got {shown(value)} ({type(value).__name__})", index)
     _, first, kind = present[0]
     same = {"int", "float"} if kind in ("int", "float") else {kind}
     index, value, other = next(entry for entry in present if entry[2] not in same)
-    return column.error(f"mixed types: {value!r} ({other}) after {first!r} ({kind})", index)
+    return column.error(f"mixed types: {shown(value)} ({other}) after {shown(first)} ({kind})", index)
 
 
 def _kind_of_type(kind: type) -> LeafKind | None:

@@ -8,19 +8,29 @@ categorical field and a fingerprint, and that fitted schema is what a model is b
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rerankzoo.errors import SchemaError, SchemaMismatchError
+from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.files import write_atomically
+from rerankzoo.reading import read_yaml
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]
 Transform = Literal["log1p", "standardize"]
 Discount = Literal["none", "log2"]
+
+_FLOAT32_MAX = 3.4028234663852886e38
+_MAX_NAME = 256
+_MOST_UNKNOWN = 8  # keys in a message
+#: Beyond these no machine has the memory, and ids would not fit int64.
+_LIMITS = {"hash_size": 1 << 40, "min_count": 1 << 62, "size": 1 << 20, "num_embeddings": (1 << 40) + 2}
 
 #: Columns of a mined table (`rerankzoo mine`); their names are the same under every schema.
 SLATE_WEIGHTS = "slate_weights"
@@ -67,8 +77,9 @@ class FieldSpec:
         _require_name(self.name, "a field's name")
         _require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
         _require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
-        for key in ("hash_size", "min_count", "size", "num_embeddings"):
-            _require_positive_integer(getattr(self, key), f"{key} of field {self.name!r}", optional=key != "size")
+        for key, most in _LIMITS.items():
+            optional = key not in ("size", "min_count")
+            _require_positive_integer(getattr(self, key), f"{key} of field {self.name!r}", optional=optional, most=most)
         if self.group == "history" and self.kind != "categorical":
             raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
         if self.kind == "categorical":
@@ -86,7 +97,7 @@ class FieldSpec:
         for key in keys:
             if getattr(self, key) != _default(type(self), key):
                 reason = "shares a vocabulary" if self.kind == "categorical" and self.shares else f"is {self.kind}"
-                raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={getattr(self, key)!r}")
+                raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={shown(getattr(self, key))}")
 
     def _check_transforms(self) -> None:
         for transform in self.transforms:
@@ -96,7 +107,7 @@ class FieldSpec:
         if self.clip is not None:
             numbers = len(self.clip) == 2 and all(_is_number(bound) for bound in self.clip)
             if not numbers or not self.clip[0] < self.clip[1]:
-                raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {self.clip!r}")
+                raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {shown(self.clip)}")
             # 1 and 1.0 must give the same fingerprint.
             object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
 
@@ -125,8 +136,8 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         _require_name(self.name, "a target's name")
-        if not _is_number(self.weight):
-            raise SchemaError(f"weight of target {self.name!r} must be a number, got {self.weight!r}")
+        if not _is_number(self.weight, _FLOAT32_MAX):
+            raise SchemaError(f"weight of target {self.name!r} must be a finite number, got {shown(self.weight)}")
         object.__setattr__(self, "weight", float(self.weight))
         for key in ("value", "candidate_feedback"):
             if getattr(self, key) is not None:
@@ -314,13 +325,14 @@ class FeatureSchema:
 
         Raises:
             SchemaError: If the file is not valid YAML or not a valid schema; the message names the file.
+            OSError: If it cannot be read.
         """
-        import yaml
-
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except (yaml.YAMLError, SchemaError) as error:
+            return cls.from_dict(read_yaml(Path(path)))
+        except SchemaError as error:
             raise SchemaError(f"{os.fspath(path)}: {error}") from error
+        except UnreadableFileError as error:
+            raise SchemaError(str(error)) from error
 
 
 def _differences(what: str, found: Any, expected: Any) -> list[str]:
@@ -368,11 +380,11 @@ def _spec_from_dict(spec: type[FieldSpec] | type[TargetSpec], data: Any, where: 
 def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     """Returns a copy of `data` after checking that its keys are `spec`'s."""
     if not isinstance(data, Mapping):
-        raise SchemaError(f"{where} must be a mapping, got {data!r}")
+        raise SchemaError(f"{where} must be a mapping, got {shown(data)}")
     known = [entry.name for entry in fields(spec)]
-    unknown = [str(key) for key in data if key not in known]
+    unknown = [key for key in data if key not in known]
     if unknown:
-        listed = ", ".join(f"{key!r}{_nearest(key, known)}" for key in unknown)
+        listed = ", ".join(f"{shown(key)}{_nearest(key, known)}" for key in unknown[:_MOST_UNKNOWN])
         raise SchemaError(f"unknown keys in {where}: {listed}; known keys: {', '.join(known)}")
     missing = [entry.name for entry in fields(spec) if entry.default is MISSING and entry.name not in data]
     if missing:
@@ -380,7 +392,9 @@ def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    if not isinstance(name, str) or len(name) > _MAX_NAME:  # comparing long texts takes long
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
@@ -391,32 +405,38 @@ def _default(spec: type[Any], key: str) -> Any:
 
 def _as_list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise SchemaError(f"{where} must be a list, got {value!r}")
+        raise SchemaError(f"{where} must be a list, got {shown(value)}")
     return list(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+def _is_number(value: Any, most: float = math.inf) -> bool:
+    """Whether a value is a number of at most this size; NaN and integers beyond float are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= (most if isinstance(value, float) else min(most, sys.float_info.max))
 
 
 def _require_name(value: Any, what: str) -> None:
     if not isinstance(value, str) or not value:
-        raise SchemaError(f"{what} must be a non-empty string, got {value!r}")
+        raise SchemaError(f"{what} must be a non-empty string, got {shown(value)}")
+    # Names are written into JSON, YAML, Parquet and safetensors files, and into every message about them.
+    if len(value) > _MAX_NAME or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise SchemaError(f"{what} must be UTF-8 text of at most {_MAX_NAME} characters, got {shown(value)}")
 
 
 def _require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
     if value not in choices:
-        raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}")
+        raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {shown(value)}{_nearest(value, choices)}")
 
 
-def _require_positive_integer(value: Any, what: str, *, optional: bool) -> None:
+def _require_positive_integer(value: Any, what: str, *, optional: bool, most: int) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SchemaError(f"{what} must be a positive integer, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise SchemaError(f"{what} must be a positive integer of at most {most}, got {shown(value)}")
 
 
 def _require_unique(names: list[str], what: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise SchemaError(f"{what} {name!r} appears {names.count(name)} times")
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise SchemaError(f"{what} {name!r} appears {count} times")

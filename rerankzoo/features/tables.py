@@ -20,7 +20,7 @@ from rerankzoo.features.python_tables import PandasTable, PythonTable, RowTable,
 
 
 def read_table(data: Any, item_id: str) -> Table:
-    """Wraps any supported input.
+    """Wraps any supported input, or returns a table that was wrapped before.
 
     Args:
         data: See the module's description.
@@ -36,8 +36,10 @@ def read_table(data: Any, item_id: str) -> Table:
 
 
 def _wrap(data: Any, item_id: str) -> Table:
+    if isinstance(data, PythonTable | PandasTable | ArrowTable | DatasetTable):
+        return data
     if isinstance(data, Mapping):
-        if _holds_columns(data, item_id):
+        if holds_columns(data, item_id):
             return PythonTable(columns=data, rows=len(data[item_id]))
         return RowTable([data], item_id)
     if isinstance(data, list | tuple):
@@ -62,8 +64,8 @@ def _is_a(data: Any, module: str, name: str) -> bool:
     return loaded is not None and isinstance(data, getattr(loaded, name, ()))
 
 
-def _holds_columns(data: Mapping[str, Any], item_id: str) -> bool:
-    """In a dict of columns the entries of the item id column are lists, in one row they are ids."""
+def holds_columns(data: Mapping[str, Any], item_id: str) -> bool:
+    """Tells a dict of columns, where the entries of the item id column are lists, from one row, where they are ids."""
     items = data.get(item_id)
     if isinstance(items, np.ndarray) and items.ndim > 1:
         return True

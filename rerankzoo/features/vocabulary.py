@@ -123,10 +123,20 @@ def begins_with(vocabulary: Vocabulary, other: Vocabulary) -> bool:
 
 
 def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabulary:
-    """Rebuilds a vocabulary from `to_arrays`."""
+    """Rebuilds a vocabulary from `to_arrays`.
+
+    Raises:
+        ValueError: If the arrays are not such as `to_arrays` makes.
+    """
+    for name, array in arrays.items():
+        expected = np.uint8 if name == "bytes" else np.int64
+        if array.dtype != expected or array.ndim != 1:
+            raise ValueError(f"{name} must be {np.dtype(expected)} of one axis, got {array.dtype} of {array.ndim}")
     if "values" in arrays:
         return IntegerVocabulary(arrays["values"].astype(np.int64, copy=False))
     blob, offsets = arrays["bytes"].tobytes(), arrays["offsets"].tolist()
+    if not offsets or offsets[0] != 0 or offsets[-1] != len(blob) or np.any(np.diff(arrays["offsets"]) < 0):
+        raise ValueError(f"offsets must grow from 0 to {len(blob)}, the number of bytes")
     return StringVocabulary(
         [blob[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]
     )

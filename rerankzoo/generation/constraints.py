@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rerankzoo.errors import InfeasibleConstraintError
+from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.feasibility import FIRST_BUDGET, Cap, Need, Pinned, SlateRules
 from rerankzoo.generation.scorer import PADDING, Batch
@@ -47,10 +47,41 @@ class Constraint(ABC):
             ValueError: If it does not fit the batch.
         """
 
-    def rows(self: C, rows: slice) -> C:
-        """The same demand on some of the requests."""
-        tensors = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **{key: value[rows] for key, value in tensors.items() if isinstance(value, Tensor)})  # type: ignore[type-var]
+    def rows(self: C, rows: slice, num_candidates: int | None = None) -> C:
+        """The same demand on some of the requests.
+
+        Args:
+            rows: Which.
+            num_candidates: The most that any of them has, where the batch is cut to so many.
+        """
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        own = {key: value[rows] for key, value in values.items() if isinstance(value, Tensor) or _is_nested(value)}
+        for key, value in own.items():
+            if isinstance(value, Tensor) and not _is_indexes(key, value):
+                own[key] = value[:, :num_candidates]
+        return replace(self, **own)  # type: ignore[type-var]
+
+    def check_fit(self, num_requests: int, num_candidates: int | None) -> None:
+        """Refuses tensors and lists of a number of requests or candidates that is not the batch's.
+
+        Args:
+            num_requests: B.
+            num_candidates: N; `None` where it is not known.
+
+        Raises:
+            RerankingDataError: If there is another number of lists of ids.
+            ValueError: If the shape of a tensor is another.
+        """
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if _is_nested(value) and (len(value) != num_requests or not all(map(_is_list, value))):
+                message = f"{self}: item ids must be one list, or one list for each of the {num_requests} rows"
+                raise RerankingDataError(message, field=entry.name)
+            if isinstance(value, Tensor):
+                expected = (num_requests, None if _is_indexes(entry.name, value) else num_candidates)
+                shape = tuple(value.shape)
+                if len(shape) != 2 or any(size not in (None, own) for size, own in zip(expected, shape, strict=True)):
+                    raise ValueError(f"{self}: {entry.name} has shape {shape}, the batch {expected}")
 
     def located(self: C, find: Callable[[Sequence[Any]], Tensor]) -> C:
         """The same demand with item ids replaced by masks (B, N), which `find` looks up."""
@@ -60,12 +91,12 @@ class Constraint(ABC):
         return replace(self, items=find(items))  # type: ignore[type-var]
 
     def __repr__(self) -> str:
-        shown = []
+        parts: list[str] = []
         for entry in fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
-            text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            shown += [] if value is None else [f"{entry.name}={text}"]
-        return f"{type(self).__name__}({', '.join(shown)})"
+            text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+            parts += [] if value is None else [f"{entry.name}={text}"]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -251,6 +282,20 @@ def check_types(constraints: Sequence[Constraint]) -> None:
     for constraint in constraints:
         if not isinstance(constraint, Constraint):
             raise ValueError(f"constraints must be objects such as Exclude or AtMost, got {constraint!r}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a constraint's entry is one list of item ids per request."""
+    return _is_list(value) and any(map(_is_list, value))
+
+
+def _is_indexes(name: str, value: Tensor) -> bool:
+    """Whether a constraint's tensor is (B, K), and not (B, N)."""
+    return name == "items" and value.dtype != torch.bool
 
 
 def _require_integer(value: Any, what: str, least: int) -> None:

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.files import write_atomically
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.hub.push import EVALUATOR_FOLDER, METRICS_FILE, RECIPE_FILE
+from rerankzoo.reading import read_json, read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
@@ -130,7 +130,22 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     if not config:
         raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is no checkpoint")
     metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
-    name = details.results_name or config["model_type"]
+    name = details.results_name or config.get("model_type")
+    try:
+        return _values(Path(folder), config, metrics, results, name, details)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        message = f"a file of it is not as rerankzoo writes it: {type(error).__name__}: {error}"
+        raise RerankingDataError(message, field=str(folder)) from error
+
+
+def _values(
+    folder: Path,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    results: dict[str, Any],
+    name: Any,
+    details: CardDetails,
+) -> dict[str, Any]:
     return {
         **_model(folder, config, details),
         "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
@@ -148,7 +163,10 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise RerankingDataError(f"a JSON object is required, got {shown(found)}", field=str(path))
+    return found
 
 
 def _model(folder: Path, config: Mapping[str, Any], details: CardDetails) -> dict[str, Any]:
@@ -247,7 +265,7 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE_FILE
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    recipe = read_yaml(path) if path.is_file() else {}
     found = {}
     for name in _SHOWN_RECIPE:
         value: Any = recipe

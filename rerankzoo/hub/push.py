@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from rerankzoo.errors import HubError
 from rerankzoo.faults import NetworkError, describe, redact, status_of
+from rerankzoo.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -267,5 +268,5 @@ def _refuse_token(files: dict[str, Path], token: str | bool | None) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

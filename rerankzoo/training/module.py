@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
+from transformers.trainer_utils import SchedulerType
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.metrics import NDCG, Hit
@@ -53,7 +54,8 @@ class RerankingModule(L.LightningModule):
         freeze: Modules that are not trained, such as `["item_encoder"]`.
 
     Raises:
-        ValueError: If the architecture or a field of the config is unknown, or modules are named without a checkpoint.
+        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named without a
+            checkpoint.
     """
 
     def __init__(
@@ -90,6 +92,10 @@ class RerankingModule(L.LightningModule):
             raise ValueError(
                 f"pretrained_modules {self.pretrained_modules} names modules of a checkpoint, pretrained is "
                 f"{self.pretrained!r}: give both, or neither"
+            )
+        if self.lr_scheduler_type not in list(SchedulerType):
+            raise ValueError(
+                f"lr_scheduler_type {self.lr_scheduler_type!r} is not one of {[kind.value for kind in SchedulerType]}"
             )
         if self.pretrained is not None and self.pretrained_modules is None:
             self.model_class.config_class.check_names(self.config_values)  # the other values are the checkpoint's

@@ -11,7 +11,7 @@ import yaml
 
 from rerankzoo.cli.benchmark import Benchmark, Entry, join_options
 from rerankzoo.cli.main import main
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RecipeError, RerankingDataError
 
 EVALUATOR = "degre/evaluator-simulator.yaml"
 GENERATOR = "degre/generator-simulator.yaml"
@@ -80,11 +80,28 @@ def test_a_benchmark_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": {"a": {"recipe": GENERATOR, "mines": {}}}}, "unexpected keyword argument 'mines'"),
+        ({"models": {"a": {"recipe": GENERATOR, "mines": {}}}}, r"models\.a\.mines: unknown key; did you mean 'mine'"),
+        ({"models": {"a": {"recipe": GENERATOR, "mine": {"keeps": 1}}}}, r"models\.a\.mine must be settings"),
+        ({"models": {"a": {"recipe": GENERATOR, "mine": {"split": "../a"}}}}, r"models\.a\.mine must be settings"),
+        ({"models": {"a": {"recipe": GENERATOR, "arguments": "--x"}}}, r"models\.a\.arguments must be a list of texts"),
+        ({"models": {"a": {"recipe": GENERATOR, "evaluator": {"recipe": "a"}}}}, "must be a name of evaluators"),
+        ({"models": {"a": {"recipe": 3}}}, r"models\.a\.recipe must be the name of a recipe, got 3"),
+        ({"models": {"../a": {"recipe": GENERATOR}}}, r"name must be a text that can name a folder, got '\.\./a'"),
+        ({"models": {4: {"recipe": GENERATOR}}}, "models must be models by name"),
+        (
+            {"models": {"a": {"recipe": GENERATOR, "decodings": {"b": {"beams": 2}}}}},
+            r"models\.a\.decodings: .*'beams'",
+        ),
+        ({"models": {}}, "models must be models by name, got {}"),
+        ({"models": None}, "benchmark lacks models"),
+        ({"evaluators": {"a/b": EVALUATOR}}, "evaluators must be evaluators by name"),
+        ({"judge": {"members": 2}}, "judge lacks recipe"),
+        ({"judge": {"recipe": EVALUATOR, "members": 0}}, r"judge\.members must be a positive integer, got 0"),
+        ({"curve": {"axis": "a", "metrics": "b"}}, r"curve\.metrics must be a list of texts, got 'b'"),
         ({"models": {"a": {"recipe": GENERATOR, "evaluator": "nobody"}}}, r"names 'nobody'; there are \['pair'\]"),
         ({"evaluator": None, "models": {"a": {"recipe": GENERATOR, "mine": {}}}}, "model 'a' needs an evaluator"),
         ({"models": {"a": {}}}, "model 'a' has no recipe: it needs decodings"),
-        ({"modells": {}}, "unexpected keyword argument 'modells'"),
+        ({"modells": {}}, r"benchmark\.modells: unknown key; did you mean 'models'\?"),
     ],
 )
 def test_a_wrong_file_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -92,8 +109,14 @@ def test_a_wrong_file_is_refused(changes: dict[str, Any], message: str, tmp_path
     if changes.get("evaluator", "") is None:
         values = {key: value for key, value in {**FILE, **changes}.items() if key not in ("evaluator", "judge")}
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    with pytest.raises(RerankingDataError, match=message):
+    with pytest.raises((RecipeError, RerankingDataError), match=message):
         Benchmark.from_yaml(path)
+
+
+@pytest.mark.parametrize("change", [{"judge": "no/such.yaml"}, {"models": {"a": {"recipe": "no/such.yaml"}}}])
+def test_missing_recipes_are_missed_before_anything_is_trained(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file 'no/such\.yaml'"):
+        Benchmark.from_yaml(write(tmp_path, **change))
 
 
 def test_options_are_joined() -> None:

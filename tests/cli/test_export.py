@@ -52,5 +52,5 @@ def test_no_model_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "config.json").write_text('{"model_type": "nar4rec"}', encoding="utf-8")
     assert main(["export", str(tmp_path), "--format", "onnx", "--out", str(tmp_path / "graph")]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith(f"rerankzoo export: no model at {tmp_path}: ")
+    assert error.startswith(f"rerankzoo export: cannot load {tmp_path}: ")
     assert len(error.splitlines()) == 1

@@ -113,7 +113,7 @@ def test_command_refuses(folder: Path, arguments: list[str], message: str, capsy
 
 def test_command_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tmp_path / "nothing")]) == 2
-    assert "no model at" in capsys.readouterr().err
+    assert "rerankzoo bench: cannot load" in capsys.readouterr().err
 
 
 # --- the comparisons: both sides give the same ----------------------------------------------------------------------
