@@ -32,7 +32,7 @@ MINED_SOURCE = "mined"
 UTILITY_QUANTILES = "utility_quantiles"
 
 #: Rows of a Parquet file that are written and read together.
-ROW_GROUP = 32_768
+ROW_GROUP = 32_000
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: What is read of a dataset repository: the data, and the extractor of a mined folder.
