@@ -86,7 +86,7 @@ def write_blocks(path: Path, tables: Iterable[pa.Table]) -> Path:
     tables = iter(tables)
     first = next(tables)
     waiting, rows = [first], first.num_rows
-    with pq.ParquetWriter(path, first.schema) as writer:
+    with pq.ParquetWriter(path, first.schema, write_page_checksum=True) as writer:
         for table in tables:
             if rows >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)

@@ -112,8 +112,8 @@ class RequestLoader:
 def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:
     """Utility (rows, S) of the logged slates of a table.
 
-    Of a table with more than `MAX_UTILITY_ROWS` rows only so many are looked at, in evenly spaced blocks: neither memory
-    nor time grows beyond. A million values tell the rank of a quantile to a thousandth.
+    Of a table with more than `MAX_UTILITY_ROWS` rows only so many are looked at, in evenly spaced blocks, so that
+    neither memory nor time grows beyond. A million values tell the rank of a quantile to a thousandth.
 
     Args:
         dataset: A log with feedback.

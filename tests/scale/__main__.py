@@ -38,7 +38,7 @@ def main() -> None:
         if "tables" in wanted:
             _tables(options, Path(work))
         if "embeddings" in wanted:
-            _embeddings(options)
+            _embeddings(options, Path(work))
         if "service" in wanted:
             _service(options, Path(work))
 
@@ -49,10 +49,10 @@ def _tables(options: argparse.Namespace, work: Path) -> None:
         plot_tables(found, options.out / "growth.svg")
 
 
-def _embeddings(options: argparse.Namespace) -> None:
+def _embeddings(options: argparse.Namespace, work: Path) -> None:
     from tests.scale import embeddings
 
-    found = embeddings.measure(options.ids)
+    found = embeddings.measure(options.ids, work)
     _write(options.out / "embeddings.json", found, embeddings.rows(found))
 
 

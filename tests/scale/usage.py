@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PERIOD = 0.02
+PERIOD = 0.05
 
 
 @dataclass(frozen=True)
