@@ -77,6 +77,8 @@ class RerankingCLI(LightningCLI):
                 wandb = {"project": "rerankzoo", "save_dir": root}
                 loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
             config.trainer.logger = loggers
+        if self.subcommand == "predict":
+            config.return_predictions = False  # SlateWriter writes them; nobody reads a list of all
         self._choose_extractor(config)
 
     def instantiate_classes(self) -> None:

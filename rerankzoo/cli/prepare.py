@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.data.simulator import SETTINGS, SimulatorSettings, write_simulator_folder
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(arguments[1:]))
     if options.source == "simulator":
-        settings = SimulatorSettings.named(options.setting, seed=options.seed)
+        settings = SimulatorSettings.named(options.setting, seed=options.seed, **dict(options.constant))
         write_simulator_folder(
             options.out,
             settings,
@@ -55,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     simulator.add_argument("--num-train", type=int, default=40_000, help="requests of the training split")
     simulator.add_argument("--num-validation", type=int, default=2_000, help="requests of the validation split")
     simulator.add_argument("--num-test", type=int, default=500, help="requests of the test split")
+    simulator.add_argument(
+        "--constant",
+        type=_constant,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the world, where it differs from the setting's, such as num_candidates=50; may be repeated",
+    )
     for variant, what in (("ml-100k", "MovieLens 100K"), ("ml-1m", "MovieLens 1M")):
         movielens = sources.add_parser(variant, help=f"{what}, from GroupLens' own files")
         movielens.add_argument("--raw", type=Path, help="folder with the files; default: download from GroupLens")
@@ -68,3 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         source.add_argument("--out", type=Path, required=True, help="the data folder to make")
         source.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     return parser
+
+
+def _constant(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE with a number as its value") from error

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from rerankzoo.data.folder import (
     METADATA_FILE,
@@ -24,6 +25,9 @@ from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
+
+#: Requests of a record batch of the memory-mapped tables.
+RECORD_BATCH = 16_000
 
 
 class RerankingDataModule(L.LightningDataModule):
@@ -171,14 +175,13 @@ class RerankingDataModule(L.LightningDataModule):
         return self.extractor(rows)["slates"].shape[-1]
 
     def utility_quantile(self, quantile: float) -> float | None:
-        """A quantile of the utility of the logged slates of the whole training split.
+        """A quantile of the utility of the logged slates of the training split (see `logged_utilities`).
 
         Of a mined split: that of the log it was mined from, as `rerankzoo mine` measured it; `None` if the log had no
         feedback.
         """
         train = self.split("train")
         if SLATE_WEIGHTS not in train.column_names:
-            # torch.quantile refuses more than 2^24 values
             return float(np.quantile(logged_utilities(train, self.extractor, self.eval_batch_size), quantile))
         folder = self._find_folder()
         described = (folder / METADATA_FILE).is_file()
@@ -187,14 +190,27 @@ class RerankingDataModule(L.LightningDataModule):
 
 
 def open_splits(folder: Path) -> DatasetDict:
-    """Memory-maps the Parquet files of a data folder."""
+    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format."""
     found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
     files = {name: paths for name, paths in found.items() if paths}
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
     # One by one: a mined folder's splits have different columns.
-    return DatasetDict(
-        {name: load_dataset("parquet", data_files=paths, split="train") for name, paths in files.items()}
+    return DatasetDict({name: _open(paths) for name, paths in files.items()})
+
+
+def _open(paths: list[str]) -> Dataset:
+    """Copies Parquet files to Arrow's format, in memory that does not grow with them, and maps the copy.
+
+    The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
+    """
+    return load_dataset(
+        "parquet",
+        data_files=paths,
+        split="train",
+        batch_size=RECORD_BATCH,  # row groups may be of any size
+        writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),  # a buffer is kept until the file's end
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ METADATA_FILE = "dataset.json"
 MINED_SOURCE = "mined"
 #: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
 UTILITY_QUANTILES = "utility_quantiles"
+
+#: Rows of a Parquet file that are written and read together.
+ROW_GROUP = 32_000
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: What is read of a dataset repository: the data, and the extractor of a mined folder.
@@ -69,6 +72,30 @@ def write_data_folder(
         write_atomically(directory / f"{split}.parquet", write)
     schema.to_yaml(directory / SCHEMA_FILE)
     write_atomically(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_blocks(path: Path, tables: Iterable[pa.Table]) -> Path:
+    """Writes tables as one Parquet file without holding more than `ROW_GROUP` rows or one table.
+
+    Args:
+        path: The file.
+        tables: The rows, in order; one table at least.
+
+    Returns:
+        The path.
+    """
+    tables = iter(tables)
+    first = next(tables)
+    waiting, rows = [first], first.num_rows
+    with pq.ParquetWriter(path, first.schema, write_page_checksum=True) as writer:
+        for table in tables:
+            if rows >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+                waiting, rows = [], 0
+            waiting.append(table)
+            rows += table.num_rows
+        writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+    return path
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:

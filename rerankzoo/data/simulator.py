@@ -18,7 +18,8 @@ setting (`SETTINGS["strong"]`), and optimal once every listwise effect is off (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerankzoo.data.folder import list_array, write_data_folder
+from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.metrics.permutation import all_slates
@@ -239,13 +240,20 @@ class Simulator:
         Raises:
             ValueError: If the split is unknown or `num_requests` is negative.
         """
+        return pa.concat_tables(self.blocks(split, num_requests))
+
+    def blocks(self, split: str, num_requests: int) -> Iterator[pa.Table]:
+        """Draws the same rows as `requests`, at most `BLOCK_SIZE` at a time.
+
+        Args and errors are those of `requests`; there is one table at least, for it carries the column types.
+        """
         logs = [name for name in _STREAMS if name != "world"]
         if split not in logs:
             raise ValueError(f"unknown split {split!r}, choose from {logs}")
         if num_requests < 0:
             raise ValueError(f"num_requests must not be negative, got {num_requests}")
-        num_blocks = max(1, -(-num_requests // BLOCK_SIZE))  # one block at least: it carries the column types
-        return pa.concat_tables([self._block(split, block) for block in range(num_blocks)]).slice(0, num_requests)
+        starts = range(0, max(1, num_requests), BLOCK_SIZE)
+        return (self._block(split, start // BLOCK_SIZE).slice(0, num_requests - start) for start in starts)
 
     def click_probabilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """Returns a_t, the probability (B, S, M) of a click at each position if the user looks at it.
@@ -473,6 +481,8 @@ def write_simulator_folder(
 ) -> None:
     """Writes simulated train, validation and test tables as a data folder.
 
+    Blocks of requests are drawn and written one after another: memory does not grow with their number.
+
     Args:
         directory: The folder, made if it is missing.
         settings: The world; kept in `dataset.json`, from which `Simulator.from_metadata` rebuilds it.
@@ -487,16 +497,21 @@ def write_simulator_folder(
     for name, size in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    simulator = Simulator(settings)
-    sizes = {"validation": num_validation, "test": num_test}
+    simulator, directory = Simulator(settings), Path(directory)
+    blocks = {
+        "train": simulator.blocks(log, num_train),
+        "validation": simulator.blocks("validation", num_validation),
+        "test": simulator.blocks("test", num_test),
+    }
     metadata = {
         "source": "simulator",
         "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
         "settings": asdict(settings),
     }
-    tables = {split: simulator.requests(split, size) for split, size in sizes.items()}
-    tables["train"] = simulator.requests(log, num_train)
-    write_data_folder(directory, tables, simulator.schema, metadata)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as work:
+        files = {split: write_blocks(Path(work) / f"{split}.parquet", tables) for split, tables in blocks.items()}
+        write_data_folder(directory, files, simulator.schema, metadata)
 
 
 def sample_plackett_luce(

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from rerankzoo.data import loader as loader_module
-from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.features import RerankingFeatureExtractor
 
 SIZES = tuple(2 + number % 6 for number in range(50))
@@ -122,3 +122,19 @@ def test_refuses_what_cannot_work(table: Dataset, extractor: RerankingFeatureExt
         RequestLoader(table, extractor, 0)
     with pytest.raises(ValueError, match="50 rows cannot be shared by 51"):
         RequestLoader(table, extractor, 4, world_size=51)
+
+
+@pytest.mark.parametrize("limit", [50, 20])
+def test_utilities_of_a_long_log_are_those_of_evenly_spaced_blocks(
+    table: Dataset, extractor: RerankingFeatureExtractor, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "MAX_UTILITY_ROWS", limit)
+    expected = []
+    for start in range(0, 50, 5) if limit == 50 else (0, 12, 25, 37):
+        for row in table.to_list()[start : start + 5]:
+            orders = zip(row["slate"], row["order"], strict=True)
+            expected.append([sum(row["click"]) + 0.5 * sum(row["price"][index] * order for index, order in orders)])
+    found = logged_utilities(table, extractor, batch_size=5)
+    assert found.shape == (limit, 1)
+    for one, other in zip(found.tolist(), expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)

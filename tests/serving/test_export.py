@@ -19,6 +19,7 @@ from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.serving import export_model
 from rerankzoo.serving.export import SlateGraph, check_graph
+from tests.scale.service import Call, serve
 
 LABELS = ("slate", "click", "order", "candidate_click")
 FILES = ["config.json", "export.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]
@@ -67,6 +68,15 @@ def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
     metadata = GraphMetadata.load(folder / "export.json")
     assert (metadata.format, metadata.decoding, metadata.sizes) == ("onnx", {"slate_size": 3}, None)
     assert "candidate_mask" in metadata.inputs
+
+
+@pytest.mark.slow
+def test_a_graph_serves_many_threads(folder: Path, requests: list[dict[str, Any]]) -> None:
+    onnx = RerankingPipeline.from_pretrained(str(folder), backend="onnx")
+    calls = [Call(one, {}, onnx(one)) for one in (*requests, requests, requests[:3])]
+    service = serve(onnx, calls, requests=1_000, threads=8)
+    assert service.requests >= 1_000
+    assert service.wrong == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,73 @@
+"""`make scale`: what large logs and long service take; the figures of docs/scaling.md.
+
+python -m tests.scale [tables] [embeddings] [service] [--out outputs/scale] [--sizes 200000 2000000 10000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rerankzoo.files import write_atomically
+from tests.scale import tables
+from tests.scale.plot import plot_tables
+
+PARTS = ("tables", "embeddings", "service")
+
+
+def main() -> None:
+    """Measures the parts that are asked for; each writes a JSON file and prints Markdown tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.scale", description="Measures large logs and long service.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--out", type=Path, default=Path("outputs/scale"), help="folder of the results")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(tables.Plan.sizes), help="requests of the tables")
+    parser.add_argument("--ids", type=int, default=10_000_000, help="rows of the large embedding table")
+    parser.add_argument("--requests", type=int, default=100_000, help="requests of the long service, of each backend")
+    parser.add_argument("--work", type=Path, help="folder for tables and checkpoints, 7 GB; default: a temporary one")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted = options.parts or PARTS
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        if "tables" in wanted:
+            _tables(options, Path(work))
+        if "embeddings" in wanted:
+            _embeddings(options, Path(work))
+        if "service" in wanted:
+            _service(options, Path(work))
+
+
+def _tables(options: argparse.Namespace, work: Path) -> None:
+    for found in tables.Tables(tables.Plan(sizes=tuple(options.sizes)), work).measure():
+        _write(options.out / "tables.json", found, tables.rows(found))
+        plot_tables(found, options.out / "growth.svg")
+
+
+def _embeddings(options: argparse.Namespace, work: Path) -> None:
+    from tests.scale import embeddings
+
+    found = embeddings.measure(options.ids, work)
+    _write(options.out / "embeddings.json", found, embeddings.rows(found))
+
+
+def _service(options: argparse.Namespace, work: Path) -> None:
+    from tests.scale import service
+
+    found = service.measure(options.requests, work)
+    _write(options.out / "service.json", found, service.rows(found))
+
+
+def _write(path: Path, found: dict[str, Any], lines: Iterable[str]) -> None:
+    text = json.dumps(found, indent=2) + "\n"
+    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    print("\n".join(["", *lines, "", f"written: {path}"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
