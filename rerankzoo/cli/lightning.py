@@ -8,16 +8,28 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
+import lightning as L
 import transformers
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
+from rerankzoo.training.resuming import (
+    TERMINATED,
+    ExactResume,
+    WholeCheckpointIO,
+    check_checkpoint,
+    newest_checkpoint,
+)
 
 
 class RerankingCLI(LightningCLI):
@@ -51,11 +63,34 @@ class RerankingCLI(LightningCLI):
             help="also log to Weights & Biases (WANDB_MODE=offline needs no account)",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Puts the newest good checkpoint of the run in the place of `--ckpt_path last`.
+
+        Raises:
+            FileNotFoundError: If there is none to apply; `fit` then begins.
+            CorruptFileError: If the checkpoint that was asked for is damaged.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.get("subcommand")
+        config = self.config[command] if command else self.config
+        config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
+        folder = config.checkpoint.dirpath or os.path.join(config.trainer.default_root_dir, "checkpoints")
+        config.checkpoint.dirpath = folder
+        asked = config.get("ckpt_path")
+        if asked == "last":
+            newest = newest_checkpoint(Path(folder))
+            if newest is None and command != "fit":
+                raise FileNotFoundError(f"there is no checkpoint in {folder}")
+            config.ckpt_path = None if newest is None else str(newest)
+        elif asked not in (None, "best", "hpc") and "://" not in asked:
+            check_checkpoint(Path(asked))
+        elif asked is None and command == "fit" and (newest := newest_checkpoint(Path(folder))):
+            rank_zero_warn(f"{newest} of an earlier run will be replaced; to go on with that run: --ckpt_path last")
+
     def before_instantiate_classes(self) -> None:
         """Puts all output below the run's root directory."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        root = config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
-        config.checkpoint.dirpath = config.checkpoint.dirpath or os.path.join(root, "checkpoints")
+        root = config.trainer.default_root_dir
         if config.trainer.logger is None:
             loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": _in(root, "logs")}]
             if config.wandb:
@@ -64,6 +99,14 @@ class RerankingCLI(LightningCLI):
                 loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
             config.trainer.logger = loggers
         self._choose_extractor(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes the trainer, whose runs can be killed and go on."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, ExactResume())
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def _choose_extractor(self, config: Namespace) -> None:
         """Takes the extractor from where the weights come from, unless the recipe names one.
@@ -137,5 +180,11 @@ def main(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: Subcommand and options.
+
+    Raises:
+        SystemExit: With status 143, if SIGTERM has ended it.
     """
-    command_line(arguments)
+    try:
+        command_line(arguments)
+    except SIGTERMException as error:
+        raise SystemExit(TERMINATED) from error

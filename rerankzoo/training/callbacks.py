@@ -21,6 +21,7 @@ from huggingface_hub import get_token
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from rerankzoo.faults import redact
@@ -73,6 +74,14 @@ class PretrainedExport(Callback):
                 name: value for name, value in metrics.items() if name.startswith("val/") and math.isfinite(value)
             }
 
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics of all validations so far: that of the best checkpoint may be an earlier process's."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the metrics that an earlier process has seen."""
+        self._validated = dict(state_dict["validated"])
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exports what the last validation found."""
         self.export(trainer, pl_module)
@@ -117,11 +126,12 @@ class PretrainedExport(Callback):
 
 
 def _recipe(trainer: L.Trainer) -> dict[str, str]:
-    """The full recipe of a run of the command line, without where it was pushed."""
+    """The full recipe of a run of the command line, without where it was pushed or gone on from."""
     for callback in trainer.callbacks:
         if isinstance(callback, SaveConfigCallback):
             values = yaml.safe_load(callback.parser.dump(callback.config, skip_none=True))
-            values.pop("hub", None)
+            for name in ("hub", "ckpt_path"):
+                values.pop(name, None)
             return {RECIPE_FILE: redact(yaml.safe_dump(values, sort_keys=False))}
     return {}
 
@@ -245,7 +255,8 @@ def _link(source: str, target: str) -> None:
 def load_weights(model: RerankingPreTrainedModel, checkpoint: str) -> RerankingPreTrainedModel:
     """A copy of a model with the weights of a Lightning checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    copy = type(model)(model.config)
+    with isolate_rng():  # what is trained next must not depend on what was exported
+        copy = type(model)(model.config)
     copy.load_state_dict(
         {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     )
