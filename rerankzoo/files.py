@@ -78,6 +78,16 @@ def write_folder_atomically(target: Path, write: Callable[[Path], Any]) -> None:
             _remove(fresh)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    with _naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """A folder beside a target for work files, gone afterwards; one that a killed process left is removed first."""

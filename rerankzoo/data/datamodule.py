@@ -8,15 +8,20 @@ from typing import Any
 import lightning as L
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from rerankzoo.data.folder import (
     METADATA_FILE,
     SCHEMA_FILE,
+    SETTINGS_FILE,
     SPLITS,
     UTILITY_QUANTILES,
     local_folder,
     read_metadata,
     read_origin,
+    read_parquet,
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
@@ -96,6 +101,10 @@ class RerankingDataModule(L.LightningDataModule):
         if not (folder / SCHEMA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
+            )
+        if (folder / SETTINGS_FILE).is_file() and not (folder / METADATA_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder / METADATA_FILE} is missing: mining has not ended; give the same `rerankzoo mine` again"
             )
         self.splits = open_splits(folder)
         schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
@@ -187,15 +196,28 @@ class RerankingDataModule(L.LightningDataModule):
 
 
 def open_splits(folder: Path) -> DatasetDict:
-    """Memory-maps the Parquet files of a data folder."""
+    """Memory-maps the Parquet files of a data folder.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        CorruptFileError: If one is damaged.
+    """
     found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
     files = {name: paths for name, paths in found.items() if paths}
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
     # One by one: a mined folder's splits have different columns.
-    return DatasetDict(
-        {name: load_dataset("parquet", data_files=paths, split="train") for name, paths in files.items()}
-    )
+    return DatasetDict({name: _open_parquet(paths) for name, paths in files.items()})
+
+
+def _open_parquet(paths: list[str]) -> Dataset:
+    verify = ParquetFragmentScanOptions(page_checksum_verification=True)
+    try:
+        return load_dataset("parquet", data_files=paths, split="train", fragment_scan_options=verify)
+    except (DatasetGenerationError, ArrowException):
+        for path in paths:
+            read_parquet(Path(path))  # says which of them is damaged
+        raise
 
 
 class SimulatorDataModule(RerankingDataModule):

@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import CorruptFileError, OutputError
 from rerankzoo.files import write_atomically
 
@@ -191,16 +192,19 @@ class ExactResume(Callback):
         if not self._in_loop:
             raise SystemExit(TERMINATED)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning forgets, and writes the curves up to here, which will not be computed again.
 
         Raises:
             OutputError: If the curves cannot be written.
         """
-        state = {"run": self._run, "stopped": trainer.should_stop, "random": random_state()}
-        checkpoint["callbacks"][self.state_key] = state
+        loader = trainer.train_dataloader
+        checkpoint["callbacks"][self.state_key] = {
+            "run": self._run,
+            "stopped": trainer.should_stop,
+            "random": random_state(),
+            "loader": loader.state_dict() if isinstance(loader, RequestLoader) else None,
+        }
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
             try:
@@ -212,12 +216,11 @@ class ExactResume(Callback):
         """Takes over a checkpoint's run."""
         self._run, self._loaded = state_dict["run"], state_dict
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remembers that a run was stopped early, and finds the best checkpoint where the folder was moved."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        _end_epoch(checkpoint["loops"]["fit_loop"])
         trainer.should_stop = bool(checkpoint["callbacks"].get(self.state_key, {}).get("stopped"))
         best = trainer.checkpoint_callback
         if isinstance(best, ModelCheckpoint) and trainer.ckpt_path is not None:
@@ -232,10 +235,15 @@ class ExactResume(Callback):
             write_atomically(folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts the random generators where they were."""
+        """Puts random generators and loader where they were.
+
+        Lightning would do so for the loader, had it not been made already, for the number of steps of the schedule.
+        """
         self._in_loop = True
         if self._loaded is not None:
             set_random_state(self._loaded["random"])
+            if self._loaded["loader"] is not None and isinstance(trainer.train_dataloader, RequestLoader):
+                trainer.train_dataloader.load_state_dict(self._loaded["loader"])  # before its first batch is read
             self._loaded = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -277,14 +285,31 @@ def _leave_on_sigterm(trainer: L.Trainer) -> None:
         raise SIGTERMException
 
 
+def _end_epoch(loop: dict[str, Any]) -> None:
+    """Makes Lightning begin the next epoch behind a checkpoint of an epoch's end.
+
+    It counts an epoch as completed after the checkpoint only, and then, of a run with `max_steps`, goes through it
+    again without a batch.
+    """
+    if loop["epoch_progress"]["current"]["processed"] < loop["epoch_progress"]["current"]["ready"]:
+        return  # in the middle of an epoch
+    for counts in loop["epoch_progress"].values():
+        counts["completed"] = counts["processed"]
+    batches, optimizer = loop["epoch_loop.batch_progress"], loop["epoch_loop.automatic_optimization.optim_progress"]
+    batches["is_last_batch"] = False
+    of_epoch = [batches, loop["epoch_loop.scheduler_progress"], *optimizer["optimizer"].values()]
+    for counts in of_epoch:
+        counts["current"] = dict.fromkeys(counts["current"], 0)
+
+
 def _relocate(state: dict[str, Any], folder: str, resumed: Path) -> None:
     """Rewrites the paths that a `ModelCheckpoint` has saved, where the run goes on in a folder that was moved."""
     before = state.get("dirpath")
-    if before in (None, folder) or resumed.resolve().parent != Path(folder).resolve():
+    if before is None or before == folder or resumed.resolve().parent != Path(folder).resolve():
         return
 
     def moved(path: str) -> str:
-        return str(Path(folder) / Path(path).relative_to(str(before))) if Path(path).is_relative_to(str(before)) else path
+        return folder + path.removeprefix(before) if path.startswith(f"{before}/") else path
 
     state["dirpath"] = folder
     state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
