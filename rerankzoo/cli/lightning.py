@@ -41,6 +41,7 @@ class RerankingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, each with its own section of the recipe, and `--wandb`."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ExactResume, "resume")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PretrainedExport, "export")
         parser.add_lightning_class_args(HubCheckpoint, "hub")
@@ -49,7 +50,6 @@ class RerankingCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/loss",
@@ -64,11 +64,11 @@ class RerankingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Puts the newest good checkpoint of the run in the place of `--ckpt_path last`.
+        """Checks the checkpoint that is asked for, before Lightning reads what it says of the model.
 
         Raises:
-            FileNotFoundError: If there is none to apply; `fit` then begins.
-            CorruptFileError: If the checkpoint that was asked for is damaged.
+            FileNotFoundError: If there is none.
+            CorruptFileError: If it is damaged.
         """
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
@@ -77,15 +77,13 @@ class RerankingCLI(LightningCLI):
         folder = config.checkpoint.dirpath or os.path.join(config.trainer.default_root_dir, "checkpoints")
         config.checkpoint.dirpath = folder
         asked = config.get("ckpt_path")
-        if asked == "last":
+        if asked == "last" and command != "fit":
             newest = newest_checkpoint(Path(folder))
-            if newest is None and command != "fit":
-                raise FileNotFoundError(f"there is no checkpoint in {folder}")
-            config.ckpt_path = None if newest is None else str(newest)
-        elif asked not in (None, "best", "hpc") and "://" not in asked:
+            if newest is None:
+                raise FileNotFoundError(f"{folder} has no checkpoint to {command} with")
+            config.ckpt_path = str(newest)
+        elif asked not in (None, "last", "best", "hpc") and "://" not in asked:
             check_checkpoint(Path(asked))
-        elif asked is None and command == "fit" and (newest := newest_checkpoint(Path(folder))):
-            rank_zero_warn(f"{newest} of an earlier run will be replaced; to go on with that run: --ckpt_path last")
 
     def before_instantiate_classes(self) -> None:
         """Puts all output below the run's root directory."""
@@ -101,11 +99,12 @@ class RerankingCLI(LightningCLI):
                 loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
             config.trainer.logger = loggers
         self._choose_extractor(config)
+        if self.subcommand == "fit":
+            _choose_checkpoint(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, whose runs can be killed and go on."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, ExactResume())
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
@@ -114,21 +113,31 @@ class RerankingCLI(LightningCLI):
         """Takes the extractor from where the weights come from, unless the recipe names one.
 
         A run of a Lightning checkpoint has the extractor beside it. One that starts from `pretrained` extends that
-        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing.
+        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing. A run that
+        goes on (`--ckpt_path last`) does what it did when it began: on other data it is refused.
         """
         model, data = config.model.init_args, config.data.init_args
         if "extend_extractor" not in data:  # a data module of the user's own
             return
-        kept = _kept_extractor(config) if config.get("ckpt_path") else None
+        kept = _kept_extractor(config) if config.get("ckpt_path") not in (None, "last") else None
         if kept is not None and (data.extractor is None or data.extend_extractor):
             data.extractor, data.extend_extractor, data.update_statistics = str(kept), False, False
         elif data.extractor is None and model.get("pretrained") is not None:
             data.extractor, data.extend_extractor = model.pretrained, self.subcommand in (None, "fit")
 
 
+def _choose_checkpoint(config: Namespace) -> None:
+    """Puts the newest good checkpoint in the place of `last`; where there is none, the run begins."""
+    newest = None if config.ckpt_path not in (None, "last") else newest_checkpoint(Path(config.checkpoint.dirpath))
+    if config.ckpt_path == "last":
+        config.ckpt_path = None if newest is None else str(newest)
+    elif newest is not None:
+        rank_zero_warn(f"{newest} of an earlier run will be replaced; to go on with that run: --ckpt_path last")
+
+
 def _kept_extractor(config: Namespace) -> Path | None:
     """The extractor that a run left beside its checkpoints; `None` where there is none."""
-    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "last"
+    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "best"
     folder = (checkpoint.parent if checkpoint.is_file() else Path(config.checkpoint.dirpath)) / EXTRACTOR_FOLDER
     return folder if folder.is_dir() else None
 

@@ -20,19 +20,21 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import CorruptFileError, OutputError
-from rerankzoo.files import write_atomically
+from rerankzoo.files import make_folder, write_atomically
 
 #: Exit status of a process that SIGTERM has ended, as shells tell it.
 TERMINATED = 128 + signal.SIGTERM
 #: Of the folder of Lightning checkpoints: which run writes there. Checkpoints of another one are an earlier run's.
 RUN_FILE = "run.json"
+#: Where a run goes on.
+LAST_FILE = "last.ckpt"
 
 
 # --- checkpoint files -----------------------------------------------------------------------------------------------
@@ -54,7 +56,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if not _is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
@@ -169,22 +171,44 @@ def set_random_state(state: dict[str, Any]) -> None:
 # --- going on -------------------------------------------------------------------------------------------------------
 
 
-class ExactResume(Callback):
-    """Makes runs that go on from a checkpoint equal undisturbed ones, and ends them cleanly on SIGTERM.
+class ExactResume(Checkpoint):
+    """Writes `last.ckpt`, from which a run goes on as if nothing had happened, and ends runs cleanly on SIGTERM.
 
-    Every checkpoint gets the random generators' state and whether early stopping has ended the run, which Lightning
-    forgets. On SIGTERM a training run finishes its batch, writes `last.ckpt` and raises Lightning's `SIGTERMException`.
-    In the middle of a validation nothing is written: the run then goes on from the checkpoint before it.
+    It is written at the end of every epoch (Lightning's `save_last` leaves out those without a better result). Every
+    checkpoint gets what Lightning forgets: the state of the random generators and of the loader, the last metrics, and
+    whether early stopping has ended the run. On SIGTERM a training run finishes its batch, writes `last.ckpt` and
+    raises Lightning's `SIGTERMException`. In the middle of a validation nothing is written: the run then goes on from
+    the checkpoint before it.
+
+    Args:
+        dirpath: Folder of `last.ckpt`; default: that of `ModelCheckpoint`, which must stand before this callback.
+        every_n_train_steps: Write it after every so many optimiser steps, too: for long epochs.
+
+    Raises:
+        ValueError: If the number of steps is not positive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be positive, got {every_n_train_steps}")
+        self.dirpath = dirpath
+        self.every_n_train_steps = every_n_train_steps
         self._run = uuid.uuid4().hex
         self._loaded: dict[str, Any] | None = None
         self._saved_step = -1
         self._in_loop = False
+        self._at_epoch_end = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Ends the process on SIGTERM whenever no loop is there to do so."""
+        """Ends the process on SIGTERM whenever no loop is there to do so.
+
+        Raises:
+            ValueError: If there is no folder to write to.
+        """
+        if stage == "fit" and self.dirpath is None:
+            if not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+                raise ValueError("ExactResume needs a dirpath, or a ModelCheckpoint callback before it")
+            self.dirpath = str(trainer.checkpoint_callback.dirpath)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminate)
 
@@ -203,6 +227,7 @@ class ExactResume(Callback):
             "run": self._run,
             "stopped": trainer.should_stop,
             "random": random_state(),
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "loader": loader.state_dict() if isinstance(loader, RequestLoader) else None,
         }
         self._saved_step = trainer.global_step
@@ -220,7 +245,7 @@ class ExactResume(Callback):
         """Remembers that a run was stopped early, and finds the best checkpoint where the folder was moved."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        _end_epoch(checkpoint["loops"]["fit_loop"])
+        self._at_epoch_end = _end_epoch(checkpoint["loops"]["fit_loop"]["epoch_progress"])
         trainer.should_stop = bool(checkpoint["callbacks"].get(self.state_key, {}).get("stopped"))
         best = trainer.checkpoint_callback
         if isinstance(best, ModelCheckpoint) and trainer.ckpt_path is not None:
@@ -228,23 +253,42 @@ class ExactResume(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Marks the folder of checkpoints as this run's, before anything of an earlier run is replaced."""
-        checkpoint = trainer.checkpoint_callback
-        if trainer.is_global_zero and isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None:
-            folder, text = Path(checkpoint.dirpath), json.dumps({"run": self._run}) + "\n"
-            folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            folder, text = Path(str(self.dirpath)), json.dumps({"run": self._run}) + "\n"
+            make_folder(folder)
             write_atomically(folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts random generators and loader where they were.
 
-        Lightning would do so for the loader, had it not been made already, for the number of steps of the schedule.
+        Lightning would do so for the loader, had it not been made already, for the number of steps of the schedule. And
+        a run with `max_steps` would go through the epoch before once more, without a batch.
         """
         self._in_loop = True
+        if self._at_epoch_end:
+            trainer.fit_loop.epoch_loop.restarting = False
         if self._loaded is not None:
             set_random_state(self._loaded["random"])
+            trainer.callback_metrics.update(self._loaded["metrics"])  # of the last validation, for what monitors it
             if self._loaded["loader"] is not None and isinstance(trainer.train_dataloader, RequestLoader):
                 trainer.train_dataloader.load_state_dict(self._loaded["loader"])  # before its first batch is read
             self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes `last.ckpt` in the middle of an epoch, if asked to."""
+        steps, every = trainer.global_step, self.every_n_train_steps
+        if every is not None and steps % every == 0 and steps != self._saved_step:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes `last.ckpt`, after early stopping and the choice of the best checkpoint."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on SIGTERM ends the process at once."""
@@ -274,10 +318,9 @@ class ExactResume(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Writes `last.ckpt` where SIGTERM has ended training between two batches."""
         self._in_loop = False
-        checkpoint = trainer.checkpoint_callback
-        between = isinstance(exception, SIGTERMException) and trainer.training and trainer.global_step > 0
-        if between and isinstance(checkpoint, ModelCheckpoint) and self._saved_step != trainer.global_step:
-            trainer.save_checkpoint(Path(str(checkpoint.dirpath)) / "last.ckpt")
+        between = isinstance(exception, SIGTERMException) and trainer.training
+        if between and trainer.global_step not in (0, self._saved_step):
+            self._save(trainer)
 
 
 def _leave_on_sigterm(trainer: L.Trainer) -> None:
@@ -285,21 +328,17 @@ def _leave_on_sigterm(trainer: L.Trainer) -> None:
         raise SIGTERMException
 
 
-def _end_epoch(loop: dict[str, Any]) -> None:
-    """Makes Lightning begin the next epoch behind a checkpoint of an epoch's end.
+def _end_epoch(progress: dict[str, dict[str, int]]) -> bool:
+    """Completes the epoch of a checkpoint that was written at its end, which Lightning counts only afterwards.
 
-    It counts an epoch as completed after the checkpoint only, and then, of a run with `max_steps`, goes through it
-    again without a batch.
+    Returns:
+        Whether it was; otherwise the checkpoint stands in the middle of an epoch.
     """
-    if loop["epoch_progress"]["current"]["processed"] < loop["epoch_progress"]["current"]["ready"]:
-        return  # in the middle of an epoch
-    for counts in loop["epoch_progress"].values():
+    if progress["current"]["processed"] < progress["current"]["ready"]:
+        return False
+    for counts in progress.values():
         counts["completed"] = counts["processed"]
-    batches, optimizer = loop["epoch_loop.batch_progress"], loop["epoch_loop.automatic_optimization.optim_progress"]
-    batches["is_last_batch"] = False
-    of_epoch = [batches, loop["epoch_loop.scheduler_progress"], *optimizer["optimizer"].values()]
-    for counts in of_epoch:
-        counts["current"] = dict.fromkeys(counts["current"], 0)
+    return True
 
 
 def _relocate(state: dict[str, Any], folder: str, resumed: Path) -> None:

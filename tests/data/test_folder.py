@@ -75,7 +75,7 @@ def test_interrupted_writing_leaves_the_folder_as_it_was(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(OutputError, match="cannot write .*data: No space left on device"):
+    with pytest.raises(OutputError, match=r"cannot write .*data: No space left on device"):
         write_data_folder(folder, {"train": table(4), "test": table(4)}, SCHEMA, METADATA)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["data"]  # nothing temporary beside it
