@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -19,8 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rerankzoo.errors import OutputError
+from rerankzoo.errors import CorruptFileError, OutputError
 
+#: What a folder says of its large files.
+CHECKSUMS_FILE = "SHA256SUMS"
+_BLOCK = 1 << 20
 #: A temporary name of another machine, whose processes we do not see, is a leftover after so many seconds.
 _LEFTOVER_AGE = 24 * 3600.0
 #: `renameat2`: both names exist before and after, and never neither.
@@ -200,6 +204,42 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def write_checksums(folder: Path, names: str) -> None:
+    """Writes SHA256SUMS, which `sha256sum --check` reads.
+
+    Args:
+        folder: Of the files.
+        names: Which of them, as for `Path.glob`.
+    """
+    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.glob(names))]
+    write_atomically(folder / CHECKSUMS_FILE, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+
+
+def verify_checksums(folder: Path) -> None:
+    """Compares the files of a folder with its SHA256SUMS, if it has one.
+
+    Raises:
+        CorruptFileError: If a file is not what was written.
+    """
+    sums = folder / CHECKSUMS_FILE
+    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else ():
+        digest, _, name = line.partition("  ")
+        path = folder / Path(name).name
+        if path.is_file() and _sha256(path) != digest:
+            raise CorruptFileError(
+                f"{path} is damaged: it is not the file that {sums} tells of (delete that one, if it was changed on "
+                "purpose)"
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -166,6 +166,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="commands, such as train or mine (default: all)")
     options = parser.parse_args()
     start, hub = time.monotonic(), LoopbackHub()
+    hub._server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # clients are killed here
     with tempfile.TemporaryDirectory(prefix="faults-") as name, hub.running():
         folder = Path(name)
         _set_environment(folder, hub.url)

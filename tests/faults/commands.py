@@ -138,25 +138,25 @@ def _prepare(source: str, more: list[str], root: Path) -> list[str]:
 
 
 def files_outcome(folder: Path) -> Outcome:
-    """Every file below a folder, hidden ones included: what is left of a killed process shows here."""
+    """Every file below a folder, hidden ones included: what is left of a killed process shows here.
+
+    Without the logs: each start has its own.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(_content(path)).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        name: hashlib.sha256(_content(path)).hexdigest() for name, path in files.items() if "logs/version_" not in name
     }
 
 
 def training_outcome(folder: Path) -> Outcome:
-    """Like `files_outcome`, but without the curves (each start has its own), and of checkpoints what they hold."""
+    """Like `files_outcome`, but without the name of the run, and of checkpoints what they hold."""
     found = {}
-    for path in sorted((folder / "run").rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name.startswith("run/logs/") or name.endswith("run.json"):
-            continue
-        if path.suffix == ".ckpt":
-            found |= {f"{name}: {key}": text for key, text in _flat(torch.load(path, weights_only=True)).items()}
-        else:
-            found[name] = hashlib.sha256(_content(path)).hexdigest()
+    for name, digest in files_outcome(folder).items():
+        if name.endswith(".ckpt"):
+            held = torch.load(folder / name, weights_only=True)
+            found |= {f"{name}: {key}": text for key, text in _flat(held).items()}
+        elif not name.endswith("run.json"):
+            found[name] = digest
     return found
 
 
