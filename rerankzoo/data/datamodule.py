@@ -25,7 +25,7 @@ from rerankzoo.data.folder import (
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
-from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.errors import OutputError, SchemaMismatchError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
@@ -214,9 +214,11 @@ def _open_parquet(paths: list[str]) -> Dataset:
     verify = ParquetFragmentScanOptions(page_checksum_verification=True)
     try:
         return load_dataset("parquet", data_files=paths, split="train", fragment_scan_options=verify)
-    except (DatasetGenerationError, ArrowException):
+    except (DatasetGenerationError, ArrowException) as error:
         for path in paths:
             read_parquet(Path(path))  # says which of them is damaged
+        if isinstance(error.__cause__, OSError):
+            raise OutputError(f"cannot write the cache of datasets for {paths[0]}: {error.__cause__}") from error
         raise
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning as L
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 from huggingface_hub import get_token
@@ -42,15 +41,12 @@ from rerankzoo.hub.card import write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
 from rerankzoo.mining import weights_digest
 from rerankzoo.models.base import RerankingPreTrainedModel
-from rerankzoo.training.resuming import random_state, set_random_state
 
 #: Of the folder of Lightning checkpoints: the feature extractor of their run.
 EXTRACTOR_FOLDER = "extractor"
 _WRITE_ROWS = 8_192
 #: Batches of predictions that are kept together; what a stopped prediction does again is less.
 PART_BATCHES = 16
-#: Of a part's metadata: the state of the random generators behind it.
-_RANDOM = b"random"
 
 
 class PretrainedExport(Callback):
@@ -266,8 +262,10 @@ def _find_export(trainer: L.Trainer) -> PretrainedExport:
 def load_weights(model: RerankingPreTrainedModel, checkpoint: str) -> RerankingPreTrainedModel:
     """A copy of a model with the weights of a Lightning checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    with isolate_rng():  # what is trained next must not depend on what was exported
-        copy = type(model)(model.config)
+    # What is trained and saved next must not depend on what was exported: random numbers, and what saving writes into a
+    # config.
+    with isolate_rng():
+        copy = type(model)(deepcopy(model.config))
     copy.load_state_dict(
         {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     )
@@ -311,6 +309,7 @@ class SlateWriter(Callback):
         self._rows: list[dict[str, Tensor]] = []
         self._parts = Path()
         self._number = 0
+        self._begun = b""
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes behind the parts that are there.
@@ -319,6 +318,7 @@ class SlateWriter(Callback):
             OutputError: If the folder of the parts cannot be made.
         """
         self._rows, self._number = [], 0
+        self._begun = torch.get_rng_state().numpy().tobytes()
         target = self._target(trainer)
         self._parts = target.with_name(f".{target.name}.parts-{_prediction_digest(trainer, pl_module)}")
         if trainer.is_global_zero:
@@ -329,10 +329,9 @@ class SlateWriter(Callback):
         loader = trainer.predict_dataloaders
         if isinstance(loader, RequestLoader) and (last := self._last_part(trainer.global_rank)) is not None:
             self._number = int(last.stem.split("-")[-1]) + 1
-            state = torch.load(io.BytesIO(pq.read_schema(last).metadata[_RANDOM]), weights_only=True)
-            set_random_state(state)
             # Before its first batch is read.
             loader.load_state_dict({"epoch": loader.epoch, "batches": self._number * PART_BATCHES})
+        self._seed(trainer.global_rank)
 
     def on_predict_batch_end(
         self,
@@ -359,7 +358,7 @@ class SlateWriter(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             parts = sorted(self._parts.glob("*.parquet"))
-            whole = pa.concat_tables([read_parquet(part).replace_schema_metadata(None) for part in parts])
+            whole = pa.concat_tables([read_parquet(part) for part in parts])
             write_atomically(self._target(trainer), partial(write_parquet, whole.sort_by("request_index")))
             shutil.rmtree(self._parts, ignore_errors=True)
         trainer.strategy.barrier()
@@ -383,11 +382,15 @@ class SlateWriter(Callback):
         return last
 
     def _write_part(self, trainer: L.Trainer) -> None:
-        buffer = io.BytesIO()
-        torch.save(random_state(), buffer)  # for decoding that draws at random
-        table = self._table(trainer).replace_schema_metadata({_RANDOM: buffer.getvalue()})
-        write_atomically(self._parts / _part_name(trainer.global_rank, self._number), partial(write_parquet, table))
+        path = self._parts / _part_name(trainer.global_rank, self._number)
+        write_atomically(path, partial(write_parquet, self._table(trainer)))
         self._rows, self._number = [], self._number + 1
+        self._seed(trainer.global_rank)
+
+    def _seed(self, rank: int) -> None:
+        """Seeds decoding that draws at random anew for each part, so that a part does not depend on those before."""
+        digest = hashlib.sha256(self._begun + f"{rank}-{self._number}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
     def _table(self, trainer: L.Trainer) -> pa.Table:
         index = torch.cat([row["request_index"] for row in self._rows])

@@ -159,9 +159,7 @@ class RerankingModule(L.LightningModule):
 
         What the run started from is in it by now: `--ckpt_path` takes the arguments from here.
         """
-        config = self._made().config.to_dict()
-        config.pop("auto_map", None)  # there only once the model has been exported
-        checkpoint["model_config"] = config
+        checkpoint["model_config"] = self._made().config.to_dict()
         if self.pretrained is not None:
             started = {"pretrained": None, "pretrained_modules": None}
             values = {"config": self.config_values, "generation": self.generation_values}

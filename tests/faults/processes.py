@@ -9,6 +9,7 @@ are about to be sent, and answers that nobody has read.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -28,18 +29,20 @@ TERMINATED = 143
 
 
 @dataclass(frozen=True)
-class Kill:
-    """How to kill a command.
+class Fault:
+    """What happens to a command.
 
     Attributes:
-        signal: SIGKILL or SIGTERM.
-        step: Inside the writing step of this number, counted from 0...
+        signal: SIGKILL or SIGTERM...
+        step: ...inside the writing step of this number, counted from 0...
         seconds: ...or so long after its start.
+        limit: No file may grow beyond so many bytes: whatever writes more is refused by the system, as on a full disk.
     """
 
-    signal: signal.Signals
+    signal: signal.Signals | None = None
     step: int | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,13 @@ def import_all() -> None:
     import rerankzoo.data.sources.taobao  # noqa: F401
 
 
-def run(arguments: list[str], log: Path, kill: Kill | None = None) -> Ended:
+def run(arguments: list[str], log: Path, fault: Fault | None = None) -> Ended:
     """Runs `rerankzoo` in a process of its own.
 
     Args:
         arguments: Command and options.
         log: File for what it prints; the steps go beside it.
-        kill: How to kill it; default: not at all.
+        fault: What happens to it; default: nothing.
 
     Returns:
         How it ended.
@@ -86,9 +89,9 @@ def run(arguments: list[str], log: Path, kill: Kill | None = None) -> Ended:
     start = time.monotonic()
     process = os.fork()
     if process == 0:
-        _be_child(arguments, log, steps, kill)
-    if kill is not None and kill.step is None:
-        _kill_at(process, start + kill.seconds, kill.signal)
+        _be_child(arguments, log, steps, fault or Fault())
+    if fault is not None and fault.signal is not None and fault.seconds is not None:
+        _kill_at(process, start + fault.seconds, fault.signal)
     _, status = os.waitpid(process, 0)
     seconds = time.monotonic() - start
     begun = tuple(steps.read_text(encoding="utf-8").splitlines()) if steps.is_file() else ()
@@ -104,13 +107,15 @@ def _kill_at(process: int, moment: float, number: signal.Signals) -> None:
     os.kill(process, number)
 
 
-def _be_child(arguments: list[str], log: Path, steps: Path, kill: Kill | None) -> None:
+def _be_child(arguments: list[str], log: Path, steps: Path, fault: Fault) -> None:
     status: object = 70
     try:
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        _watch(steps, kill if kill is not None and kill.step is not None else None)
+        _watch(steps, fault)
+        if fault.limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, fault.limit))
         status = main(arguments)
     except SystemExit as error:
         status = error.code
@@ -123,7 +128,7 @@ def _be_child(arguments: list[str], log: Path, steps: Path, kill: Kill | None) -
     os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
-def _watch(log: Path, kill: Kill | None) -> None:
+def _watch(log: Path, fault: Fault) -> None:
     """Counts the steps of writing, and kills this process inside the chosen one."""
     count = 0
     output = log.open("a", encoding="utf-8", buffering=1)
@@ -131,10 +136,10 @@ def _watch(log: Path, kill: Kill | None) -> None:
     def step(words: str, before_kill: Callable[[], None] = lambda: None) -> None:
         nonlocal count
         output.write(words + "\n")
-        if kill is not None and count == kill.step:
-            if kill.signal == signal.SIGKILL:  # on SIGTERM the process may well go on with its file
+        if fault.signal is not None and count == fault.step:
+            if fault.signal == signal.SIGKILL:  # on SIGTERM the process may well go on with its file
                 before_kill()
-            os.kill(os.getpid(), kill.signal)
+            os.kill(os.getpid(), fault.signal)
         count += 1
 
     files = rerankzoo.files
