@@ -100,13 +100,16 @@ def check_checkpoint(path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with most steps of a folder, among the whole ones of the run that wrote there last.
+    """The checkpoint to go on from: `last.ckpt`, or where it is missing or damaged, the whole one with most steps.
+
+    Not a `best.ckpt` of the same epoch that was written before it: then `last.ckpt` would be missing in the end.
 
     Args:
         folder: Such as a run's `checkpoints`.
 
     Returns:
-        The file; `None` where there is none. Damaged ones are named in a warning and left alone.
+        The file, one of the run that wrote there last; `None` where there is none. Damaged ones are named in a warning
+        and left alone.
     """
     if not folder.is_dir():
         return None
@@ -119,7 +122,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
         if "optimizer_states" in saved and (run is None or state.get("run") == run):
-            found.append((saved["global_step"], path.stat().st_mtime_ns, path))
+            found.append((path.name == LAST_FILE, saved["global_step"], path.stat().st_mtime_ns, path))
     return max(found)[-1] if found else None
 
 
@@ -230,7 +233,6 @@ class ExactResume(Checkpoint):
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "loader": loader.state_dict() if isinstance(loader, RequestLoader) else None,
         }
-        self._saved_step = trainer.global_step
         for logger in trainer.loggers:
             try:
                 logger.save()
@@ -288,6 +290,7 @@ class ExactResume(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
+            self._saved_step = trainer.global_step
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

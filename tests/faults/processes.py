@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import httpx
+from huggingface_hub import get_session
 
 import rerankzoo.files
 from rerankzoo.cli.main import COMMANDS, main
@@ -163,18 +163,19 @@ def _watch(log: Path, fault: Fault) -> None:
         if ours:
             step(f"behind {Path(target).name}")
 
-    send = httpx.Client.send
+    client = type(get_session())  # huggingface_hub decides on the library
+    send = client.send
 
-    def watched_send(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
-        if request.method == "GET" or request.method == "HEAD":
-            return send(client, request, **options)
-        name = f"{request.method} {request.url.path.split('/')[-2]}/{request.url.path.split('/')[-1][:12]}"
+    def watched_send(session: Any, request: Any, **options: Any) -> Any:
+        if request.method in ("GET", "HEAD"):
+            return send(session, request, **options)
+        name = f"{request.method} {'/'.join(request.url.path.split('/')[-2:])[:30]}"
         step(f"before {name}")
-        answer = send(client, request, **options)
+        answer = send(session, request, **options)
         step(f"answer to {name}")
         return answer
 
-    httpx.Client.send = watched_send  # type: ignore[method-assign]
+    client.send = watched_send
     files._sync, files._take_place, os.replace = watched_sync, watched_take_place, watched_replace  # type: ignore[assignment]
 
 
