@@ -1,5 +1,7 @@
-"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`, a loss that is no
-number an `ArithmeticError`.
+"""The few errors of rerankzoo.
+
+Wrong input is a `ValueError`, trouble with the Hub or the disk an `OSError`, a loss that is no number an
+`ArithmeticError`.
 
 Callers need not know this module to catch them.
 """
@@ -36,7 +38,10 @@ class SchemaMismatchError(SchemaError):
 
 
 class UnreadableFileError(ValueError):
-    """A file is not what its name says: no YAML, no JSON, cut off, or of other content. The message names the file."""
+    """A file is not what its name says or what was written: no YAML, cut off, overwritten, of other content.
+
+    The message is one line, names the file and, where there is something to do, says what.
+    """
 
 
 class RecipeError(ValueError):
@@ -69,6 +74,10 @@ class NonFiniteLossError(ArithmeticError):
 
 class HubError(OSError):
     """A checkpoint cannot be loaded from the Hub or pushed to it; the message is one line and says what to do."""
+
+
+class OutputError(OSError):
+    """A file or folder cannot be written: the disk is full, the folder read-only...; the message is one line."""
 
 
 def shown(value: Any) -> str:

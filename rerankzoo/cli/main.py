@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
-from rerankzoo.errors import HubError, NonFiniteLossError
+from rerankzoo.errors import NonFiniteLossError
 from rerankzoo.reading import in_one_line
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
@@ -27,15 +30,8 @@ COMMANDS = {
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 
-#: What is wrong with a file or folder that a command was given; any other `OSError` is trouble with the machine.
-UNUSABLE_FILES = (
-    HubError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+#: Exit status of a process that SIGTERM has ended, as shells tell it.
+TERMINATED = 128 + signal.SIGTERM
 
 
 def usage() -> str:
@@ -54,8 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; default: those of the process.
 
     Returns:
-        The exit status: 0; 2 for wrong usage, unusable input and a Hub that refuses; 1 for a training that was stopped
-        by a loss that is not finite.
+        The exit status: 0; 2 for wrong usage, unusable input, a disk that is full and a Hub that refuses; 1 for a
+        training that was stopped by a loss that is not finite.
+
+    Raises:
+        SystemExit: With status 143, if SIGTERM has ended the command; what it has finished stays.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -70,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     run = import_module(COMMANDS[command][0]).main
     try:
-        run(arguments)
-    except UNUSABLE_FILES as error:
+        with _ended_by_sigterm():
+            run(arguments)
+    except OSError as error:  # a missing file, a full disk, a read-only folder, a Hub that refuses
         return _refuse(command, error)
     except NonFiniteLossError as error:
         return _refuse(command, error, status=1)
@@ -87,6 +87,19 @@ def _refuse(command: str, error: Exception, status: int = 2) -> int:
     text = import_module("rerankzoo.faults").redact(in_one_line(error, limit=2000))
     print(f"rerankzoo {command}: {text}", file=sys.stderr)
     return status
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Ends the command on SIGTERM like any other exception, so that nothing temporary is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,24 @@ from typing import Any
 import lightning as L
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from rerankzoo.data.folder import (
     METADATA_FILE,
     SCHEMA_FILE,
+    SETTINGS_FILE,
     SPLITS,
     UTILITY_QUANTILES,
     local_folder,
     read_metadata,
     read_origin,
+    read_parquet,
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
-from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.errors import OutputError, SchemaMismatchError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
@@ -100,6 +104,10 @@ class RerankingDataModule(L.LightningDataModule):
         if not (folder / SCHEMA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
+            )
+        if (folder / SETTINGS_FILE).is_file() and not (folder / METADATA_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder / METADATA_FILE} is missing: mining has not ended; give the same `rerankzoo mine` again"
             )
         self.splits = open_splits(folder)
         schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
@@ -190,7 +198,12 @@ class RerankingDataModule(L.LightningDataModule):
 
 
 def open_splits(folder: Path) -> DatasetDict:
-    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format."""
+    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        UnreadableFileError: If one is damaged.
+    """
     found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
     files = {name: paths for name, paths in found.items() if paths}
     if not files:
@@ -204,14 +217,23 @@ def _open(paths: list[str]) -> Dataset:
 
     The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
     """
-    return load_dataset(
-        "parquet",
-        data_files=paths,
-        split="train",
-        batch_size=RECORD_BATCH,  # row groups may be of any size
-        writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),  # a buffer is kept until the file's end
-    )
+    # No buffer: it would be kept until the file's end.
+    options = ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
+    try:
+        return load_dataset(
+            "parquet",
+            data_files=paths,
+            split="train",
+            batch_size=RECORD_BATCH,  # row groups may be of any size
+            writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
+            fragment_scan_options=options,
+        )
+    except (DatasetGenerationError, ArrowException) as error:
+        for path in paths:
+            read_parquet(Path(path))  # says which of them is damaged
+        if isinstance(error.__cause__, OSError):
+            raise OutputError(f"cannot write the cache of datasets for {paths[0]}: {error.__cause__}") from error
+        raise
 
 
 class SimulatorDataModule(RerankingDataModule):

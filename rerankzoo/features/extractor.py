@@ -429,7 +429,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
         Raises:
             OSError: If a file is not found.
-            SchemaError: If a file is damaged, or the schema in it contradicts itself; names the file.
+            UnreadableFileError: If a file is cut off or garbled; names the file.
+            SchemaError: If the schema in it contradicts itself; names the file.
             SchemaMismatchError: If the vocabularies are not those the configuration was saved with; names the field.
             TypeError: If an argument is unknown.
         """
@@ -478,10 +479,7 @@ def _locate(path: str | os.PathLike[str], name: str, options: dict[str, Any]) ->
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        data = read_json(path)
-    except UnreadableFileError as error:
-        raise SchemaError(str(error)) from error
+    data = read_json(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("schema", "state")):
         raise SchemaError(f"{path} is not the configuration of a fitted extractor: it needs a schema and a state")
     return data
@@ -491,7 +489,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         return load_file(path)
     except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
-        raise SchemaError(f"{path} is damaged: {in_one_line(error)}") from error
+        raise UnreadableFileError(f"{path} is damaged: {in_one_line(error)}") from error
 
 
 def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:

@@ -54,8 +54,8 @@ class RerankingModule(L.LightningModule):
         freeze: Modules that are not trained, such as `["item_encoder"]`.
 
     Raises:
-        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named without a
-            checkpoint.
+        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named without
+            a checkpoint.
     """
 
     def __init__(
@@ -179,6 +179,7 @@ class RerankingModule(L.LightningModule):
 
         Raises:
             SchemaMismatchError: If the data's extractor is not the one of the run that is resumed or applied.
+            RerankingDataError: If the recipe makes another network.
         """
         config = self.model_class.config_class.from_dict(checkpoint["model_config"])
         if self.model is None:
@@ -189,6 +190,14 @@ class RerankingModule(L.LightningModule):
                 f"the data's extractor has fingerprint {self.model.schema.fingerprint}; give the run's own as "
                 "--data.init_args.extractor"
             )
+        shapes = {name: list(value.shape) for name, value in self.state_dict().items()}
+        saved = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
+        other = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        if other:
+            message = (
+                f"the recipe gives {other[0]} the shape {shapes.get(other[0])}, the checkpoint {saved.get(other[0])}"
+            )
+            raise RerankingDataError(message, field="config")
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
