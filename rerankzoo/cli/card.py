@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="rerankzoo card",
         description="Writes README.md of a checkpoint folder from what is in it: config, schema, metrics.json, "
-        "results.json, config.yaml, evaluator/. What is not known is left out; licence, datasets and name are kept "
-        "from the card that is there.",
+        "results.json, bench.json, config.yaml, evaluator/. What is not known is left out; licence, datasets and name "
+        "are kept from the card that is there.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint folder, such as a run's best/")
     parser.add_argument(

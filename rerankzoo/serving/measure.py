@@ -7,8 +7,10 @@ slow down the former, by the caches they share, and then slow down all that is c
 from __future__ import annotations
 
 import gc
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,19 @@ Call = Callable[[], Any]
 
 #: Calls before the clock starts: the first ones fill caches and allocate.
 WARM_UP = 2
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor, the number of threads that torch uses, and torch's version; left out what the system hides."""
+    known = {"processor": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {name: value for name, value in known.items() if value}
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
 
 
 class Times(NamedTuple):

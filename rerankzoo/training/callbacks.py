@@ -26,7 +26,7 @@ from torch import Tensor
 from rerankzoo.faults import redact
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.files import write_atomically, write_folder_atomically
-from rerankzoo.hub.card import write_card
+from rerankzoo.hub.card import CardDetails, write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -96,7 +96,7 @@ class PretrainedExport(Callback):
         if best != self._exported:
             model = load_weights(pl_module.model, checkpoint.best_model_path)
             texts = {METRICS_FILE: json.dumps(self._metrics(trainer, checkpoint), indent=2) + "\n", **_recipe(trainer)}
-            save_checkpoint_folder(directory, model, trainer.datamodule.extractor, texts)
+            save_checkpoint_folder(directory, model, trainer.datamodule.extractor, texts, _repository(trainer))
             self._exported = best
         return directory
 
@@ -124,6 +124,12 @@ def _recipe(trainer: L.Trainer) -> dict[str, str]:
             values.pop("hub", None)
             return {RECIPE_FILE: redact(yaml.safe_dump(values, sort_keys=False))}
     return {}
+
+
+def _repository(trainer: L.Trainer) -> str | None:
+    """Where the checkpoint will be pushed, which its card tells."""
+    found = [callback.repo_id for callback in trainer.callbacks if isinstance(callback, HubCheckpoint)]
+    return found[0] if found else None
 
 
 class HubCheckpoint(Callback):
@@ -259,6 +265,7 @@ def save_checkpoint_folder(
     model: RerankingPreTrainedModel,
     extractor: RerankingFeatureExtractor,
     texts: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
 ) -> None:
     """Writes a model with feature extractor, text files and card; the folder appears whole or stays as it was."""
 
@@ -267,7 +274,7 @@ def save_checkpoint_folder(
         extractor.save_pretrained(folder)
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        write_card(folder)
+        write_card(folder, CardDetails(repo_id))
 
     write_folder_atomically(directory, write)
 

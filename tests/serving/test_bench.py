@@ -92,6 +92,8 @@ def test_command_writes_what_it_measured(folder: Path, tmp_path: Path, capsys: p
         ("onnx", 5),
     ]
     assert [entry["batch_size"] for entry in written["end_to_end"]] == [2, 2]
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    assert machine.items() <= written["machine"].items()
     assert (tmp_path / "out" / "bench.svg").is_file()
     assert "requests/s" in capsys.readouterr().out
 
