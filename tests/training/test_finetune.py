@@ -306,7 +306,7 @@ class Record(L.Callback):
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(new_folder: str, checkpoint: str, tmp_path: Path) -> None:
+def test_two_processes_fine_tune_as_one_does(new_folder: str, new_rows: Rows, checkpoint: str, tmp_path: Path) -> None:
     """Frozen parts get no gradient, which DDP must not wait for, and every process knows the same new ids."""
     common = {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False}
     frozen = ["positions", "item_encoder.candidate_projection"]
@@ -337,8 +337,9 @@ def test_two_processes_fine_tune_as_one_does(new_folder: str, checkpoint: str, t
     folders = (checkpoint, tmp_path / "1/best", tmp_path / "2/best")
     source, one, two = (DeGReGenerator.from_pretrained(folder) for folder in folders)
     assert embedding(two).num_embeddings[1] == embedding(source).num_embeddings[1] + 2
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    batch = RerankingFeatureExtractor.from_pretrained(folders[1])(new_rows)
+    with torch.no_grad():  # weights that say nothing, such as the bias of attention's keys, follow the rounding
+        torch.testing.assert_close(two(**batch).logits, one(**batch).logits, atol=1e-3, rtol=1e-3)
     assert_same(two.positions, source.positions)
     assert not torch.equal(two.decoder_norm.weight, source.decoder_norm.weight)
 
