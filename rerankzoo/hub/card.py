@@ -354,8 +354,15 @@ def _latency(bench: Mapping[str, Any]) -> dict[str, Any] | None:
     if not bench:
         return None
     machine = bench.get("machine", {})
-    known = {"{}": machine.get("processor"), "threads: {}": machine.get("threads"), "PyTorch {}": machine.get("torch")}
+    known = {
+        "{}": machine.get("processor"),
+        "cores: {}": machine.get("cores"),
+        "threads: {}": machine.get("threads"),
+        "load: {}": machine.get("load"),
+        "PyTorch {}": machine.get("torch"),
+    }
+    times = ("p50_ms", "p99_ms", "cpu_ms")
     return {
         "machine": ", ".join(text.format(value) for text, value in known.items() if value is not None),
-        "calls": [{**call, **{name: f"{call[name]:.2f}" for name in ("p50_ms", "p99_ms")}} for call in bench["calls"]],
+        "calls": [{**call, **{name: f"{call[name]:.2f}" for name in times}} for call in bench["calls"]],
     }

@@ -5,6 +5,7 @@ B requests, N candidates, M positions, W beams.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import tempfile
@@ -115,7 +116,8 @@ def bench_model(
     for load in loads:
         if load.slate_size > model.config.slate_size:
             raise ValueError(f"slate_size {load.slate_size} exceeds the model's {model.config.slate_size}")
-    model = model.eval()
+    # The counter of operations hooks into gradients, which a view of a parameter has no function for under no_grad.
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         graphs = _Graphs(model, extractor, Path(folder))
         for load in loads:

@@ -7,6 +7,7 @@ slow down the former, by the caches they share, and then slow down all that is c
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -24,8 +25,14 @@ WARM_UP = 2
 
 
 def describe_machine() -> dict[str, Any]:
-    """The processor, the number of threads that torch uses, and torch's version; left out what the system hides."""
-    known = {"processor": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    """Processor, cores, threads that torch uses, load, torch's version; what the system hides is left out."""
+    known = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+    }
     return {name: value for name, value in known.items() if value}
 
 
