@@ -288,10 +288,12 @@ def _results(results: Mapping[str, Any], name: str, searches: bool) -> dict[str,
     runs = f"mean ± sample standard deviation over {len(seeds)} runs" if len(seeds) > 1 else "one run"
     protocol = {key: value for key, value in results["protocol"].items() if key not in _OF_MACHINE}
     others = "other rows are yardsticks" if searches else f"`{name}` is a generator whose slates it values and chooses"
+    labels = protocol.get("labels")
+    labelled = f" ({labels['num_requests']} with labels of both kinds)" if isinstance(labels, dict) else ""
     about = (
-        f"Test requests: {protocol['num_requests']}. Slates of {protocol['slate_size']}. Figures in %, except value "
-        f"and ild; {runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. `upstream` is the order "
-        f"before re-ranking; {others}."
+        f"Test requests: {protocol['num_requests']}{labelled}. Slates of {protocol['slate_size']}. Figures in %, "
+        f"except value and ild; {runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. "
+        f"`upstream` is the order before re-ranking; {others}."
     )
     if any(row["model"] == "oracle" for row in rows):
         about += " `oracle`, utility, regret and true HR know the simulator's truth."

@@ -82,6 +82,7 @@ RESULTS = {
     "protocol": {
         "data": {"source": "shop"},
         "num_requests": 678,
+        "labels": {"num_requests": 600},
         "slate_size": 4,
         "model": "/home/me/best",
         "training_cpu_seconds": 60,
@@ -139,7 +140,7 @@ def test_tells_what_the_folder_holds(pipeline: RerankingPipeline, folder: Path) 
         "| `trainer.max_epochs` | `7` |",
         "The checkpoint has the highest `val/ndcg@4`, 0.6124, in step 1,250.",
         "| val/loss | 1.2500 |",
-        "Test requests: 678. Slates of 4.",
+        "Test requests: 678 (600 with labels of both kinds). Slates of 4.",
         "mean ± sample standard deviation over 2 runs, seeds 0, 1.",
         "| upstream | sort | 50.0 ± 0.0 |",
         "| nar4rec | greedy | 61.0 ± 1.4 |",
