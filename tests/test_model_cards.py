@@ -25,11 +25,7 @@ def name(path: Path) -> str:
 
 def details(folder: Path) -> CardDetails:
     """What `rerankzoo card` was told beside the licence and the name, which it finds in the card."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    searching = config["architectures"] == ["DeGReEvaluator"]
-    return CardDetails(
-        repo_id=f"ORG/{folder.relative_to(ROOT).parts[0]}", results_name="evaluator" if searching else None
-    )
+    return CardDetails(repo_id=f"ORG/{folder.relative_to(ROOT).parts[0]}")
 
 
 def test_there_are_cards() -> None:

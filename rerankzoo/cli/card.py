@@ -33,7 +33,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="results.json of `rerankzoo evaluate`, copied here"
     )
-    parser.add_argument("--results-name", metavar="NAME", help="the model's name in it (default: the model type)")
+    parser.add_argument(
+        "--results-name",
+        metavar="NAME",
+        help="the model's name in it (default: the model type; of an evaluator: the generator whose slates it values)",
+    )
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="where the checkpoint will be")
     parser.add_argument("--name", help="what the card calls the model")
     parser.add_argument("--license", metavar="ID", help="of the Hub's list, such as apache-2.0")

@@ -70,7 +70,8 @@ class CardDetails:
         name: What the card calls the model.
         license: Identifier of the Hub, such as `"apache-2.0"`.
         datasets: Datasets on the Hub that the model was trained on.
-        results_name: The model's name in `results.json`; default: the model type.
+        results_name: The model's name in `results.json`; default: the model type. Of an evaluator, whose own search may
+            have another name there, the default means the generator whose slates it values.
     """
 
     repo_id: str | None = None
@@ -136,6 +137,8 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
     name = details.results_name or config["model_type"]
     model = _empty_model(folder)
+    # An evaluator is of the same model type as the generator whose slates it values.
+    own = not hasattr(model, "score_slates") or details.results_name is not None
     return {
         **_model(folder, config, model, details),
         "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
@@ -143,8 +146,8 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
         "recipe": _recipe(folder),
         "chosen": _chosen(metrics),
         "validation": {metric: f"{value:.4f}" for metric, value in metrics.get("metrics", {}).items()},
-        "figures": _figures(results, name, model.can_generate()) if results else [],
-        "results": _results(results, name, model.can_generate()) if results else None,
+        "figures": _figures(results, name, own) if results else [],
+        "results": _results(results, name, own) if results else None,
         "latency": _latency(_read(folder / BENCH_FILE)),
     }
 
@@ -273,10 +276,10 @@ def _chosen(metrics: Mapping[str, Any]) -> str | None:
     return f"The checkpoint has the {best} `{metrics['monitor']}`, {value}, in step {metrics['step']:,}."
 
 
-def _results(results: Mapping[str, Any], name: str, searches: bool) -> dict[str, Any]:
+def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]:
     """The table of the model and the baselines, its paired differences and the protocol.
 
-    Of an evaluator that generates nothing, it is the table of the generator whose slates it values.
+    Where the rows are not an evaluator's own, they are of the generator whose slates it values.
     """
     # Evaluation needs packages that serving does without; a folder with results was made where they are.
     from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table
@@ -287,7 +290,7 @@ def _results(results: Mapping[str, Any], name: str, searches: bool) -> dict[str,
     seeds = sorted({row["seed"] for row in rows if row["model"] == name})
     runs = f"mean ± sample standard deviation over {len(seeds)} runs" if len(seeds) > 1 else "one run"
     protocol = {key: value for key, value in results["protocol"].items() if key not in _OF_MACHINE}
-    others = "other rows are yardsticks" if searches else f"`{name}` is a generator whose slates it values and chooses"
+    others = "other rows are yardsticks" if own else f"`{name}` is a generator whose slates it values and chooses"
     labels = protocol.get("labels")
     labelled = f" ({labels['num_requests']} with labels of both kinds)" if isinstance(labels, dict) else ""
     about = (
@@ -311,17 +314,17 @@ def _results(results: Mapping[str, Any], name: str, searches: bool) -> dict[str,
     }
 
 
-def _figures(results: Mapping[str, Any], name: str, searches: bool) -> list[dict[str, Any]]:
-    """Entries of `model-index`, means over runs: of a model that chooses slates every metric under every decoding, of
-    an evaluator that does not what is known of itself."""
+def _figures(results: Mapping[str, Any], name: str, own: bool) -> list[dict[str, Any]]:
+    """Entries of `model-index`, means over runs: every metric of the model's own slates under every decoding; of an
+    evaluator of others' slates, what is known of itself."""
     from rerankzoo.evaluation.report import OF_EVALUATOR
 
     groups: dict[tuple[str, str], list[float]] = {}
     for row in _rows_of(results, name):
         if row["model"] == name:
             for metric, value in row["metrics"].items():
-                if (metric in OF_EVALUATOR) != searches and not metric.endswith(("_low", "_high")):
-                    groups.setdefault((metric, row["decoding"] if searches else ""), []).append(value)
+                if (metric in OF_EVALUATOR) != own and not metric.endswith(("_low", "_high")):
+                    groups.setdefault((metric, row["decoding"] if own else ""), []).append(value)
     data = results["protocol"]["data"]
     sources = {part.get("source", "unknown") for part in (data if isinstance(data, list) else [data])}
     source = ", ".join(sorted(sources))

@@ -227,6 +227,10 @@ def test_an_evaluator_that_searches_is_one(extractor: RerankingFeatureExtractor,
     assert "divided by log2(t + 1)" in text
     assert "evaluator" in (data.tags or [])
     assert {result.metric_name: result.metric_value for result in data.eval_results or []} == {"ndcg@4 (beam 8)": 0.8}
+    text = json.dumps(results).replace("nar4rec", "degre")
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    data = ModelCard.load(write_card(tmp_path)).data  # the generator's figures are not its own
+    assert {result.metric_name: result.metric_value for result in data.eval_results or []} == {"calibration": 0.97}
 
 
 def test_remembers_a_given_name_and_no_other(folder: Path) -> None:
