@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in known.items() if value not in (None, "")}
 
 
 def _processor() -> str:

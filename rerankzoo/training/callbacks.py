@@ -145,7 +145,7 @@ class HubCheckpoint(Callback):
         private: Whether to make the repository private; `None`: as the owner's default says.
         revision: The branch, made if there is none; default: main.
         create_pr: Open a pull request instead; not together with `every_n_validations`.
-        evaluator: A checkpoint folder that becomes the subfolder `evaluator`.
+        evaluator: Folder of an evaluator, or of a generator with one beside it; becomes the subfolder `evaluator`.
 
     Raises:
         ValueError: If `every_n_validations` is not positive, or pull requests are asked for again and again.
