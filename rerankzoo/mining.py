@@ -52,6 +52,7 @@ from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS
 from rerankzoo.files import write_atomically
 from rerankzoo.generation import Batch, BeamStep, Constraint, Scorer, beam_search, bind
 from rerankzoo.generation.scorer import PADDING
+from rerankzoo.models.auto import evaluator_subfolder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
@@ -369,7 +370,8 @@ def mine_folder(
     a folder. Each process mines its own shards; what they hold does not depend on the number of processes.
 
     Args:
-        evaluators: Folders or Hub ids of evaluators with their feature extractor; several are an ensemble.
+        evaluators: Folders or Hub ids of evaluators with their feature extractor, or of generators with an evaluator
+            beside them; several are an ensemble.
         data: The source: a folder, or a dataset repository on the Hub.
         out: The folder to make or to complete.
         split: The source's split that becomes the training split; the log's labels are not used.
@@ -445,9 +447,10 @@ class _Miner:
         slate_size: int | None,
         settings: Mapping[str, Any],
     ) -> None:
-        models = [_load_evaluator(path) for path in evaluators]
-        with one_line_errors(evaluators[0]):
-            self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0])
+        places = [evaluator_subfolder(path) for path in evaluators]
+        models = [_load_evaluator(path, subfolder) for path, subfolder in zip(evaluators, places, strict=True)]
+        with one_line_errors(evaluators[0], subfolder=places[0]):
+            self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0], subfolder=places[0])
         for model in models:
             model.check_schema(self.extractor.schema)
         self.evaluator = models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models, spread_penalty)
@@ -471,9 +474,9 @@ class _Miner:
         return max(1, scores // (self.settings.num_beams * widest))
 
 
-def _load_evaluator(path: str) -> Any:
-    with one_line_errors(path):
-        model = AutoModel.from_pretrained(path)
+def _load_evaluator(path: str, subfolder: str) -> Any:
+    with one_line_errors(path, subfolder=subfolder):
+        model = AutoModel.from_pretrained(path, subfolder=subfolder)
     if not hasattr(model, "scorer") or model.scorer().kind != "value":
         raise RerankingDataError(f"a {type(model).__name__} ({path}) gives prefixes no value", field="evaluator")
     return model

@@ -22,9 +22,9 @@ from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
 from rerankzoo.features.tables import holds_columns, read_table
 from rerankzoo.generation import Constraint
 from rerankzoo.generation.constraints import check_types
-from rerankzoo.hub.card import CARD_FILE, write_card
-from rerankzoo.hub.push import EVALUATOR_FOLDER, Push, push_folder
-from rerankzoo.models.auto import AutoModelForReranking
+from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
+from rerankzoo.hub.push import Push, push_folder
+from rerankzoo.models.auto import EVALUATOR_FOLDER, AutoModelForReranking, evaluator_subfolder
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class RerankingPipeline:
 
         Args:
             pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
-            evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or a folder or Hub id with one.
+            evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or a folder or Hub id of an
+                evaluator, or of a generator with one beside it.
             backend: What decodes: `"eager"`, the model itself, or, from a folder made by `rerankzoo export`, its graph:
                 `"onnx"` or `"aoti"`. A graph decodes as it was exported to, and has no evaluator.
             **kwargs: For every `from_pretrained`: `token`, `cache_dir`, `local_files_only`...; `revision` and
@@ -157,6 +158,7 @@ class RerankingPipeline:
         """
         folder = Path(tempfile.mkdtemp(prefix="rerankzoo-"))
         self.save_pretrained(folder)
+        write_card(folder, CardDetails(repo_id))
         push = Push(folder, repo_id, private, revision, create_pr, commit_message, keep=(CARD_FILE,))
         pushed = push_folder(push, token)
         shutil.rmtree(folder)  # only now: after a failure the files are all there is
@@ -289,7 +291,8 @@ def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]
     if evaluator is True:
         source, place = path, {"revision": revision, "subfolder": str(PurePosixPath(subfolder, EVALUATOR_FOLDER))}
     else:
-        source, place = str(evaluator), {}
+        source = str(evaluator)
+        place = {"subfolder": evaluator_subfolder(source, **shared)}
     with one_line_errors(source, **place):
         return _load_whole(AutoModel, source, {**shared, **place})
 

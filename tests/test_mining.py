@@ -30,8 +30,8 @@ from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import BeamStep, beam_search
 from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
-from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble
-from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
+from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.training import RerankingModule
 from tests.generation.common import TableScorer
 
@@ -511,6 +511,16 @@ def test_several_evaluators_are_an_ensemble(
         mine_folder(both, data_folder, out, **SETTINGS)
 
 
+def test_an_evaluator_beside_its_generator_mines(
+    mined: Path, extractor: RerankingFeatureExtractor, evaluator: str, data_folder: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    DeGReGenerator(DeGReConfig(feature_schema=extractor.schema.to_dict(), **TINY)).save_pretrained(whole)
+    shutil.copytree(evaluator, whole / "evaluator")
+    out = mine_folder([str(whole)], data_folder, tmp_path / "out", **SETTINGS)
+    assert [pq.read_table(out / name) for name in SHARDS] == [pq.read_table(mined / name) for name in SHARDS]
+
+
 def test_what_cannot_mine_is_named(
     extractor: RerankingFeatureExtractor, make_rows: Any, evaluator: str, data_folder: Path, tmp_path: Path
 ) -> None:
@@ -518,7 +528,11 @@ def test_what_cannot_mine_is_named(
     generator.save_pretrained(tmp_path / "generator")
     extractor.save_pretrained(tmp_path / "generator")
     out = tmp_path / "out"
-    with pytest.raises(RerankingDataError, match=r"NAR4RecForReranking .* gives prefixes no value"):
+    with pytest.raises(HubError, match=r"a NAR4RecForReranking, which is no evaluator, and none is beside it"):
+        mine_folder([str(tmp_path / "generator")], data_folder, out)
+    beside = tmp_path / "generator/evaluator"
+    NAR4RecEvaluator(NAR4RecConfig(feature_schema=extractor.schema.to_dict(), **TINY)).save_pretrained(beside)
+    with pytest.raises(RerankingDataError, match=r"NAR4RecEvaluator .* gives prefixes no value"):
         mine_folder([str(tmp_path / "generator")], data_folder, out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(HubError, match=r"cannot load .*empty: it has no config\.json"):

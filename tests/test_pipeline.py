@@ -129,6 +129,8 @@ def test_evaluator_beside_the_model(folder: Path, requests: list[dict[str, Any]]
     assert RerankingPipeline.from_pretrained(str(folder)).evaluator is None
     beside = RerankingPipeline.from_pretrained(str(folder), evaluator=True)
     assert_same(beside(requests, **parameters), expected(requests, **parameters))
+    named = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder))  # the generator's name will do
+    assert_same(named(requests, **parameters), expected(requests, **parameters))
     beside.save_pretrained(tmp_path / "root" / "copy")
     nested = RerankingPipeline.from_pretrained(str(tmp_path / "root"), evaluator=True, subfolder="copy")
     assert_same(nested(requests, **parameters), expected(requests, **parameters))

@@ -26,14 +26,18 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="rerankzoo card",
         description="Writes README.md of a checkpoint folder from what is in it: config, schema, metrics.json, "
-        "results.json, config.yaml, evaluator/. What is not known is left out; licence, datasets and name are kept "
-        "from the card that is there.",
+        "results.json, bench.json, config.yaml, evaluator/. What is not known is left out; licence, datasets and name "
+        "are kept from the card that is there.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint folder, such as a run's best/")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="results.json of `rerankzoo evaluate`, copied here"
     )
-    parser.add_argument("--results-name", metavar="NAME", help="the model's name in it (default: the model type)")
+    parser.add_argument(
+        "--results-name",
+        metavar="NAME",
+        help="the model's name in it (default: the model type; of an evaluator: the generator whose slates it values)",
+    )
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="where the checkpoint will be")
     parser.add_argument("--name", help="what the card calls the model")
     parser.add_argument("--license", metavar="ID", help="of the Hub's list, such as apache-2.0")

@@ -29,6 +29,7 @@ from rerankzoo.evaluation import (
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.models.auto import evaluator_subfolder
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 
@@ -41,7 +42,11 @@ def make_parser(command: str = "evaluate") -> argparse.ArgumentParser:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder or Hub id of a generator with its extractor")
     parser.add_argument("--data", required=True, metavar="DIR", help="data folder, or a dataset on the Hub")
-    parser.add_argument("--evaluator", metavar="DIR", help="folder or Hub id of an evaluator, the same for every row")
+    parser.add_argument(
+        "--evaluator",
+        metavar="DIR",
+        help="folder or Hub id of an evaluator, or of a generator with one beside it; the same for every row",
+    )
     parser.add_argument("--judge", metavar="DIR", help="an independent evaluator: values every row, chooses nothing")
     parser.add_argument("--split", default="test", help="split to evaluate on (default: test)")
     parser.add_argument("--num-requests", type=_positive, metavar="N", help="only the first N requests (default: all)")
@@ -84,8 +89,12 @@ def main(arguments: Sequence[str]) -> None:
         raise FileNotFoundError(f"{options.data} has no split {missing[0]!r}; it has {sorted(splits)}")
     metadata = read_origin(options.data)
     models = [_load(path) for path in options.models]
-    evaluator, judge = (_load(path) if path else None for path in (options.evaluator, options.judge))
-    _check_kinds(models, evaluator, judge, parser)
+    for model in models:
+        if not model.can_generate():
+            parser.error(f"a {type(model).__name__} generates no slates; give it as --evaluator")
+    evaluator, judge = (
+        _load(path, evaluator_subfolder(path)) if path else None for path in (options.evaluator, options.judge)
+    )
     runs: Counter[str] = Counter()
     evaluations: list[Evaluation] = []
     judges = _judges(options, evaluator, judge, splits, metadata)
@@ -175,29 +184,16 @@ def _quality(
     """The evaluator's own quality on the split, as far as it can be known."""
     if evaluator is None:
         return {}
-    with one_line_errors(options.evaluator):
-        extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator)
+    place = evaluator_subfolder(options.evaluator)
+    with one_line_errors(options.evaluator, subfolder=place):
+        extractor = RerankingFeatureExtractor.from_pretrained(options.evaluator, subfolder=place)
     size = models[0].config.slate_size
     return evaluator_quality(evaluator, splits[options.split], extractor, metadata, slate_size=size)
 
 
-def _load(path: str) -> RerankingPreTrainedModel:
-    with one_line_errors(path):
-        return AutoModel.from_pretrained(path).eval()
-
-
-def _check_kinds(
-    models: Sequence[RerankingPreTrainedModel],
-    evaluator: RerankingPreTrainedModel | None,
-    judge: RerankingPreTrainedModel | None,
-    parser: argparse.ArgumentParser,
-) -> None:
-    for model in models:
-        if not model.can_generate():
-            parser.error(f"a {type(model).__name__} generates no slates; give it as --evaluator")
-    for part in (evaluator, judge):
-        if part is not None and not hasattr(part, "score_slates"):
-            parser.error(f"a {type(part).__name__} values no slates and is no evaluator")
+def _load(path: str, subfolder: str = "") -> RerankingPreTrainedModel:
+    with one_line_errors(path, subfolder=subfolder):
+        return AutoModel.from_pretrained(path, subfolder=subfolder).eval()
 
 
 def _not_negative(text: str) -> int:

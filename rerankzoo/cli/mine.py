@@ -40,7 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="DIR",
-        help="folder or Hub id of an evaluator with its feature extractor; several are an ensemble",
+        help="folder or Hub id of an evaluator with its feature extractor, or of a generator with an evaluator beside "
+        "it; several are an ensemble",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="data folder, or a dataset on the Hub")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="data folder to make or to complete")

@@ -67,7 +67,7 @@ _LOWER_IS_BETTER = ("regret",)
 _DESCRIPTIVE = ("gap", "value", "judge_value", "coverage@", "ild@", "cpu_seconds", "spearman", "calibration")
 _NO_SHARE = ("value", "judge_value", "ild@", "spearman", "calibration")  # shown as they are, not as percentages
 _WHOLE = ("cpu_seconds",)  # shown without digits
-_OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
+OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 _TITLES = {
     "utility": "True expected utility, % of the best possible slate",
     "value": "Utility predicted by the evaluator",
@@ -142,8 +142,8 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     labels = _console_labels(table.rows)
     fitting = _fitting_columns(table, console.width - max(map(len, labels)))
     console.print(_console_table(table, labels, fitting))
-    if shared := _shared(table.rows):
-        console.print(_evaluator_line(shared), soft_wrap=True)
+    if line := evaluator_line(table.rows):
+        console.print(line, soft_wrap=True)
     if hidden := table.columns[fitting:]:
         console.print(f"[dim]not shown, for want of width: {', '.join(hidden)}[/dim]", soft_wrap=True)
     for comparison in differences(evaluations):
@@ -154,6 +154,13 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table as Markdown, with the best entry of each column in bold."""
     return _markdown(_table(summaries))
+
+
+def evaluator_line(summaries: Sequence[Summary]) -> str | None:
+    """What is said of the evaluator itself, which the table leaves out where all models have the same one."""
+    shared = _shared(summaries)
+    said = ", ".join(f"{name} {_number(spread, digits=3)}" for name, spread in shared.items())
+    return f"evaluator: {said}" if said else None
 
 
 @dataclass(frozen=True)
@@ -311,7 +318,7 @@ def _table(summaries: Sequence[Summary]) -> _Table:
 
 def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
     """What is said of the evaluator, where all models have the same one."""
-    found = {name: [row.metrics[name] for row in summaries if name in row.metrics] for name in _OF_EVALUATOR}
+    found = {name: [row.metrics[name] for row in summaries if name in row.metrics] for name in OF_EVALUATOR}
     return {name: values[0] for name, values in found.items() if values and all(one == values[0] for one in values)}
 
 
@@ -374,8 +381,8 @@ def _markdown(table: _Table) -> str:
 def _page(table: _Table, compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
     head = f"{_subtitle(protocol)}. Figures in %, except value, ild and CPU seconds.\n"
     parts = ["# Evaluation\n", head, _markdown(table)]
-    if shared := _shared(table.rows):
-        parts.append(f"{_evaluator_line(shared)}\n")
+    if line := evaluator_line(table.rows):
+        parts.append(f"{line}\n")
     if compared:
         parts += [
             "## Paired differences\n",
@@ -394,10 +401,6 @@ def comparison_text(comparison: Comparison) -> str:
     return (
         f"{a} - {b}: {mean}{unit} of {comparison.metric}, 95 % interval {low} to {high} ({found.num_requests} requests)"
     )
-
-
-def _evaluator_line(shared: dict[str, Spread]) -> str:
-    return "evaluator: " + ", ".join(f"{name} {_number(spread, digits=3)}" for name, spread in shared.items())
 
 
 def _subtitle(protocol: dict[str, Any]) -> str:

@@ -12,22 +12,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
+from transformers import AutoConfig, AutoModel
 
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.files import write_atomically
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.hub.push import EVALUATOR_FOLDER, METRICS_FILE, RECIPE_FILE
+from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE
+from rerankzoo.models.auto import EVALUATOR_FOLDER
+from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.reading import read_json, read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
+BENCH_FILE = "bench.json"
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _BASELINES = ("upstream", "random", "logged", "oracle")
-#: Of the protocol: where files lay on the machine that evaluated.
-_PATHS = ("model", "evaluator", "judge_model")
+#: Of results: where files lay on the machine that evaluated, and what it took there.
+_OF_MACHINE = ("model", "evaluator", "judge_model", "training_cpu_seconds", "cpu_seconds")
 
 #: Model type -> what it is and the paper to cite.
 _PAPERS = {
@@ -66,7 +70,8 @@ class CardDetails:
         name: What the card calls the model.
         license: Identifier of the Hub, such as `"apache-2.0"`.
         datasets: Datasets on the Hub that the model was trained on.
-        results_name: The model's name in `results.json`; default: the model type.
+        results_name: The model's name in `results.json`; default: the model type. Of an evaluator, whose own search may
+            have another name there, the default means the generator whose slates it values.
     """
 
     repo_id: str | None = None
@@ -146,15 +151,19 @@ def _values(
     name: Any,
     details: CardDetails,
 ) -> dict[str, Any]:
+    model = _empty_model(folder)
+    # An evaluator is of the same model type as the generator whose slates it values.
+    own = not hasattr(model, "score_slates") or details.results_name is not None
     return {
-        **_model(folder, config, details),
+        **_model(folder, config, model, details),
         "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
         "data": _data(metrics.get("data")),
         "recipe": _recipe(folder),
         "chosen": _chosen(metrics),
         "validation": {metric: f"{value:.4f}" for metric, value in metrics.get("metrics", {}).items()},
-        "figures": _figures(results, name) if results else [],
-        "results": _results(results, name) if results else None,
+        "figures": _figures(results, name, own) if results else [],
+        "results": _results(results, name, own) if results else None,
+        "latency": _latency(_read(folder / BENCH_FILE)),
     }
 
 
@@ -169,24 +178,37 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _model(folder: Path, config: Mapping[str, Any], details: CardDetails) -> dict[str, Any]:
+def _empty_model(folder: Path) -> RerankingPreTrainedModel:
+    """The model without its weights, which may be large, or elsewhere."""
+    with torch.device("meta"):
+        model: RerankingPreTrainedModel = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    return model
+
+
+def _model(
+    folder: Path, config: Mapping[str, Any], model: RerankingPreTrainedModel, details: CardDetails
+) -> dict[str, Any]:
     """What the card says of the model itself."""
-    architecture = (config.get("architectures") or [config["model_type"]])[0]
-    generates = (folder / "generation_config.json").is_file()
-    role, does = ("generator", "generates") if generates else ("evaluator", "values")
+    architecture = type(model).__name__
+    values, searches = hasattr(model, "score_slates"), model.can_generate()
+    role, does = ("evaluator", "values") if values else ("generator", "generates")
     family, citation = _PAPERS.get(config["model_type"], (config["model_type"], None))
     evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
+    beside = folder.name == EVALUATOR_FOLDER and (folder.parent / "config.json").is_file()
     repo_id, old = details.repo_id or "ORG/NAME", _old_metadata(folder)
+    given = None if _old_name(old) == architecture else _old_name(old)
     return {
         "metadata": _metadata(details, old, [config["model_type"], role]),
-        "name": details.name or _old_name(old) or (repo_id.split("/")[-1] if details.repo_id else architecture),
+        "name": details.name or given or (repo_id.split("/")[-1] if details.repo_id else architecture),
         "repo_id": repo_id,
+        "subfolder": EVALUATOR_FOLDER if beside else None,
         "summary": f"`{architecture}` of rerankzoo ({family}): it {does} slates of {config['slate_size']} positions.",
-        "parameters": _count_parameters(folder),
-        "generates": generates,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "values": values,
+        "searches": searches,
         "evaluator": f"`{evaluator[0]}`" if evaluator else None,
         "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
-        "decoding": _decoding(folder) if generates else None,
+        "decoding": _decoding(folder) if searches else None,
         "citation": citation or "rerankzoo holds this model without a paper of its own.",
     }
 
@@ -208,22 +230,9 @@ def _old_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _old_name(old: Mapping[str, Any]) -> str | None:
-    index = old.get("model-index") or [{}]
-    return index[0].get("name")
-
-
-def _count_parameters(folder: Path) -> int | None:
-    """Numbers in the weights; buffers of integers are none."""
-    total = 0
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (no dictionary)
-        for part in slices:
-            count = 1
-            for size in part.get_shape():
-                count *= size
-            total += count if part.get_dtype().startswith(("F", "BF")) else 0
-    return total or None
+    index = old.get("model-index") or [{"name": old.get("model_name")}]
+    name: str | None = index[0].get("name")
+    return name
 
 
 def _decoding(folder: Path) -> str:
@@ -238,6 +247,7 @@ def _schema(schema: FeatureSchema) -> dict[str, Any]:
         "name": schema.name,
         "fingerprint": schema.fingerprint,
         "upstream_score": schema.upstream_score,
+        "discounted": schema.position_discount == "log2",
         "fields": [{**asdict(field), "notes": _notes(field)} for field in schema.fields],
         "targets": [
             {"name": target.name, "weight": f"{target.weight:g}", "value": target.value} for target in schema.targets
@@ -260,7 +270,7 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not data:
         return None
     rows = ", ".join(f"{count:,} {split}" for split, count in data.get("rows", {}).items())
-    return {"source": data.get("source"), "protocol": data.get("protocol"), "rows": rows}
+    return {"rows": rows, **{name: data.get(name) for name in ("source", "protocol", "license")}}
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -284,20 +294,27 @@ def _chosen(metrics: Mapping[str, Any]) -> str | None:
     return f"The checkpoint has the {best} `{metrics['monitor']}`, {value}, in step {metrics['step']:,}."
 
 
-def _results(results: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The table of the model and the baselines, its paired differences and the protocol."""
+def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]:
+    """The table of the model and the baselines, its paired differences and the protocol.
+
+    Where the rows are not an evaluator's own, they are of the generator whose slates it values.
+    """
     # Evaluation needs packages that serving does without; a folder with results was made where they are.
-    from rerankzoo.evaluation.report import comparison_text, markdown_table
+    from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table
     from rerankzoo.evaluation.results import Comparison, Row, summarize
 
     rows = _rows_of(results, name)
+    summaries = summarize([Row(**row) for row in rows])
     seeds = sorted({row["seed"] for row in rows if row["model"] == name})
     runs = f"mean ± sample standard deviation over {len(seeds)} runs" if len(seeds) > 1 else "one run"
-    protocol = {key: value for key, value in results["protocol"].items() if key not in _PATHS}
+    protocol = {key: value for key, value in results["protocol"].items() if key not in _OF_MACHINE}
+    others = "other rows are yardsticks" if own else f"`{name}` is a generator whose slates it values and chooses"
+    labels = protocol.get("labels")
+    labelled = f" ({labels['num_requests']} with labels of both kinds)" if isinstance(labels, dict) else ""
     about = (
-        f"Test requests: {protocol['num_requests']}. Slates of {protocol['slate_size']}. Figures in %, except value "
-        f"and ild; {runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. `upstream` is the order "
-        f"before re-ranking; other rows than those of `{name}` are yardsticks."
+        f"Test requests: {protocol['num_requests']}{labelled}. Slates of {protocol['slate_size']}. Figures in %, "
+        f"except value and ild; {runs}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. "
+        f"`upstream` is the order before re-ranking; {others}."
     )
     if any(row["model"] == "oracle" for row in rows):
         about += " `oracle`, utility, regret and true HR know the simulator's truth."
@@ -308,20 +325,24 @@ def _results(results: Mapping[str, Any], name: str) -> dict[str, Any]:
     ]
     return {
         "about": about,
-        "table": markdown_table(summarize([Row(**row) for row in rows])).rstrip(),
+        "table": markdown_table(summaries).rstrip(),
+        "evaluator": evaluator_line(summaries),
         "differences": compared,
         "protocol": json.dumps(protocol, indent=2),
     }
 
 
-def _figures(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Entries of `model-index`: every metric of the model under every decoding, the mean over runs."""
+def _figures(results: Mapping[str, Any], name: str, own: bool) -> list[dict[str, Any]]:
+    """Entries of `model-index`, means over runs: every metric of the model's own slates under every decoding; of an
+    evaluator of others' slates, what is known of itself."""
+    from rerankzoo.evaluation.report import OF_EVALUATOR
+
     groups: dict[tuple[str, str], list[float]] = {}
     for row in _rows_of(results, name):
         if row["model"] == name:
             for metric, value in row["metrics"].items():
-                if not metric.endswith(("_low", "_high")):
-                    groups.setdefault((metric, row["decoding"]), []).append(value)
+                if (metric in OF_EVALUATOR) != own and not metric.endswith(("_low", "_high")):
+                    groups.setdefault((metric, row["decoding"] if own else ""), []).append(value)
     data = results["protocol"]["data"]
     sources = {part.get("source", "unknown") for part in (data if isinstance(data, list) else [data])}
     source = ", ".join(sorted(sources))
@@ -332,7 +353,7 @@ def _figures(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
             "dataset_type": source,
             "dataset_name": source,
             "metric_type": metric,
-            "metric_name": f"{metric} ({decoding})",
+            "metric_name": f"{metric} ({decoding})" if decoding else metric,
             "metric_value": round(sum(values) / len(values), 4),
         }
         for (metric, decoding), values in groups.items()
@@ -344,4 +365,27 @@ def _rows_of(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     if not own:
         known = sorted({row["model"] for row in results["rows"]} - set(_BASELINES))
         raise RerankingDataError(f"no results of {name!r}; there are results of {known}", field=RESULTS_FILE)
-    return [row for row in results["rows"] if row["model"] in (*_BASELINES, name)]
+    return [
+        {**row, "metrics": {metric: value for metric, value in row["metrics"].items() if metric not in _OF_MACHINE}}
+        for row in results["rows"]
+        if row["model"] in (*_BASELINES, name)
+    ]
+
+
+def _latency(bench: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a call cost where it was measured."""
+    if not bench:
+        return None
+    machine = bench.get("machine", {})
+    known = {
+        "{}": machine.get("processor"),
+        "cores: {}": machine.get("cores"),
+        "threads: {}": machine.get("threads"),
+        "load: {}": machine.get("load"),
+        "PyTorch {}": machine.get("torch"),
+    }
+    times = ("p50_ms", "p99_ms", "cpu_ms")
+    return {
+        "machine": ", ".join(text.format(value) for text, value in known.items() if value is not None),
+        "calls": [{**call, **{name: f"{call[name]:.2f}" for name in times}} for call in bench["calls"]],
+    }

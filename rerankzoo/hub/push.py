@@ -24,14 +24,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from rerankzoo.errors import HubError
 from rerankzoo.faults import NetworkError, describe, redact, status_of
+from rerankzoo.models.auto import EVALUATOR_FOLDER, evaluator_subfolder
 from rerankzoo.reading import read_json
 
 logger = logging.getLogger(__name__)
 
 #: Seconds before the second attempt, the third...
 DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
-#: Where a checkpoint keeps the evaluator beside its generator.
-EVALUATOR_FOLDER = "evaluator"
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "config.yaml"
 #: What a folder of each kind must have.
@@ -58,7 +57,7 @@ class Push:
         revision: The branch, made if there is none; default: main.
         create_pr: Open a pull request instead.
         message: Title of the commit; default: what the folder holds, with the metric it was chosen by.
-        evaluator: A checkpoint folder that becomes the subfolder `evaluator`.
+        evaluator: Folder of an evaluator, or of a generator with one beside it; becomes the subfolder `evaluator`.
         repo_type: `"model"` or `"dataset"`.
         keep: Files that are not replaced where the repository has them.
     """
@@ -90,12 +89,13 @@ class Push:
         Raises:
             FileNotFoundError: If a folder is missing or is no checkpoint or data folder.
             FileExistsError: If there are two evaluators.
+            HubError: If the evaluator is none.
         """
         found = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
         if self.evaluator is not None:
             if (self.folder / EVALUATOR_FOLDER).is_dir():
                 raise FileExistsError(f"{self.folder} has an evaluator already; {self.evaluator} cannot be a second")
-            beside = _walk(self.evaluator, _REQUIRED["model"])
+            beside = _walk(self.evaluator / evaluator_subfolder(str(self.evaluator)), _REQUIRED["model"])
             found.update({f"{EVALUATOR_FOLDER}/{name}": path for name, path in beside})
         return found
 

@@ -9,12 +9,17 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from rerankzoo.errors import HubError
+from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.models.prm import PRMConfig, PRMForReranking
+
+#: Where a checkpoint keeps the evaluator beside its generator.
+EVALUATOR_FOLDER = "evaluator"
 
 
 class AutoModelForReranking(_BaseAutoModelClass):
@@ -70,6 +75,34 @@ def model_class(architecture: str) -> type[RerankingPreTrainedModel]:
     if architecture not in known:
         raise ValueError(f"architecture {architecture!r} is not one of {sorted(known)}")
     return known[architecture]
+
+
+def evaluator_subfolder(path: str, **options: Any) -> str:
+    """Where the evaluator of a checkpoint is, so that a generator's name may stand for the evaluator beside it.
+
+    Args:
+        path: Folder or Hub id of an evaluator, or of a generator with an evaluator beside it.
+        **options: For `from_pretrained`: `revision`, `token`, `cache_dir`...
+
+    Returns:
+        The `subfolder` to load evaluator and extractor from: `""` or `"evaluator"`.
+
+    Raises:
+        HubError: If there is no checkpoint, or it is a generator without an evaluator.
+    """
+    revision = options.get("revision")
+    with one_line_errors(path, revision):
+        config = AutoConfig.from_pretrained(path, **options)
+    saved = (config.architectures or [type(config).__name__])[0]
+    evaluators = [head.__name__ for _, heads in FAMILIES.values() for head in heads if hasattr(head, "score_slates")]
+    if saved in evaluators:
+        return ""
+    try:
+        with one_line_errors(path, revision, EVALUATOR_FOLDER):
+            AutoConfig.from_pretrained(path, subfolder=EVALUATOR_FOLDER, **options)
+    except HubError as error:
+        raise HubError(f"{path} holds a {saved}, which is no evaluator, and none is beside it: {error}") from error
+    return EVALUATOR_FOLDER
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ B requests, N candidates, M positions, W beams.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import tempfile
@@ -27,7 +28,7 @@ from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.export import export_model
 from rerankzoo.serving.inputs import random_batch, random_requests
-from rerankzoo.serving.measure import Call, count_flops, gemm_rate, in_turns
+from rerankzoo.serving.measure import Call, count_flops, describe_machine, gemm_rate, in_turns
 
 HISTORY_LENGTH = 20  # of the random requests, where the schema has history fields
 
@@ -115,7 +116,8 @@ def bench_model(
     for load in loads:
         if load.slate_size > model.config.slate_size:
             raise ValueError(f"slate_size {load.slate_size} exceeds the model's {model.config.slate_size}")
-    model = model.eval()
+    # The counter of operations hooks into gradients, which a view of a parameter has no function for under no_grad.
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         graphs = _Graphs(model, extractor, Path(folder))
         for load in loads:
@@ -289,7 +291,8 @@ def write_bench(folder: Path, measured: Sequence[Measured], shares: Mapping[Load
     ends = [
         {**asdict(load), **{f"{name}_ms": value for name, value in times.items()}} for load, times in shares.items()
     ]
-    text = json.dumps({"calls": [asdict(entry) for entry in measured], "end_to_end": ends}, indent=2) + "\n"
+    calls = [asdict(entry) for entry in measured]
+    text = json.dumps({"machine": describe_machine(), "calls": calls, "end_to_end": ends}, indent=2) + "\n"
     write_atomically(folder / "bench.json", lambda path: path.write_text(text, encoding="utf-8"))
     _plot(folder / "bench.svg", measured)
 

@@ -7,8 +7,11 @@ slow down the former, by the caches they share, and then slow down all that is c
 from __future__ import annotations
 
 import gc
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +22,25 @@ Call = Callable[[], Any]
 
 #: Calls before the clock starts: the first ones fill caches and allocate.
 WARM_UP = 2
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, load, torch's version; what the system hides is left out."""
+    known = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+    }
+    return {name: value for name, value in known.items() if value not in (None, "")}
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
 
 
 class Times(NamedTuple):

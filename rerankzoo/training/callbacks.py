@@ -37,7 +37,7 @@ from rerankzoo.files import (
     write_atomically,
     write_folder_atomically,
 )
-from rerankzoo.hub.card import write_card
+from rerankzoo.hub.card import CardDetails, write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
 from rerankzoo.mining import weights_digest
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -118,7 +118,7 @@ class PretrainedExport(Callback):
         if best != self._exported:
             model = load_weights(pl_module.model, checkpoint.best_model_path)
             texts = {METRICS_FILE: json.dumps(self._metrics(trainer, checkpoint), indent=2) + "\n", **_recipe(trainer)}
-            save_checkpoint_folder(directory, model, trainer.datamodule.extractor, texts)
+            save_checkpoint_folder(directory, model, trainer.datamodule.extractor, texts, _repository(trainer))
             self._exported = best
         return directory
 
@@ -149,6 +149,12 @@ def _recipe(trainer: L.Trainer) -> dict[str, str]:
     return {}
 
 
+def _repository(trainer: L.Trainer) -> str | None:
+    """Where the checkpoint will be pushed, which its card tells."""
+    found = [callback.repo_id for callback in trainer.callbacks if isinstance(callback, HubCheckpoint)]
+    return found[0] if found else None
+
+
 class HubCheckpoint(Callback):
     """Pushes what `PretrainedExport` writes to the Hub: the best checkpoint, when training ends.
 
@@ -162,7 +168,7 @@ class HubCheckpoint(Callback):
         private: Whether to make the repository private; `None`: as the owner's default says.
         revision: The branch, made if there is none; default: main.
         create_pr: Open a pull request instead; not together with `every_n_validations`.
-        evaluator: A checkpoint folder that becomes the subfolder `evaluator`.
+        evaluator: Folder of an evaluator, or of a generator with one beside it; becomes the subfolder `evaluator`.
 
     Raises:
         ValueError: If `every_n_validations` is not positive, or pull requests are asked for again and again.
@@ -279,6 +285,7 @@ def save_checkpoint_folder(
     model: RerankingPreTrainedModel,
     extractor: RerankingFeatureExtractor,
     texts: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
 ) -> None:
     """Writes a model with feature extractor, text files and card; the folder appears whole or stays as it was."""
 
@@ -287,7 +294,7 @@ def save_checkpoint_folder(
         extractor.save_pretrained(folder)
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        write_card(folder)
+        write_card(folder, CardDetails(repo_id))
 
     write_folder_atomically(directory, write)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ def checkpoints(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for name, model in {"a": simulated.model(0), "b": simulated.model(1), "evaluator": simulated.evaluator()}.items():
         model.save_pretrained(folder / name)
         simulated.extractor.save_pretrained(folder / name)
+    shutil.copytree(folder / "b", folder / "whole")
+    shutil.copytree(folder / "evaluator", folder / "whole/evaluator")
     return folder
 
 
@@ -23,7 +26,7 @@ def test_evaluates_runs_and_writes_everything(
 ) -> None:
     arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
     arguments += ["--evaluator", str(checkpoints / "evaluator"), "--tune-alpha", "--num-requests", "20"]
-    arguments += ["--judge", str(checkpoints / "evaluator")]  # who judges himself agrees with himself
+    arguments += ["--judge", str(checkpoints / "whole")]  # the same one, who agrees with himself
     arguments += ["--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

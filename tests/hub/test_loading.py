@@ -137,6 +137,7 @@ def test_travels_unchanged(
     assert {"README.md", "modeling_rerankzoo.py", "evaluator/config.json", "evaluator/vocabularies.safetensors"} <= set(
         files
     )
+    assert b'from_pretrained("org/whole", evaluator=True)' in files["README.md"]
     evaluator = {path.removeprefix("evaluator/"): content for path, content in files.items() if "/" in path}
     repository = hub.repositories["models", "org/parts-evaluator"] = type(hub.repository("org/whole"))()
     main = repository.branches["main"]

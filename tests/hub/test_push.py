@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rerankzoo.errors import HubError
 from rerankzoo.faults import redact
 from rerankzoo.hub.push import Push, push_folder
 from tests.hub.processes import Run
@@ -20,10 +21,11 @@ WRONG = "hf_ThisTokenIsKnownToNobodyAtAll"
 CommandLine = Callable[..., list[Run]]
 
 
-def write_checkpoint(folder: Path, weights: bytes) -> Path:
+def write_checkpoint(folder: Path, weights: bytes, architecture: str = "NAR4RecForReranking") -> Path:
     """A folder that looks like a checkpoint to what moves files."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["NAR4RecForReranking"]}), encoding="utf-8")
+    config = {"model_type": "nar4rec", "architectures": [architecture]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(weights * 500)
     (folder / "metrics.json").write_text(json.dumps({"monitor": "val/loss", "value": 0.43211}), encoding="utf-8")
     (folder / "README.md").write_text("---\nlibrary_name: rerankzoo\n---\nA card.\n", encoding="utf-8")
@@ -38,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def evaluator(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "judge", b"evaluator")
+    return write_checkpoint(tmp_path / "judge", b"evaluator", "NAR4RecEvaluator")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +70,7 @@ def test_pushes_in_one_commit(hub: LoopbackHub, command_line: CommandLine, folde
     assert hub.titles("org/both") == ["Two models"]
     beside = {f"evaluator/{name}": content for name, content in contents(evaluator).items()}
     assert hub.files("org/both") == contents(folder) | beside
-    assert hub.titles("org/both", "small") == [TITLE, "Two models"]
+    assert hub.titles("org/both", "small") == [TITLE.replace("ForReranking", "Evaluator"), "Two models"]
     assert hub.files("org/both", "small")["model.safetensors"] == (evaluator / "model.safetensors").read_bytes()
     assert hub.titles("org/both", "refs/pr/1") == ["Consider this", "Two models"]
     assert pull.out == f"{hub.url}/org/both/discussions/1\n"
@@ -137,10 +139,17 @@ def test_final_failures_are_one_line_and_name_the_command(
         assert not [token for token in (WRITER, READER, WRONG) if token in run.out + run.err]
 
 
-def test_refuses_what_is_no_checkpoint(folder: Path, evaluator: Path) -> None:
+def test_refuses_what_is_no_checkpoint(folder: Path, evaluator: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", b"generator")
     (folder / "evaluator").mkdir()
     with pytest.raises(FileExistsError, match="has an evaluator already"):
         Push(folder, "org/a", evaluator=evaluator).files()
+    (folder / "evaluator").rmdir()
+    with pytest.raises(HubError, match="is no evaluator"):
+        Push(evaluator, "org/a", evaluator=folder).files()
+    evaluator.rename(folder / "evaluator")  # named by the generator that it is beside
+    assert Push(other, "org/a", evaluator=folder).files()["evaluator/config.json"] == folder / "evaluator/config.json"
+    (folder / "evaluator").rename(evaluator)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="is no checkpoint"):
         Push(folder, "org/a").files()

@@ -82,6 +82,7 @@ def test_pushes_the_best_checkpoint_whatever_happens(
     assert len(set(titles)) == len(titles)  # each once
     best = {path.name: path.read_bytes() for path in (tmp_path / "org/shaky/best").iterdir()}
     assert hub.files("org/shaky") == best
+    assert b'from_pretrained("org/shaky")' in best["README.md"]
     chosen = json.loads(best["metrics.json"])
     assert titles[0] == f"Upload NAR4RecForReranking: val/loss {chosen['value']:.4g}"
     assert ("models", "org/down") not in hub.repositories

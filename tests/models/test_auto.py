@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from rerankzoo.errors import HubError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.models.auto import FAMILIES, AutoModelForReranking, model_class, register
+from rerankzoo.models.auto import FAMILIES, AutoModelForReranking, evaluator_subfolder, model_class, register
 from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite, ModelTestSuite
@@ -97,3 +98,13 @@ def test_auto_model_for_reranking_refuses_an_evaluator(extractor: RerankingFeatu
     model, info = AutoModelForReranking.from_pretrained(tmp_path, output_loading_info=True)
     assert type(model) is NAR4RecForReranking
     assert not info["missing_keys"]
+
+
+def test_an_evaluator_is_found_beside_its_generator(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+    config = NAR4RecConfig(feature_schema=extractor.schema.to_dict(), hidden_size=16, num_attention_heads=2)
+    NAR4RecForReranking(config).save_pretrained(tmp_path)
+    with pytest.raises(HubError, match="holds a NAR4RecForReranking, which is no evaluator, and none is beside it"):
+        evaluator_subfolder(str(tmp_path))
+    NAR4RecEvaluator(config).save_pretrained(tmp_path / "evaluator")
+    assert evaluator_subfolder(str(tmp_path)) == "evaluator"
+    assert evaluator_subfolder(str(tmp_path / "evaluator")) == ""

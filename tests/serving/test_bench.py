@@ -13,7 +13,7 @@ from rerankzoo.generation import MatrixScorer
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.mining import mine_batch
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
-from rerankzoo.models.nar4rec import NAR4RecForReranking
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.serving import random_requests
 from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
 from rerankzoo.serving.measure import count_flops, gemm_rate, in_turns
@@ -58,6 +58,14 @@ def test_measures_every_load(extractor: RerankingFeatureExtractor) -> None:
     assert all(0 < m.p50_ms <= m.p99_ms and m.cpu_ms > 0 and m.mflops > 0 and m.floor_ratio > 0 for m in found)
 
 
+def test_measures_a_model_whose_parameters_are_seen_through_views(extractor: RerankingFeatureExtractor) -> None:
+    sizes = {"hidden_size": 8, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 8}
+    model = NAR4RecForReranking(NAR4RecConfig(feature_schema=extractor.schema.to_dict(), **sizes))
+    (found,) = bench_model(model, extractor, [Load(3, 2, 1)], seconds=0.0)
+    assert found.mflops > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())  # the caller's own is left alone
+
+
 def test_refuses_more_positions_than_the_model_has(extractor: RerankingFeatureExtractor) -> None:
     with pytest.raises(ValueError, match="slate_size 9 exceeds the model's 4"):
         next(bench_model(make_tiny(extractor), extractor, [Load(3, 2, 1), Load(9, 9, 1)]))
@@ -92,6 +100,8 @@ def test_command_writes_what_it_measured(folder: Path, tmp_path: Path, capsys: p
         ("onnx", 5),
     ]
     assert [entry["batch_size"] for entry in written["end_to_end"]] == [2, 2]
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    assert machine.items() <= written["machine"].items()
     assert (tmp_path / "out" / "bench.svg").is_file()
     assert "requests/s" in capsys.readouterr().out
 

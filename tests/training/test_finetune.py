@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pyarrow as pa
 import pytest
 import torch
@@ -282,6 +287,61 @@ def test_command_line_keeps_and_extends_the_extractor(
     assert main(["validate", f"--config={recipe}", best, f"--data.init_args.extractor={other}"]) == 2
     # Only applied, a checkpoint learns no ids.
     assert main(["validate", f"--config={recipe}", start]) == 0
+
+
+class Record(L.Callback):
+    """Writes what a process has at the end, and what its optimiser trained."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        digest = hashlib.sha256()
+        for _, value in sorted(pl_module.model.state_dict().items()):
+            digest.update(value.contiguous().numpy().tobytes())
+        found = {
+            "weights": digest.hexdigest(),
+            "vocabularies": trainer.datamodule.extractor.schema.fingerprint,
+            "frozen": sorted(name for name, value in pl_module.model.named_parameters() if not value.requires_grad),
+        }
+        path = Path(trainer.default_root_dir) / f"process-{trainer.global_rank}.json"
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(new_folder: str, new_rows: Rows, checkpoint: str, tmp_path: Path) -> None:
+    """Frozen parts get no gradient, which DDP must not wait for, and every process knows the same new ids."""
+    common = {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False}
+    frozen = ["positions", "item_encoder.candidate_projection"]
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        trainer_values = {**common, "devices": processes, "default_root_dir": str(root)}
+        trainer_values["callbacks"] = [{"class_path": f"{__name__}.Record"}]
+        if processes > 1:
+            trainer_values["strategy"] = "ddp"
+        arguments = {"architecture": "DeGReGenerator", "pretrained": checkpoint, "freeze": frozen, "warmup_steps": 0}
+        data = {"path": new_folder, "batch_size": 8 // processes}
+        values = {
+            "model": {"class_path": "rerankzoo.RerankingModule", "init_args": arguments},
+            "data": {"class_path": "rerankzoo.RerankingDataModule", "init_args": data},
+            "trainer": trainer_values,
+        }
+        root.mkdir()
+        (root / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert main(["fit", f"--config={tmp_path / '1/recipe.yaml'}"]) == 0
+    command = [sys.executable, "-m", "rerankzoo.cli.main", "fit", f"--config={tmp_path / '2/recipe.yaml'}"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"2/process-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    alone = json.loads((tmp_path / "1/process-0.json").read_text())
+    assert (first["vocabularies"], first["frozen"]) == (alone["vocabularies"], alone["frozen"])
+    assert len(first["frozen"]) == 3
+    folders = (checkpoint, tmp_path / "1/best", tmp_path / "2/best")
+    source, one, two = (DeGReGenerator.from_pretrained(folder) for folder in folders)
+    assert embedding(two).num_embeddings[1] == embedding(source).num_embeddings[1] + 2
+    batch = RerankingFeatureExtractor.from_pretrained(folders[1])(new_rows)
+    with torch.no_grad():  # weights that say nothing, such as the bias of attention's keys, follow the rounding
+        torch.testing.assert_close(two(**batch).logits, one(**batch).logits, atol=1e-3, rtol=1e-3)
+    assert_same(two.positions, source.positions)
+    assert not torch.equal(two.decoder_norm.weight, source.decoder_norm.weight)
 
 
 def _row(folder: Path) -> dict[str, Any]:
