@@ -101,8 +101,6 @@ class RerankingCLI(LightningCLI):
         """Puts all output below the run's root directory."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         root = config.trainer.default_root_dir
-        if self.subcommand == "predict":
-            config.return_predictions = False  # they are written
         if config.trainer.logger is None:
             loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": _in(root, "logs")}]
             if config.wandb:

@@ -29,7 +29,6 @@ def root(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPath
         (["generator", "--format", "aoti"], "format aoti needs --num-candidates"),
         (["generator", "--format", "onnx", "--num-beams", "3", "--penalty-alpha", "0.1"], "one decoding strategy"),
         (["generator", "--format", "onnx", "--slate-size", "0"], "0 is not positive"),
-        (["evaluator", "--format", "onnx"], "not a model that generates"),
     ],
 )
 def test_wrong_options(root: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +36,14 @@ def test_wrong_options(root: Path, arguments: list[str], message: str, capsys: p
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(root / name), *options, "--out", str(root / "graph")])
     assert message in capsys.readouterr().err
+    assert not (root / "graph").exists()
+
+
+def test_an_evaluator_is_no_generator(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(root / "evaluator"), "--format", "onnx", "--out", str(root / "graph")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "holds ['NAR4RecEvaluator'], not a model that generates" in error
+    assert len(error.splitlines()) == 1
     assert not (root / "graph").exists()
 
 

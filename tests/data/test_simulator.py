@@ -290,12 +290,12 @@ def test_blocks_are_the_rows_of_the_table_one_after_another() -> None:
 
 def test_a_long_table_is_written_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerankzoo.data.folder.ROW_GROUP", BLOCK_SIZE)
-    write_simulator_folder(tmp_path / "log", SMALL, num_train=2 * BLOCK_SIZE + 7, num_validation=0, num_test=1)
+    write_simulator_folder(tmp_path / "log", SMALL, num_train=2 * BLOCK_SIZE + 7, num_validation=2, num_test=1)
     written = pq.ParquetFile(tmp_path / "log" / "train.parquet")
     groups = [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)]
     assert groups == [BLOCK_SIZE, BLOCK_SIZE, 7]
     assert written.read().equals(Simulator(SMALL).requests("train", 2 * BLOCK_SIZE + 7))
-    assert pq.read_metadata(tmp_path / "log" / "validation.parquet").num_rows == 0
+    assert pq.read_metadata(tmp_path / "log" / "validation.parquet").num_rows == 2
     assert [path.name for path in tmp_path.iterdir()] == ["log"]  # no work files
 
 
