@@ -620,6 +620,16 @@ class GeneratorTestSuite(ModelTestSuite):
         torch.testing.assert_close(found.scores, scores[:, 0])
         torch.testing.assert_close(found.step_scores, steps[:, 0])
 
+    def test_what_it_generates_can_take_part_in_training(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        """Decoding runs in inference mode, whose tensors autograd refuses."""
+        model = self.make_model(extractor)
+        found = model.generate(**batch, return_dict_in_generate=True)
+        weight = torch.ones(batch["candidate_mask"].shape[1], requires_grad=True)
+        (weight[found.slates.clamp_min(0)] * found.step_scores).sum().backward()
+        assert weight.grad.abs().sum() > 0
+
     def test_one_beam_is_greedy(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor)
         with torch.no_grad():
