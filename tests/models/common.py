@@ -567,6 +567,16 @@ class GeneratorTestSuite(ModelTestSuite):
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
 
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_blank_requests_have_empty_slates(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        found = self.make_model(extractor).generate(
+            **blank(batch), **STRATEGIES[strategy], return_dict_in_generate=True
+        )
+        assert found.slates.tolist() == [[-100] * 4] * 8
+        assert found.scores.tolist() == [0.0] * 8
+
     @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
     @pytest.mark.parametrize("number", EXTREMES, ids=str)
     def test_generates_valid_slates_from_extreme_numbers(
