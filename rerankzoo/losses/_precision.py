@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
-def in_single_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def in_single_precision(loss: Loss) -> Loss:
     """Runs a function of tensors outside autocast, on float32 copies of half-precision arguments.
 
     Half precision is for the network. In a loss it rounds sums of logarithms to a few hundredths, turns 1e-12 into 0
@@ -26,13 +26,15 @@ def in_single_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """
 
     @wraps(loss)
-    def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        widened = {name: _widened(value) for name, value in kwargs.items()}
-        with torch.autocast(device.type, enabled=False):
-            return loss(*map(_widened, args), **widened)
+    def computed(*args: Any, **kwargs: Any) -> Tensor:
+        args, kwargs = tuple(map(_widened, args)), {name: _widened(value) for name, value in kwargs.items()}
+        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if not torch.is_autocast_enabled(device):  # the context would cost more than a small loss
+            return loss(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
 
-    return computed
+    return cast(Loss, computed)
 
 
 def _widened(value: Any) -> Any:

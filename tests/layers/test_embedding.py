@@ -93,6 +93,17 @@ def test_feature_embedding_is_one_linear_map_of_everything() -> None:
             torch.testing.assert_close(found[row, item], expected)
 
 
+@pytest.mark.parametrize("group", ["request", "candidate"])
+@pytest.mark.parametrize(("number", "counts_as"), [(9_999.0, 9_999.0), (1e30, 1e4), (-torch.inf, -1e4), (1e-40, 1e-40)])
+def test_numbers_are_bounded(group: str, number: float, counts_as: float) -> None:
+    for module in (features(), fields()):
+        given, meant = batch(), batch()
+        given[f"{group}_numeric"][0], meant[f"{group}_numeric"][0] = number, counts_as
+        for found, expected in zip(module(**given), module(**meant), strict=True):
+            assert torch.isfinite(found).all()
+            assert torch.equal(found, expected)
+
+
 def test_missing_groups_have_no_parameters() -> None:
     # A parameter without a gradient stops distributed training.
     layer, inputs = features(history=False, request=False), batch()

@@ -452,7 +452,7 @@ class ModelTestSuite:
     def test_learns_in_every_precision(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch, dtype: torch.dtype
     ) -> None:
-        model = self.make_model(extractor).train()
+        model = self.make_model(extractor, num_hidden_layers=1).train()
         expected = model(**mined_batch).loss.item()
         # Without clipping or scaling, and faster than anyone would: towards probabilities of 0 and 1.
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
@@ -566,6 +566,16 @@ class GeneratorTestSuite(ModelTestSuite):
         slates = self.make_model(extractor).generate(**moved, **STRATEGIES[strategy], slate_size=slate_size)
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_blank_requests_have_empty_slates(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        found = self.make_model(extractor).generate(
+            **blank(batch), **STRATEGIES[strategy], return_dict_in_generate=True
+        )
+        assert found.slates.tolist() == [[-100] * 4] * 8
+        assert found.scores.tolist() == [0.0] * 8
 
     @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
     @pytest.mark.parametrize("number", EXTREMES, ids=str)
