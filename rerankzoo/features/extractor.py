@@ -384,7 +384,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             arrays = load_file(vocabularies)
         except SafetensorError as error:
             raise CorruptFileError(f"{vocabularies} is damaged: {error}") from error
-        return cls._restore(data, arrays)
+        try:
+            return cls._restore(data, arrays)
+        except SchemaMismatchError as error:
+            raise SchemaMismatchError(f"{vocabularies}: {error}") from error
 
     @classmethod
     def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:
