@@ -299,7 +299,7 @@ class ExactResume(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
             self._saved_step = trainer.global_step
-            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE)
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE, weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on SIGTERM ends the process at once."""
