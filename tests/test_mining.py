@@ -28,6 +28,7 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.files import _machine
 from rerankzoo.generation import BeamStep, beam_search
 from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
@@ -422,7 +423,7 @@ def test_a_killed_run_continues_without_loss_or_duplicates(
     with pytest.raises(FileNotFoundError, match=r"schema\.yaml is missing"):  # nobody trains on half a folder
         RerankingDataModule(str(out)).setup()
     first = (out / SHARDS[0]).stat().st_mtime_ns
-    (out / f".{SHARDS[1]}.1234.tmp").write_bytes(b"left by a kill")
+    (out / f".{SHARDS[1]}.{_machine()}.{2**22 + 1}.tmp").write_bytes(b"left by a kill")
     progress: list[tuple[int, int]] = []
     settings = {**SETTINGS, "batch_size": 2, "on_progress": lambda *counts: progress.append(counts)}
     mine_folder([evaluator], data_folder, out, **settings)
@@ -444,6 +445,32 @@ def test_only_missing_shards_are_mined(
     assert contents(out) == contents(mined)
     monkeypatch.setattr(rerankzoo.mining, "mine_batch", lambda *_: pytest.fail("nothing is missing"))
     mine_folder([evaluator], data_folder, out, **SETTINGS)
+
+
+@pytest.mark.parametrize("how", ["cut off", "one bit", "fewer rows"])
+def test_damaged_shards_are_named_and_mined_again(
+    mined: Path, evaluator: str, data_folder: Path, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = shutil.copytree(mined, tmp_path / "folder")
+    shard = out / SHARDS[1]
+    content, column = bytearray(shard.read_bytes()), pq.read_metadata(shard).row_group(0).column(0)
+    if how == "fewer rows":
+        pq.write_table(pq.read_table(shard)[1:], shard)
+    elif how == "cut off":
+        shard.write_bytes(content[:-10])
+    else:
+        content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+        shard.write_bytes(content)
+    mine_folder([evaluator], data_folder, out, **SETTINGS)
+    assert str(shard) in caplog.text
+    assert contents(out) == contents(mined)
+
+
+def test_a_folder_whose_mining_has_not_ended_is_refused(mined: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(mined, tmp_path / "folder")
+    (out / "dataset.json").unlink()  # killed before the last of its steps
+    with pytest.raises(FileNotFoundError, match="mining has not ended"):
+        RerankingDataModule(str(out)).setup()
 
 
 def test_a_process_mines_its_own_shards_and_leaves_the_rest_to_the_first(

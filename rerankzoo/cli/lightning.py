@@ -16,13 +16,13 @@ import transformers
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from rerankzoo.cli.recipe_errors import check_recipes, explain
 from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.errors import RecipeError
+from rerankzoo.errors import OutputError, RecipeError
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
 from rerankzoo.training.resuming import (
@@ -42,6 +42,21 @@ class RecipeParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise RecipeError(explain(message)) from ex
+
+
+class RecipeWriter(SaveConfigCallback):
+    """Lightning's writer of `config.yaml`, which says where it cannot write."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """See `SaveConfigCallback.setup`.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.config_filename} in {trainer.log_dir}: {error.strerror}") from error
 
 
 class RerankingCLI(LightningCLI):
@@ -208,6 +223,7 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            save_config_callback=RecipeWriter,
             save_config_kwargs={"overwrite": True},
             parser_class=RecipeParser,
             run=run,

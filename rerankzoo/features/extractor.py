@@ -443,6 +443,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         data, arrays = _read_config(Path(config)), _read_arrays(Path(vocabularies))
         try:
             return cls._restore(data, arrays)
+        except SchemaMismatchError as error:
+            raise SchemaMismatchError(f"{vocabularies}: {error}") from error
         except SchemaError as error:
             raise type(error)(f"{config}: {error}") from error
 

@@ -90,7 +90,7 @@ def check_checkpoint(path: Path) -> None:
         FileNotFoundError: If there is none.
         UnreadableFileError: If it is damaged; names the newest good one beside it, if there is one.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     damage = _damage(path)
     if damage is not None:
@@ -119,6 +119,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if damage is not None:
             rank_zero_warn(f"{path} is damaged ({damage}) and passed over")
             continue
+        if path.is_dir():
+            found.append((path.name == LAST_FILE, 0, path.stat().st_mtime_ns, path))
+            continue
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
         if "optimizer_states" in saved and (run is None or state.get("run") == run):
@@ -127,7 +130,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file: its archive holds a checksum of every part."""
+    """What is wrong with a checkpoint file: its archive holds a checksum of every part.
+
+    Of a folder, as which a sharded model is saved, nothing is known.
+    """
+    if path.is_dir():
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -180,8 +188,8 @@ class ExactResume(Checkpoint):
     It is written at the end of every epoch (Lightning's `save_last` leaves out those without a better result). Every
     checkpoint gets what Lightning forgets: the state of the random generators and of the loader, the last metrics, and
     whether early stopping has ended the run. On SIGTERM a training run finishes its batch, writes `last.ckpt` and
-    raises Lightning's `SIGTERMException`. In the middle of a validation nothing is written: the run then goes on from
-    the checkpoint before it.
+    raises Lightning's `SIGTERMException`. In the middle of a validation, and by one of several processes, nothing is
+    written: the run then goes on from the checkpoint before it.
 
     Args:
         dirpath: Folder of `last.ckpt`; default: that of `ModelCheckpoint`, which must stand before this callback.
@@ -254,7 +262,7 @@ class ExactResume(Checkpoint):
             _relocate(checkpoint["callbacks"].get(best.state_key, {}), str(best.dirpath), Path(trainer.ckpt_path))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Marks the folder of checkpoints as this run's, before anything of an earlier run is replaced."""
+        """Marks the folder of checkpoints as this run's: no process goes on from those of an earlier one."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder, text = Path(str(self.dirpath)), json.dumps({"run": self._run}) + "\n"
             make_folder(folder)
@@ -291,7 +299,7 @@ class ExactResume(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
             self._saved_step = trainer.global_step
-            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE)
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE, weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on SIGTERM ends the process at once."""
@@ -322,7 +330,8 @@ class ExactResume(Checkpoint):
         """Writes `last.ckpt` where SIGTERM has ended training between two batches."""
         self._in_loop = False
         between = isinstance(exception, SIGTERMException) and trainer.training
-        if between and trainer.global_step not in (0, self._saved_step):
+        # Of several processes, not all may have come as far, and one would wait for the others.
+        if between and trainer.world_size == 1 and trainer.global_step not in (0, self._saved_step):
             self._save(trainer)
 
 

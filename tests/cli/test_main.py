@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -7,6 +10,7 @@ import pytest
 
 import rerankzoo
 from rerankzoo.cli.main import COMMANDS, main
+from rerankzoo.errors import OutputError
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +46,42 @@ def test_unusable_input_is_one_line_and_status_2(
     assert error.startswith(f"rerankzoo {arguments[0]}: ")
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device", "out.json"), OutputError("cannot write out.json: full")],
+    ids=["of the system", "ours"],
+)
+def test_a_full_disk_is_one_line_and_status_2(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("rerankzoo.cli.card.main", fail)
+    assert main(["card", "folder"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("rerankzoo card: ")
+    assert "out.json" in line
+
+
+def test_sigterm_ends_a_command_with_status_143(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned = []
+
+    def run(arguments: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("rerankzoo.cli.card.main", run)
+    with pytest.raises(SystemExit) as ended:
+        main(["card", "folder"])
+    assert ended.value.code == 143
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow

@@ -117,6 +117,40 @@ def test_blank_request_has_the_keys_and_types_of_any_other(
     assert second["request_index"].tolist() == [-1]
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_pass_goes_on_where_it_was(
+    table: Dataset, extractor: RerankingFeatureExtractor, shuffle: bool, world_size: int
+) -> None:
+    options = {"batch_size": 4, "shuffle": shuffle, "rank": world_size - 1, "world_size": world_size}
+    loader = RequestLoader(table, extractor, **options)
+    loader.set_epoch(3)
+    whole = order(loader)
+    for position in range(len(whole) + 1):
+        stopped, again = RequestLoader(table, extractor, **options), RequestLoader(table, extractor, **options)
+        stopped.set_epoch(3)
+        for _ in zip(range(position), stopped, strict=False):
+            pass
+        again.load_state_dict(stopped.state_dict())
+        again.set_epoch(3)
+        assert order(again) == whole[position:]
+        assert order(again) == whole  # the next time from the beginning
+    again.load_state_dict({"epoch": 3, "batches": 2})
+    again.set_epoch(4)
+    assert len(order(again)) == len(whole)  # another pass
+
+
+def test_batches_before_are_not_read(
+    table: Dataset, extractor: RerankingFeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = RequestLoader(table, extractor, 2)
+    loader.load_state_dict({"epoch": 0, "batches": 4})
+    read: list[int] = []
+    real = loader.extractor
+    monkeypatch.setattr(loader, "extractor", lambda rows: (read.append(len(rows)), real(rows))[1])
+    assert sum(map(len, order(loader))) == sum(read) == 50 - 4 * 2
+
+
 def test_refuses_what_cannot_work(table: Dataset, extractor: RerankingFeatureExtractor) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         RequestLoader(table, extractor, 0)

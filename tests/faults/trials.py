@@ -85,12 +85,12 @@ class Trials:
 
     def kill(self, kills: int) -> None:
         """Kills the command so often, every second time inside a write, and fills the disk once."""
-        first, trial = len(self.tally.kills), 0
-        while (left := first + kills - len(self.tally.kills)) > 0 and not self.tally.failed:
+        first, failed, trial = len(self.tally.kills), len(self.tally.failed), 0
+        while (left := first + kills - len(self.tally.kills)) > 0 and len(self.tally.failed) == failed:
             trial += 1
             root = self._root(f"trial-{trial}")
-            if trial == 1:
-                self._fill_disk(root, trial)
+            if trial == 1 and self.largest:
+                self._fill_disk(root)
             steps = len(self.undisturbed.steps)
             for _ in range(min(_FAULTS_OF_A_TRIAL, left)):
                 steps -= self._kill_once(root, trial, (len(self.tally.kills) - first) % 2 == 0, steps)
@@ -115,17 +115,18 @@ class Trials:
         self.tally.half += [f"{root.name}: {name}" for name in half_files(root)]
         return len(ended.steps)
 
-    def _fill_disk(self, root: Path, trial: int) -> None:
+    def _fill_disk(self, root: Path) -> None:
         """Lets writing fail as on a full disk: the command says so in one line, and nothing visible is half a file."""
-        if not self.largest:
-            return
         limit = self.rng.randrange(self.largest // 4, self.largest)
-        ended = self._run(root, Fault(limit=limit))
+        while (ended := self._run(root, Fault(limit=limit))).status == 0:  # the largest file was only linked
+            limit //= 2
+            shutil.rmtree(root)
+            root.mkdir()
         lines = [line for line in ended.text.splitlines() if line.startswith("rerankzoo ")]
         if ended.status != 2 or len(lines) != 1 or "cannot write" not in lines[0]:
             self.tally.failed.append(f"{root.name}: status {ended.status} on a full disk: {ended.text[-2000:]}")
         where = f"no file above {limit:,} bytes"
-        self.tally.full.append(Kill(self.command.name, trial, "(full disk)", where, True, ended.status))
+        self.tally.full.append(Kill(self.command.name, 1, "(full disk)", where, True, ended.status))
         self.tally.half += [f"{root.name}: {name}" for name in half_files(root)]
 
     def _compare(self, root: Path, name: str) -> None:

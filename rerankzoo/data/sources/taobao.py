@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +43,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import OutputError, RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.files import temporary_folder
 
@@ -127,6 +127,7 @@ def convert_taobao(
         ValueError: If the protocol or the slate size is unusable, a split is empty, or the complete data does not give
             the published number of lists.
         RerankingDataError: If a raw file or one of its columns is missing, or a value is unusable; names the file.
+        OutputError: If the folder or the work files cannot be written.
     """
     if protocol not in get_args(Protocol):
         raise ValueError(f"unknown protocol {protocol!r}, choose from {get_args(Protocol)}")
@@ -136,7 +137,7 @@ def convert_taobao(
     names = [name for name in FILES if history or name != "behavior_log.csv"]
     for name in names:
         _read_header(raw / name)  # all of them before the first long read
-    with temporary_folder(out) as work:
+    with temporary_folder(out) as work, _naming_work_files(out):
         config = {"memory_limit": memory_limit, "temp_directory": str(work)}
         with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
             counts = {name: _load(connection, raw / name) for name in names}
@@ -194,6 +195,17 @@ def taobao_schema(history: bool = False) -> FeatureSchema:
         targets=(TargetSpec(name="click", candidate_feedback="candidate_click"),),
         upstream_score="upstream_score",
     )
+
+
+@contextmanager
+def _naming_work_files(out: Path) -> Iterator[None]:
+    """Tells of work files that cannot be written, as on a full disk, in one line."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
+        raise OutputError(f"cannot write the work files for {out}: {' '.join(str(error).split())}") from error
 
 
 # Raw files into tables
