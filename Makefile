@@ -1,6 +1,6 @@
 # `make help` lists the targets. Every target that needs an environment makes it.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast bench quality style docs clean
+.PHONY: help quickstart test test-fast fuzz bench quality style docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +23,9 @@ test: $(VENV)/.dev ## Run the whole test suite (CPU, offline).
 
 test-fast: $(VENV)/.dev ## Run the tests without the slow ones.
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 hostile cases (10 minutes on 2 cores).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks

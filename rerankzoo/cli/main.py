@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(arguments)
     except UNUSABLE_FILES as error:
         return _refuse(command, error)
-    except ValueError as error:
+    except Exception as error:
         if not import_module("rerankzoo.faults").is_refusal(error):
             raise
         return _refuse(command, error)
