@@ -300,6 +300,8 @@ def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPr
     Raises:
         HubError: If some are missing: transformers would go on with random ones, and only print which.
     """
+    # Without the flag transformers would ask on the terminal whether to run a checkpoint's code.
+    options = {"trust_remote_code": False, **options}
     model, report = auto.from_pretrained(path, output_loading_info=True, **options)
     if missing := sorted(map(str, report["missing_keys"])):
         raise HubError(
