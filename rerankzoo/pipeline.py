@@ -21,6 +21,7 @@ from rerankzoo.features.columns import Table
 from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
 from rerankzoo.features.tables import holds_columns, read_table
 from rerankzoo.generation import Constraint
+from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.generation.constraints import check_types
 from rerankzoo.hub.card import CARD_FILE, write_card
 from rerankzoo.hub.push import EVALUATOR_FOLDER, Push, push_folder
@@ -214,6 +215,8 @@ class RerankingPipeline:
         check_types(constraints)
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
+        if unknown := sorted(set(parameters) - set(PARAMETERS)):
+            raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(PARAMETERS)}")
         table = read_table(requests, self.extractor.schema.item_id)
         answer: list[Outcome] = [None] * table.rows
         for part in self._read(table, on_error, answer):

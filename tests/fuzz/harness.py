@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.strategies import RandomSource, drawn
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.world import world
 
 #: Seconds after which a case hangs.
-PATIENCE = 60
+PATIENCE = 120
 
 
 class HangError(AssertionError):
@@ -55,6 +56,7 @@ def attack(name: str, seeds: range) -> Counts:
             note tells the seed.
     """
     target = TARGETS[name]
+    world()
     passed, start = 0, time.perf_counter()
     with _quiet():
         for seed in seeds:
@@ -82,6 +84,7 @@ def attack_with_hypothesis(name: str, cases: int, number: int) -> Counts:
         Exception: The finding, with the case in its notes.
     """
     target = TARGETS[name]
+    world()
     ran = passed = 0
 
     @seed(number)
