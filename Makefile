@@ -1,6 +1,6 @@
 # `make help` lists the targets. Every target that needs an environment makes it.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-faults bench quality style docs clean
+.PHONY: help quickstart test test-fast test-faults fuzz scale bench quality style docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +26,9 @@ test-fast: $(VENV)/.dev ## Run the tests without the slow ones.
 
 test-faults: $(VENV)/.dev ## Kill commands while they train, mine, convert, predict and push; compare results (10 minutes).
 	$(BIN)/python -m tests.faults
+
+fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 hostile cases (10 minutes on 2 cores).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks

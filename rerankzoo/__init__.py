@@ -15,7 +15,6 @@ _HOME = {
     "AtMost": "rerankzoo.generation",
     "AutoModelForReranking": "rerankzoo.models.auto",
     "Boost": "rerankzoo.generation",
-    "UnreadableFileError": "rerankzoo.errors",
     "DeGReConfig": "rerankzoo.models.degre",
     "DeGReEvaluator": "rerankzoo.models.degre",
     "DeGReEvaluatorEnsemble": "rerankzoo.models.degre",
@@ -45,6 +44,7 @@ _HOME = {
     "SchemaMismatchError": "rerankzoo.errors",
     "SimulatorDataModule": "rerankzoo.data.datamodule",
     "TargetSpec": "rerankzoo.features.schema",
+    "UnreadableFileError": "rerankzoo.errors",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -33,6 +33,7 @@ NetworkError = HTTPError
 #: What transformers, safetensors, torch and json raise about files that are not what they should be.
 _DAMAGED = (
     SafetensorError,
+    StrictDataclassError,
     ValueError,
     TypeError,
     RuntimeError,
@@ -54,7 +55,7 @@ def redact(text: str, token: str | bool | None = None) -> str:
     return _TOKEN.sub("(token)", text)
 
 
-def is_refusal(error: ValueError | TypeError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether this package itself raised an error about a value, so that its text says all there is to know.
 
     An error out of another library may as well be a mistake of ours; of that one wants to see the traceback.
@@ -63,7 +64,8 @@ def is_refusal(error: ValueError | TypeError) -> bool:
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     raised_in = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
-    return isinstance(error, StrictDataclassError) or raised_in.split(".")[0] == __name__.split(".")[0]
+    own = isinstance(error, ValueError | TypeError) and raised_in.split(".")[0] == __name__.split(".")[0]
+    return own or isinstance(error, StrictDataclassError)  # which our configs raise
 
 
 def status_of(error: BaseException) -> int | None:
@@ -162,7 +164,7 @@ def one_line_errors(
         if str(error).startswith("Unrecognized model"):
             file = f"{subfolder}/config.json" if subfolder else "config.json"
             raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error
-        if isinstance(error, ValueError | TypeError) and is_refusal(error):
+        if is_refusal(error) and not isinstance(error, StrictDataclassError):
             raise
         reason = redact(in_one_line(error))
         raise HubError(f"cannot load {name}: {type(error).__name__}: {reason}") from error

@@ -21,6 +21,7 @@ from rerankzoo.features.columns import Table
 from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
 from rerankzoo.features.tables import holds_columns, read_table
 from rerankzoo.generation import Constraint
+from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.generation.constraints import check_types
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
@@ -216,6 +217,8 @@ class RerankingPipeline:
         check_types(constraints)
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
+        if unknown := sorted(set(parameters) - set(PARAMETERS)):
+            raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(PARAMETERS)}")
         table = read_table(requests, self.extractor.schema.item_id)
         answer: list[Outcome] = [None] * table.rows
         for part in self._read(table, on_error, answer):
@@ -303,6 +306,8 @@ def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPr
     Raises:
         HubError: If some are missing: transformers would go on with random ones, and only print which.
     """
+    # Without the flag transformers would ask on the terminal whether to run a checkpoint's code.
+    options = {"trust_remote_code": False, **options}
     model, report = auto.from_pretrained(path, output_loading_info=True, **options)
     if missing := sorted(map(str, report["missing_keys"])):
         raise HubError(

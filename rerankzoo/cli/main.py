@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(command, error)
     except NonFiniteLossError as error:
         return _refuse(command, error, status=1)
-    except ValueError as error:
+    except Exception as error:
         if not import_module("rerankzoo.faults").is_refusal(error):
             raise
         return _refuse(command, error)

@@ -16,6 +16,7 @@ from rerankzoo.cli.lightning import RerankingCLI, command_line
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import METADATA_FILE
+from rerankzoo.errors import shown
 from rerankzoo.files import write_atomically
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
@@ -60,9 +61,16 @@ def find_recipe(name: str) -> Path:
         FileNotFoundError: If there is neither.
     """
     for path in (Path(name), recipes_folder() / name, recipes_folder() / name.removeprefix("recipes/")):
-        if path.is_file():
+        if _is_file(path):
             return path
-    raise FileNotFoundError(f"no file {name!r}, here or among the shipped recipes")
+    raise FileNotFoundError(f"no file {shown(name)}, here or among the shipped recipes")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, with a NUL, of half a character
+        return False
 
 
 def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:

@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 
 from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.features.batch import PADDING_INDEX
-from rerankzoo.features.columns import Column, Table
+from rerankzoo.features.columns import INT64_MAX, Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
 from rerankzoo.features.fitting import (
     FittedState,
@@ -501,6 +501,8 @@ def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
     if wrong:
         message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
         raise RerankingDataError(message, field=column.name)
+    if column.kind != "string" and (beyond := [item for item in items if not -INT64_MAX - 1 <= int(item) <= INT64_MAX]):
+        raise RerankingDataError(f"{shown(beyond[0])} is too large", field=column.name)
     if column.kind == "string":
         code = {string: number for number, string in enumerate(column.strings)}
         items = [code.get(item, -1) for item in items]

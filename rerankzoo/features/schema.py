@@ -372,7 +372,7 @@ def _plain(value: Any) -> Any:
 def _spec_from_dict(spec: type[FieldSpec] | type[TargetSpec], data: Any, where: str) -> FieldSpec | TargetSpec:
     values = _known_keys(spec, data, where)
     for key in ("transforms", "clip"):
-        if values.get(key) is not None:
+        if key in values and (key, values[key]) != ("clip", None):
             values[key] = tuple(_as_list(values[key], f"{key} of {where}"))
     return spec(**values)
 

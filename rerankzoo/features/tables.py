@@ -69,4 +69,4 @@ def holds_columns(data: Mapping[str, Any], item_id: str) -> bool:
     items = data.get(item_id)
     if isinstance(items, np.ndarray) and items.ndim > 1:
         return True
-    return isinstance(items, list | tuple | np.ndarray) and any(is_list(entry) for entry in items)
+    return is_list(items) and isinstance(items, list | tuple | np.ndarray) and any(is_list(entry) for entry in items)

@@ -88,7 +88,7 @@ class Push:
 
         Raises:
             FileNotFoundError: If a folder is missing or is no checkpoint or data folder.
-            FileExistsError: If there are two evaluators.
+            FileExistsError: If there are two evaluators, or a file is a link out of the folder.
             HubError: If the evaluator is none.
         """
         found = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
@@ -271,9 +271,12 @@ def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
     if not (folder / required).is_file():
         kind = "checkpoint" if required == "config.json" else "data folder"
         raise FileNotFoundError(f"{folder / required} is missing: {folder} is no {kind}")
+    root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            if not path.resolve().is_relative_to(root):
+                raise FileExistsError(f"{path} is a link to {path.resolve()}, outside the folder: put a copy there")
             yield relative.as_posix(), path
 
 

@@ -210,6 +210,11 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         super().__init__(config)
         self.schema = config.schema  # parsed once, not in every forward pass
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """See `transformers.PreTrainedModel.from_pretrained`; weights are read from safetensors files only."""
+        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves weights, their checksums, config and generation config, such that auto classes find the model anywhere.
 

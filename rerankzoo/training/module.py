@@ -54,8 +54,8 @@ class RerankingModule(L.LightningModule):
         freeze: Modules that are not trained, such as `["item_encoder"]`.
 
     Raises:
-        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named without
-            a checkpoint.
+        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named
+            without a checkpoint.
     """
 
     def __init__(
