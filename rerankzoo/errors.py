@@ -1,4 +1,4 @@
-"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub an `OSError`.
+"""The few errors of rerankzoo: wrong input is a `ValueError`, trouble with the Hub or the disk an `OSError`.
 
 Callers need not know this module to catch them.
 """
@@ -52,3 +52,11 @@ class ExportError(ValueError):
 
 class HubError(OSError):
     """A checkpoint cannot be loaded from the Hub or pushed to it; the message is one line and says what to do."""
+
+
+class OutputError(OSError):
+    """A file or folder cannot be written: the disk is full, the folder read-only...; the message is one line."""
+
+
+class CorruptFileError(ValueError):
+    """A file is not what was written: cut off, overwritten...; the message is one line and says what to do."""

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,7 +23,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from lightning.fabric import Fabric
@@ -38,12 +36,16 @@ from rerankzoo.data.folder import (
     METADATA_FILE,
     MINED_SOURCE,
     SCHEMA_FILE,
+    SETTINGS_FILE,
     UTILITY_QUANTILES,
+    link_or_copy,
     local_folder,
     read_metadata,
+    read_parquet,
+    write_parquet,
 )
 from rerankzoo.data.loader import logged_utilities
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import CorruptFileError, RerankingDataError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
@@ -54,8 +56,7 @@ from rerankzoo.models.degre import DeGReEvaluatorEnsemble
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
 
-#: Settings of a mined folder, there from its first shard on: a run that continues must have the same.
-SETTINGS_FILE = "mining.json"
+logger = logging.getLogger(__name__)
 
 #: Scores per evaluator call (requests x beams x candidates), unless a batch size is given. A CPU gains nothing beyond.
 _SCORES_PER_CALL = {"cpu": 8_192}
@@ -390,6 +391,8 @@ def mine_folder(
         HubError: If a repository is missing or cannot be reached.
         SchemaMismatchError: If the evaluators were made for different schemas.
         RerankingDataError: If the folder was begun with other settings, or a model is no evaluator of prefixes.
+        CorruptFileError: If the settings that the folder was begun with, or a file of the source, are damaged.
+        OutputError: If a file cannot be written; the shards that are finished stay.
         ValueError: If a setting is out of its range.
     """
     if (num_requests is not None and num_requests < 1) or num_validation < 0:
@@ -399,7 +402,7 @@ def mine_folder(
     miner = _Miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
     shards, out = source.shards(shard_size), Path(out)
     record = {
-        "evaluator": _weights_digest(miner.evaluator),
+        "evaluator": weights_digest(miner.evaluator),
         "spread_penalty": spread_penalty,
         "source": source.identity(),
         "split": split,
@@ -412,7 +415,7 @@ def mine_folder(
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         _write_json(out / SETTINGS_FILE, record)
-    missing = [shard for shard in shards if not (out / shard.name).is_file()]
+    missing = [shard for shard in shards if not _is_mined(out / shard.name, shard)]
     fabric.barrier()  # nobody writes before everybody has seen what is missing
     own = missing[fabric.global_rank :: fabric.world_size]
     done, total = 0, sum(len(shard.rows) for shard in own)
@@ -423,7 +426,7 @@ def mine_folder(
             done += table.num_rows
             if on_progress is not None:
                 on_progress(done, total)
-        write_atomically(out / shard.name, partial(pq.write_table, pa.concat_tables(tables)))
+        write_atomically(out / shard.name, partial(write_parquet, pa.concat_tables(tables)))
     fabric.barrier()
     if fabric.is_global_zero:
         _complete(out, source, miner, shards, record, list(evaluators))
@@ -512,12 +515,27 @@ class _Source:
         return {name: [len(self.splits[name]), sizes[name]] for name in names}
 
 
-def _weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's class and weights."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"/{name}:{tensor.dtype}:{tuple(tensor.shape)}/".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_mined(path: Path, shard: Shard) -> bool:
+    """Whether a shard is there and whole; a damaged one is named and mined again."""
+    if not path.is_file():
+        return False
+    try:
+        rows = read_parquet(path).num_rows
+    except CorruptFileError as error:
+        logger.warning("%s; it is mined again", error)
+        return False
+    if rows != len(shard.rows):
+        logger.warning("%s has %d rows, not %d; it is mined again", path, rows, len(shard.rows))
+    return rows == len(shard.rows)
 
 
 def _check_settings(out: Path, record: dict[str, Any]) -> None:
@@ -527,7 +545,10 @@ def _check_settings(out: Path, record: dict[str, Any]) -> None:
         if (out / SCHEMA_FILE).is_file():
             raise RerankingDataError(f"{out} holds a data set that was not mined; choose another folder", field="out")
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is damaged ({error}); delete {out} and mine it again") from error
     for name, value in json.loads(json.dumps(record)).items():
         if begun.get(name) != value:
             message = f"{out} was begun with {begun.get(name)!r}, not {value!r}; choose another folder or delete it"
@@ -539,7 +560,7 @@ def _complete(
 ) -> None:
     """Writes what makes the shards a data folder."""
     for path in source.folder.glob("test*.parquet"):
-        write_atomically(out / path.name, partial(_link, path))
+        write_atomically(out / path.name, partial(link_or_copy, path))
     miner.extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
     rows = {split: sum(len(shard.rows) for shard in shards if shard.split == split) for split in source.wanted}
     if "test" in source.splits:
@@ -556,8 +577,6 @@ def _complete(
     }
     FeatureSchema.from_yaml(source.folder / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
     _write_json(out / METADATA_FILE, metadata)
-    for leftover in out.glob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
 
 
 def _utility_quantiles(source: _Source, split: str, extractor: RerankingFeatureExtractor) -> list[float] | None:
@@ -573,14 +592,6 @@ def _utility_quantiles(source: _Source, split: str, extractor: RerankingFeatureE
         return None
     found: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
     return found
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system allows none."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "rerankzoo"
 
 #: Each part and its level; a part imports only parts of lower levels, and itself.
 LEVELS = {
-    "errors": 0,
+    "errors": -1,
     "files": 0,
     "remote_code": 0,
     "faults": 1,

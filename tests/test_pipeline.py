@@ -136,7 +136,7 @@ def test_evaluator_beside_the_model(folder: Path, requests: list[dict[str, Any]]
 
 def test_saves_the_whole(folder: Path, tmp_path: Path) -> None:
     RerankingPipeline.from_pretrained(str(folder), evaluator=True).save_pretrained(tmp_path)
-    model = {"config.json", "model.safetensors", "modeling_rerankzoo.py"}
+    model = {"config.json", "model.safetensors", "modeling_rerankzoo.py", "SHA256SUMS"}
     extractor = {"preprocessor_config.json", "vocabularies.safetensors"}
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     whole = model | extractor | {"generation_config.json", "README.md"}

@@ -8,16 +8,28 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
+import lightning as L
 import transformers
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
+from rerankzoo.training.resuming import (
+    TERMINATED,
+    ExactResume,
+    WholeCheckpointIO,
+    check_checkpoint,
+    newest_checkpoint,
+)
 
 
 class RerankingCLI(LightningCLI):
@@ -29,6 +41,7 @@ class RerankingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, each with its own section of the recipe, and `--wandb`."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ExactResume, "resume")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PretrainedExport, "export")
         parser.add_lightning_class_args(HubCheckpoint, "hub")
@@ -37,7 +50,6 @@ class RerankingCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/loss",
@@ -51,11 +63,34 @@ class RerankingCLI(LightningCLI):
             help="also log to Weights & Biases (WANDB_MODE=offline needs no account)",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Checks the checkpoint that is asked for, before Lightning reads what it says of the model.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            CorruptFileError: If it is damaged.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.get("subcommand")
+        config = self.config[command] if command else self.config
+        config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
+        folder = config.checkpoint.dirpath or os.path.join(config.trainer.default_root_dir, "checkpoints")
+        config.checkpoint.dirpath = folder
+        asked = config.get("ckpt_path")
+        if asked == "last" and command != "fit":
+            newest = newest_checkpoint(Path(folder))
+            if newest is None:
+                raise FileNotFoundError(f"{folder} has no checkpoint to {command} with")
+            config.ckpt_path = str(newest)
+        elif asked not in (None, "last", "best", "hpc") and "://" not in asked:
+            check_checkpoint(Path(asked))
+
     def before_instantiate_classes(self) -> None:
         """Puts all output below the run's root directory."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        root = config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
-        config.checkpoint.dirpath = config.checkpoint.dirpath or os.path.join(root, "checkpoints")
+        root = config.trainer.default_root_dir
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they are written
         if config.trainer.logger is None:
             loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": _in(root, "logs")}]
             if config.wandb:
@@ -66,26 +101,45 @@ class RerankingCLI(LightningCLI):
         if self.subcommand == "predict":
             config.return_predictions = False  # SlateWriter writes them; nobody reads a list of all
         self._choose_extractor(config)
+        if self.subcommand == "fit":
+            _choose_checkpoint(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes the trainer, whose runs can be killed and go on."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def _choose_extractor(self, config: Namespace) -> None:
         """Takes the extractor from where the weights come from, unless the recipe names one.
 
         A run of a Lightning checkpoint has the extractor beside it. One that starts from `pretrained` extends that
-        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing.
+        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing. A run that
+        goes on (`--ckpt_path last`) does what it did when it began: on other data it is refused.
         """
         model, data = config.model.init_args, config.data.init_args
         if "extend_extractor" not in data:  # a data module of the user's own
             return
-        kept = _kept_extractor(config) if config.get("ckpt_path") else None
+        kept = _kept_extractor(config) if config.get("ckpt_path") not in (None, "last") else None
         if kept is not None and (data.extractor is None or data.extend_extractor):
             data.extractor, data.extend_extractor, data.update_statistics = str(kept), False, False
         elif data.extractor is None and model.get("pretrained") is not None:
             data.extractor, data.extend_extractor = model.pretrained, self.subcommand in (None, "fit")
 
 
+def _choose_checkpoint(config: Namespace) -> None:
+    """Puts the newest good checkpoint in the place of `last`; where there is none, the run begins."""
+    newest = None if config.ckpt_path not in (None, "last") else newest_checkpoint(Path(config.checkpoint.dirpath))
+    if config.ckpt_path == "last":
+        config.ckpt_path = None if newest is None else str(newest)
+    elif newest is not None:
+        rank_zero_warn(f"{newest} of an earlier run will be replaced; to go on with that run: --ckpt_path last")
+
+
 def _kept_extractor(config: Namespace) -> Path | None:
     """The extractor that a run left beside its checkpoints; `None` where there is none."""
-    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "last"
+    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "best"
     folder = (checkpoint.parent if checkpoint.is_file() else Path(config.checkpoint.dirpath)) / EXTRACTOR_FOLDER
     return folder if folder.is_dir() else None
 
@@ -139,5 +193,11 @@ def main(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: Subcommand and options.
+
+    Raises:
+        SystemExit: With status 143, if SIGTERM has ended it.
     """
-    command_line(arguments)
+    try:
+        command_line(arguments)
+    except SIGTERMException as error:
+        raise SystemExit(TERMINATED) from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
-from rerankzoo.errors import ExportError, HubError, RerankingDataError, SchemaError
+from rerankzoo.errors import CorruptFileError, ExportError, RerankingDataError, SchemaError
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -26,7 +29,10 @@ COMMANDS = {
     "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
 }
 
-UNUSABLE_INPUT = (ExportError, HubError, RerankingDataError, SchemaError, FileNotFoundError, FileExistsError)
+#: An OSError tells of a missing file, a full disk, a read-only folder or a Hub that refuses.
+UNUSABLE_INPUT = (OSError, CorruptFileError, ExportError, RerankingDataError, SchemaError)
+#: Exit status of a process that SIGTERM has ended, as shells tell it.
+TERMINATED = 128 + signal.SIGTERM
 
 
 def usage() -> str:
@@ -45,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for wrong usage, unusable input and a Hub that refuses.
+        The exit status: 0, or 2 for wrong usage, unusable input, a disk that is full and a Hub that refuses.
+
+    Raises:
+        SystemExit: With status 143, if SIGTERM has ended the command; what it has finished stays.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -60,11 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     run = import_module(COMMANDS[command][0]).main
     try:
-        run(arguments)
+        with _ended_by_sigterm():
+            run(arguments)
     except UNUSABLE_INPUT as error:  # one line
         print(f"rerankzoo {command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Ends the command on SIGTERM like any other exception, so that nothing temporary is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

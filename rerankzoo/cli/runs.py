@@ -19,6 +19,7 @@ from rerankzoo.data.folder import METADATA_FILE
 from rerankzoo.files import write_atomically
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
+from rerankzoo.training.resuming import newest_checkpoint
 
 console = Console(stderr=True)
 
@@ -80,22 +81,31 @@ def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] =
     return command_line(["--config", str(find_recipe(recipe)), *options], run=False)
 
 
-def train(run: RerankingCLI, folder: Path) -> Trained:
-    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`."""
+def train(run: RerankingCLI, folder: Path, checkpoint: Path | None = None) -> Trained:
+    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`.
+
+    Args:
+        run: Of `prepare_run`.
+        folder: What the run exports to.
+        checkpoint: Of a run that was stopped and goes on; its CPU time is then not known.
+    """
     start = time.process_time()
-    run.trainer.fit(run.model, datamodule=run.datamodule)
-    return _trained(run, folder, time.process_time() - start)
+    run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
+    return _trained(run, folder, time.process_time() - start if checkpoint is None else None)
 
 
 def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`."""
+    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`.
+
+    The checkpoint appears with the first validation: only the cost, which is written last, tells of a result.
+    """
     run = prepare_run(recipe, folder, seed, arguments)
     best = folder / "best"
-    if best.is_dir():
+    if best.is_dir() and _cost_file(folder, "").is_file():
         console.print(f"{best} is there and not trained again")
         return _trained(run, best, _read_cost(folder))
     console.rule(f"{folder.name}: {recipe}, seed {seed}")
-    trained = train(run, best)
+    trained = train(run, best, newest_checkpoint(folder / "checkpoints"))
     _write_cost(folder, trained.cpu_seconds)
     return trained
 

@@ -8,13 +8,17 @@ from typing import Any
 import lightning as L
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from rerankzoo.data.folder import (
     METADATA_FILE,
     SCHEMA_FILE,
+    SETTINGS_FILE,
     SPLITS,
     UTILITY_QUANTILES,
+    check_parquet,
     local_folder,
     read_metadata,
     read_origin,
@@ -100,6 +104,10 @@ class RerankingDataModule(L.LightningDataModule):
         if not (folder / SCHEMA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
+            )
+        if (folder / SETTINGS_FILE).is_file() and not (folder / METADATA_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder / METADATA_FILE} is missing: mining has not ended; give the same `rerankzoo mine` again"
             )
         self.splits = open_splits(folder)
         schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
@@ -190,28 +198,40 @@ class RerankingDataModule(L.LightningDataModule):
 
 
 def open_splits(folder: Path) -> DatasetDict:
-    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format."""
+    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        CorruptFileError: If one is damaged.
+    """
     found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
     files = {name: paths for name, paths in found.items() if paths}
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
     # One by one: a mined folder's splits have different columns.
-    return DatasetDict({name: _open(paths) for name, paths in files.items()})
+    return DatasetDict({name: _open_parquet(paths) for name, paths in files.items()})
 
 
-def _open(paths: list[str]) -> Dataset:
+def _open_parquet(paths: list[str]) -> Dataset:
     """Copies Parquet files to Arrow's format, in memory that does not grow with them, and maps the copy.
 
     The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
     """
-    return load_dataset(
-        "parquet",
-        data_files=paths,
-        split="train",
-        batch_size=RECORD_BATCH,  # row groups may be of any size
-        writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False),  # a buffer is kept until the file's end
-    )
+    # Without `pre_buffer`, of which all that was read is kept until the end of the file.
+    scan = ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
+    try:
+        return load_dataset(
+            "parquet",
+            data_files=paths,
+            split="train",
+            batch_size=RECORD_BATCH,  # row groups may be of any size
+            writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
+            fragment_scan_options=scan,
+        )
+    except (DatasetGenerationError, ArrowException):
+        for path in paths:
+            check_parquet(Path(path))  # says which of them is damaged
+        raise
 
 
 class SimulatorDataModule(RerankingDataModule):

@@ -1,15 +1,16 @@
 """Data folders: `train.parquet`, `validation.parquet`, `test.parquet`, `schema.yaml` and `dataset.json`.
 
-`dataset.json` is written last and removed first, so a folder that has one is whole.
+A folder is made beside its place and takes it in one step, so it is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
-from rerankzoo.errors import HubError
+from rerankzoo.errors import CorruptFileError, HubError
 from rerankzoo.faults import one_line_errors
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.files import write_atomically
+from rerankzoo.files import write_folder_atomically
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"
 METADATA_FILE = "dataset.json"
+#: Settings of a mined folder, there from its first shard on: a run that continues must have the same.
+SETTINGS_FILE = "mining.json"
 #: "source" of a folder that was mined from another one, whose metadata stands under "origin".
 MINED_SOURCE = "mined"
 #: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
@@ -44,8 +47,8 @@ def write_data_folder(
 ) -> None:
     """Writes the tables of a data set with their schema and where they come from.
 
-    Every file is written under a temporary name and moved into place. Splits of an earlier data set in the same folder
-    that this one lacks are removed with it.
+    The folder takes its place in one step, and an earlier data set is replaced as a whole. Other files of the folder
+    are kept.
 
     Args:
         directory: The folder, made if it is missing.
@@ -56,21 +59,83 @@ def write_data_folder(
 
     Raises:
         ValueError: If there is no table, a split or a key of the metadata is unknown or missing, or "rows" disagrees.
+        OutputError: If the folder cannot be written; it is as it was.
     """
     _check(tables, metadata)
     rows = {split: _num_rows(tables[split]) for split in SPLITS if split in tables}
     text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"  # before any file: it may not be JSON-able
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if (directory / METADATA_FILE).exists():
-        (directory / METADATA_FILE).unlink()
-        for split in set(SPLITS) - set(tables):
-            (directory / f"{split}.parquet").unlink(missing_ok=True)
-    for split, table in tables.items():
-        write = partial(shutil.move, table) if isinstance(table, Path) else partial(pq.write_table, table)
-        write_atomically(directory / f"{split}.parquet", write)
-    schema.to_yaml(directory / SCHEMA_FILE)
-    write_atomically(directory / METADATA_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write(folder: Path) -> None:
+        for split, table in tables.items():
+            target = folder / f"{split}.parquet"
+            shutil.move(table, target) if isinstance(table, Path) else write_parquet(table, target)
+        schema.to_yaml(folder / SCHEMA_FILE)
+        (folder / METADATA_FILE).write_text(text, encoding="utf-8")
+        if directory.is_dir():
+            _keep_others(directory, folder)
+
+    write_folder_atomically(directory, write)
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Takes what is no part of a data set from an old folder into the one that replaces it."""
+    own = {SCHEMA_FILE, METADATA_FILE, *(f"{split}.parquet" for split in SPLITS)}
+    for path in old.iterdir():
+        if path.name in own:
+            continue
+        if path.is_dir():
+            shutil.copytree(path, new / path.name, copy_function=link_or_copy, symlinks=True)
+        else:
+            link_or_copy(path, new / path.name)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy where the file system allows none."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes a Parquet file with a checksum of every page."""
+    pq.write_table(table, path, write_page_checksum=True)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Reads a Parquet file whole and checks it, as far as it has checksums.
+
+    Raises:
+        CorruptFileError: If it is damaged.
+    """
+    with _naming_damage(path):
+        return pq.read_table(path, page_checksum_verification=True)
+
+
+def check_parquet(path: Path) -> None:
+    """Reads a Parquet file of any size and keeps nothing of it.
+
+    Raises:
+        CorruptFileError: If it is damaged.
+    """
+    with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for _ in file.iter_batches():
+            pass
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise CorruptFileError(f"{path} is damaged ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_blocks(path: Path, tables: Iterable[pa.Table]) -> Path:

@@ -31,7 +31,8 @@ class RequestLoader:
     them together and permutes their rows. The order depends on seed and epoch alone: with W processes, each takes every
     W-th row of the very batch that one process would have seen, so runs on one and many processes see the same data.
 
-    Lightning takes it like a `torch.utils.data.DataLoader`; it calls `set_epoch` before each epoch.
+    Lightning takes it like a `torch.utils.data.DataLoader`; it calls `set_epoch` before each epoch, and keeps the
+    position within the pass in its checkpoints (`state_dict`).
 
     Args:
         dataset: A `datasets.Dataset`, one row per request, in the layout of the extractor's schema.
@@ -69,6 +70,8 @@ class RequestLoader:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._position = 0  # batches of the pass so far
+        self._resumed: dict[str, int] | None = None
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,29 +87,56 @@ class RequestLoader:
             return len(self.dataset) // self.world_size
         return len(range(self.rank, len(self.dataset), self.world_size))
 
+    def state_dict(self) -> dict[str, int]:
+        """The pass and the position in it."""
+        return {"epoch": self.epoch, "batches": self._position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next pass, if it is the same epoch's, begin after the batches that there were.
+
+        Args:
+            state_dict: Of `state_dict`. The batches that are left out are not read.
+        """
+        self._resumed = dict(state_dict)
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         block = self.batch_size * self.world_size
         starts = np.arange(0, len(self.dataset), block)
         if self.shuffle:
             rng.shuffle(starts)
+        resumed, self._resumed, self._position = self._resumed, None, 0
+        skipped = resumed["batches"] if resumed is not None and resumed["epoch"] == self.epoch else 0
         for first in range(0, len(starts), BUFFER_BATCHES):
-            yield from self._buffer(starts[first : first + BUFFER_BATCHES], block, rng)
+            for batch in self._buffer(starts[first : first + BUFFER_BATCHES], block, rng, skipped):
+                self._position += 1
+                if batch is not None:
+                    yield batch
 
-    def _buffer(self, starts: np.ndarray, block: int, rng: np.random.Generator) -> Iterator[dict[str, Tensor]]:
-        """The batches of a few blocks, encoded together."""
+    def _buffer(
+        self, starts: np.ndarray, block: int, rng: np.random.Generator, skipped: int
+    ) -> Iterator[dict[str, Tensor] | None]:
+        """The batches of a few blocks, encoded together; `None` for those before number `skipped` of the pass."""
         slices = [(int(start), min(int(start) + block, len(self.dataset))) for start in starts]
         index = np.concatenate([np.arange(*bounds) for bounds in slices])
-        encoded = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
-        encoded["request_index"] = torch.from_numpy(index)
         order = rng.permutation(len(index)) if self.shuffle else np.arange(len(index))
-        for first in range(0, len(order), block):
-            rows = order[first : first + block]
-            if self.shuffle:
-                rows = rows[: len(rows) // self.world_size * self.world_size]
-            rows = rows[self.rank :: self.world_size]
-            if len(rows):
-                yield _select(encoded, torch.from_numpy(rows))
+        parts = [self._own_share(order[first : first + block]) for first in range(0, len(order), block)]
+        parts = [rows for rows in parts if len(rows)]
+        encoded: dict[str, Tensor] | None = None
+        for rows in parts:
+            if self._position < skipped:
+                yield None
+                continue
+            if encoded is None:
+                encoded = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
+                encoded["request_index"] = torch.from_numpy(index)
+            yield _select(encoded, torch.from_numpy(rows))
+
+    def _own_share(self, rows: np.ndarray) -> np.ndarray:
+        """This process's part of a global batch."""
+        if self.shuffle:
+            rows = rows[: len(rows) // self.world_size * self.world_size]
+        return rows[self.rank :: self.world_size]
 
 
 def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
+from rerankzoo.errors import CorruptFileError, RerankingDataError, SchemaError, SchemaMismatchError
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
@@ -365,6 +366,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
         Raises:
             OSError: If a file is not found.
+            CorruptFileError: If a file is cut off or garbled.
             SchemaMismatchError: If the vocabularies are not those the configuration was saved with.
             TypeError: If an argument is unknown.
         """
@@ -374,8 +376,15 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             raise TypeError(f"unknown arguments: {', '.join(unknown)}; known: {', '.join(_HUB_OPTIONS)}")
         config = _locate(pretrained_model_name_or_path, CONFIG_NAME, options)
         vocabularies = _locate(pretrained_model_name_or_path, VOCABULARY_NAME, options)
-        data = json.loads(Path(config).read_text(encoding="utf-8"))
-        return cls._restore(data, load_file(vocabularies))
+        try:
+            data = json.loads(Path(config).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptFileError(f"{config} is damaged: {error}") from error
+        try:
+            arrays = load_file(vocabularies)
+        except SafetensorError as error:
+            raise CorruptFileError(f"{vocabularies} is damaged: {error}") from error
+        return cls._restore(data, arrays)
 
     @classmethod
     def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:

@@ -6,12 +6,14 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
+from rerankzoo.errors import CorruptFileError
 from rerankzoo.features.batch import BATCH_KEYS, INPUT_KEYS
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
@@ -137,7 +139,11 @@ class SlateGenerationMixin:
                 revision=revision,
                 subfolder=subfolder,
             )
-        except OSError:  # no such file: the config's defaults stand
+        except OSError as error:
+            file = Path(pretrained_model_name_or_path) / subfolder / GENERATION_CONFIG_NAME
+            if file.is_file():
+                raise CorruptFileError(f"{file} is damaged: it is no JSON") from error
+            # There is none: the config's defaults stand.
             self.generation_config = RerankingGenerationConfig()
 
 

@@ -6,6 +6,7 @@ commit is lost, a caller cannot tell whether it arrived. Here every commit carri
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shlex
@@ -36,6 +37,8 @@ RECIPE_FILE = "config.yaml"
 _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
 #: Statuses that may be others a moment later; besides those from 500 on.
 _PASSING = (408, 409, 412, 429)
+#: Among so many of them an earlier process's pull request is looked for.
+_NEWEST_PULLS = 20
 _BINARY = (".safetensors", ".parquet", ".png")
 #: Of an upload that failed huggingface_hub makes a RuntimeError, of a gateway's page of regret a JSONDecodeError.
 _TRANSIENT = (NetworkError, OSError, RuntimeError, json.JSONDecodeError)
@@ -165,15 +168,19 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
     where: dict[str, Any] = {"repo_id": made.repo_id, "repo_type": push.repo_type}
     if push.revision and not push.revision.startswith("refs/pr/"):
         _persist(lambda: api.create_branch(branch=str(push.revision), exist_ok=True, **where))
-    pulls = _persist(lambda: _pull_requests(api, where)) if push.create_pr else set()
     kept = {path for path in push.keep if _persist(partial(_exists, api, push, where, path))}
     operations = {path: str(source) for path, source in sorted(files.items()) if path not in kept}
     name, attempts = uuid.uuid4().hex, 0
+    if push.create_pr:
+        # A process that was killed may have opened it. (On a branch there is then nothing left to change.)
+        name = _contents_id(operations, _persist(lambda: str(api.repo_info(**where).sha)))
+        if opened := _persist(lambda: _find(api, push, where, name)):
+            return replace(opened, changed=False)
 
     def commit() -> Pushed:
         nonlocal attempts
         attempts += 1
-        if attempts > 1 and (arrived := _find(api, push, where, name, pulls)):
+        if attempts > 1 and (arrived := _find(api, push, where, name)):
             return arrived
         head = api.repo_info(revision=push.revision, **where).sha
         found = api.create_commit(
@@ -190,7 +197,7 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
     try:
         return _persist(commit)
     except _TRANSIENT:
-        arrived = _persist(lambda: _find(api, push, where, name, pulls), delays=())  # the last answer was lost
+        arrived = _persist(lambda: _find(api, push, where, name), delays=())  # the last answer was lost
         if arrived is None:
             raise
         return arrived
@@ -225,9 +232,17 @@ def _short(error: BaseException) -> str:
     return type(error).__name__ if status is None else f"status {status}"
 
 
-def _find(api: HfApi, push: Push, where: dict[str, Any], name: str, pulls: set[str]) -> Pushed | None:
-    """The commit of this push, if it arrived: on the branch, or in a pull request that was not there before."""
-    revisions = sorted(_pull_requests(api, where) - pulls) if push.create_pr else [push.revision]
+def _contents_id(operations: dict[str, str], head: str) -> str:
+    """Names a pull request by what it changes: the files, and the commit that they are put upon."""
+    digest = hashlib.sha256(head.encode())
+    for path, source in operations.items():
+        digest.update(f"/{path}/".encode() + hashlib.sha256(Path(source).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _find(api: HfApi, push: Push, where: dict[str, Any], name: str) -> Pushed | None:
+    """The commit of this push, if it arrived: on the branch, or in one of the newest pull requests."""
+    revisions = _pull_requests(api, where)[:_NEWEST_PULLS] if push.create_pr else [push.revision]
     for revision in revisions:
         for commit in api.list_repo_commits(revision=revision, **where):
             if _description(name) in commit.message:
@@ -239,9 +254,11 @@ def _find(api: HfApi, push: Push, where: dict[str, Any], name: str, pulls: set[s
     return None
 
 
-def _pull_requests(api: HfApi, where: dict[str, Any]) -> set[str]:
+def _pull_requests(api: HfApi, where: dict[str, Any]) -> list[str]:
+    """The pull requests, the newest first."""
     refs = api.list_repo_refs(include_pull_requests=True, **where)
-    return {pull.ref for pull in refs.pull_requests or []}
+    pulls = [str(pull.ref) for pull in refs.pull_requests or []]
+    return sorted(pulls, key=lambda ref: int(ref.removeprefix("refs/pr/")), reverse=True)
 
 
 def _description(name: str) -> str:

@@ -9,17 +9,20 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.errors import CorruptFileError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.files import verify_checksums, write_checksums
 from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, GatedFieldNorm, PackedEmbedding
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
@@ -208,7 +211,7 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         self.schema = config.schema  # parsed once, not in every forward pass
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves weights, config and generation config, such that auto classes find the model anywhere.
+        """Saves weights, their checksums, config and generation config, such that auto classes find the model anywhere.
 
         Args:
             save_directory: The folder, created if need be.
@@ -217,6 +220,24 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         # Set anew: a config that was loaded from the Hub names the repository it came from.
         self.config.auto_map = auto_map(AutoConfig=type(self.config).__name__, AutoModel=type(self).__name__)
         super().save_pretrained(save_directory, **kwargs)
+        write_checksums(Path(save_directory), "model*.safetensors")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Loads a model; see `transformers.PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CorruptFileError: If the weights are damaged.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None and Path(name).is_dir():
+            verify_checksums(Path(name) / kwargs.get("subfolder", ""))
+        try:
+            return super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise CorruptFileError(f"the weights of {name} are damaged: {error}") from error
 
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema: one vector per candidate."""

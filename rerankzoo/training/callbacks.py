@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,18 +23,34 @@ from huggingface_hub import get_token
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from rerankzoo.data.folder import link_or_copy, read_parquet, write_parquet
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.errors import CorruptFileError
 from rerankzoo.faults import redact
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.files import write_atomically, write_folder_atomically
+from rerankzoo.files import (
+    make_folder,
+    remove_leftovers,
+    temporary_name,
+    write_atomically,
+    write_folder_atomically,
+)
 from rerankzoo.hub.card import write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
+from rerankzoo.mining import weights_digest
 from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.training.resuming import random_state, set_random_state
 
 #: Of the folder of Lightning checkpoints: the feature extractor of their run.
 EXTRACTOR_FOLDER = "extractor"
 _WRITE_ROWS = 8_192
+#: Batches of predictions that are kept together; what a stopped prediction does again is less.
+PART_BATCHES = 16
+#: Of a part's metadata: the state of the random generators behind it.
+_RANDOM = b"random"
 
 
 class PretrainedExport(Callback):
@@ -72,6 +90,14 @@ class PretrainedExport(Callback):
             self._validated[trainer.global_step] = {
                 name: value for name, value in metrics.items() if name.startswith("val/") and math.isfinite(value)
             }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics of all validations so far: that of the best checkpoint may be an earlier process's."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the metrics that an earlier process has seen."""
+        self._validated = dict(state_dict["validated"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exports what the last validation found."""
@@ -117,11 +143,12 @@ class PretrainedExport(Callback):
 
 
 def _recipe(trainer: L.Trainer) -> dict[str, str]:
-    """The full recipe of a run of the command line, without where it was pushed."""
+    """The full recipe of a run of the command line, without where it was pushed or gone on from."""
     for callback in trainer.callbacks:
         if isinstance(callback, SaveConfigCallback):
             values = yaml.safe_load(callback.parser.dump(callback.config, skip_none=True))
-            values.pop("hub", None)
+            for name in ("hub", "ckpt_path"):
+                values.pop(name, None)
             return {RECIPE_FILE: redact(yaml.safe_dump(values, sort_keys=False))}
     return {}
 
@@ -212,8 +239,9 @@ class HubCheckpoint(Callback):
             return
         push = Push(folder, self.repo_id, evaluator=self.evaluator, **self.options)
         # The folder may be written anew while it is read; links to its files stay what they are.
-        snapshot = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        shutil.copytree(folder, snapshot, copy_function=_link, dirs_exist_ok=True)
+        remove_leftovers(folder, "push")
+        snapshot = temporary_name(folder, "push")
+        shutil.copytree(folder, snapshot, copy_function=link_or_copy)
         self._thread = Thread(target=self._push, args=(push, snapshot, metrics), daemon=True)
         self._thread.start()
 
@@ -235,17 +263,11 @@ def _find_export(trainer: L.Trainer) -> PretrainedExport:
     raise ValueError("HubCheckpoint needs a PretrainedExport callback beside it")
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
 def load_weights(model: RerankingPreTrainedModel, checkpoint: str) -> RerankingPreTrainedModel:
     """A copy of a model with the weights of a Lightning checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    copy = type(model)(model.config)
+    with isolate_rng():  # what is trained next must not depend on what was exported
+        copy = type(model)(model.config)
     copy.load_state_dict(
         {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     )
@@ -276,7 +298,9 @@ class SlateWriter(Callback):
     """Writes what `predict` returns as one Parquet table, in the order of the requests.
 
     Columns: `request_index` (row number in the split), `slate` (positions into the row's candidates), `item_ids` and
-    `score`. With several processes each writes its share beside the result, and the first one joins them.
+    `score`. Every process writes its share in parts of `PART_BATCHES` batches into a hidden folder beside the result,
+    and the first process joins them. A prediction that was stopped goes on behind its last part when it is started
+    again with the same weights, decoding, extractor and data; parts of another one are removed.
 
     Args:
         path: The Parquet file; default: `predictions.parquet` in the trainer's root directory.
@@ -285,10 +309,30 @@ class SlateWriter(Callback):
     def __init__(self, path: str | None = None) -> None:
         self.path = path
         self._rows: list[dict[str, Tensor]] = []
+        self._parts = Path()
+        self._number = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the rows of an earlier run."""
-        self._rows = []
+        """Goes behind the parts that are there.
+
+        Raises:
+            OutputError: If the folder of the parts cannot be made.
+        """
+        self._rows, self._number = [], 0
+        target = self._target(trainer)
+        self._parts = target.with_name(f".{target.name}.parts-{_prediction_digest(trainer, pl_module)}")
+        if trainer.is_global_zero:
+            for other in target.parent.glob(f".{target.name}.parts-*"):
+                if other != self._parts:
+                    shutil.rmtree(other, ignore_errors=True)
+        make_folder(self._parts)
+        loader = trainer.predict_dataloaders
+        if isinstance(loader, RequestLoader) and (last := self._last_part(trainer.global_rank)) is not None:
+            self._number = int(last.stem.split("-")[-1]) + 1
+            state = torch.load(io.BytesIO(pq.read_schema(last).metadata[_RANDOM]), weights_only=True)
+            set_random_state(state)
+            # Before its first batch is read.
+            loader.load_state_dict({"epoch": loader.epoch, "batches": self._number * PART_BATCHES})
 
     def on_predict_batch_end(
         self,
@@ -301,16 +345,49 @@ class SlateWriter(Callback):
     ) -> None:
         """Keeps a batch's slates."""
         self._rows.append({key: value.cpu() for key, value in outputs.items()})
+        if len(self._rows) == PART_BATCHES:
+            self._write_part(trainer)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the table."""
-        target = Path(self.path or os.path.join(trainer.default_root_dir, "predictions.parquet"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self._table(trainer), _part(target, trainer.global_rank))
+        """Writes the table.
+
+        Raises:
+            OutputError: If it cannot be written; the parts stay.
+        """
+        if self._rows:
+            self._write_part(trainer)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            self._join(target, trainer.world_size)
+            parts = sorted(self._parts.glob("*.parquet"))
+            whole = pa.concat_tables([read_parquet(part).replace_schema_metadata(None) for part in parts])
+            write_atomically(self._target(trainer), partial(write_parquet, whole.sort_by("request_index")))
+            shutil.rmtree(self._parts, ignore_errors=True)
         trainer.strategy.barrier()
+
+    def _target(self, trainer: L.Trainer) -> Path:
+        return Path(self.path or os.path.join(trainer.default_root_dir, "predictions.parquet"))
+
+    def _last_part(self, rank: int) -> Path | None:
+        """The last part of a process such that all before it are there and whole; those behind it are removed."""
+        last, whole = None, True
+        for number, path in enumerate(sorted(self._parts.glob(f"{rank:05d}-*.parquet"))):
+            try:
+                whole = whole and path.name == _part_name(rank, number) and read_parquet(path).num_rows > 0
+            except CorruptFileError as error:
+                rank_zero_warn(f"{error}; its requests are predicted again")
+                whole = False
+            if whole:
+                last = path
+            else:
+                path.unlink()
+        return last
+
+    def _write_part(self, trainer: L.Trainer) -> None:
+        buffer = io.BytesIO()
+        torch.save(random_state(), buffer)  # for decoding that draws at random
+        table = self._table(trainer).replace_schema_metadata({_RANDOM: buffer.getvalue()})
+        write_atomically(self._parts / _part_name(trainer.global_rank, self._number), partial(write_parquet, table))
+        self._rows, self._number = [], self._number + 1
 
     def _table(self, trainer: L.Trainer) -> pa.Table:
         index = torch.cat([row["request_index"] for row in self._rows])
@@ -325,13 +402,17 @@ class SlateWriter(Callback):
         shown = [[position for position in slate if position >= 0] for slate in slates.tolist()]
         return pa.table({"request_index": index.numpy(), "slate": shown, "item_ids": item_ids, "score": scores.numpy()})
 
-    def _join(self, target: Path, world_size: int) -> None:
-        parts = [_part(target, rank) for rank in range(world_size)]
-        whole = pa.concat_tables([pq.read_table(part) for part in parts]).sort_by("request_index")
-        write_atomically(target, lambda path: pq.write_table(whole, path))
-        for part in parts:
-            part.unlink()
+
+def _part_name(rank: int, number: int) -> str:
+    return f"{rank:05d}-{number:08d}.parquet"
 
 
-def _part(target: Path, rank: int) -> Path:
-    return target.with_name(f".{target.name}.part-{rank}")
+def _prediction_digest(trainer: L.Trainer, module: Any) -> str:
+    """Tells predictions apart: weights, decoding, extractor, data, and how the rows are cut into batches."""
+    data, model = trainer.datamodule, module.model
+    split = data.split("test")
+    files = [(file["filename"], os.stat(file["filename"]).st_mtime_ns) for file in split.cache_files]
+    decoding = model.generation_config.to_dict() if model.can_generate() else None
+    known = [weights_digest(model), decoding, data.extractor.schema.fingerprint, files, len(split)]
+    cut = [getattr(trainer.predict_dataloaders, "batch_size", None), trainer.world_size, PART_BATCHES]
+    return hashlib.sha256(json.dumps([known, cut], sort_keys=True, default=str).encode()).hexdigest()[:16]

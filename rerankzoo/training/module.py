@@ -159,7 +159,9 @@ class RerankingModule(L.LightningModule):
 
         What the run started from is in it by now: `--ckpt_path` takes the arguments from here.
         """
-        checkpoint["model_config"] = self._made().config.to_dict()
+        config = self._made().config.to_dict()
+        config.pop("auto_map", None)  # there only once the model has been exported
+        checkpoint["model_config"] = config
         if self.pretrained is not None:
             started = {"pretrained": None, "pretrained_modules": None}
             values = {"config": self.config_values, "generation": self.generation_values}
@@ -170,6 +172,7 @@ class RerankingModule(L.LightningModule):
 
         Raises:
             SchemaMismatchError: If the data's extractor is not the one of the run that is resumed or applied.
+            RerankingDataError: If the recipe makes another network.
         """
         config = self.model_class.config_class.from_dict(checkpoint["model_config"])
         if self.model is None:
@@ -180,6 +183,14 @@ class RerankingModule(L.LightningModule):
                 f"the data's extractor has fingerprint {self.model.schema.fingerprint}; give the run's own as "
                 "--data.init_args.extractor"
             )
+        shapes = {name: list(value.shape) for name, value in self.state_dict().items()}
+        saved = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
+        other = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        if other:
+            message = (
+                f"the recipe gives {other[0]} the shape {shapes.get(other[0])}, the checkpoint {saved.get(other[0])}"
+            )
+            raise RerankingDataError(message, field="config")
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

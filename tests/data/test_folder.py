@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerankzoo.data.folder import list_array, local_folder, read_metadata, read_origin, write_data_folder
+from rerankzoo.errors import OutputError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 
 SCHEMA = FeatureSchema(
@@ -62,22 +65,33 @@ def test_rewriting_leaves_no_split_of_the_earlier_data_set(tmp_path: Path) -> No
     assert read_metadata(tmp_path)["rows"] == {"train": 1}
 
 
-def test_interrupted_writing_leaves_no_metadata_and_no_temporary_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_data_folder(tmp_path, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
+def test_interrupted_writing_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+    write_data_folder(folder, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def fail(part: pa.Table, path: Path) -> None:
+    def fail(part: pa.Table, path: Path, **options: Any) -> None:
         path.write_bytes(b"half a file")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_data_folder(tmp_path, {"train": table(4), "test": table(4)}, SCHEMA, METADATA)
-    with pytest.raises(FileNotFoundError, match="no complete data folder"):
-        read_metadata(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["schema.yaml", "test.parquet", "train.parquet"]
-    assert pq.read_table(tmp_path / "train.parquet").num_rows == 3  # the old file, not half of the new one
+    with pytest.raises(OutputError, match=r"cannot write .*data: No space left on device"):
+        write_data_folder(folder, {"train": table(4), "test": table(4)}, SCHEMA, METADATA)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # nothing temporary beside it
+
+
+def test_other_files_of_a_replaced_folder_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_data_folder(folder, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
+    (folder / "README.md").write_text("mine")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("too")
+    write_data_folder(folder, {"train": table(4)}, SCHEMA, METADATA)
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "notes" / "a.txt").read_text() == "too"
+    assert not (folder / "test.parquet").exists()
+    assert pq.read_table(folder / "train.parquet").num_rows == 4
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rerankzoo.files import write_atomically
 from tests.scale import tables
 from tests.scale.plot import plot_tables
@@ -33,6 +35,7 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     wanted = options.parts or PARTS
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         if "tables" in wanted:

@@ -15,15 +15,14 @@ def plot_tables(found: dict[str, Any], path: Path) -> None:
 
     figure, (cost, memory) = pyplot.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
     sizes = [int(size) for size in found["tables"]]
-    for stage in ("prepare", "open", "fit extractor"):
+    for stage in ("open", "fit extractor"):
         cost.plot(sizes, [entry[stage]["cpu"] for entry in found["tables"].values()], marker="o", label=stage)
     for stage, runs in found["costs"].items():
-        requests = [entry["requests"] for entry in runs]
-        cost.plot(requests, [entry["cpu"] for entry in runs], marker=".", linestyle="--", label=stage)
-    for stage in ("prepare", "open", "fit extractor", "train", "mine"):
+        cost.plot([entry["requests"] for entry in runs], [entry["cpu"] for entry in runs], marker="s", label=stage)
+    for stage in ("open", "fit extractor", "train", "mine"):
         peaks = [entry[stage]["peak"] / 2**20 for entry in found["tables"].values()]
         memory.plot(sizes, peaks, marker="o", label=stage)
-    cost.set(xlabel="requests", ylabel="CPU seconds, with Python's start", xscale="log", yscale="log")
+    cost.set(xlabel="requests", ylabel="CPU seconds", xscale="log", yscale="log")
     memory.set(xlabel="requests of the table", ylabel="anonymous memory, MiB at most", xscale="log")
     memory.set_ylim(bottom=0)
     for panel in (cost, memory):

@@ -62,7 +62,7 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.slow
 def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
-    more = ["model.onnx", "modeling_rerankzoo.py", "vocabularies.safetensors"]
+    more = ["SHA256SUMS", "model.onnx", "modeling_rerankzoo.py", "vocabularies.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *more])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
     metadata = GraphMetadata.load(folder / "export.json")

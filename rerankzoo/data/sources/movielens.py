@@ -21,7 +21,6 @@ GroupLens' terms forbid redistribution: a converted folder is for its maker's ow
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import urllib.request
 import zipfile
@@ -39,7 +38,7 @@ from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.data.simulator import sample_plackett_luce
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
-from rerankzoo.files import write_atomically
+from rerankzoo.files import temporary_folder, write_atomically
 
 Variant = Literal["ml-100k", "ml-1m"]
 
@@ -342,13 +341,11 @@ def _download(variant: Variant, cache: Path) -> Path:
     if all((folder / name).is_file() for name in FILES[variant]):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    archive = cache / f".{variant}.{os.getpid()}.zip"
-    try:
+    with temporary_folder(folder) as work:
+        archive = work / f"{variant}.zip"
         with urllib.request.urlopen(URLS[variant], timeout=60) as response, archive.open("wb") as file:
             shutil.copyfileobj(response, file)
         _unpack(archive, variant, folder)
-    finally:
-        archive.unlink(missing_ok=True)
     return folder
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import logging
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ import pyarrow.parquet as pq
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.files import temporary_folder
 
 try:
     import duckdb
@@ -136,16 +136,15 @@ def convert_taobao(
     names = [name for name in FILES if history or name != "behavior_log.csv"]
     for name in names:
         _read_header(raw / name)  # all of them before the first long read
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        config = {"memory_limit": memory_limit, "temp_directory": work}
-        with closing(duckdb.connect(str(Path(work) / "work.duckdb"), config=config)) as connection:
+    with temporary_folder(out) as work:
+        config = {"memory_limit": memory_limit, "temp_directory": str(work)}
+        with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
             counts = {name: _load(connection, raw / name) for name in names}
             _check_values(connection, raw)
             _choose_users(connection, protocol, counts["raw_sample.csv"])
             _count_clicks(connection, protocol)
             buckets = -(-(counts["raw_sample.csv"] + counts.get("behavior_log.csv", 0)) // _BUCKET_ROWS)
-            files = _write_splits(Path(work), slate_size, _tables(connection, slate_size, history, buckets, seed))
+            files = _write_splits(work, slate_size, _tables(connection, slate_size, history, buckets, seed))
         sizes = {raw / name: count for name, count in counts.items()}
         metadata = _metadata(protocol, slate_size, history, seed, sizes)
         write_data_folder(out, files, taobao_schema(history), metadata)
@@ -402,7 +401,9 @@ def _write_splits(work: Path, slate_size: int, parts: Iterator[tuple[str, pa.Tab
         writers: dict[str, pq.ParquetWriter] = {}
         for split, part in parts:
             if split not in writers:
-                writers[split] = stack.enter_context(pq.ParquetWriter(files[split], part.schema))
+                writers[split] = stack.enter_context(
+                    pq.ParquetWriter(files[split], part.schema, write_page_checksum=True)
+                )
             writers[split].write_table(part, row_group_size=_ROW_GROUP)
             written[split] += part.num_rows
     if not all(written.values()):

@@ -1,0 +1,356 @@
+"""Runs that can be killed at any moment and started again: whole checkpoints, found again, that hold everything.
+
+A checkpoint holds the state of every random generator and the loader's position besides what Lightning keeps, so a run
+that goes on from one does, in one process on the CPU, to the bit what it would have done undisturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import uuid
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.errors import CorruptFileError, OutputError
+from rerankzoo.files import make_folder, write_atomically
+
+#: Exit status of a process that SIGTERM has ended, as shells tell it.
+TERMINATED = 128 + signal.SIGTERM
+#: Of the folder of Lightning checkpoints: which run writes there. Checkpoints of another one are an earlier run's.
+RUN_FILE = "run.json"
+#: Where a run goes on.
+LAST_FILE = "last.ckpt"
+
+
+# --- checkpoint files -----------------------------------------------------------------------------------------------
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, and are checked to the last byte before they are loaded.
+
+    Lightning's own are written to the system's temporary folder and moved, which is a copy, and no single step, where
+    that folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """See `TorchCheckpointIO.save_checkpoint`.
+
+        Raises:
+            OutputError: If the file cannot be written; an earlier one of that name is as it was.
+        """
+        if not _is_local(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        make_folder(Path(path).parent)
+        write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """See `TorchCheckpointIO.load_checkpoint`.
+
+        Raises:
+            CorruptFileError: If the file is damaged.
+        """
+        if _is_local(path) and Path(path).is_file():
+            check_checkpoint(Path(path))
+        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return loaded
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # not by its name: torch's own writer does not say why it fails
+        torch.save(checkpoint, file)
+
+
+def _is_local(path: Any) -> bool:
+    return "://" not in str(path)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Reads a Lightning checkpoint to its end.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CorruptFileError: If it is damaged; names the newest good one beside it, if there is one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    damage = _damage(path)
+    if damage is not None:
+        other = newest_checkpoint(path.parent)
+        advice = "no good one is beside it" if other is None else f"the newest good one is {other}: --ckpt_path {other}"
+        raise CorruptFileError(f"{path} is damaged ({damage}); {advice}")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with most steps of a folder, among the whole ones of the run that wrote there last.
+
+    Args:
+        folder: Such as a run's `checkpoints`.
+
+    Returns:
+        The file; `None` where there is none. Damaged ones are named in a warning and left alone.
+    """
+    if not folder.is_dir():
+        return None
+    run, found = _read_run(folder), []
+    for path in sorted(folder.glob("*.ckpt")):
+        damage = _damage(path)
+        if damage is not None:
+            rank_zero_warn(f"{path} is damaged ({damage}) and passed over")
+            continue
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
+        if "optimizer_states" in saved and (run is None or state.get("run") == run):
+            found.append((saved["global_step"], path.stat().st_mtime_ns, path))
+    return max(found)[-1] if found else None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file: its archive holds a checksum of every part."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None if part is None else f"wrong checksum of {part}"
+
+
+def _read_run(folder: Path) -> str | None:
+    try:
+        run: str = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return run
+
+
+# --- random generators ----------------------------------------------------------------------------------------------
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global random generators, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts the random generators back to what `random_state` has returned."""
+    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+class ExactResume(Checkpoint):
+    """Writes `last.ckpt`, from which a run goes on as if nothing had happened, and ends runs cleanly on SIGTERM.
+
+    It is written at the end of every epoch (Lightning's `save_last` leaves out those without a better result). Every
+    checkpoint gets what Lightning forgets: the state of the random generators and of the loader, the last metrics, and
+    whether early stopping has ended the run. On SIGTERM a training run finishes its batch, writes `last.ckpt` and
+    raises Lightning's `SIGTERMException`. In the middle of a validation nothing is written: the run then goes on from
+    the checkpoint before it.
+
+    Args:
+        dirpath: Folder of `last.ckpt`; default: that of `ModelCheckpoint`, which must stand before this callback.
+        every_n_train_steps: Write it after every so many optimiser steps, too: for long epochs.
+
+    Raises:
+        ValueError: If the number of steps is not positive.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be positive, got {every_n_train_steps}")
+        self.dirpath = dirpath
+        self.every_n_train_steps = every_n_train_steps
+        self._run = uuid.uuid4().hex
+        self._loaded: dict[str, Any] | None = None
+        self._saved_step = -1
+        self._in_loop = False
+        self._at_epoch_end = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ends the process on SIGTERM whenever no loop is there to do so.
+
+        Raises:
+            ValueError: If there is no folder to write to.
+        """
+        if stage == "fit" and self.dirpath is None:
+            if not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+                raise ValueError("ExactResume needs a dirpath, or a ModelCheckpoint callback before it")
+            self.dirpath = str(trainer.checkpoint_callback.dirpath)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if not self._in_loop:
+            raise SystemExit(TERMINATED)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds what Lightning forgets, and writes the curves up to here, which will not be computed again.
+
+        Raises:
+            OutputError: If the curves cannot be written.
+        """
+        loader = trainer.train_dataloader
+        checkpoint["callbacks"][self.state_key] = {
+            "run": self._run,
+            "stopped": trainer.should_stop,
+            "random": random_state(),
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+            "loader": loader.state_dict() if isinstance(loader, RequestLoader) else None,
+        }
+        self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            try:
+                logger.save()
+            except OSError as error:
+                raise OutputError(f"cannot write the logs in {logger.save_dir}: {error.strerror or error}") from error
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a checkpoint's run."""
+        self._run, self._loaded = state_dict["run"], state_dict
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remembers that a run was stopped early, and finds the best checkpoint where the folder was moved."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._at_epoch_end = _end_epoch(checkpoint["loops"]["fit_loop"]["epoch_progress"])
+        trainer.should_stop = bool(checkpoint["callbacks"].get(self.state_key, {}).get("stopped"))
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint) and trainer.ckpt_path is not None:
+            _relocate(checkpoint["callbacks"].get(best.state_key, {}), str(best.dirpath), Path(trainer.ckpt_path))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Marks the folder of checkpoints as this run's, before anything of an earlier run is replaced."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            folder, text = Path(str(self.dirpath)), json.dumps({"run": self._run}) + "\n"
+            make_folder(folder)
+            write_atomically(folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts random generators and loader where they were.
+
+        Lightning would do so for the loader, had it not been made already, for the number of steps of the schedule. And
+        a run with `max_steps` would go through the epoch before once more, without a batch.
+        """
+        self._in_loop = True
+        if self._at_epoch_end:
+            trainer.fit_loop.epoch_loop.restarting = False
+        if self._loaded is not None:
+            set_random_state(self._loaded["random"])
+            trainer.callback_metrics.update(self._loaded["metrics"])  # of the last validation, for what monitors it
+            if self._loaded["loader"] is not None and isinstance(trainer.train_dataloader, RequestLoader):
+                trainer.train_dataloader.load_state_dict(self._loaded["loader"])  # before its first batch is read
+            self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes `last.ckpt` in the middle of an epoch, if asked to."""
+        steps, every = trainer.global_step, self.every_n_train_steps
+        if every is not None and steps % every == 0 and steps != self._saved_step:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes `last.ckpt`, after early stopping and the choice of the best checkpoint."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on SIGTERM ends the process at once."""
+        self._in_loop = False
+        _leave_on_sigterm(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets the batch end, whose slates may then be kept."""
+        self._in_loop = True
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ends prediction on SIGTERM, which Lightning's loop does not."""
+        _leave_on_sigterm(trainer)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on SIGTERM ends the process at once."""
+        self._in_loop = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Writes `last.ckpt` where SIGTERM has ended training between two batches."""
+        self._in_loop = False
+        between = isinstance(exception, SIGTERMException) and trainer.training
+        if between and trainer.global_step not in (0, self._saved_step):
+            self._save(trainer)
+
+
+def _leave_on_sigterm(trainer: L.Trainer) -> None:
+    if trainer.received_sigterm:
+        raise SIGTERMException
+
+
+def _end_epoch(progress: dict[str, dict[str, int]]) -> bool:
+    """Completes the epoch of a checkpoint that was written at its end, which Lightning counts only afterwards.
+
+    Returns:
+        Whether it was; otherwise the checkpoint stands in the middle of an epoch.
+    """
+    if progress["current"]["processed"] < progress["current"]["ready"]:
+        return False
+    for counts in progress.values():
+        counts["completed"] = counts["processed"]
+    return True
+
+
+def _relocate(state: dict[str, Any], folder: str, resumed: Path) -> None:
+    """Rewrites the paths that a `ModelCheckpoint` has saved, where the run goes on in a folder that was moved."""
+    before = state.get("dirpath")
+    if before is None or before == folder or resumed.resolve().parent != Path(folder).resolve():
+        return
+
+    def moved(path: str) -> str:
+        return folder + path.removeprefix(before) if path.startswith(f"{before}/") else path
+
+    state["dirpath"] = folder
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = moved(state[name])

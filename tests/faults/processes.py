@@ -1,0 +1,180 @@
+"""Commands in processes that are killed: at a time, or inside the k-th step of writing a file or folder.
+
+What takes long is imported once, and every command is a fork of that process. The steps of writing are those of
+`rerankzoo.files`, through which all outputs go: a file that has been written under its temporary name (and is cut in
+half before the kill), a name that is about to take its place, and one that has; towards the Hub those are requests that
+are about to be sent, and answers that nobody has read.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import rerankzoo.files
+from rerankzoo.cli.main import COMMANDS, main
+
+#: What the shell makes of a process that SIGTERM has ended.
+TERMINATED = 143
+
+
+@dataclass(frozen=True)
+class Kill:
+    """How to kill a command.
+
+    Attributes:
+        signal: SIGKILL or SIGTERM.
+        step: Inside the writing step of this number, counted from 0...
+        seconds: ...or so long after its start.
+    """
+
+    signal: signal.Signals
+    step: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        status: Its exit status; negative: the signal it was killed by.
+        seconds: How long it took.
+        steps: The writing steps that it began, in words.
+        text: What it printed.
+    """
+
+    status: int
+    seconds: float
+    steps: tuple[str, ...]
+    text: str
+
+
+def import_all() -> None:
+    """Imports what the commands need, once for all processes. Nothing may compute here: threads do not fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in {module for module, _ in COMMANDS.values()}:
+        import_module(name)
+    import rerankzoo.data.sources.taobao  # noqa: F401
+
+
+def run(arguments: list[str], log: Path, kill: Kill | None = None) -> Ended:
+    """Runs `rerankzoo` in a process of its own.
+
+    Args:
+        arguments: Command and options.
+        log: File for what it prints; the steps go beside it.
+        kill: How to kill it; default: not at all.
+
+    Returns:
+        How it ended.
+    """
+    steps = log.with_suffix(".steps")
+    steps.unlink(missing_ok=True)
+    sys.stdout.flush()
+    start = time.monotonic()
+    process = os.fork()
+    if process == 0:
+        _be_child(arguments, log, steps, kill)
+    if kill is not None and kill.step is None:
+        _kill_at(process, start + kill.seconds, kill.signal)
+    _, status = os.waitpid(process, 0)
+    seconds = time.monotonic() - start
+    begun = tuple(steps.read_text(encoding="utf-8").splitlines()) if steps.is_file() else ()
+    return Ended(os.waitstatus_to_exitcode(status), seconds, begun, log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _kill_at(process: int, moment: float, number: signal.Signals) -> None:
+    while time.monotonic() < moment:
+        ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return
+        time.sleep(0.002)
+    os.kill(process, number)
+
+
+def _be_child(arguments: list[str], log: Path, steps: Path, kill: Kill | None) -> None:
+    status: object = 70
+    try:
+        output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _watch(steps, kill if kill is not None and kill.step is not None else None)
+        status = main(arguments)
+    except SystemExit as error:
+        status = error.code
+    except BaseException:  # of a child that must not go on as its parent
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
+
+
+def _watch(log: Path, kill: Kill | None) -> None:
+    """Counts the steps of writing, and kills this process inside the chosen one."""
+    count = 0
+    output = log.open("a", encoding="utf-8", buffering=1)
+
+    def step(words: str, before_kill: Callable[[], None] = lambda: None) -> None:
+        nonlocal count
+        output.write(words + "\n")
+        if kill is not None and count == kill.step:
+            if kill.signal == signal.SIGKILL:  # on SIGTERM the process may well go on with its file
+                before_kill()
+            os.kill(os.getpid(), kill.signal)
+        count += 1
+
+    files = rerankzoo.files
+    sync, take_place, replace = files._sync, files._take_place, os.replace
+
+    def watched_sync(path: Path) -> None:
+        if not path.is_dir():
+            step(f"half of {_plain(path)}", lambda: os.truncate(path, path.stat().st_size // 2))
+        sync(path)
+
+    def watched_take_place(fresh: Path, target: Path) -> None:
+        step(f"before the folder {target.name}")
+        take_place(fresh, target)
+        step(f"behind the folder {target.name}")
+
+    def watched_replace(source: Path, target: Path, **options: int) -> None:
+        ours = ".tmp" in str(source)
+        if ours:
+            step(f"before {Path(target).name}")
+        replace(source, target, **options)
+        if ours:
+            step(f"behind {Path(target).name}")
+
+    send = httpx.Client.send
+
+    def watched_send(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        if request.method == "GET" or request.method == "HEAD":
+            return send(client, request, **options)
+        name = f"{request.method} {request.url.path.split('/')[-2]}/{request.url.path.split('/')[-1][:12]}"
+        step(f"before {name}")
+        answer = send(client, request, **options)
+        step(f"answer to {name}")
+        return answer
+
+    httpx.Client.send = watched_send  # type: ignore[method-assign]
+    files._sync, files._take_place, os.replace = watched_sync, watched_take_place, watched_replace  # type: ignore[assignment]
+
+
+def _plain(path: Path) -> str:
+    """A name without the number of the process."""
+    return ".".join(
+        part for part in path.name.split(".") if part and not part.isdigit() and part != rerankzoo.files._machine()
+    )
