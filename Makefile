@@ -1,6 +1,6 @@
 # `make help` lists the targets. Every target that needs an environment makes it.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast bench quality style docs clean
+.PHONY: help quickstart test test-fast bench scale quality style docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +26,9 @@ test-fast: $(VENV)/.dev ## Run the tests without the slow ones.
 
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
+
+scale: $(VENV)/.dev ## Measure large logs and long service: the figures of docs/scaling.md, into outputs/scale (12 GB of disk).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scale
 
 quality: $(VENV)/.dev docs ## Check style, types and the docs build.
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Tables of growing size: what each command takes, per million requests, and the memory it holds.
+"""Tables of growing size: the memory that opening, fitting, training and mining hold, and what reading them costs.
 
-Every stage runs in a process of its own, under a limit of its memory, as a user would run it: `rerankzoo prepare`,
-`fit`, `mine`, `predict`, `evaluate`. The tables themselves are random numbers, written in blocks.
+Every stage runs in a process of its own, under a limit of its memory; training and mining are `rerankzoo fit` and
+`rerankzoo mine`. The tables are random numbers, written in blocks.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.scale.usage import Usage, run
 __all__ = ["Plan", "RerankingModule", "Tables", "mine_folder", "rows"]
 
 HERE = Path(__file__).parent
+STAGES = ("write", "open", "fit extractor", "train", "mine")
 NUM_CANDIDATES, SLATE_SIZE, NUM_ITEMS, BLOCK = 8, 4, 1_000, 10_000
 SCHEMA = FeatureSchema(
     name="large",
@@ -50,18 +51,12 @@ class Plan:
         sizes: Training requests of the tables.
         steps: Of a training.
         mined: Requests of a mining run.
-        tested: Requests that are predicted.
-        evaluated: Requests that are evaluated.
-        prepared: Requests that are simulated.
         data_limit: RLIMIT_DATA of every process, in bytes.
     """
 
     sizes: tuple[int, ...] = (200_000, 2_000_000, 10_000_000)
     steps: int = 2_000
     mined: int = 2_000
-    tested: int = 20_000
-    evaluated: int = 5_000
-    prepared: tuple[int, ...] = (20_000, 200_000)
     data_limit: int = 2 * 2**30
 
 
@@ -76,14 +71,12 @@ class Tables:
     def __init__(self, plan: Plan, work: Path) -> None:
         self.plan = plan
         self.work = work
-        self.found: dict[str, Any] = {"plan": asdict(plan), "tables": {}, "costs": {}}
+        self.found: dict[str, Any] = {"plan": asdict(plan), "tables": {}}
 
     def measure(self) -> Iterator[dict[str, Any]]:
         """All figures so far, after each table."""
         for size in self.plan.sizes:
             self.found["tables"][size] = self._table(size)
-            if size == min(self.plan.sizes):
-                self.found["costs"] = self._costs(size)
             shutil.rmtree(self._folder(size))
             shutil.rmtree(self.work / f"cache-{size}")
             yield self.found
@@ -95,7 +88,7 @@ class Tables:
         """One table: opening it, fitting an extractor, and training and mining on it."""
         folder, plan = self._folder(size), self.plan
         found = {
-            "write": self._run("write", size, lambda: write_folder(folder, size, plan.tested)),
+            "write": self._run("write", size, lambda: write_folder(folder, size)),
             "open": self._run("open", size, lambda: open_splits(folder)),
             "fit extractor": self._run("fit extractor", size, lambda: RerankingDataModule(str(folder)).setup()),
         }
@@ -105,29 +98,6 @@ class Tables:
         found["mine"] = self._run("mine", size, lambda: self._mine(folder))
         sizes = {"parquet bytes": _bytes(folder), "arrow bytes": _bytes(self.work / f"cache-{size}")}
         return {**{name: asdict(usage) for name, usage in found.items()}, **sizes}
-
-    def _costs(self, size: int) -> dict[str, Any]:
-        """What does not depend on the table's size, by the number of requests that it takes."""
-        folder, plan, known = self._folder(size), self.plan, self.found["tables"][size]
-        stages: dict[str, list[dict[str, Any]]] = {
-            "train": [{"requests": plan.steps * 64, **known["train"]}],
-            "mine": [{"requests": plan.mined, **known["mine"]}],
-        }
-        more: dict[str, tuple[tuple[int, ...], Callable[[int], Any]]] = {
-            "prepare simulator": (plan.prepared, self._prepare),
-            "predict": ((plan.tested,), lambda count: self._predict(folder)),
-            "evaluate": ((plan.evaluated,), lambda count: self._evaluate(folder)),
-        }
-        for stage, (counts, work) in more.items():
-            stages[stage] = []
-            for count in counts:
-                usage = self._run(stage, size, lambda: work(count))  # noqa: B023
-                stages[stage].append({"requests": count, **asdict(usage)})
-        return stages
-
-    def _prepare(self, count: int) -> None:
-        shutil.rmtree(self.work / "simulated", ignore_errors=True)
-        _command("prepare", "simulator", "--num-train", count, "--out", self.work / "simulated")
 
     def _fit(self, kind: str, folder: Path, steps: int) -> None:
         out = self.work / kind
@@ -142,16 +112,6 @@ class Tables:
         options += ["--num-validation", 0, "--devices", 1, "--accelerator", "cpu"]
         _command("mine", *options, "--data", folder, "--out", self.work / "mined")
 
-    def _predict(self, folder: Path) -> None:
-        out = self.work / "generator"
-        options = [f"--data.init_args.path={folder}", f"--trainer.default_root_dir={out}"]
-        options += [f"--ckpt_path={out / 'checkpoints' / 'best.ckpt'}"]
-        _command("predict", "--config", HERE / "generator.yaml", *options)
-
-    def _evaluate(self, folder: Path) -> None:
-        options = ["--data", folder, "--num-requests", self.plan.evaluated, "--out", self.work / "report"]
-        _command("evaluate", self.work / "generator" / "best", *options)
-
     def _run(self, stage: str, size: int, work: Callable[[], Any]) -> Usage:
         def in_own_cache() -> None:
             import datasets
@@ -164,11 +124,11 @@ class Tables:
         return usage
 
 
-def write_folder(folder: Path, size: int, tested: int) -> None:
-    """Writes a log of random requests; a test split of `tested` and a validation split of 2,000."""
+def write_folder(folder: Path, size: int) -> None:
+    """Writes a log of random requests, and a validation split of 2,000."""
     work = folder.with_name(f"{folder.name}-blocks")
     work.mkdir()
-    counts = {"train": size, "validation": 2_000, "test": tested}
+    counts = {"train": size, "validation": 2_000}
     files = {
         split: write_blocks(work / f"{split}.parquet", _blocks(count, seed))
         for seed, (split, count) in enumerate(counts.items())
@@ -178,29 +138,19 @@ def write_folder(folder: Path, size: int, tested: int) -> None:
 
 
 def rows(found: dict[str, Any]) -> Iterable[str]:
-    """The figures as Markdown tables: memory by table, cost by stage, bytes on disk."""
+    """The figures as Markdown tables: memory and CPU time by table, bytes on disk."""
     tables = found["tables"]
-    yield "| MiB of anonymous memory at most | " + " | ".join(f"{int(size):,} requests" for size in tables) + " |"
+    yield "| | " + " | ".join(f"{int(size):,} requests" for size in tables) + " |"
     yield "|---|" + "---:|" * len(tables)
-    for stage in ("write", "open", "fit extractor", "train", "mine"):
-        yield f"| {stage} | " + " | ".join(f"{entry[stage]['peak'] / 2**20:.0f}" for entry in tables.values()) + " |"
-    yield ""
-    yield "| stage | requests | CPU s | CPU s per million | MiB at most |"
-    yield "|---|---:|---:|---:|---:|"
-    stages = {
-        stage: [{"requests": int(size), **entry[stage]} for size, entry in tables.items()]
-        for stage in ("write", "open", "fit extractor")
-    }
-    for stage, runs in {**stages, **found["costs"]}.items():
-        for entry in runs:
-            requests, cpu, peak = entry["requests"], entry["cpu"], entry["peak"] / 2**20
-            yield f"| {stage} | {requests:,} | {cpu:.1f} | {cpu / requests * 1e6:.1f} | {peak:.0f} |"
-    yield ""
-    yield "| on disk | bytes per request |"
-    yield "|---|---:|"
+    for stage in STAGES:
+        yield (
+            f"| {stage}, MiB | " + " | ".join(f"{entry[stage]['peak'] / 2**20:.0f}" for entry in tables.values()) + " |"
+        )
+    for stage in STAGES:
+        yield f"| {stage}, CPU s | " + " | ".join(f"{entry[stage]['cpu']:.1f}" for entry in tables.values()) + " |"
     for name in ("parquet bytes", "arrow bytes"):
-        size, entry = list(tables.items())[-1]
-        yield f"| {name.split()[0]} | {entry[name] / int(size):.0f} |"
+        values = [f"{entry[name] / int(size):.0f}" for size, entry in tables.items()]
+        yield f"| {name} per request | " + " | ".join(values) + " |"
 
 
 def _command(*arguments: Any) -> None:
