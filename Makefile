@@ -33,6 +33,9 @@ fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 host
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
 
+scale: $(VENV)/.dev ## Measure large logs and long service: the figures of docs/scaling.md, into outputs/scale (12 GB of disk).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scale
+
 quality: $(VENV)/.dev docs ## Check style, types and the docs build.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """What must work with the core dependencies alone, without any extra: `python tests/core_imports.py`.
 
 Uses every public name that is not about training, fits an extractor, makes a model, saves both, loads them as a
-pipeline and reranks a request. The names that train must say what is missing. CI runs this
-where no extra is installed, and `make test` where the extras are hidden.
+pipeline and reranks a request. The names that train must say what is missing. CI runs this where no extra is installed,
+and `make test` where the extras are hidden.
 """
 
 from __future__ import annotations

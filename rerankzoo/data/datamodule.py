@@ -18,10 +18,10 @@ from rerankzoo.data.folder import (
     SETTINGS_FILE,
     SPLITS,
     UTILITY_QUANTILES,
+    check_parquet,
     local_folder,
     read_metadata,
     read_origin,
-    read_parquet,
 )
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
@@ -209,16 +209,16 @@ def open_splits(folder: Path) -> DatasetDict:
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
     # One by one: a mined folder's splits have different columns.
-    return DatasetDict({name: _open(paths) for name, paths in files.items()})
+    return DatasetDict({name: _open_parquet(paths) for name, paths in files.items()})
 
 
-def _open(paths: list[str]) -> Dataset:
+def _open_parquet(paths: list[str]) -> Dataset:
     """Copies Parquet files to Arrow's format, in memory that does not grow with them, and maps the copy.
 
     The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
     """
-    # No buffer: it would be kept until the file's end.
-    options = ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
+    # Without `pre_buffer`, of which all that was read is kept until the end of the file.
+    scan = ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
     try:
         return load_dataset(
             "parquet",
@@ -226,11 +226,11 @@ def _open(paths: list[str]) -> Dataset:
             split="train",
             batch_size=RECORD_BATCH,  # row groups may be of any size
             writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
-            fragment_scan_options=options,
+            fragment_scan_options=scan,
         )
     except (DatasetGenerationError, ArrowException) as error:
         for path in paths:
-            read_parquet(Path(path))  # says which of them is damaged
+            check_parquet(Path(path))  # says which of them is damaged
         if isinstance(error.__cause__, OSError):
             raise OutputError(f"cannot write the cache of datasets for {paths[0]}: {error.__cause__}") from error
         raise

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,25 @@ def read_parquet(path: Path) -> pa.Table:
     Raises:
         UnreadableFileError: If it is damaged.
     """
-    try:
+    with _naming_damage(path):
         return pq.read_table(path, page_checksum_verification=True)
+
+
+def check_parquet(path: Path) -> None:
+    """Reads a Parquet file of any size and keeps nothing of it.
+
+    Raises:
+        UnreadableFileError: If it is damaged.
+    """
+    with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for _ in file.iter_batches():
+            pass
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

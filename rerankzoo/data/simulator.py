@@ -18,7 +18,6 @@ setting (`SETTINGS["strong"]`), and optimal once every listwise effect is off (`
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ import pyarrow as pa
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.files import temporary_folder
 from rerankzoo.metrics.permutation import all_slates
 
 BLOCK_SIZE = 1_000
@@ -508,9 +508,8 @@ def write_simulator_folder(
         "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
         "settings": asdict(settings),
     }
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as work:
-        files = {split: write_blocks(Path(work) / f"{split}.parquet", tables) for split, tables in blocks.items()}
+    with temporary_folder(directory) as work:
+        files = {split: write_blocks(work / f"{split}.parquet", tables) for split, tables in blocks.items()}
         write_data_folder(directory, files, simulator.schema, metadata)
 
 

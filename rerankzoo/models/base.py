@@ -210,11 +210,6 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         super().__init__(config)
         self.schema = config.schema  # parsed once, not in every forward pass
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See `transformers.PreTrainedModel.from_pretrained`; weights are read from safetensors files only."""
-        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
-
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves weights, their checksums, config and generation config, such that auto classes find the model anywhere.
 
@@ -231,7 +226,7 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Loads a model; see `transformers.PreTrainedModel.from_pretrained`.
+        """Loads a model from safetensors files only; see `transformers.PreTrainedModel.from_pretrained`.
 
         Raises:
             UnreadableFileError: If the weights are damaged.
@@ -240,7 +235,7 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         if name is not None and Path(name).is_dir():
             verify_checksums(Path(name) / kwargs.get("subfolder", ""))
         try:
-            return super().from_pretrained(name, *args, **kwargs)
+            return super().from_pretrained(name, *args, **{**kwargs, "use_safetensors": True})
         except SafetensorError as error:
             raise UnreadableFileError(f"the weights of {name} are damaged: {error}") from error
 

@@ -1,6 +1,6 @@
 """`make scale`: what large logs and long service take; the figures of docs/scaling.md.
 
-python -m tests.scale [tables] [embeddings] [service] [--out outputs/scale] [--sizes 200000 2000000 10000000]
+python -m tests.scale [tables] [costs] [embeddings] [service] [--out outputs/scale] [--sizes 200000 2000000 10000000]
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rerankzoo.files import write_atomically
 from tests.scale import tables
 from tests.scale.plot import plot_tables
 
-PARTS = ("tables", "embeddings", "service")
+PARTS = ("tables", "costs", "embeddings", "service")
 
 
 def main() -> None:
@@ -28,15 +30,18 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(tables.Plan.sizes), help="requests of the tables")
     parser.add_argument("--ids", type=int, default=10_000_000, help="rows of the large embedding table")
     parser.add_argument("--requests", type=int, default=100_000, help="requests of the long service, of each backend")
-    parser.add_argument("--work", type=Path, help="folder for tables and checkpoints, 7 GB; default: a temporary one")
+    parser.add_argument("--work", type=Path, help="folder for tables and checkpoints, 12 GB; default: a temporary one")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     wanted = options.parts or PARTS
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         if "tables" in wanted:
             _tables(options, Path(work))
+        if "costs" in wanted:
+            _costs(options, Path(work))
         if "embeddings" in wanted:
             _embeddings(options, Path(work))
         if "service" in wanted:
@@ -47,6 +52,13 @@ def _tables(options: argparse.Namespace, work: Path) -> None:
     for found in tables.Tables(tables.Plan(sizes=tuple(options.sizes)), work).measure():
         _write(options.out / "tables.json", found, tables.rows(found))
         plot_tables(found, options.out / "growth.svg")
+
+
+def _costs(options: argparse.Namespace, work: Path) -> None:
+    from tests.scale import costs
+
+    found = costs.measure(work)
+    _write(options.out / "costs.json", found, costs.rows(found))
 
 
 def _embeddings(options: argparse.Namespace, work: Path) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
+from rerankzoo.cli.main import main
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.training import RerankingModule
 from tests.scale.usage import Usage, run
+
+__all__ = ["RerankingModule", "measure", "rows"]  # training is imported here, before processes are made
 
 HERE = Path(__file__).parent
 FEW_IDS = 20_000
@@ -48,7 +54,7 @@ def measure(num_ids: int, work: Path) -> dict[str, Any]:
     found = {}
     for size in (FEW_IDS, num_ids):
         folder = work / f"ids-{size}"
-        write_folder(folder, size)
+        run(partial(write_folder, folder, size), work / "output")
         short, long = (_fit(folder, work, steps) for steps in STEPS)
         found[size] = {
             "milliseconds per step": (long.cpu - short.cpu) / (STEPS[1] - STEPS[0]) * 1e3,
@@ -75,8 +81,12 @@ def _fit(folder: Path, work: Path, steps: int) -> Usage:
     shutil.rmtree(out, ignore_errors=True)
     options = [f"--data.init_args.path={folder}", f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={out}"]
     options += [f"--trainer.val_check_interval={steps}", f"--model.init_args.config.embedding_size={EMBEDDING_SIZE}"]
-    environment = {"HF_DATASETS_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    usage = run(["-m", "rerankzoo.cli.main", "fit", f"--config={HERE / 'evaluator.yaml'}", *options], environment)
+
+    def fit() -> None:
+        datasets.config.HF_DATASETS_CACHE = work / f"cache-{folder.name}"
+        main(["fit", f"--config={HERE / 'evaluator.yaml'}", *options])
+
+    usage = run(fit, work / "output")
     print(f"{steps} steps, {folder.name}: {usage.cpu:.1f} s of CPU, {usage.peak / 2**20:.0f} MiB at most", flush=True)
     return usage
 

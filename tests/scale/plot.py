@@ -7,23 +7,21 @@ from typing import Any
 
 import matplotlib
 
+from tests.scale.tables import STAGES
+
 
 def plot_tables(found: dict[str, Any], path: Path) -> None:
-    """CPU seconds of every stage, and the most anonymous memory by the table's size."""
+    """CPU seconds and the most anonymous memory of every stage."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (cost, memory) = pyplot.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
     sizes = [int(size) for size in found["tables"]]
-    for stage in ("prepare", "open", "fit extractor"):
-        cost.plot(sizes, [entry[stage]["cpu"] for entry in found["tables"].values()], marker="o", label=stage)
-    for stage, runs in found["costs"].items():
-        requests = [entry["requests"] for entry in runs]
-        cost.plot(requests, [entry["cpu"] for entry in runs], marker=".", linestyle="--", label=stage)
-    for stage in ("prepare", "open", "fit extractor", "train", "mine"):
-        peaks = [entry[stage]["peak"] / 2**20 for entry in found["tables"].values()]
-        memory.plot(sizes, peaks, marker="o", label=stage)
-    cost.set(xlabel="requests", ylabel="CPU seconds, with Python's start", xscale="log", yscale="log")
+    for stage in STAGES:
+        entries = [entry[stage] for entry in found["tables"].values()]
+        cost.plot(sizes, [entry["cpu"] for entry in entries], marker="o", label=stage)
+        memory.plot(sizes, [entry["peak"] / 2**20 for entry in entries], marker="o", label=stage)
+    cost.set(xlabel="requests of the table", ylabel="CPU seconds", xscale="log", yscale="log")
     memory.set(xlabel="requests of the table", ylabel="anonymous memory, MiB at most", xscale="log")
     memory.set_ylim(bottom=0)
     for panel in (cost, memory):

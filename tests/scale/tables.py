@@ -1,27 +1,46 @@
-"""Tables of growing size: what each command takes, per million requests, and the memory it holds.
+"""Tables of growing size: the memory that opening, fitting, training and mining hold, and what reading them costs.
 
-Everything runs as a user would run it: `rerankzoo prepare`, `fit`, `mine`, `predict`, `evaluate`, each in a process of
-its own under a limit of its memory. A stage's cost is the slope between a short and a long run of it on one table, so
-that starting Python is no part of it; what reads the whole table has one run per table.
+Every stage runs in a process of its own, under a limit of its memory; training and mining are `rerankzoo fit` and
+`rerankzoo mine`. The tables are random numbers, written in blocks.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from rerankzoo.cli.main import main
+from rerankzoo.data.datamodule import RerankingDataModule, open_splits
+from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
+from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.mining import mine_folder
+from rerankzoo.training import RerankingModule
 from tests.scale.usage import Usage, run
 
+# Imported here, before processes are made: mining, training and the data module above.
+__all__ = ["Plan", "RerankingModule", "Tables", "mine_folder", "rows"]
+
 HERE = Path(__file__).parent
-#: Of the simulated world: rows of 500 bytes.
-WORLD = {"latent_size": 2, "num_candidates": 8, "num_items": 200, "retrieval_pool": 20}
-BATCH_SIZE = 256
-COMMAND = ("-m", "rerankzoo.cli.main")
-OPEN = "from tests.scale.tables import open_table; import sys; open_table(sys.argv[1])"
-FIT = "from tests.scale.tables import fit_extractor; import sys; fit_extractor(sys.argv[1])"
+STAGES = ("write", "open", "fit extractor", "train", "mine")
+NUM_CANDIDATES, SLATE_SIZE, NUM_ITEMS, BLOCK = 8, 4, 1_000, 10_000
+SCHEMA = FeatureSchema(
+    name="large",
+    item_id="item_id",
+    fields=(
+        FieldSpec(name="item_id", group="candidate", kind="categorical"),
+        FieldSpec(name="category", group="candidate", kind="categorical"),
+        FieldSpec(name="price", group="candidate", kind="numeric", transforms=("standardize",)),
+        FieldSpec(name="score", group="candidate", kind="numeric", transforms=("standardize",)),
+    ),
+    targets=(TargetSpec(name="click", value="price"),),
+    upstream_score="score",
+)
 
 
 @dataclass(frozen=True)
@@ -30,16 +49,14 @@ class Plan:
 
     Attributes:
         sizes: Training requests of the tables.
-        steps: A short and a long training.
-        mined: Requests of a short and a long mining run.
-        tested: The same of prediction and evaluation.
+        steps: Of a training.
+        mined: Requests of a mining run.
         data_limit: RLIMIT_DATA of every process, in bytes.
     """
 
     sizes: tuple[int, ...] = (200_000, 2_000_000, 10_000_000)
-    steps: tuple[int, int] = (200, 2_000)
-    mined: tuple[int, int] = (2_000, 20_000)
-    tested: tuple[int, int] = (1_000, 6_000)
+    steps: int = 2_000
+    mined: int = 2_000
     data_limit: int = 2 * 2**30
 
 
@@ -54,137 +71,111 @@ class Tables:
     def __init__(self, plan: Plan, work: Path) -> None:
         self.plan = plan
         self.work = work
-        self.environment = {
-            "HF_DATASETS_CACHE": str(work / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(HERE.parents[1]),
-        }
+        self.found: dict[str, Any] = {"plan": asdict(plan), "tables": {}}
 
     def measure(self) -> Iterator[dict[str, Any]]:
-        """All figures so far, after each table: by table, and the costs of what its size does not change."""
-        found: dict[str, Any] = {"plan": asdict(self.plan), "world": WORLD, "tables": {}, "costs": {}}
+        """All figures so far, after each table."""
         for size in self.plan.sizes:
-            found["tables"][size] = self._table(size)
-            if not found["costs"]:
-                found["costs"] = self._costs(size, found["tables"][size])
+            self.found["tables"][size] = self._table(size)
             shutil.rmtree(self._folder(size))
-            shutil.rmtree(self.work / "cache")
-            yield found
+            shutil.rmtree(self.work / f"cache-{size}")
+            yield self.found
 
     def _folder(self, size: int) -> Path:
         return self.work / f"log-{size}"
 
     def _table(self, size: int) -> dict[str, Any]:
-        """One table: making it, opening it, and the memory of training and mining on it."""
-        folder, found = self._folder(size), {}
-        found["prepare"] = self._prepare(folder, size)
-        found["open"] = self._run(f"open {size:,}", "-c", OPEN, folder)
-        found["fit extractor"] = self._run(f"fit the extractor {size:,}", "-c", FIT, folder)
-        if not (self.work / "evaluator").is_dir():
-            self._fit("evaluator", folder, self.plan.steps[0])
-        found["train"] = self._fit("generator", folder, self.plan.steps[1])
-        found["mine"] = self._mine(folder, self.plan.mined[0])
-        sizes = {"parquet bytes": _bytes(folder), "arrow bytes": _bytes(self.work / "cache")}
-        return {**{name: _figures(usage) for name, usage in found.items()}, **sizes}
-
-    def _costs(self, size: int, known: dict[str, Any]) -> dict[str, Any]:
-        """A short and a long run of each stage that takes some requests of a table."""
+        """One table: opening it, fitting an extractor, and training and mining on it."""
         folder, plan = self._folder(size), self.plan
-        predict = [(count, _figures(self._predict(folder, count))) for count in plan.tested]
-        evaluate = [(count, _figures(self._evaluate(folder, count))) for count in plan.tested]
-        mine = [(plan.mined[0], known["mine"]), (plan.mined[1], _figures(self._mine(folder, plan.mined[1])))]
-        short = _figures(self._fit("generator", folder, plan.steps[0]))
-        train = [(plan.steps[0] * BATCH_SIZE, short), (plan.steps[1] * BATCH_SIZE, known["train"])]
-        stages = {"train": train, "mine": mine, "predict": predict, "evaluate": evaluate}
-        return {name: [{"requests": count, **entry} for count, entry in runs] for name, runs in stages.items()}
+        found = {
+            "write": self._run("write", size, lambda: write_folder(folder, size)),
+            "open": self._run("open", size, lambda: open_splits(folder)),
+            "fit extractor": self._run("fit extractor", size, lambda: RerankingDataModule(str(folder)).setup()),
+        }
+        if not (self.work / "evaluator").is_dir():
+            self._run("evaluator", size, lambda: self._fit("evaluator", folder, plan.steps // 10))
+        found["train"] = self._run("train", size, lambda: self._fit("generator", folder, plan.steps))
+        found["mine"] = self._run("mine", size, lambda: self._mine(folder))
+        sizes = {"parquet bytes": _bytes(folder), "arrow bytes": _bytes(self.work / f"cache-{size}")}
+        return {**{name: asdict(usage) for name, usage in found.items()}, **sizes}
 
-    def _prepare(self, folder: Path, size: int) -> Usage:
-        tested = str(self.plan.tested[1])
-        sizes = ["--num-train", str(size), "--num-validation", "2000", "--num-test", tested]
-        world = [f"--constant={name}={value}" for name, value in WORLD.items()]
-        return self._run(f"prepare {size:,}", *COMMAND, "prepare", "simulator", *sizes, *world, "--out", folder)
-
-    def _fit(self, kind: str, folder: Path, steps: int) -> Usage:
+    def _fit(self, kind: str, folder: Path, steps: int) -> None:
         out = self.work / kind
         shutil.rmtree(out, ignore_errors=True)
         options = [f"--data.init_args.path={folder}", f"--trainer.max_steps={steps}"]
         options += [f"--trainer.val_check_interval={steps // 2}", f"--trainer.default_root_dir={out}"]
-        name = f"train a {kind} for {steps:,} steps on {folder.name}"
-        return self._run(name, *COMMAND, "fit", "--config", HERE / f"{kind}.yaml", *options)
+        _command("fit", "--config", HERE / f"{kind}.yaml", *options)
 
-    def _mine(self, folder: Path, count: int) -> Usage:
-        out = self.work / "mined"
-        shutil.rmtree(out, ignore_errors=True)
-        options = ["--evaluator", self.work / "evaluator" / "best", "--num-requests", count, "--num-validation", 0]
-        name = f"mine {count:,} of {folder.name}"
-        return self._run(name, *COMMAND, "mine", *options, "--data", folder, "--out", out, "--devices", 1)
+    def _mine(self, folder: Path) -> None:
+        shutil.rmtree(self.work / "mined", ignore_errors=True)
+        options = ["--evaluator", self.work / "evaluator" / "best", "--num-requests", self.plan.mined]
+        options += ["--num-validation", 0, "--devices", 1, "--accelerator", "cpu"]
+        _command("mine", *options, "--data", folder, "--out", self.work / "mined")
 
-    def _predict(self, folder: Path, count: int) -> Usage:
-        out, size = self.work / "generator", 1_000
-        options = [f"--data.init_args.path={folder}", f"--data.init_args.eval_batch_size={size}"]
-        options += [f"--trainer.limit_predict_batches={count // size}", f"--trainer.default_root_dir={out}"]
-        options += [f"--ckpt_path={out / 'checkpoints' / 'best.ckpt'}"]
-        return self._run(f"predict {count:,}", *COMMAND, "predict", "--config", HERE / "generator.yaml", *options)
+    def _run(self, stage: str, size: int, work: Callable[[], Any]) -> Usage:
+        def in_own_cache() -> None:
+            import datasets
 
-    def _evaluate(self, folder: Path, count: int) -> Usage:
-        options = ["--data", folder, "--num-requests", count, "--out", self.work / "report"]
-        return self._run(f"evaluate {count:,}", *COMMAND, "evaluate", self.work / "generator" / "best", *options)
+            datasets.config.HF_DATASETS_CACHE = self.work / f"cache-{size}"
+            work()
 
-    def _run(self, name: str, *arguments: Any) -> Usage:
-        usage = run([str(argument) for argument in arguments], self.environment, self.plan.data_limit)
-        print(f"{name}: {usage.cpu:.1f} s of CPU, at most {usage.peak / 2**20:.0f} MiB", flush=True)
+        usage = run(in_own_cache, self.work / "output", self.plan.data_limit)
+        print(f"{stage}, {size:,}: {usage.cpu:.1f} s of CPU, {usage.peak / 2**20:.0f} MiB at most", flush=True)
         return usage
 
 
-def open_table(folder: str) -> None:
-    """Opens a data folder, which copies it to Arrow's format where that was not done yet."""
-    from rerankzoo.data.datamodule import open_splits
-
-    open_splits(Path(folder))
-
-
-def fit_extractor(folder: str) -> None:
-    """Fits an extractor on a folder that was opened before."""
-    from rerankzoo.data.datamodule import RerankingDataModule
-
-    RerankingDataModule(folder).setup()
-
-
-def slope(runs: Sequence[dict[str, Any]], unit: int = 1_000_000) -> dict[str, float]:
-    """What `unit` requests more cost: CPU seconds and bytes of memory."""
-    short, long = runs
-    requests = (long["requests"] - short["requests"]) / unit
-    return {name: (long[name] - short[name]) / requests for name in ("cpu", "peak")}
+def write_folder(folder: Path, size: int) -> None:
+    """Writes a log of random requests, and a validation split of 2,000."""
+    work = folder.with_name(f"{folder.name}-blocks")
+    work.mkdir()
+    counts = {"train": size, "validation": 2_000}
+    files = {
+        split: write_blocks(work / f"{split}.parquet", _blocks(count, seed))
+        for seed, (split, count) in enumerate(counts.items())
+    }
+    write_data_folder(folder, files, SCHEMA, {"source": "random", "protocol": "independent requests"})
+    work.rmdir()
 
 
 def rows(found: dict[str, Any]) -> Iterable[str]:
-    """The figures as two Markdown tables: memory by table, cost by stage."""
-    sizes, tables = list(found["tables"]), found["tables"]
-    stages = ("prepare", "open", "fit extractor", "train", "mine")
-    yield "| stage | " + " | ".join(f"{int(size):,} requests" for size in sizes) + " |"
-    yield "|---|" + "---:|" * len(sizes)
-    for stage in stages:
-        yield f"| {stage}, MiB | " + " | ".join(f"{tables[size][stage]['peak'] / 2**20:.0f}" for size in sizes) + " |"
-    yield ""
-    yield "| stage | CPU s per million requests | MiB per million requests |"
-    yield "|---|---:|---:|"
-    for stage in ("prepare", "open", "fit extractor") if len(sizes) > 1 else ():
-        yield _row(stage, slope([{"requests": int(size), **tables[size][stage]} for size in (sizes[0], sizes[-1])]))
-    for stage, runs in found["costs"].items():
-        yield _row(stage, slope(runs))
-    yield ""
-    yield "| on disk | bytes per request |"
-    yield "|---|---:|"
+    """The figures as Markdown tables: memory and CPU time by table, bytes on disk."""
+    tables = found["tables"]
+    yield "| | " + " | ".join(f"{int(size):,} requests" for size in tables) + " |"
+    yield "|---|" + "---:|" * len(tables)
+    for stage in STAGES:
+        yield (
+            f"| {stage}, MiB | " + " | ".join(f"{entry[stage]['peak'] / 2**20:.0f}" for entry in tables.values()) + " |"
+        )
+    for stage in STAGES:
+        yield f"| {stage}, CPU s | " + " | ".join(f"{entry[stage]['cpu']:.1f}" for entry in tables.values()) + " |"
     for name in ("parquet bytes", "arrow bytes"):
-        yield f"| {name.split()[0]} | {tables[sizes[-1]][name] / int(sizes[-1]):.0f} |"
+        values = [f"{entry[name] / int(size):.0f}" for size, entry in tables.items()]
+        yield f"| {name} per request | " + " | ".join(values) + " |"
 
 
-def _row(stage: str, cost: dict[str, float]) -> str:
-    return f"| {stage} | {cost['cpu']:.1f} | {cost['peak'] / 2**20:.1f} |"
+def _command(*arguments: Any) -> None:
+    status = main([str(argument) for argument in arguments])
+    if status:
+        raise RuntimeError(f"rerankzoo {arguments[0]} ended with {status}")
 
 
-def _figures(usage: Usage) -> dict[str, float]:
-    return {"cpu": usage.cpu, "wall": usage.wall, "peak": usage.peak}
+def _blocks(count: int, seed: int) -> Iterator[pa.Table]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, BLOCK):
+        shape = (min(BLOCK, count - start), NUM_CANDIDATES)
+        items = rng.integers(NUM_ITEMS, size=shape)
+        first = rng.integers(NUM_CANDIDATES - SLATE_SIZE + 1, size=(shape[0], 1))
+        slates = first + np.arange(SLATE_SIZE)
+        yield pa.table(
+            {
+                "item_id": list_array(items),
+                "category": list_array(items % 20),
+                "price": list_array(rng.random(shape, dtype=np.float32)),
+                "score": list_array(rng.random(shape, dtype=np.float32)),
+                "slate": list_array(slates),
+                "click": list_array(rng.integers(0, 2, slates.shape).astype(np.float32)),
+            }
+        )
 
 
 def _bytes(folder: Path) -> int:

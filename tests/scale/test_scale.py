@@ -127,7 +127,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, monkeypatch: pytest
             train_and_mine(folder, folder / "out")
         peaks[size] = peak.bytes
     table = 18_000 * ROW_BYTES
-    assert peaks[20_000] - peaks[2_000] < table / 4, {size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()}
+    assert peaks[20_000] - peaks[2_000] < table / 2, {size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()}
 
 
 # --- service --------------------------------------------------------------------------------------------------------
@@ -171,14 +171,19 @@ def test_growth_is_the_slope_after_the_warm_up() -> None:
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def test_usage_sees_memory_and_holds_the_limit() -> None:
-    code = "import time; held = bytearray(200 * 2**20); time.sleep(0.3)"
-    usage = run(["-S", "-c", code], {})
-    assert 200 * 2**20 < usage.peak < 300 * 2**20
+def test_usage_sees_memory_and_holds_the_limit(tmp_path: Path) -> None:
+    def hold() -> None:
+        held = bytearray(b"1") * (200 * 2**20)
+        time.sleep(0.3)
+        print(f"held {len(held)}")
+
+    usage = run(hold, tmp_path / "output")
+    assert usage.peak > 200 * 2**20
     assert usage.wall >= 0.3
+    assert (tmp_path / "output").read_text() == f"held {200 * 2**20}\n"
+    assert run(lambda: time.sleep(0.2), tmp_path / "output").peak < usage.peak - 150 * 2**20
     with pytest.raises(RuntimeError, match="MemoryError"):
-        run(["-S", "-c", code], {}, data_limit=100 * 2**20)
-    assert run(["-S", "-c", "print('done')"], {}).output == "done\n"
+        run(lambda: bytearray(4 * 2**30), tmp_path / "output", data_limit=4 * 2**30)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PERIOD = 0.05
 
@@ -23,13 +23,11 @@ class Usage:
         cpu: Seconds of CPU time, of all its threads.
         wall: Seconds.
         peak: The most anonymous memory (RssAnon) that was seen, looked at every `PERIOD` seconds, in bytes.
-        output: What it printed.
     """
 
     cpu: float
     wall: float
     peak: int
-    output: str
 
 
 def anonymous(pid: int | str = "self") -> int:
@@ -45,43 +43,51 @@ def resident(pid: int | str = "self") -> int:
     return _status(pid, "VmRSS")
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str], data_limit: int | None = None) -> Usage:
-    """Runs Python and watches it.
+def run(work: Callable[[], Any], output: Path, data_limit: int | None = None) -> Usage:
+    """Runs a function in a process of its own and watches it.
+
+    The process is a fork of this one: what is imported here need not be imported there, and counts as its memory. What
+    may have threads, such as a computation by torch, must not have run here.
 
     Args:
-        arguments: Of the interpreter, such as `["-m", "rerankzoo.cli.main", "mine", ...]`.
-        environment: Variables beside those of this process.
+        work: What to run.
+        output: File that keeps what it prints.
         data_limit: RLIMIT_DATA of the process, in bytes: how much memory it may map that is no file's, touched or not.
 
     Raises:
         RuntimeError: If it fails; with the end of what it printed.
     """
+    sys.stdout.flush()
+    start, process = time.monotonic(), os.fork()
+    if process == 0:
+        _run_and_exit(work, output, data_limit)
+    peak, ended = 0, 0
+    while not ended:
+        peak = max(peak, anonymous(process))
+        time.sleep(PERIOD)
+        ended, status, used = os.wait4(process, os.WNOHANG)
+    if status:
+        text = output.read_text(encoding="utf-8", errors="replace")
+        raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}:\n{text[-3000:]}")
+    return Usage(used.ru_utime + used.ru_stime, time.monotonic() - start, peak)
 
-    def limit() -> None:
+
+def _run_and_exit(work: Callable[[], Any], output: Path, data_limit: int | None) -> None:
+    status = 1
+    try:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
         if data_limit is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
-
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=limit,
-        )
-        peak, ended = 0, 0
-        while not ended:
-            peak = max(peak, anonymous(process.pid))
-            time.sleep(PERIOD)
-            ended, status, used = os.wait4(process.pid, os.WNOHANG)
-        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen waits for it again
-        wall = time.monotonic() - start
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{text[-3000:]}")
-    return Usage(used.ru_utime + used.ru_stime, wall, peak, text)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # the caller's stack must not go on in two processes
 
 
 def _status(pid: int | str, name: str) -> int:
