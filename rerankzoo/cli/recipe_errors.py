@@ -19,6 +19,7 @@ from rerankzoo.reading import read_yaml
 #: Sections of a recipe; each holds further keys.
 _SECTIONS = ("model", "data", "trainer", "checkpoint", "early_stopping", "export", "hub", "predictions")
 _MOST_SHOWN = 200  # characters of a value
+_MOST_SAID = 1_000  # and of the whole message
 
 _KEY = re.compile(r'Parser key "(.*)":')
 _CLASS = re.compile(r"Problem with given class_path '(.*)':")
@@ -69,7 +70,11 @@ def explain(message: str) -> str:
     reason = reasons[0] if reasons else _expected(wanted, values)
     if owner and "init_args" not in keys and owner not in reason:
         reason = f"{owner}: {reason}"
-    return f"{place}: {reason}" if place else reason
+    return _short(f"{place}: {reason}" if place else reason, _MOST_SAID)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _lines(message: str) -> Iterator[str]:
@@ -100,9 +105,7 @@ def _suggestion(name: str, owner: str | None) -> str:
 def _expected(wanted: Iterable[str], values: Sequence[str]) -> str:
     names = [name.replace("NoneType", "null") for name in dict.fromkeys(wanted)]
     value = values[0] if values else "something else"
-    if len(value) > _MOST_SHOWN:
-        value = f"{value[:_MOST_SHOWN]}..."
-    return f"expected {' or '.join(names) or 'something else'}, got {value}"
+    return f"expected {' or '.join(names) or 'something else'}, got {_short(value, _MOST_SHOWN)}"
 
 
 def check_recipes(arguments: Sequence[str]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from rerankzoo.errors import shown
+
 #: What `generate()` understands. The words are transformers', so that nobody has to learn new ones.
 PARAMETERS = (
     "slate_size",
@@ -41,7 +43,7 @@ class RerankingGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs: Any) -> None:
         unknown = sorted(key for key in kwargs if key not in (*PARAMETERS, *_BOOKKEEPING))
         if unknown:
-            raise ValueError(f"unknown decoding parameters {unknown}; known ones are {list(PARAMETERS)}")
+            raise ValueError(f"unknown decoding parameters {shown(unknown)}; known ones are {list(PARAMETERS)}")
         self.slate_size: int | None = kwargs.pop("slate_size", None)
         super().__init__(**kwargs)
 
@@ -81,14 +83,14 @@ class RerankingGenerationConfig(GenerationConfig):
         for key in ("slate_size", "num_beams", "num_return_sequences", "top_k"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{key} must be a positive integer, got {value!r}")
+                raise ValueError(f"{key} must be a positive integer, got {shown(value)}")
         for key in ("do_sample", "return_dict_in_generate"):
             if not isinstance(getattr(self, key), bool | None):
-                raise ValueError(f"{key} must be True or False, got {getattr(self, key)!r}")
+                raise ValueError(f"{key} must be True or False, got {shown(getattr(self, key))}")
         if self.temperature is not None and not (_is_number(self.temperature) and 0 < self.temperature < math.inf):
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature!r}")
+            raise ValueError(f"temperature must be a finite number above 0, got {shown(self.temperature)}")
         if self.penalty_alpha is not None and not (_is_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1):
-            raise ValueError(f"penalty_alpha must lie in [0, 1], got {self.penalty_alpha!r}")
+            raise ValueError(f"penalty_alpha must lie in [0, 1], got {shown(self.penalty_alpha)}")
         self._validate_strategy()
 
     def _validate_strategy(self) -> None:

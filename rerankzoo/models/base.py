@@ -43,6 +43,10 @@ _BASE_KEYS = {
 }
 
 
+#: Of a config: with more, a damaged file would keep a machine building a model that it cannot hold.
+_MAX_SIZE = 65_536
+
+
 @strict
 class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     """Fields that all models have. Unknown keys and wrong types are refused.
@@ -112,6 +116,9 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         for key in ("slate_size", "hidden_size", "embedding_size", "num_attention_heads", "intermediate_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in self.own_fields():
+            if key.endswith(("_size", "_layers", "_heads")) and getattr(self, key) > _MAX_SIZE:
+                raise ValueError(f"{key} must be at most {_MAX_SIZE}, got {getattr(self, key)}")
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}")

@@ -165,6 +165,12 @@ def as_columns(data: list[Row]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in data] for name in names}
 
 
+def _holds_itself(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_itself, value.values()))
+    return isinstance(value, list | tuple) and (value is _NESTED or any(map(_holds_itself, value)))
+
+
 def table(source: Source, labels: bool = False) -> Any:
     """Several requests, in any of the formats that are read."""
     data = [row(source, labels) for _ in range(source.pick([1, 1, 2, 3]))]
@@ -179,6 +185,8 @@ def table(source: Source, labels: bool = False) -> Any:
             name = source.pick(sorted(columns))
             columns[name] = spoiled(source, columns[name])
         return columns
+    if _holds_itself(data):  # on which Arrow's own conversion crashes the process
+        return data
     try:
         if form == "pandas":
             return pd.DataFrame(as_columns(data))
