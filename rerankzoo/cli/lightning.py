@@ -26,6 +26,7 @@ from rerankzoo.errors import OutputError, RecipeError
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
 from rerankzoo.training.resuming import (
+    LAST_FILE,
     TERMINATED,
     ExactResume,
     WholeCheckpointIO,
@@ -166,11 +167,12 @@ class RerankingCLI(LightningCLI):
 
 def _choose_checkpoint(config: Namespace) -> None:
     """Puts the newest good checkpoint in the place of `last`; where there is none, the run begins."""
-    newest = None if config.ckpt_path not in (None, "last") else newest_checkpoint(Path(config.checkpoint.dirpath))
+    folder = Path(config.checkpoint.dirpath)
     if config.ckpt_path == "last":
+        newest = newest_checkpoint(folder)
         config.ckpt_path = None if newest is None else str(newest)
-    elif newest is not None:
-        rank_zero_warn(f"{newest} of an earlier run will be replaced; to go on with that run: --ckpt_path last")
+    elif config.ckpt_path is None and (folder / LAST_FILE).exists():
+        rank_zero_warn(f"{folder} holds an earlier run, which is replaced; to go on with it: --ckpt_path last")
 
 
 def _kept_extractor(config: Namespace) -> Path | None:

@@ -15,7 +15,7 @@ from tests.hub.processes import ROOT
 def test_killed_commands_end_as_if_nothing_had_happened() -> None:
     commands = ["train", "mine", "predict", "push", "convert ml-100k"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--kills", "7", "--only", *commands],
+        [sys.executable, "-m", "tests.faults", "--kills", "4", "--only", *commands],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -29,6 +29,6 @@ def test_killed_commands_end_as_if_nothing_had_happened() -> None:
     )
     assert summary is not None
     kills, inside, full = map(int, summary.groups())
-    assert kills >= 7
-    assert inside >= 4
+    assert kills >= 6
+    assert inside >= 5  # the first of every command
     assert full == 4  # of the commands that write files
