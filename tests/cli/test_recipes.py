@@ -142,7 +142,7 @@ def test_benchmark_recipe_names_recipes(benchmark: str) -> None:
 def test_recipe_says_what_it_is_and_how_to_run_it(recipe: str) -> None:
     lines = (FOLDER / recipe).read_text(encoding="utf-8").splitlines()
     assert describe(recipe)
-    commands = [line for line in lines[1:6] if line.startswith("#   rerankzoo ")]
+    commands = [line for line in lines[1:6] if line.startswith(("#   rerankzoo ", "#   srun rerankzoo "))]
     assert commands
     assert any(recipe in command for command in commands)
 

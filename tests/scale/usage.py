@@ -78,6 +78,8 @@ def _run_and_exit(work: Callable[[], Any], output: Path, data_limit: int | None)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(file, stream)
+        # Anew: where a test runner captures output, these are its own.
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
         if data_limit is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
         work()

@@ -20,6 +20,7 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
+from rerankzoo.files import CHECKSUMS_FILE
 from rerankzoo.models.auto import FAMILIES
 from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
@@ -149,6 +150,7 @@ def test_damaged_and_missing_checkpoints_are_refused(data_folder: Path, tmp_path
     weights = load_file(folder / "model.safetensors")
     lost = weights.pop("positions.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / CHECKSUMS_FILE).unlink()
     with pytest.raises(RerankingDataError, match=r"missing_keys \['positions.weight'\]"):
         started(data_folder, tmp_path, pretrained=str(folder))
     (folder / "model.safetensors").unlink()
