@@ -13,6 +13,8 @@ import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from rich.progress import track
+
 from tests.fuzz.harness import Counts, attack, work
 from tests.fuzz.targets import TARGETS
 
@@ -54,7 +56,8 @@ def main() -> int:
     findings = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        for done in as_completed([pool.submit(work, *piece) for piece in pieces(options.cases, options.seed)]):
+        jobs = [pool.submit(work, *piece) for piece in pieces(options.cases, options.seed)]
+        for done in track(as_completed(jobs), "attacking", total=len(jobs)):
             name, found, finding = done.result()
             if found is None:
                 findings.append(name)
