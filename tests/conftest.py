@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,19 @@ pytest.register_assert_rewrite("tests.models.common", "tests.generation.common")
 # tests of reproducibility compare files.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Takes back what a test has put into the environment.
+
+    Lightning's launchers tell one another there where the first process is; those of a later test would wait for it.
+    """
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 Rows = list[dict[str, Any]]
 
