@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from rerankzoo.cli.benchmark import Benchmark
@@ -120,6 +121,7 @@ def test_slurm_recipe_takes_its_place_among_the_jobs_processes(tmp_path: Path, m
     task = {"NTASKS": "4", "NTASKS_PER_NODE": "2", "PROCID": "3", "LOCALID": "1"}
     for name, value in {**job, **task}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # puts back what the trainer makes of it, for all tests after this
     on_cpu = ["--trainer.accelerator=cpu", "--trainer.devices=2"]
     trainer = command_line(
         [*arguments("nar4rec/simulator.yaml", "trainer/slurm.yaml", tmp_path), *on_cpu], run=False
