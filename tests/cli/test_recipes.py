@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rerankzoo.cli.benchmark import Benchmark
 from rerankzoo.cli.lightning import command_line
