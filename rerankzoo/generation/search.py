@@ -94,6 +94,6 @@ def may_run_out(available: Tensor, slate_size: int) -> bool:
     Where none has, as mostly, no step need care for rows that are whole already. A graph is not asked: it is made for
     any requests.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or slate_size > available.shape[1]:
         return True
     return bool((available.sum(-1) < slate_size).any())

@@ -6,6 +6,7 @@ import torch
 from rerankzoo.generation import MatrixScorer, ScorerState, StaticScorer
 from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import remaining_log_probs
+from rerankzoo.generation.search import may_run_out
 from tests.generation.common import TableScorer
 
 LOGITS = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]]).log()
@@ -79,3 +80,9 @@ def test_keep_top_k() -> None:
     assert keep_top_k(scores, 2)[0].tolist() == [-torch.inf, 3.0, 2.0]
     assert keep_top_k(scores, 2)[1].tolist() == [-torch.inf, 0.0, -torch.inf]
     assert torch.equal(keep_top_k(scores, 9), scores)
+
+
+@pytest.mark.parametrize(("slate_size", "expected"), [(2, False), (3, True), (4, True), (10**30, True)])
+def test_whether_a_request_may_run_out_of_candidates(slate_size: int, expected: bool) -> None:
+    available = torch.tensor([[True, True, False], [True, True, True]])
+    assert may_run_out(available, slate_size) is expected
