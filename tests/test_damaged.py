@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_vocabulary_with_one_bit_changed(checkpoint: Path) -> None:
     change(checkpoint / "vocabularies.safetensors")
     with pytest.raises(SchemaMismatchError, match=r"best/vocabularies\.safetensors: .* is not the one"):
         RerankingFeatureExtractor.from_pretrained(checkpoint)
+
+
+def test_fingerprint_that_is_none(checkpoint: Path) -> None:
+    path = checkpoint / "preprocessor_config.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["schema"]["fingerprint"] = "two\nlines"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(SchemaMismatchError) as found:
+        RerankingFeatureExtractor.from_pretrained(checkpoint)
+    assert len(str(found.value).splitlines()) == 1
 
 
 def test_config(checkpoint: Path) -> None:

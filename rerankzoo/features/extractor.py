@@ -457,7 +457,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         if schema.fingerprint != saved.fingerprint:
             raise SchemaMismatchError(
                 f"schema {saved.name!r} or its statistics were changed after saving: fingerprint {schema.fingerprint}, "
-                f"expected {saved.fingerprint}"
+                f"expected {shown(saved.fingerprint)}"
             )
         extractor._fitted = schema, state
         return extractor
