@@ -27,7 +27,7 @@ test-fast: $(VENV)/.dev ## Run the tests without the slow ones.
 test-faults: $(VENV)/.dev ## Kill commands while they train, mine, convert, predict and push; compare results (10 minutes).
 	$(BIN)/python -m tests.faults
 
-fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 hostile cases (10 minutes on 2 cores).
+fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 hostile cases (4 minutes on 2 cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
