@@ -120,7 +120,7 @@ class Measurements:
 
     def _label(self, batch: Batch, slates: Tensor) -> None:
         """Ranking metrics of the requests that have a positive and a negative label."""
-        target = label_target(self.schema)
+        target = self.schema.label_target
         if target is None or "candidate_feedback" not in batch:
             return
         mask = batch["candidate_feedback_mask"].cpu()
@@ -203,11 +203,6 @@ class Measurements:
         codes, num_items = self.catalogue.codes, self.catalogue.num_items
         shown = torch.cat(self._slates).unbind(1)
         return torch.stack([item_coverage(one, codes, num_items, k=self.slate_size) for one in shown])
-
-
-def label_target(schema: FeatureSchema) -> int | None:
-    """The first target whose feedback is known for candidates beyond the slate, as an index of T."""
-    return next((index for index, target in enumerate(schema.targets) if target.candidate_feedback is not None), None)
 
 
 def diversity_fields(schema: FeatureSchema) -> list[str]:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.evaluation.judges import Judge, Judges
-from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fields, label_target
+from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fields
 from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evaluation, Key, Row
 from rerankzoo.features.batch import PADDING_INDEX, inputs_only
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -401,7 +401,7 @@ def _space_note(judge: Judge, prefix: str, measurements: Measurements) -> str:
 
 
 def _label_note(schema: FeatureSchema, num_labelled: int, measurements: Measurements) -> dict[str, Any]:
-    index = label_target(schema)
+    index = schema.label_target
     target = schema.targets[index or 0]
     return {
         "column": target.candidate_feedback,

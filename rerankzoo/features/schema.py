@@ -237,6 +237,11 @@ class FeatureSchema:
         """Returns the columns that belong to the slates shown: slate, feedback, propensity."""
         return [self.slate, *(target.name for target in self.targets), *([self.propensity] if self.propensity else [])]
 
+    @property
+    def label_target(self) -> int | None:
+        """The target (index of T) that the labels of candidates belong to: the first with `candidate_feedback`."""
+        return next((index for index, target in enumerate(self.targets) if target.candidate_feedback is not None), None)
+
     def field(self, name: str) -> FieldSpec:
         """Returns the field of this name.
 

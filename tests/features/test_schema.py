@@ -50,6 +50,12 @@ def test_select_sizes_and_positions(schema: FeatureSchema) -> None:
     assert schema.owner(schema.field("past")).name == "item_id"
 
 
+def test_label_target_is_the_first_with_labels_of_candidates() -> None:
+    click, order, labelled = TargetSpec(name="click"), TargetSpec(name="order"), {"candidate_feedback": "liked"}
+    assert make(targets=(click, order)).label_target is None
+    assert make(targets=(click, TargetSpec(name="order", **labelled))).label_target == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
