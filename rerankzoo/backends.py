@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError
+from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError, in_one_line
 from rerankzoo.features.batch import BATCH_KEYS
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.files import write_atomically
 from rerankzoo.generation import Constraint, RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
 from rerankzoo.generation.configuration import PARAMETERS
-from rerankzoo.reading import in_one_line, read_json
+from rerankzoo.text_files import read_json
 
 Format = Literal["onnx", "aoti"]
 Backend = Literal["eager", "onnx", "aoti"]

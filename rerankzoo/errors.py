@@ -85,6 +85,12 @@ def shown(value: Any) -> str:
     return _REPR.repr(value)
 
 
+def in_one_line(error: BaseException, limit: int = 500) -> str:
+    """What an error says, without line breaks and never long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class _ShortRepr(reprlib.Repr):
     """`reprlib.Repr` with room for what people write, and for integers that Python refuses to print."""
 

@@ -15,7 +15,6 @@ from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.batch import INPUT_KEYS
 from rerankzoo.features.columns import Table
 from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
@@ -25,6 +24,7 @@ from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.generation.constraints import check_types
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
+from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.models.auto import EVALUATOR_FOLDER, AutoModelForReranking, evaluator_subfolder
 from rerankzoo.models.base import RerankingPreTrainedModel
 

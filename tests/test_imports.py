@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1] / "rerankzoo"
 #: Each part and its level; a part imports only parts of lower levels, and itself.
 LEVELS = {
     "errors": -1,
-    "files": 0,
-    "reading": 0,
+    "atomic_writing": 0,
+    "text_files": 0,
     "remote_code": 0,
-    "faults": 1,
+    "hub_errors": 1,
     "features": 1,
     "layers": 1,
     "losses": 1,

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rerankzoo.mining
+from rerankzoo.atomic_writing import _machine
 from rerankzoo.cli.main import main
 from rerankzoo.cli.mine import make_parser
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.files import _machine
 from rerankzoo.generation import BeamStep, beam_search
 from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator

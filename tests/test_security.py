@@ -16,12 +16,12 @@ import torch
 from huggingface_hub import constants
 
 from rerankzoo import NAR4RecConfig, NAR4RecForReranking, RerankingPipeline
+from rerankzoo.atomic_writing import CHECKSUMS_FILE
 from rerankzoo.cli import main as command_line
 from rerankzoo.cli.main import main
 from rerankzoo.data.sources.movielens import FILES, _unpack
 from rerankzoo.errors import HubError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.files import CHECKSUMS_FILE
 from rerankzoo.hub.push import Push
 from rerankzoo.training import RerankingModule
 

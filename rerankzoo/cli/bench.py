@@ -12,8 +12,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.backends import Backend
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import (

@@ -30,7 +30,7 @@ from rerankzoo.evaluation import (
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.mining import MiningSettings
-from rerankzoo.reading import read_yaml
+from rerankzoo.text_files import read_yaml
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha

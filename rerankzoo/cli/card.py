@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rerankzoo.files import write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.hub.card import RESULTS_FILE, CardDetails, write_card
 
 

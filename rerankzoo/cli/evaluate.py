@@ -26,9 +26,9 @@ from rerankzoo.evaluation import (
     tune_penalty_alpha,
     write_report,
 )
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.models.auto import evaluator_subfolder
 from rerankzoo.models.base import RerankingPreTrainedModel
 

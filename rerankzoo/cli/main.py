@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-from rerankzoo.errors import NonFiniteLossError
-from rerankzoo.reading import in_one_line
+from rerankzoo.errors import NonFiniteLossError, in_one_line
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
 COMMANDS = {
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return _refuse(command, error, status=1)
     except Exception as error:
-        if not import_module("rerankzoo.faults").is_refusal(error):
+        if not import_module("rerankzoo.hub_errors").is_refusal(error):
             raise
         return _refuse(command, error)
     return 0
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(command: str, error: Exception, status: int = 2) -> int:
     """Says what is wrong in one line, without tokens; returns the exit status."""
-    text = import_module("rerankzoo.faults").redact(in_one_line(error, limit=2000))
+    text = import_module("rerankzoo.hub_errors").redact(in_one_line(error, limit=2000))
     print(f"rerankzoo {command}: {text}", file=sys.stderr)
     return status
 

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from rerankzoo.cli.lightning import quiet
 from rerankzoo.data.folder import read_metadata
+from rerankzoo.errors import in_one_line
 from rerankzoo.mining import MiningSettings, SoftLabel, mine_folder
-from rerankzoo.reading import in_one_line
 
 
 class RateColumn(ProgressColumn):

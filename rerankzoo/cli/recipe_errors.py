@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankzoo.errors import RecipeError, shown
-from rerankzoo.reading import read_yaml
+from rerankzoo.text_files import read_yaml
 
 #: Sections of a recipe; each holds further keys.
 _SECTIONS = ("model", "data", "trainer", "checkpoint", "early_stopping", "export", "hub", "predictions")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rerankzoo
-from rerankzoo.files import write_atomically
+from rerankzoo.atomic_writing import write_atomically
 
 
 def recipes_folder() -> Path:

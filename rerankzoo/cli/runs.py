@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoModel
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.cli.lightning import RerankingCLI, command_line
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import METADATA_FILE
 from rerankzoo.errors import shown
-from rerankzoo.files import write_atomically
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
 from rerankzoo.training.resuming import newest_checkpoint

@@ -26,9 +26,9 @@ from rerankzoo.data.folder import (
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import OutputError, SchemaMismatchError
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
+from rerankzoo.hub_errors import one_line_errors
 
 #: Requests of a record batch of the memory-mapped tables.
 RECORD_BATCH = 16_000

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
+from rerankzoo.atomic_writing import write_folder_atomically
 from rerankzoo.errors import HubError, UnreadableFileError, shown
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.files import write_folder_atomically
-from rerankzoo.reading import read_json
+from rerankzoo.hub_errors import one_line_errors
+from rerankzoo.text_files import read_json
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rerankzoo.atomic_writing import temporary_folder
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
-from rerankzoo.files import temporary_folder
 from rerankzoo.metrics.permutation import all_slates
 
 BLOCK_SIZE = 1_000

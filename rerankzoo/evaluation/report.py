@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.evaluation.results import (
     BASELINES,
     ORACLE,
@@ -26,7 +27,6 @@ from rerankzoo.evaluation.results import (
     merged_protocol,
     unique_rows,
 )
-from rerankzoo.files import write_atomically
 from rerankzoo.metrics import Spread
 
 if TYPE_CHECKING:

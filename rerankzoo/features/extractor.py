@@ -21,7 +21,15 @@ from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError, UnreadableFileError, shown
+from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.errors import (
+    RerankingDataError,
+    SchemaError,
+    SchemaMismatchError,
+    UnreadableFileError,
+    in_one_line,
+    shown,
+)
 from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import INT64_MAX, Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
@@ -46,9 +54,8 @@ from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import read_table
 from rerankzoo.features.vocabulary import begins_with
-from rerankzoo.files import write_atomically
-from rerankzoo.reading import in_one_line, read_json
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
+from rerankzoo.text_files import read_json
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"

@@ -17,9 +17,9 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, shown
-from rerankzoo.files import write_atomically
-from rerankzoo.reading import read_yaml
+from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]

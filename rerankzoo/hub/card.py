@@ -16,14 +16,14 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, AutoModel
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
-from rerankzoo.files import write_atomically
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE
 from rerankzoo.models.auto import EVALUATOR_FOLDER
 from rerankzoo.models.base import RerankingPreTrainedModel
-from rerankzoo.reading import read_json, read_yaml
+from rerankzoo.text_files import read_json, read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"

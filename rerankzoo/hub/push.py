@@ -23,9 +23,9 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, O
 from huggingface_hub.utils import validate_repo_id
 
 from rerankzoo.errors import HubError
-from rerankzoo.faults import NetworkError, describe, redact, status_of
+from rerankzoo.hub_errors import NetworkError, describe, redact, status_of
 from rerankzoo.models.auto import EVALUATOR_FOLDER, evaluator_subfolder
-from rerankzoo.reading import read_json
+from rerankzoo.text_files import read_json
 
 logger = logging.getLogger(__name__)
 

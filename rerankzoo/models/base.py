@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from rerankzoo.atomic_writing import verify_checksums, write_checksums
 from rerankzoo.errors import SchemaMismatchError, UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.files import verify_checksums, write_checksums
 from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, GatedFieldNorm, PackedEmbedding
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 

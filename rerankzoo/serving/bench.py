@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.backends import Backend, ExportedModel, GraphSizes
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.files import write_atomically
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.export import export_model

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from rerankzoo.atomic_writing import write_folder_atomically
 from rerankzoo.backends import (
     GRAPH_NAMES,
     OUTPUT_NAMES,
@@ -30,7 +31,6 @@ from rerankzoo.backends import (
 from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.files import write_folder_atomically
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.generation.mixin import decode
 from rerankzoo.models.base import RerankingPreTrainedModel

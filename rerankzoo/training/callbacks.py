@@ -25,20 +25,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from rerankzoo.data.folder import link_or_copy, read_parquet, write_parquet
-from rerankzoo.data.loader import RequestLoader
-from rerankzoo.errors import UnreadableFileError
-from rerankzoo.faults import redact
-from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.files import (
+from rerankzoo.atomic_writing import (
     make_folder,
     remove_leftovers,
     temporary_name,
     write_atomically,
     write_folder_atomically,
 )
+from rerankzoo.data.folder import link_or_copy, read_parquet, write_parquet
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.errors import UnreadableFileError
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.hub.card import CardDetails, write_card
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, Push, push_folder
+from rerankzoo.hub_errors import redact
 from rerankzoo.mining import weights_digest
 from rerankzoo.models.base import RerankingPreTrainedModel
 

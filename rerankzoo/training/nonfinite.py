@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import NonFiniteLossError
-from rerankzoo.files import write_atomically
 
 #: In the trainer's root directory.
 FOLDER = "nonfinite"

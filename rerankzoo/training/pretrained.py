@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
-from rerankzoo.faults import one_line_errors
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.layers import PackedEmbedding
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.training.freezing import find_module

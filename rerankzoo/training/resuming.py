@@ -25,9 +25,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import OutputError, UnreadableFileError
-from rerankzoo.files import make_folder, write_atomically
 
 #: Exit status of a process that SIGTERM has ended, as shells tell it.
 TERMINATED = 128 + signal.SIGTERM

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from rerankzoo.files import write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import end_to_end, print_shares

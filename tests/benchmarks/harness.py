@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.files import write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.serving.measure import Times
 
 Direction = Literal["at_least", "at_most"]

@@ -1,9 +1,9 @@
 """Commands in processes that are killed: at a time, or inside the k-th step of writing a file or folder.
 
 What takes long is imported once, and every command is a fork of that process. The steps of writing are those of
-`rerankzoo.files`, through which all outputs go: a file that has been written under its temporary name (and is cut in
-half before the kill), a name that is about to take its place, and one that has; towards the Hub those are requests that
-are about to be sent, and answers that nobody has read.
+`rerankzoo.atomic_writing`, through which all outputs go: a file that has been written under its temporary name (and is
+cut in half before the kill), a name that is about to take its place, and one that has; towards the Hub those are
+requests that are about to be sent, and answers that nobody has read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import get_session
 
-import rerankzoo.files
+from rerankzoo import atomic_writing
 from rerankzoo.cli.main import COMMANDS, main
 
 #: What the shell makes of a process that SIGTERM has ended.
@@ -142,7 +142,7 @@ def _watch(log: Path, fault: Fault) -> None:
             os.kill(os.getpid(), fault.signal)
         count += 1
 
-    files = rerankzoo.files
+    files = atomic_writing
     sync, take_place, replace = files._sync, files._take_place, os.replace
 
     def watched_sync(path: Path) -> None:
@@ -182,5 +182,5 @@ def _watch(log: Path, fault: Fault) -> None:
 def _plain(path: Path) -> str:
     """A name without the number of the process."""
     return ".".join(
-        part for part in path.name.split(".") if part and not part.isdigit() and part != rerankzoo.files._machine()
+        part for part in path.name.split(".") if part and not part.isdigit() and part != atomic_writing._machine()
     )

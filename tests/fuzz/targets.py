@@ -26,9 +26,9 @@ from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.recipe_errors import check_recipes
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
-from rerankzoo.faults import is_refusal
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
-from rerankzoo.reading import read_json, read_yaml
+from rerankzoo.hub_errors import is_refusal
+from rerankzoo.text_files import read_json, read_yaml
 from tests.fuzz.strategies import Source, mutated_bytes, mutated_text, mutated_tree, odd_value, row, table
 from tests.fuzz.world import SCHEMA, SLATE_SIZE, valid_row, world
 

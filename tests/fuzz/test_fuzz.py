@@ -12,7 +12,7 @@ from rerankzoo import Exclude, RerankingPipeline
 from rerankzoo.cli.runs import find_recipe
 from rerankzoo.errors import HubError, RerankingDataError, SchemaError, UnreadableFileError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
-from rerankzoo.reading import read_json, read_yaml
+from rerankzoo.text_files import read_json, read_yaml
 from tests.fuzz.harness import attack, attack_with_hypothesis
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.world import SCHEMA, Row, valid_row, world

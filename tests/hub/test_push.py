@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rerankzoo.errors import HubError
-from rerankzoo.faults import redact
 from rerankzoo.hub.push import Push, push_folder
+from rerankzoo.hub_errors import redact
 from tests.hub.processes import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
 

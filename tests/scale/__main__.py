@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rerankzoo.files import write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from tests.scale import tables
 from tests.scale.plot import plot_tables
 

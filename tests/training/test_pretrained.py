@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rerankzoo.atomic_writing import CHECKSUMS_FILE
 from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
-from rerankzoo.files import CHECKSUMS_FILE
 from rerankzoo.models.auto import FAMILIES
 from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator

@@ -34,11 +34,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rerankzoo.atomic_writing import temporary_folder, write_atomically
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.data.simulator import sample_plackett_luce
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
-from rerankzoo.files import temporary_folder, write_atomically
 
 Variant = Literal["ml-100k", "ml-1m"]
 

@@ -42,10 +42,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rerankzoo.atomic_writing import temporary_folder
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.errors import OutputError, RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
-from rerankzoo.files import temporary_folder
 
 try:
     import duckdb

@@ -24,8 +24,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from rerankzoo.errors import HubError
-from rerankzoo.reading import in_one_line
+from rerankzoo.errors import HubError, in_one_line
 
 #: The base of what the HTTP library of huggingface_hub raises, whichever that is.
 NetworkError = HTTPError

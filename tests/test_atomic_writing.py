@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from rerankzoo import files
-from rerankzoo.errors import OutputError, UnreadableFileError
-from rerankzoo.files import (
+from rerankzoo import atomic_writing
+from rerankzoo.atomic_writing import (
     remove_leftovers,
     temporary_folder,
     temporary_name,
@@ -24,6 +23,7 @@ from rerankzoo.files import (
     write_checksums,
     write_folder_atomically,
 )
+from rerankzoo.errors import OutputError, UnreadableFileError
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def dead_process() -> int:
 
 
 def name_of(target: Path, process: int, kind: str = "tmp") -> Path:
-    return target.with_name(f".{target.name}.{files._machine()}.{process}.{kind}")
+    return target.with_name(f".{target.name}.{atomic_writing._machine()}.{process}.{kind}")
 
 
 def test_a_file_takes_its_place_whole(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_error_about_something_else_stays_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("swaps", [True, False], ids=["swap", "two renames"])
 def test_a_folder_is_replaced_on_any_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool) -> None:
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_writing, "_exchange", lambda one, other: False)
     write_folder_atomically(tmp_path / "b", write_one("old"))
     write_folder_atomically(tmp_path / "b", write_one("new"))
     assert contents(tmp_path) == {"b/one.txt": "new"}

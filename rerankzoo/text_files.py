@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rerankzoo.errors import UnreadableFileError
+from rerankzoo.errors import UnreadableFileError, in_one_line
 
 #: What PyYAML's safe loader raises besides its own errors: of tags whose content is not what they say, of integers too
 #: long to read, of bytes that are no UTF-8, of lists a thousand levels deep.
@@ -39,9 +39,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UnreadableFileError(f"{path} is no JSON: {in_one_line(error)}") from error
-
-
-def in_one_line(error: BaseException, limit: int = 500) -> str:
-    """What an error says, without line breaks and never long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
