@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.batch import ENTRIES
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError, in_one_line
-from rerankzoo.features.batch import BATCH_KEYS
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Constraint, RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
 from rerankzoo.generation.configuration import PARAMETERS
@@ -192,7 +192,7 @@ class ExportedModel:
             raise ValueError("an exported graph decodes one slate per request; an evaluator needs backend='eager'")
         if constraints:
             raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
-        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(BATCH_KEYS))
+        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(ENTRIES))
         if unknown:
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")
         parameters = {key: kwargs[key] for key in PARAMETERS if kwargs.get(key) is not None}

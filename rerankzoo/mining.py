@@ -32,6 +32,7 @@ from transformers import AutoModel
 
 import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.batch import PADDING
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import (
     METADATA_FILE,
@@ -50,7 +51,6 @@ from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.generation import Batch, BeamStep, Constraint, Scorer, beam_search, bind
-from rerankzoo.generation.scorer import PADDING
 from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.models.auto import evaluator_subfolder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble

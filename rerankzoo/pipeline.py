@@ -14,8 +14,8 @@ from typing import Any, Literal, cast, get_args, overload
 from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
+from rerankzoo.batch import ENTRIES
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
-from rerankzoo.features.batch import INPUT_KEYS
 from rerankzoo.features.columns import Table
 from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
 from rerankzoo.features.tables import holds_columns, read_table
@@ -332,7 +332,7 @@ def _some(part: UsableRows, rows: slice) -> UsableRows:
     """Some rows of usable ones, without candidates that are padding in all of them."""
     if rows == slice(0, len(part.batch["candidate_mask"])):
         return part
-    batch = {key: value[rows] for key, value in part.batch.items() if key in (*INPUT_KEYS, "request_index")}
+    batch = {key: value[rows] for key, value in part.batch.items() if key == "request_index" or not ENTRIES[key].label}
     most = int(batch["candidate_mask"].sum(-1).max())
     batch = {key: value[:, :most] if key.startswith("candidate_") else value for key, value in batch.items()}
     first = part.rows.start

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
+from rerankzoo.batch import inputs
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import inputs_only
 from rerankzoo.generation import Exclude, RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.serving.export import SlateGraph
@@ -41,8 +41,8 @@ def exported(
     extractor: RerankingFeatureExtractor, batch: Batch, sizes: GraphSizes | None = None, **decoding: Any
 ) -> ExportedModel:
     decoding = {"slate_size": 4, **decoding}
-    inputs = tuple(inputs_only(batch))
-    metadata = GraphMetadata("aoti" if sizes else "onnx", inputs, decoding, str(extractor.schema.fingerprint), sizes)
+    names = tuple(inputs(batch))
+    metadata = GraphMetadata("aoti" if sizes else "onnx", names, decoding, str(extractor.schema.fingerprint), sizes)
     return ExportedModel(metadata, Recorder(extractor, **decoding))
 
 

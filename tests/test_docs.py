@@ -30,10 +30,11 @@ import yaml
 
 import rerankzoo.models
 from rerankzoo import metrics
+from rerankzoo.batch import ENTRIES
 from rerankzoo.cli.main import COMMANDS, main
 from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
-from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
+from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.models import auto
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
@@ -144,7 +145,7 @@ def test_named_make_targets_exist() -> None:
     ("page", "names"),
     [
         ("data-format.md", {entry.name for kind in (FeatureSchema, FieldSpec, TargetSpec) for entry in fields(kind)}),
-        ("notation.md", set(BATCH_KEYS)),
+        ("notation.md", set(ENTRIES)),
         ("decoding.md", set(PARAMETERS)),
         ("evaluation.md", {name for name in metrics.__all__ if name[0].isupper() and hasattr(metrics, name)}
          - {"Difference", "Estimate", "Spread", "RankEstimate"}),

@@ -14,6 +14,7 @@ LEVELS = {
     "errors": -1,
     "atomic_writing": 0,
     "text_files": 0,
+    "batch": 0,
     "remote_code": 0,
     "hub_errors": 1,
     "features": 1,

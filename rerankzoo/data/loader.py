@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rerankzoo.features.batch import PADDING_INDEX, slate_utility
+from rerankzoo.batch import PADDING
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
 
 #: Batches that are read, encoded and shuffled together. More shuffles better and takes more memory.
 BUFFER_BATCHES = 32
@@ -138,7 +139,7 @@ def blank_request(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     All processes must take part in every step: one that stays away leaves the others waiting. A blank request has the
     loss 0, which counts for nothing, an empty slate, and -1 as `request_index`.
     """
-    padding = {"slates": PADDING_INDEX, "request_index": -1}
+    padding = {"slates": PADDING, "request_index": -1}
     emptied = ("candidate_mask", "candidate_feedback_mask", "slate_weights", "soft_labels", *padding)
     return {
         key: torch.full_like(value, padding.get(key, 0)) if key in emptied else value for key, value in batch.items()

@@ -12,11 +12,12 @@ import torch
 from datasets import Dataset
 from torchmetrics.functional import spearman_corrcoef
 
+from rerankzoo.batch import inputs
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.evaluation.judges import EvaluatorJudge, SimulatorJudge
-from rerankzoo.features.batch import inputs_only, slate_utility
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SlateEvaluator
 from rerankzoo.metrics import sample_slates
 
@@ -68,7 +69,7 @@ def _calibration(evaluator: SlateEvaluator, data: Dataset, extractor: RerankingF
     predicted, observed = [], []
     for batch in RequestLoader(data, extractor, _BATCH):
         with torch.no_grad():
-            predicted.append(evaluator.score_slates(batch["slates"], **inputs_only(batch)).double())
+            predicted.append(evaluator.score_slates(batch["slates"], **inputs(batch)).double())
         observed.append(
             slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema).double()
         )

@@ -17,8 +17,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rerankzoo.batch import PADDING, inputs
 from rerankzoo.data.simulator import Simulator
-from rerankzoo.features.batch import PADDING_INDEX, inputs_only
 from rerankzoo.generation import Batch, SlateEvaluator
 from rerankzoo.metrics import RankEstimate, all_slates, count_better, estimate_rank, sample_slates
 
@@ -211,7 +211,7 @@ class SimulatorJudge(Judge):
         oracle = torch.from_numpy(
             self.simulator.pointwise_oracle(*self._ids(batch), min(slate_size, self.items.shape[1]))
         )
-        return torch.nn.functional.pad(oracle, (0, slate_size - oracle.shape[1]), value=PADDING_INDEX)
+        return torch.nn.functional.pad(oracle, (0, slate_size - oracle.shape[1]), value=PADDING)
 
     def _ids(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         index = batch["request_index"].cpu().numpy()
@@ -235,10 +235,10 @@ class EvaluatorJudge(Judge):
     @torch.no_grad()
     def values(self, batch: Batch, slates: Tensor) -> Tensor:
         """See `Judge.values`."""
-        inputs = inputs_only(batch)
+        known = inputs(batch)
         slates = slates.to(batch["candidate_mask"].device)
         parts = slates.split(max(1, _CHUNK_SLATES // len(slates)), dim=1)
-        return torch.cat([self.evaluator.score_slates(part, **inputs).double().cpu() for part in parts], dim=1)
+        return torch.cat([self.evaluator.score_slates(part, **known).double().cpu() for part in parts], dim=1)
 
 
 def _list(batch: Batch, size: int, length: int) -> Tensor:

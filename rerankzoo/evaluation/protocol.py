@@ -29,11 +29,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rerankzoo.batch import PADDING, inputs
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.evaluation.judges import Judge, Judges
 from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fields
 from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evaluation, Key, Row
-from rerankzoo.features.batch import PADDING_INDEX, inputs_only
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Batch, RerankingGenerationConfig, SlateEvaluator
@@ -303,7 +303,7 @@ def _sort(scores: Tensor, batch: Batch, slate_size: int) -> Tensor:
     """The slates (B, M) of the highest scores (B, N); the transforms of a score keep its order."""
     order = scores.masked_fill(~batch["candidate_mask"], float("-inf")).argsort(dim=1, descending=True, stable=True)
     real = batch["candidate_mask"].gather(1, order)
-    return _fit(order.masked_fill(~real, PADDING_INDEX), slate_size)
+    return _fit(order.masked_fill(~real, PADDING), slate_size)
 
 
 def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
@@ -319,14 +319,14 @@ def _decoder(model: RerankingPreTrainedModel, decoding: Decoding, evaluator: Sla
     def decode(batch: Batch, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return model.generate(**inputs_only(batch), evaluator=chooser, **decoding.parameters)
+            return model.generate(**inputs(batch), evaluator=chooser, **decoding.parameters)
 
     return decode
 
 
 def _fit(slates: Tensor, slate_size: int) -> Tensor:
     """Cuts or pads slates (B, M') to (B, M)."""
-    return F.pad(slates[:, :slate_size], (0, max(0, slate_size - slates.shape[1])), value=PADDING_INDEX)
+    return F.pad(slates[:, :slate_size], (0, max(0, slate_size - slates.shape[1])), value=PADDING)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from rerankzoo.features.batch import BATCH_KEYS, PADDING_INDEX, gather_candidates, slate_utility
+from rerankzoo.batch import ENTRIES, PADDING, gather_candidates
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
+from rerankzoo.features.utility import slate_utility
 
 __all__ = [
-    "BATCH_KEYS",
-    "PADDING_INDEX",
+    "ENTRIES",
+    "PADDING",
     "FeatureSchema",
     "FieldSpec",
     "RerankingFeatureExtractor",

@@ -1,6 +1,6 @@
 """`RerankingFeatureExtractor`: to a reranker what a tokenizer is to a language model.
 
-Fitted on training rows, it turns raw rows into the batch of `rerankzoo.features.batch` and slates back into item ids,
+Fitted on training rows, it turns raw rows into the batch of `rerankzoo.batch` and slates back into item ids,
 and is saved, loaded and pushed to the Hub with the model.
 """
 
@@ -22,6 +22,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.batch import PADDING
 from rerankzoo.errors import (
     RerankingDataError,
     SchemaError,
@@ -30,7 +31,6 @@ from rerankzoo.errors import (
     in_one_line,
     shown,
 )
-from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import INT64_MAX, Column, Table
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
 from rerankzoo.features.fitting import (
@@ -200,7 +200,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             data: Any supported table (see `rerankzoo.features.tables`).
 
         Returns:
-            The batch, on the CPU; keys and shapes as in `rerankzoo.features.batch.BATCH_KEYS`.
+            The batch, on the CPU; keys and shapes as in `rerankzoo.batch.ENTRIES`.
 
         Raises:
             RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
@@ -337,7 +337,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         if indices.ndim not in (2, 3) or len(indices) != table.rows:
             message = f"slates of shape {indices.shape} do not fit {table.rows} rows"
             raise RerankingDataError(message, field="slates")
-        real = indices != PADDING_INDEX
+        real = indices != PADDING
         limits = candidates.lengths.reshape(-1, *[1] * (indices.ndim - 1))
         outside = real & ((indices < 0) | (indices >= limits))
         if outside.any():

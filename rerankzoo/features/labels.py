@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rerankzoo.batch import PADDING
 from rerankzoo.errors import RerankingDataError, shown
-from rerankzoo.features.batch import PADDING_INDEX
 from rerankzoo.features.columns import Column, IntArray, Table
 from rerankzoo.features.encoding import finite, id_type
 from rerankzoo.features.ragged import Ragged
@@ -57,7 +57,7 @@ def read_slates(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arra
     depth = min(max(table.depth(schema.slate), 1), 2)
     column = table.column(schema.slate, depth)
     layout = _SlateLayout(column)
-    arrays: Arrays = {"slates": layout.pad(_check_slates(column, layout, candidates), PADDING_INDEX)}
+    arrays: Arrays = {"slates": layout.pad(_check_slates(column, layout, candidates), PADDING)}
     mined = table.has(SLATE_WEIGHTS)
     if not mined or any(table.has(target.name) for target in schema.targets):
         arrays["feedback"] = layout.pad(_feedback(table, schema, layout, depth))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rerankzoo.batch import Batch
 from rerankzoo.generation.beam import BeamStep, beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints import AtLeast, AtMost, Boost, Constraint, Exclude, MinDistance, Pin, bind
@@ -10,7 +11,7 @@ from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.mixin import SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.sampling import sample_slates
-from rerankzoo.generation.scorer import Batch, MatrixScorer, Scorer, ScorerState, SlateEvaluator, StaticScorer
+from rerankzoo.generation.scorer import MatrixScorer, Scorer, ScorerState, SlateEvaluator, StaticScorer
 from rerankzoo.generation.search import Decoded
 
 __all__ = [

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import PADDING, Batch
 from rerankzoo.generation.feasibility import SlateRules
-from rerankzoo.generation.scorer import PADDING, Batch, Scorer
+from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 NEVER = float("-inf")

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import PADDING, Batch
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.feasibility import FIRST_BUDGET, Cap, Need, Pinned, SlateRules
-from rerankzoo.generation.scorer import PADDING, Batch
 
 #: Candidates: a mask (B, N), or indexes (B, K) where -100 pads. For `RerankingPipeline` also item ids: a list for all
 #: requests, or one list per request.

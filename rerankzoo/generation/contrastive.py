@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import PADDING, Batch
 from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.sampling import keep_top_k
-from rerankzoo.generation.scorer import PADDING, Batch, Scorer
+from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 INFINITE = float("inf")

@@ -25,7 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rerankzoo.generation.scorer import PADDING
+from rerankzoo.batch import PADDING
 
 #: Steps of the search, each of which places an item or takes one back: before decoding, and at each position of it.
 FIRST_BUDGET = 20_000

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rerankzoo.batch import Batch
 from rerankzoo.generation.feasibility import SlateRules
-from rerankzoo.generation.scorer import Batch, Scorer
+from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
+from rerankzoo.batch import ENTRIES, Batch, inputs
 from rerankzoo.errors import UnreadableFileError
-from rerankzoo.features.batch import BATCH_KEYS, INPUT_KEYS
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
 from rerankzoo.generation.configuration import PARAMETERS, RerankingGenerationConfig
@@ -23,7 +23,7 @@ from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.sampling import sample_slates
-from rerankzoo.generation.scorer import Batch, Scorer, SlateEvaluator
+from rerankzoo.generation.scorer import Scorer, SlateEvaluator
 from rerankzoo.generation.search import Decoded
 
 
@@ -93,8 +93,8 @@ class SlateGenerationMixin:
         Example:
             >>> slates = model.generate(**batch, slate_size=4, num_beams=4)  # doctest: +SKIP
         """
-        batch = {key: kwargs[key] for key in INPUT_KEYS if kwargs.get(key) is not None}
-        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(BATCH_KEYS))
+        batch = {key: value for key, value in inputs(kwargs).items() if value is not None}
+        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(ENTRIES))
         if unknown:
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")
         parameters = {key: value for key, value in kwargs.items() if key in PARAMETERS}

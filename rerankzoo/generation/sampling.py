@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import Batch
 from rerankzoo.generation.feasibility import SlateRules
-from rerankzoo.generation.scorer import Batch, Scorer
+from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
 
 

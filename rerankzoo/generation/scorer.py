@@ -7,7 +7,7 @@ greedy decoding, W per request with W beams).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Batch = Mapping[str, Tensor]
-PADDING = -100
+from rerankzoo.batch import Batch
 
 
 @dataclass

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import PADDING
 from rerankzoo.generation.feasibility import Progress, SlateRules
-from rerankzoo.generation.scorer import PADDING, Scorer, ScorerState
+from rerankzoo.generation.scorer import Scorer, ScorerState
 
 
 @dataclass

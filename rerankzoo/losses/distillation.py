@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rerankzoo.batch import PADDING
 from rerankzoo.losses._precision import in_single_precision
-
-PADDING = -100
 
 
 @in_single_precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PADDING = -100
+from rerankzoo.batch import PADDING
 
 
 def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:

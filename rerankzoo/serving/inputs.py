@@ -28,7 +28,7 @@ def random_batch(
         seed: Of the random numbers; torch's global random state is left alone.
 
     Returns:
-        The batch; keys and shapes as in `rerankzoo.features.batch.INPUT_KEYS`.
+        The batch; keys and shapes as in `rerankzoo.batch.ENTRIES`.
     """
     random = torch.Generator().manual_seed(seed)
     size = (num_requests, num_candidates)

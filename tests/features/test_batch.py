@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from rerankzoo.features import BATCH_KEYS, FeatureSchema, TargetSpec, gather_candidates, slate_utility
-from rerankzoo.features.batch import candidate_utility, position_utility
+from rerankzoo.batch import ENTRIES, Entry, gather_candidates, pad, register_entry, trim
+from rerankzoo.features import FeatureSchema, TargetSpec
+from rerankzoo.features.utility import candidate_utility, position_utility, slate_utility
 
 
 def test_keys_are_distinct() -> None:
-    assert len(set(BATCH_KEYS)) == len(BATCH_KEYS) == 16
+    assert len(set(ENTRIES)) == len(ENTRIES) == 16
 
 
 def test_gather_is_zero_at_padding() -> None:
@@ -63,7 +64,7 @@ def test_utility_of_a_candidate_is_that_of_a_slate_with_it_alone() -> None:
 
 
 def test_mismatches_name_both_sizes() -> None:
-    with pytest.raises(ValueError, match="2, slates 1"):
+    with pytest.raises(ValueError, match="got 2 and 1"):
         gather_candidates(torch.zeros(2, 3), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="the schema has 1 targets, the feedback 2"):
         slate_utility(schema=make_schema(1.0), **UTILITY_INPUTS)
@@ -84,3 +85,42 @@ def test_position_utility_adds_up_to_the_slates() -> None:
     expected = [[1 + 0.5 * 30, 0.5 * 10 / math.log2(3)], [1.0, 0.0]]
     assert found[0].flatten().tolist() == pytest.approx([x for row in expected for x in row])
     assert torch.equal(found.sum(-1), slate_utility(feedback, slates, value, schema))
+
+
+def test_trim_cuts_what_is_padding_in_every_request_and_pad_brings_it_back() -> None:
+    batch = {
+        "candidate_mask": torch.tensor([[True, False, True, False, False]]),
+        "candidate_numeric": torch.arange(5.0).view(1, 5, 1),
+        "slates": torch.tensor([[[2, -100, -100], [-100, -100, -100]]]),
+        "soft_labels": torch.ones(1, 2, 3, 5),
+        "request_index": torch.tensor([7]),
+    }
+    cut = trim(batch)
+    assert {name: list(tensor.shape) for name, tensor in cut.items()} == {
+        "candidate_mask": [1, 3],
+        "candidate_numeric": [1, 3, 1],
+        "slates": [1, 1, 1],
+        "soft_labels": [1, 1, 1, 3],
+        "request_index": [1],
+    }
+    padded = pad(cut, N=5, S=2, M=3, B=2)
+    assert padded["slates"].tolist() == [[[2, -100, -100], [-100] * 3], [[-100] * 3] * 2]
+    assert padded["candidate_mask"].tolist() == [[True, False, True, False, False], [False] * 5]
+    assert padded["request_index"].tolist() == [7, -1]
+    assert trim({"candidate_mask": torch.zeros(2, 4, dtype=torch.bool)})["candidate_mask"].shape == (2, 1)
+
+
+def test_a_family_registers_its_own_entry_once() -> None:
+    entry = Entry("BSM", label=True)
+    register_entry("reference_log_probs", entry)
+    try:
+        register_entry("reference_log_probs", entry)
+        assert pad({"reference_log_probs": torch.ones(1, 1, 1)}, M=2)["reference_log_probs"].tolist() == [[[1.0, 0.0]]]
+        with pytest.raises(ValueError, match="is registered as"):
+            register_entry("reference_log_probs", Entry("BS"))
+    finally:
+        del ENTRIES["reference_log_probs"]
+    with pytest.raises(ValueError, match="'reference_log_probs' is not registered"):
+        pad({"reference_log_probs": torch.ones(1, 1, 1)}, M=2)
+    with pytest.raises(ValueError, match="axes that begin with B"):
+        register_entry("strange", Entry("NB"))

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import AutoFeatureExtractor, PreTrainedConfig
 
+from rerankzoo.batch import ENTRIES
 from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
-from rerankzoo.features import BATCH_KEYS, FeatureSchema, FieldSpec, RerankingFeatureExtractor, slate_utility
+from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
 
 Rows = list[dict[str, Any]]
 Batch = dict[str, torch.Tensor]
@@ -38,7 +40,7 @@ def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
 
 def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
     batch = extractor(rows)
-    assert set(batch) == set(BATCH_KEYS) - {"slate_weights", "soft_labels"}
+    assert set(batch) == set(ENTRIES) - {"slate_weights", "soft_labels"}
     assert all(batch[key].is_contiguous() for key in batch)
     assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing
     assert batch["request_numeric"].tolist() == [[-1.0], [1.0]]  # 30 and 40: mean 35, std 5

@@ -26,10 +26,10 @@ from torch.utils import _pytree as pytree
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from rerankzoo.backends import ExportedModel
+from rerankzoo.batch import gather_candidates, inputs
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import gather_candidates, inputs_only
 from rerankzoo.generation import RerankingGenerationConfig, beam_search
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
@@ -619,7 +619,7 @@ class GeneratorTestSuite(ModelTestSuite):
         torch.manual_seed(1)
         expected = model.generate(**batch, **STRATEGIES[strategy])
         torch.manual_seed(2)
-        assert torch.equal(model.generate(**inputs_only(batch), **STRATEGIES[strategy]), expected)
+        assert torch.equal(model.generate(**inputs(batch), **STRATEGIES[strategy]), expected)
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_scores_are_the_scorers(self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str) -> None:

@@ -10,9 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.batch import inputs
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
-from rerankzoo.features.batch import inputs_only, slate_utility
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import Scorer
 from rerankzoo.layers import TokenBlock
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
@@ -134,7 +135,7 @@ def test_values_are_accumulated_expected_utility(
     model = evaluator(extractor, conditional_targets={"order": "click"} if conditional else None)
     object.__setattr__(model.schema, "position_discount", discount)
     with torch.no_grad():
-        output = model(**inputs_only(mined_batch), slates=mined_batch["slates"])
+        output = model(**inputs(mined_batch), slates=mined_batch["slates"])
     assert output.loss is None
     for row, number, slate, _ in each_slate(mined_batch):
         p = output.logits[row, number].sigmoid()
@@ -396,7 +397,7 @@ def test_teacher_forcing_is_what_decoding_computes(extractor: RerankingFeatureEx
     every = every_slate(5, 4, 3)
     scores, steps = play(model.scorer(), batch, every)
     with torch.no_grad():
-        log_probs = model(**{**inputs_only(batch), "slates": every}).logits.log_softmax(-1)
+        log_probs = model(**{**inputs(batch), "slates": every}).logits.log_softmax(-1)
     expected = log_probs.gather(-1, every.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(steps, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores, expected.sum(-1), rtol=1e-5, atol=1e-5)
@@ -406,7 +407,7 @@ def test_teacher_forcing_is_what_decoding_computes(extractor: RerankingFeatureEx
 def test_without_slates_the_first_position_is_scored(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
     model = generator(extractor)
     with torch.no_grad():
-        alone, given = model(**inputs_only(batch)), model(**batch)
+        alone, given = model(**inputs(batch)), model(**batch)
     assert alone.loss is None
     torch.testing.assert_close(alone.logits[:, 0, 0], given.logits[:, 0, 0])
 

@@ -9,8 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import inputs_only, slate_utility
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite
 
@@ -88,7 +89,7 @@ def test_loss_needs_a_threshold(extractor: RerankingFeatureExtractor, batch: dic
     model = generator(extractor, utility_threshold=None)
     with pytest.raises(ValueError, match="utility_threshold is not set"):
         model(**batch)
-    assert model(**inputs_only(batch)).loss is None
+    assert model(**inputs(batch)).loss is None
 
 
 def test_threshold_comes_from_the_log_unless_given() -> None:
@@ -104,7 +105,7 @@ def test_scores_are_renormalised_over_what_is_left(
 ) -> None:
     model = generator(extractor)
     found = model.generate(**batch, do_sample=True, return_dict_in_generate=True)
-    logits = model(**inputs_only(batch)).logits
+    logits = model(**inputs(batch)).logits
     for row, slate in enumerate(found.slates.tolist()):
         left = batch["candidate_mask"][row].nonzero()[:, 0].tolist()
         expected = [0.0] * 4

@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import inputs_only
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from tests.models.common import GeneratorTestSuite
 
@@ -30,7 +30,7 @@ def ranker(extractor: RerankingFeatureExtractor, **values: Any) -> PointwiseForR
 def probabilities(model: PointwiseForReranking, batch: dict[str, Tensor]) -> Tensor:
     """(B, N, T), from the model's states."""
     with torch.no_grad():
-        return model.heads(model(**inputs_only(batch)).candidate_states).sigmoid()
+        return model.heads(model(**inputs(batch)).candidate_states).sigmoid()
 
 
 def test_loss_is_cross_entropy_of_what_was_shown(
@@ -54,7 +54,7 @@ def test_score_is_expected_utility(extractor: RerankingFeatureExtractor, batch: 
     p, price = probabilities(model, batch), batch["candidate_value"][..., 1]
     expected = 1.0 * p[..., 0] + 0.5 * price * p[..., 1]  # click counts 1, an order half its price
     with torch.no_grad():
-        logits = model(**inputs_only(batch)).logits
+        logits = model(**inputs(batch)).logits
     assert logits.shape == (8, 4, 7)
     mask = batch["candidate_mask"]
     for row in logits.unbind(1):
@@ -66,7 +66,7 @@ def test_greedy_sorts_by_score_at_any_length(
     extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], slate_size: int
 ) -> None:
     model = ranker(extractor)
-    scores = model(**inputs_only(batch)).logits[:, 0]
+    scores = model(**inputs(batch)).logits[:, 0]
     slates = model.generate(**batch, slate_size=slate_size)
     assert slates.shape == (8, slate_size)
     for row, mask in enumerate(batch["candidate_mask"]):
@@ -86,7 +86,7 @@ def test_score_of_a_candidate_does_not_depend_on_the_others(
     changed["candidate_numeric"] = batch["candidate_numeric"].clone()
     changed["candidate_numeric"][:, 0] += 1.0
     with torch.no_grad():
-        before, after = (model(**inputs_only(rows)).logits[:, 0] for rows in (batch, changed))
+        before, after = (model(**inputs(rows)).logits[:, 0] for rows in (batch, changed))
     assert not torch.isclose(before[:, 0], after[:, 0]).any()
     torch.testing.assert_close(before[:, 1:], after[:, 1:])
 

@@ -9,8 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
+from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import inputs_only
 from rerankzoo.models.prm import PRMConfig, PRMForReranking
 from rerankzoo.models.prm.modeling_prm import upstream_rank
 from tests.models.common import GeneratorTestSuite
@@ -45,7 +45,7 @@ def ranker(extractor: RerankingFeatureExtractor, **values: Any) -> PRMForReranki
 def probabilities(model: PRMForReranking, batch: dict[str, Tensor]) -> Tensor:
     """(B, N, T), from the model's states."""
     with torch.no_grad():
-        return model.heads(model(**inputs_only(batch)).candidate_states).sigmoid()
+        return model.heads(model(**inputs(batch)).candidate_states).sigmoid()
 
 
 # --- the upstream rank ----------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_rank_is_the_upstream_score_s_and_not_the_row_s(
 ) -> None:
     model, seen = ranker(extractor), []
     model.positions.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    model(**inputs_only(batch))
+    model(**inputs(batch))
     column = extractor.schema.position("upstream_score")
     assert column == 4  # after price and the three of the picture
     for row, mask in enumerate(batch["candidate_mask"]):
@@ -81,7 +81,7 @@ def test_ranks_further_down_share_the_last_embedding(
 ) -> None:
     model, seen = ranker(extractor, max_position_embeddings=3), []
     model.positions.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    model(**inputs_only(batch))
+    model(**inputs(batch))
     real = seen[0][2, batch["candidate_mask"][2]]
     assert sorted(real.tolist()) == [0, 1, 2, 2, 2, 2, 2]
 
@@ -89,9 +89,9 @@ def test_ranks_further_down_share_the_last_embedding(
 def test_rank_matters(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]) -> None:
     model = ranker(extractor)
     with torch.no_grad():
-        before = model(**inputs_only(batch)).logits[:, 0]
+        before = model(**inputs(batch)).logits[:, 0]
         model.positions.weight.zero_()
-        after = model(**inputs_only(batch)).logits[:, 0]
+        after = model(**inputs(batch)).logits[:, 0]
     assert not torch.isclose(before, after)[batch["candidate_mask"]].any()
 
 
@@ -141,7 +141,7 @@ def test_score_of_a_candidate_depends_on_the_others(
     changed["candidate_numeric"] = batch["candidate_numeric"].clone()
     changed["candidate_numeric"][:, 0, 0] += 1.0  # a price, no upstream score: ranks stay
     with torch.no_grad():
-        before, after = (model(**inputs_only(rows)).logits[:, 0] for rows in (batch, changed))
+        before, after = (model(**inputs(rows)).logits[:, 0] for rows in (batch, changed))
     assert not torch.isclose(before, after)[batch["candidate_mask"]].any()
 
 

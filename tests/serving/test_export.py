@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rerankzoo import RerankingPipeline
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
+from rerankzoo.batch import inputs
 from rerankzoo.cli.main import main
 from rerankzoo.errors import ExportError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.features.batch import inputs_only
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.serving import export_model
@@ -216,8 +216,8 @@ class Graph:
 def exported(extractor: RerankingFeatureExtractor, batch: Mapping[str, Tensor], graph: Graph) -> ExportedModel:
     config = graph.graph.config
     decoding = {"slate_size": config.slate_size, **({"num_beams": config.num_beams} if config.num_beams else {})}
-    inputs = tuple(inputs_only(batch))
-    return ExportedModel(GraphMetadata("onnx", inputs, decoding, str(extractor.schema.fingerprint)), graph)
+    names = tuple(inputs(batch))
+    return ExportedModel(GraphMetadata("onnx", names, decoding, str(extractor.schema.fingerprint)), graph)
 
 
 @pytest.fixture(params=[{"slate_size": 3}, {"slate_size": 3, "num_beams": 2}], ids=["greedy", "beam"])

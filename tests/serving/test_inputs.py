@@ -3,15 +3,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import inputs
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
-from rerankzoo.features.batch import inputs_only
 from rerankzoo.serving import random_batch
 
 
 def test_has_the_keys_shapes_and_types_of_an_extracted_batch(
     extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]
 ) -> None:
-    expected = inputs_only(batch)
+    expected = inputs(batch)
     length = expected["history_mask"].shape[1]
     found = random_batch(extractor.schema, *expected["candidate_mask"].shape, length)
     assert list(found) == list(expected)
@@ -53,5 +53,5 @@ def test_groups_without_fields(extractor: RerankingFeatureExtractor) -> None:
     )
     rows = [{"item_id": [1, 2, 3], "slate": [0], "click": [1.0]}]
     fitted = RerankingFeatureExtractor(schema).fit(rows)
-    found, expected = random_batch(fitted.schema, 1, 3), inputs_only(fitted(rows))
+    found, expected = random_batch(fitted.schema, 1, 3), inputs(fitted(rows))
     assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in expected.items()}

@@ -14,7 +14,7 @@ from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import RerankingDataError
-from rerankzoo.features.batch import slate_utility
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.losses import hard_label_loss
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator

@@ -30,16 +30,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from rerankzoo.batch import PADDING, gather_candidates, inputs
 from rerankzoo.errors import RerankingDataError
-from rerankzoo.features.batch import (
-    PADDING_INDEX,
-    candidate_utility,
-    gather_candidates,
-    inputs_only,
-    position_discount,
-    position_utility,
-    slate_utility,
-)
+from rerankzoo.features.utility import candidate_utility, position_discount, position_utility, slate_utility
 from rerankzoo.generation import Batch, RerankingGenerationConfig, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import remaining_log_probs
 from rerankzoo.layers import (
@@ -309,7 +302,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel):
         Returns:
             (B, S).
         """
-        return self(slates=slates, **inputs_only(batch)).utilities
+        return self(slates=slates, **inputs(batch)).utilities
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the value of each prefix extended by each candidate."""
@@ -572,7 +565,7 @@ class DeGReGenerator(SlateGenerationMixin, DeGRePreTrainedModel):
             "history_mask": history_mask,
         }
         states, user = self.encode(features, candidate_mask)
-        prefix = candidate_mask.new_full((len(states), 1, 1), PADDING_INDEX, dtype=torch.int64)
+        prefix = candidate_mask.new_full((len(states), 1, 1), PADDING, dtype=torch.int64)
         prefix = prefix if slates is None else slates
         _check_length(prefix, self.config)
         logits = self._decode(states, user, prefix, candidate_mask)

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from rerankzoo.features.batch import gather_candidates, inputs_only, slate_utility
+from rerankzoo.batch import gather_candidates, inputs
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import Batch, MatrixScorer, Scorer, SlateGenerationMixin
 from rerankzoo.layers import PointerHead, TransformerBlock, causal_mask, key_mask
 from rerankzoo.losses import (
@@ -208,7 +209,7 @@ class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
         return MatrixScorer(self._matrix)
 
     def _matrix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        output = self(**inputs_only(batch))
+        output = self(**inputs(batch))
         return output.logits, output.candidate_states
 
 
@@ -304,7 +305,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         Returns:
             (B, S).
         """
-        return self(slates=slates, **inputs_only(batch)).utilities
+        return self(slates=slates, **inputs(batch)).utilities
 
 
 __all__ = ["NAR4RecEvaluator", "NAR4RecForReranking"]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rerankzoo.features.batch import candidate_utility, gather_candidates, inputs_only
+from rerankzoo.batch import gather_candidates, inputs
+from rerankzoo.features.utility import candidate_utility
 from rerankzoo.generation import Batch, Scorer, SlateGenerationMixin, StaticScorer
 from rerankzoo.losses import feedback_loss, slate_mean
 from rerankzoo.models.base import RerankingPreTrainedModel, SlateModelOutput
@@ -104,7 +105,7 @@ class PointwiseForReranking(SlateGenerationMixin, RerankingPreTrainedModel):
         return StaticScorer(self._scores)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        output = self(**inputs_only(batch))
+        output = self(**inputs(batch))
         return output.logits[:, 0], output.candidate_states
 
 

@@ -28,8 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rerankzoo.batch import gather_candidates, inputs
 from rerankzoo.errors import SchemaError
-from rerankzoo.features.batch import candidate_utility, gather_candidates, inputs_only
+from rerankzoo.features.utility import candidate_utility
 from rerankzoo.generation import Batch, Scorer, SlateGenerationMixin, StaticScorer
 from rerankzoo.layers import TransformerBlock, key_mask
 from rerankzoo.losses import feedback_loss, slate_mean
@@ -167,7 +168,7 @@ class PRMForReranking(SlateGenerationMixin, RerankingPreTrainedModel):
         return StaticScorer(self._scores)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        output = self(**inputs_only(batch))
+        output = self(**inputs(batch))
         return output.logits[:, 0], output.candidate_states
 
 
