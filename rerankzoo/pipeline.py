@@ -7,18 +7,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args, overload
 
 from transformers import AutoModel
 
 from rerankzoo.backends import Backend, ExportedModel
-from rerankzoo.batch import ENTRIES
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
-from rerankzoo.features.columns import Table
-from rerankzoo.features.extractor import RerankingFeatureExtractor, UsableRows
-from rerankzoo.features.tables import holds_columns, read_table
+from rerankzoo.features.encoded import Encoded
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint
 from rerankzoo.generation.configuration import PARAMETERS
 from rerankzoo.generation.constraints import check_types
@@ -219,33 +216,27 @@ class RerankingPipeline:
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
         if unknown := sorted(set(parameters) - set(PARAMETERS)):
             raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(PARAMETERS)}")
-        table = read_table(requests, self.extractor.schema.item_id)
-        answer: list[Outcome] = [None] * table.rows
-        for part in self._read(table, on_error, answer):
-            whole = part.rows == slice(0, table.rows)
+        parts, errors = self._read(requests, on_error)
+        answer: list[Outcome] = [None] * (sum(map(len, parts)) + len(errors))
+        for row, error in errors.items():
+            answer[row] = error
+        for part in parts:
+            whole = len(part) == len(answer)
             for constraint in constraints:
-                constraint.check_fit(table.rows, part.batch["candidate_mask"].shape[1] if whole else None)
+                constraint.check_fit(len(answer), part.batch["candidate_mask"].shape[1] if whole else None)
             for chunk in _chunks(part):
                 answer[chunk.rows] = self._rank(chunk, constraints, on_error, parameters)
         if on_error == "skip":
             answer = _without_errors(answer)
-        return answer[0] if self._is_one(requests) else answer
+        return answer[0] if self.extractor.is_single(requests) else answer
 
-    def _read(self, table: Table, on_error: OnError, answer: list[Outcome]) -> list[UsableRows]:
-        """The batches of the usable rows; the errors of the others go into the answer."""
-        if on_error == "raise":
-            return [UsableRows(slice(0, table.rows), table, self.extractor(table))]
-        parts, errors = self.extractor.usable(table)
-        for row, error in errors.items():
-            answer[row] = error
-        return parts
-
-    def _is_one(self, requests: Any) -> bool:
-        return isinstance(requests, Mapping) and not holds_columns(requests, self.extractor.schema.item_id)
+    def _read(self, requests: Any, on_error: OnError) -> tuple[list[Encoded], dict[int, RerankingDataError]]:
+        """The usable rows, and the errors of the others."""
+        return ([self.extractor.read(requests)], {}) if on_error == "raise" else self.extractor.usable(requests)
 
     def _rank(
         self,
-        chunk: UsableRows,
+        chunk: Encoded,
         constraints: Sequence[Constraint],
         on_error: OnError,
         parameters: Mapping[str, Any],
@@ -259,25 +250,24 @@ class RerankingPipeline:
                 raise failed from error
         # Outside the handler: it keeps the failed decoding's tensors in memory.
         place = failed.row - chunk.rows.start
-        rest = (slice(0, place), slice(place + 1, len(chunk.batch["candidate_mask"])))
+        rest = (slice(0, place), slice(place + 1, len(chunk)))
         before, after = (
-            self._rank(_some(chunk, rows), constraints, on_error, parameters) if rows.start < rows.stop else []
+            self._rank(chunk.take(rows), constraints, on_error, parameters) if rows.start < rows.stop else []
             for rows in rest
         )
         return [*before, failed.with_traceback(None), *after]
 
     def _decode(
-        self, chunk: UsableRows, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
+        self, chunk: Encoded, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
     ) -> list[Outcome]:
         width = chunk.batch["candidate_mask"].shape[1]
-        locate = partial(self.extractor.locate, data=chunk.table)
-        own = [constraint.rows(chunk.rows, width).located(locate) for constraint in constraints]
+        own = [constraint.rows(chunk.rows, width).located(chunk.item_ids.locate) for constraint in constraints]
         inputs = {key: value.to(self.model.device) for key, value in chunk.batch.items()}
         options = {**parameters, "return_dict_in_generate": True}
         output: Any = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
-        names = self.extractor.decode(output.slates, chunk.table)
+        names = chunk.item_ids.decode(output.slates)
         return [
             [
                 {"item_id": item, "index": index, "score": score}
@@ -316,27 +306,16 @@ def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPr
     return cast(RerankingPreTrainedModel, model)
 
 
-def _chunks(part: UsableRows) -> Iterator[UsableRows]:
+def _chunks(part: Encoded) -> Iterator[Encoded]:
     """The rows in runs that are decoded together, each padded to the longest of its own candidate lists only."""
     lengths = part.batch["candidate_mask"].sum(-1).tolist()
     start, widest = 0, 0
     for row, length in enumerate(lengths):
         size, widest = row - start + 1, max(widest, length)
         if row > start and (size > _CHUNK or size * widest > _CHUNK_CANDIDATES):
-            yield _some(part, slice(start, row))
+            yield part.take(slice(start, row))
             start, widest = row, length
-    yield _some(part, slice(start, len(lengths)))
-
-
-def _some(part: UsableRows, rows: slice) -> UsableRows:
-    """Some rows of usable ones, without candidates that are padding in all of them."""
-    if rows == slice(0, len(part.batch["candidate_mask"])):
-        return part
-    batch = {key: value[rows] for key, value in part.batch.items() if key == "request_index" or not ENTRIES[key].label}
-    most = int(batch["candidate_mask"].sum(-1).max())
-    batch = {key: value[:, :most] if key.startswith("candidate_") else value for key, value in batch.items()}
-    first = part.rows.start
-    return UsableRows(slice(first + rows.start, first + rows.stop), part.table.slice(rows.start, rows.stop), batch)
+    yield part.take(slice(start, len(lengths)))
 
 
 def _counted_from(

@@ -7,8 +7,7 @@ and is saved, loaded and pushed to the Hub with the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
@@ -22,7 +21,6 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import PADDING
 from rerankzoo.errors import (
     RerankingDataError,
     SchemaError,
@@ -31,7 +29,8 @@ from rerankzoo.errors import (
     in_one_line,
     shown,
 )
-from rerankzoo.features.columns import INT64_MAX, Column, Table
+from rerankzoo.features.columns import Column, Table
+from rerankzoo.features.encoded import Encoded, ItemIds
 from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
 from rerankzoo.features.fitting import (
     FittedState,
@@ -52,7 +51,7 @@ from rerankzoo.features.labels import (
 from rerankzoo.features.python_tables import RowTable
 from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
-from rerankzoo.features.tables import read_table
+from rerankzoo.features.tables import holds_columns, read_table
 from rerankzoo.features.vocabulary import begins_with
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 from rerankzoo.text_files import read_json
@@ -61,21 +60,6 @@ CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
 
 Read = Callable[[FieldSpec], Column]
-
-
-@dataclass(frozen=True)
-class UsableRows:
-    """Consecutive rows of a table that can be read together.
-
-    Attributes:
-        rows: Where they are in the table.
-        table: They alone, for `decode` and `locate`.
-        batch: Their batch; `request_index` counts from the first row of the whole table.
-    """
-
-    rows: slice
-    table: Table
-    batch: dict[str, Tensor]
 
 
 class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
@@ -206,10 +190,25 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
             SchemaError: If the extractor was not fitted.
         """
-        schema, _ = self._require_fitted()
-        return self._encode(read_table(data, schema.item_id))
+        return self.read(data).batch
 
-    def usable(self, data: Any) -> tuple[list[UsableRows], dict[int, RerankingDataError]]:
+    def is_single(self, data: Any) -> bool:
+        """Whether data are one request (a dictionary that holds no columns), and not a table of requests."""
+        return isinstance(data, Mapping) and not holds_columns(data, self._declared.item_id)
+
+    def read(self, data: Any) -> Encoded:
+        """Turns rows into a padded batch, and keeps the ids of their candidates with it.
+
+        Args:
+            data: Any supported table (see `rerankzoo.features.tables`).
+
+        Raises:
+            RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
+            SchemaError: If the extractor was not fitted.
+        """
+        return self._encode(read_table(data, self.schema.item_id))
+
+    def usable(self, data: Any) -> tuple[list[Encoded], dict[int, RerankingDataError]]:
         """Sorts usable rows from others; what `extractor(data)` would say of the first bad row, this says of each.
 
         All rows are read together. Only if that fails, halves are, and their halves, down to the rows that cannot be
@@ -228,14 +227,14 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         """
         schema, _ = self._require_fitted()
         table = read_table(data, schema.item_id)
-        parts: list[UsableRows] = []
+        parts: list[Encoded] = []
         errors: dict[int, RerankingDataError] = {}
         pending = [slice(0, table.rows)]
         while pending:
             rows = pending.pop()
             part = table if rows == slice(0, table.rows) else table.slice(rows.start, rows.stop)
             try:
-                batch = self._encode(part)
+                encoded = self._encode(part, rows.start)
             except RerankingDataError as error:
                 if error.row is None and not isinstance(table, RowTable):
                     raise
@@ -246,11 +245,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
                 else:
                     pending += [slice(middle, rows.stop), slice(rows.start, middle)]
             else:
-                batch["request_index"] += rows.start
-                parts.append(UsableRows(rows, part, batch))
+                parts.append(encoded)
         return parts, errors
 
-    def _encode(self, table: Table) -> dict[str, Tensor]:
+    def _encode(self, table: Table, first_row: int = 0) -> Encoded:
         schema, _ = self._require_fitted()
         items, candidates = read_candidates(table, schema)
         requests = Ragged(np.arange(table.rows + 1, dtype=np.int64))
@@ -270,8 +268,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         arrays.update(self._history(table))
         arrays.update(read_slates(table, schema, candidates))
         arrays.update(read_candidate_feedback(table, schema, candidates))
-        arrays["request_index"] = np.arange(table.rows, dtype=np.int64)
-        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+        rows = slice(first_row, first_row + table.rows)
+        arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
+        batch = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        return Encoded(batch, ItemIds(items, candidates), rows)
 
     def _group(self, group: Group, layout: Ragged, read: Read) -> Arrays:
         """The categorical and numeric arrays of the request or candidate fields."""
@@ -316,70 +316,15 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return list(map(str, range(limit))) if state.types[owner] == "string" else list(range(limit))
 
     def decode(self, slates: Tensor | npt.NDArray[np.int64] | list[Any], data: Any) -> list[list[Any]]:
-        """Turns slates into item ids.
-
-        Args:
-            slates: (B, M) or (B, S, M) candidate indexes; -100 is left out.
-            data: The rows the slates were made for; only their item ids are read.
-
-        Returns:
-            One list of item ids per row; for (B, S, M) one list of such lists per row.
-
-        Raises:
-            RerankingDataError: If the slates are not integers, have another number of rows, or point outside a row's
-                candidates.
-        """
-        indices = torch.as_tensor(slates).cpu().numpy()
-        if indices.dtype.kind not in "iu":
-            raise RerankingDataError(f"candidate indexes (int) are required, got {indices.dtype}", field="slates")
-        table = read_table(data, self._declared.item_id)
-        column, candidates = read_candidates(table, self._declared)
-        if indices.ndim not in (2, 3) or len(indices) != table.rows:
-            message = f"slates of shape {indices.shape} do not fit {table.rows} rows"
-            raise RerankingDataError(message, field="slates")
-        real = indices != PADDING
-        limits = candidates.lengths.reshape(-1, *[1] * (indices.ndim - 1))
-        outside = real & ((indices < 0) | (indices >= limits))
-        if outside.any():
-            place = tuple(np.argwhere(outside)[0])
-            message = f"slate index {indices[place]} is outside 0..{candidates.lengths[place[0]] - 1}"
-            raise RerankingDataError(message, field="slates", row=int(place[0]))
-        starts = candidates.offsets[:-1].reshape(limits.shape)
-        items = column.values[np.where(real, indices, 0) + starts]
-        return cast(list[list[Any]], _item_lists(items, real, column))
+        """Turns slates into the item ids of `data`, of which nothing else is read; see `ItemIds.decode`."""
+        return self._item_ids(read_table(data, self._declared.item_id)).decode(slates)
 
     def locate(self, items: Sequence[Any], data: Any) -> Tensor:
-        """Finds candidates by their item ids.
+        """Finds candidates of `data` by their item ids; see `ItemIds.locate`."""
+        return self._item_ids(read_table(data, self._declared.item_id)).locate(items)
 
-        Args:
-            items: Item ids, looked for in every row; or one list of item ids per row.
-            data: The rows; only their item ids are read.
-
-        Returns:
-            (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
-
-        Raises:
-            RerankingDataError: If an id is of another type than the rows' own, or the lists are not one per row.
-        """
-        table = read_table(data, self._declared.item_id)
-        column, candidates = read_candidates(table, self._declared)
-        nested = any(isinstance(entry, list | tuple) for entry in items)
-        if nested and (len(items) != table.rows or not all(isinstance(entry, list | tuple) for entry in items)):
-            message = (
-                f"item ids must be one list, or one list for each of the {table.rows} rows, got {shown(list(items))}"
-            )
-            raise RerankingDataError(message, field=column.name)
-        lists = list(items) if nested else [items]
-        codes = _item_codes([item for entry in lists for item in entry], column)
-        if not nested:
-            found = np.isin(column.values, codes)
-        else:  # a pair of row and id, as one number
-            known, own = np.unique(column.values, return_inverse=True)
-            place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-            asked = np.repeat(np.arange(table.rows), [len(entry) for entry in lists]) * len(known) + place
-            row = np.repeat(np.arange(table.rows), candidates.lengths)
-            found = np.isin(row * len(known) + own, asked[known[place] == codes])
-        return torch.from_numpy(candidates.pad(found))
+    def _item_ids(self, table: Table) -> ItemIds:
+        return ItemIds(*read_candidates(table, self._declared))
 
     # --- saving and loading -----------------------------------------------------------------------------------------
 
@@ -499,25 +444,3 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         return load_file(path)
     except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
         raise UnreadableFileError(f"{path} is damaged: {in_one_line(error)}") from error
-
-
-def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
-    """Item ids as they stand in a column's values; -1 for a string that it does not have."""
-    kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
-    wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
-    if wrong:
-        message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
-        raise RerankingDataError(message, field=column.name)
-    if column.kind != "string" and (beyond := [item for item in items if not -INT64_MAX - 1 <= int(item) <= INT64_MAX]):
-        raise RerankingDataError(f"{shown(beyond[0])} is too large", field=column.name)
-    if column.kind == "string":
-        code = {string: number for number, string in enumerate(column.strings)}
-        items = [code.get(item, -1) for item in items]
-    return np.array(items, dtype=np.int64)
-
-
-def _item_lists(items: npt.NDArray[Any], real: npt.NDArray[np.bool_], column: Column) -> list[Any]:
-    if items.ndim > 1:
-        return [_item_lists(part, mask, column) for part, mask in zip(items, real, strict=True)]
-    values = items[real].tolist()
-    return [column.strings[value] for value in values] if column.kind == "string" else values

@@ -1,0 +1,153 @@
+"""Requests that were read: their batch, and the ids of their candidates, which slates are turned back into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rerankzoo.batch import PADDING, take, trim
+from rerankzoo.errors import RerankingDataError, shown
+from rerankzoo.features.columns import INT64_MAX, Column
+from rerankzoo.features.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class ItemIds:
+    """The ids of the candidates of some rows.
+
+    Args:
+        column: The item ids, one list per row.
+        layout: The lengths of these lists.
+    """
+
+    column: Column
+    layout: Ragged
+
+    def decode(self, slates: Tensor | npt.NDArray[np.int64] | Sequence[Any]) -> list[list[Any]]:
+        """Turns slates into item ids.
+
+        Args:
+            slates: (B, M) or (B, S, M) candidate indexes; -100 is left out.
+
+        Returns:
+            One list of item ids per row; for (B, S, M) one list of such lists per row.
+
+        Raises:
+            RerankingDataError: If the slates are not integers, have another number of rows, or point outside a row's
+                candidates.
+        """
+        indices = torch.as_tensor(slates).cpu().numpy()
+        if indices.dtype.kind not in "iu":
+            raise RerankingDataError(f"expected candidate indexes (int), got {indices.dtype}", field="slates")
+        if indices.ndim not in (2, 3) or len(indices) != self.layout.rows:
+            message = f"slates of shape {indices.shape} do not fit {self.layout.rows} rows"
+            raise RerankingDataError(message, field="slates")
+        real = indices != PADDING
+        shape = (-1, *[1] * (indices.ndim - 1))
+        outside = real & ((indices < 0) | (indices >= self.layout.lengths.reshape(shape)))
+        if outside.any():
+            place = tuple(np.argwhere(outside)[0])
+            message = f"slate index {indices[place]} is outside 0..{self.layout.lengths[place[0]] - 1}"
+            raise RerankingDataError(message, field="slates", row=int(place[0]))
+        items = self.column.values[np.where(real, indices, 0) + self.layout.offsets[:-1].reshape(shape)]
+        return _item_lists(items, real, self.column)
+
+    def locate(self, items: Sequence[Any]) -> Tensor:
+        """Finds candidates by their item ids.
+
+        Args:
+            items: Item ids, looked for in every row; or one list of item ids per row.
+
+        Returns:
+            (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
+
+        Raises:
+            RerankingDataError: If an id is of another type than the rows' own, or the lists are not one per row.
+        """
+        rows = self.layout.rows
+        nested = any(isinstance(entry, list | tuple) for entry in items)
+        if nested and (len(items) != rows or not all(isinstance(entry, list | tuple) for entry in items)):
+            message = f"expected one list of item ids, or one for each of the {rows} rows, got {shown(list(items))}"
+            raise RerankingDataError(message, field=self.column.name)
+        lists = list(items) if nested else [items]
+        codes = _item_codes([item for entry in lists for item in entry], self.column)
+        if not nested:
+            located = np.isin(self.column.values, codes)
+        else:  # a pair of row and id, as one number
+            known, candidates = np.unique(self.column.values, return_inverse=True)
+            place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+            asked = np.repeat(np.arange(rows), [len(entry) for entry in lists]) * len(known) + place
+            row = np.repeat(np.arange(rows), self.layout.lengths)
+            located = np.isin(row * len(known) + candidates, asked[known[place] == codes])
+        return torch.from_numpy(self.layout.pad(located))
+
+    def take(self, rows: slice) -> ItemIds:
+        """The ids of a range of rows."""
+        offsets = self.layout.offsets[rows.start : rows.stop + 1]
+        values = self.column.values[offsets[0] : offsets[-1]]
+        first_row = self.column.first_row + rows.start
+        column = Column(
+            name=self.column.name,
+            kind=self.column.kind,
+            values=values,
+            offsets=(offsets - offsets[0],),
+            nulls=(None, None),
+            strings=self.column.strings,
+            first_row=first_row,
+        )
+        return ItemIds(column, Ragged(column.offsets[0]))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Consecutive rows of a table that were read together.
+
+    Args:
+        batch: Their batch; `request_index` counts from the first row of the whole table.
+        item_ids: The ids of their candidates.
+        rows: Where they are in the table.
+    """
+
+    batch: dict[str, Tensor]
+    item_ids: ItemIds
+    rows: slice
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def take(self, rows: slice) -> Encoded:
+        """A range of the rows (counted from 0 here), without what is padding in all of them."""
+        if rows == slice(0, len(self)):
+            return self
+        first = self.rows.start
+        return Encoded(
+            trim(take(self.batch, rows)), self.item_ids.take(rows), slice(first + rows.start, first + rows.stop)
+        )
+
+
+def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
+    """Item ids as they stand in a column's values; -1 for a string that it does not have."""
+    kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
+    wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
+    if wrong:
+        message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
+        raise RerankingDataError(message, field=column.name)
+    if column.kind != "string" and (beyond := [item for item in items if not -INT64_MAX - 1 <= int(item) <= INT64_MAX]):
+        raise RerankingDataError(f"{shown(beyond[0])} is too large", field=column.name)
+    if column.kind == "string":
+        code = {string: number for number, string in enumerate(column.strings)}
+        items = [code.get(item, -1) for item in items]
+    return np.array(items, dtype=np.int64)
+
+
+def _item_lists(items: npt.NDArray[Any], real: npt.NDArray[np.bool_], column: Column) -> list[Any]:
+    if items.ndim > 1:
+        return [_item_lists(part, mask, column) for part, mask in zip(items, real, strict=True)]
+    values = items[real].tolist()
+    return [column.strings[value] for value in values] if column.kind == "string" else values
