@@ -25,16 +25,16 @@ test-fast: $(VENV)/.dev ## Run the tests without the slow ones.
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-faults: $(VENV)/.dev ## Kill commands while they train, mine, convert, predict and push; compare results (10 minutes).
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m qa.faults
 
 fuzz: $(VENV)/.dev ## Attack all that reads what others wrote, with 100,000 hostile cases (4 minutes on 2 cores).
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m qa.fuzz
 
 bench: $(VENV)/.dev ## Compare speed with peers on one thread: the table of docs/serving.md, into outputs/bench.
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m qa.benchmarks
 
 scale: $(VENV)/.dev ## Measure large logs and long service: the figures of docs/scaling.md, into outputs/scale (12 GB of disk).
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scale
+	OMP_NUM_THREADS=1 $(BIN)/python -m qa.scale
 
 quality: $(VENV)/.dev docs ## Check style, types and the docs build.
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from tests.hub.processes import ROOT
 def test_killed_commands_end_as_if_nothing_had_happened() -> None:
     commands = ["train", "mine", "predict", "push", "convert ml-100k"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--kills", "4", "--only", *commands],
+        [sys.executable, "-m", "qa.faults", "--kills", "4", "--only", *commands],
         cwd=ROOT,
         capture_output=True,
         text=True,

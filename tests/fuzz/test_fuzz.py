@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qa.fuzz.harness import attack, attack_with_hypothesis
+from qa.fuzz.targets import TARGETS
+from qa.fuzz.world import SCHEMA, Row, valid_row, world
 from rerankzoo import Exclude, RerankingPipeline
 from rerankzoo.cli.runs import find_recipe
 from rerankzoo.errors import HubError, RerankingDataError, SchemaError, UnreadableFileError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.text_files import read_json, read_yaml
-from tests.fuzz.harness import attack, attack_with_hypothesis
-from tests.fuzz.targets import TARGETS
-from tests.fuzz.world import SCHEMA, Row, valid_row, world
 
 #: Cases of a random number generator; a twentieth as many come from hypothesis.
 CASES = {name: max(20, round(500 * target.share)) for name, target in TARGETS.items()}

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from qa.scale.service import Call, Service, calls, eager_pipeline, serve
+from qa.scale.usage import anonymous, run
 from rerankzoo.data import datamodule, loader
 from rerankzoo.data import folder as folder_module
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
@@ -21,8 +23,6 @@ from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec, fitting
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
 from rerankzoo.training.optimizer import make_optimizer
-from tests.scale.service import Call, Service, calls, eager_pipeline, serve
-from tests.scale.usage import anonymous, run
 
 NUM_CANDIDATES, SLATE_SIZE, WIDTH, BLOCK = 8, 3, 128, 500
 ROW_BYTES = NUM_CANDIDATES * WIDTH * 4

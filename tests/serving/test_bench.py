@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa.benchmarks import peers
+from qa.benchmarks.comparisons import check_loaders, check_same, logged_requests, training_sides
+from qa.benchmarks.harness import Ratio, write_results
+from qa.benchmarks.setting import full_batch, make_extractor, make_model
 from rerankzoo import RerankingPipeline
 from rerankzoo.cli.main import main
 from rerankzoo.features import RerankingFeatureExtractor
@@ -17,10 +21,6 @@ from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.serving import random_requests
 from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
 from rerankzoo.serving.measure import count_flops, gemm_rate, in_turns
-from tests.benchmarks import peers
-from tests.benchmarks.comparisons import check_loaders, check_same, logged_requests, training_sides
-from tests.benchmarks.harness import Ratio, write_results
-from tests.benchmarks.setting import full_batch, make_extractor, make_model
 from tests.serving.test_export import make_model as make_tiny
 
 # --- measuring ------------------------------------------------------------------------------------------------------

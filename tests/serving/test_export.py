@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qa.scale.service import Call, serve
 from rerankzoo import RerankingPipeline
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
 from rerankzoo.batch import inputs
@@ -19,7 +20,6 @@ from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.serving import export_model
 from rerankzoo.serving.export import SlateGraph, check_graph
-from tests.scale.service import Call, serve
 
 LABELS = ("slate", "click", "order", "candidate_click")
 FILES = ["config.json", "export.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib
 import torch
 
+from qa.benchmarks.harness import milliseconds
+from qa.benchmarks.setting import full_batch, make_model
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.serving.measure import Call, in_turns
-from tests.benchmarks.harness import milliseconds
-from tests.benchmarks.setting import full_batch, make_model
 
 #: Axis -> what varies along it; everything else is n = 50, m = 6, greedy, one request.
 AXES: dict[str, tuple[int, ...]] = {

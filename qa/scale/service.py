@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from qa.benchmarks.setting import make_extractor, make_model, make_requests
+from qa.scale.usage import resident
 from rerankzoo import AtMost, Exclude, RerankingGenerationConfig, RerankingPipeline
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.serving import export_model
-from tests.benchmarks.setting import make_extractor, make_model, make_requests
-from tests.scale.usage import resident
 
 NUM_THREADS = 8
 #: Requests of a call that brings many.

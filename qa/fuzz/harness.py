@@ -14,9 +14,9 @@ from types import FrameType
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.strategies import RandomSource, drawn
-from tests.fuzz.targets import TARGETS
-from tests.fuzz.world import world
+from qa.fuzz.strategies import RandomSource, drawn
+from qa.fuzz.targets import TARGETS
+from qa.fuzz.world import world
 
 #: Seconds after which a case hangs.
 PATIENCE = 120

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from hypothesis import strategies as st
 
-from tests.fuzz.world import INPUTS, LABELS, Row, valid_row
+from qa.fuzz.world import INPUTS, LABELS, Row, valid_row
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-from tests.scale.tables import STAGES
+from qa.scale.tables import STAGES
 
 
 def plot_tables(found: dict[str, Any], path: Path) -> None:

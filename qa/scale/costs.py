@@ -14,10 +14,10 @@ from typing import Any
 
 import datasets
 
+from qa.scale.usage import run
 from rerankzoo.cli import evaluate, mine, prepare
 from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
-from tests.scale.usage import run
 
 # Imported here, before processes are made.
 __all__ = ["command_line", "evaluate", "measure", "mine", "prepare", "rows"]

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from qa.benchmarks import peers, setting
+from qa.benchmarks.harness import Ratio, milliseconds
+from qa.benchmarks.setting import full_batch, make_extractor, make_model, make_requests
 from rerankzoo.backends import ExportedModel, Format, GraphSizes
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.generation import BeamStep, MatrixScorer, beam_search
@@ -30,9 +33,6 @@ from rerankzoo.models.prm.modeling_prm import upstream_rank
 from rerankzoo.serving import export_model
 from rerankzoo.serving.measure import Call, count_flops, gemm_rate, in_turns
 from rerankzoo.training.optimizer import make_optimizer
-from tests.benchmarks import peers, setting
-from tests.benchmarks.harness import Ratio, milliseconds
-from tests.benchmarks.setting import full_batch, make_extractor, make_model, make_requests
 
 ALPHA = 0.3  # of contrastive decoding
 Batch = dict[str, Tensor]

@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from rich.progress import track
 
-from tests.fuzz.harness import Counts, attack, work
-from tests.fuzz.targets import TARGETS
+from qa.fuzz.harness import Counts, attack, work
+from qa.fuzz.targets import TARGETS
 
 LEAST_PASSED = 0.3
 _CHUNK = 1_000
@@ -40,7 +40,7 @@ def main() -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m qa.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")

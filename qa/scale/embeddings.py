@@ -12,11 +12,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from qa.scale.usage import Usage, run
 from rerankzoo.cli.main import main
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.training import RerankingModule
-from tests.scale.usage import Usage, run
 
 __all__ = ["RerankingModule", "measure", "rows"]  # training is imported here, before processes are made
 

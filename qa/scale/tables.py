@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qa.scale.usage import Usage, run
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule, open_splits
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.mining import mine_folder
 from rerankzoo.training import RerankingModule
-from tests.scale.usage import Usage, run
 
 # Imported here, before processes are made: mining, training and the data module above.
 __all__ = ["Plan", "RerankingModule", "Tables", "mine_folder", "rows"]

@@ -1,6 +1,6 @@
 """`make bench`: the table of ratios, `results.json`, the growth and the shares of a request from JSON to JSON.
 
-python -m tests.benchmarks [--out outputs/bench] [--seconds 4] [--only NAME ...] [--exports DIR]
+python -m qa.benchmarks [--out outputs/bench] [--seconds 4] [--only NAME ...] [--exports DIR]
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from qa.benchmarks.comparisons import Comparisons
+from qa.benchmarks.growth import measure_growth, plot_growth
+from qa.benchmarks.harness import Ratio, print_ratios, write_results
+from qa.benchmarks.setting import make_extractor, make_model, make_requests
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import end_to_end, print_shares
-from tests.benchmarks.comparisons import Comparisons
-from tests.benchmarks.growth import measure_growth, plot_growth
-from tests.benchmarks.harness import Ratio, print_ratios, write_results
-from tests.benchmarks.setting import make_extractor, make_model, make_requests
 
 
 def main() -> None:
     """Runs the comparisons."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Runs the comparisons with peers.")
+    parser = argparse.ArgumentParser(prog="python -m qa.benchmarks", description="Runs the comparisons with peers.")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of the results")
     parser.add_argument("--seconds", type=float, default=4.0, help="wall time of a comparison")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons to run; default: all, and the growth")

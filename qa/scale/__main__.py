@@ -1,6 +1,6 @@
 """`make scale`: what large logs and long service take; the figures of docs/scaling.md.
 
-python -m tests.scale [tables] [costs] [embeddings] [service] [--out outputs/scale] [--sizes 200000 2000000 10000000]
+python -m qa.scale [tables] [costs] [embeddings] [service] [--out outputs/scale] [--sizes 200000 2000000 10000000]
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
+from qa.scale import tables
+from qa.scale.plot import plot_tables
 from rerankzoo.atomic_writing import write_atomically
-from tests.scale import tables
-from tests.scale.plot import plot_tables
 
 PARTS = ("tables", "costs", "embeddings", "service")
 
 
 def main() -> None:
     """Measures the parts that are asked for; each writes a JSON file and prints Markdown tables."""
-    parser = argparse.ArgumentParser(prog="python -m tests.scale", description="Measures large logs and long service.")
+    parser = argparse.ArgumentParser(prog="python -m qa.scale", description="Measures large logs and long service.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/scale"), help="folder of the results")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(tables.Plan.sizes), help="requests of the tables")
@@ -55,21 +55,21 @@ def _tables(options: argparse.Namespace, work: Path) -> None:
 
 
 def _costs(options: argparse.Namespace, work: Path) -> None:
-    from tests.scale import costs
+    from qa.scale import costs
 
     found = costs.measure(work)
     _write(options.out / "costs.json", found, costs.rows(found))
 
 
 def _embeddings(options: argparse.Namespace, work: Path) -> None:
-    from tests.scale import embeddings
+    from qa.scale import embeddings
 
     found = embeddings.measure(options.ids, work)
     _write(options.out / "embeddings.json", found, embeddings.rows(found))
 
 
 def _service(options: argparse.Namespace, work: Path) -> None:
-    from tests.scale import service
+    from qa.scale import service
 
     found = service.measure(options.requests, work)
     _write(options.out / "service.json", found, service.rows(found))

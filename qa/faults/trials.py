@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.commands import Command, half_files, repeated_rows
-from tests.faults.processes import TERMINATED, Ended, Fault, run
+from qa.faults.commands import Command, half_files, repeated_rows
+from qa.faults.processes import TERMINATED, Ended, Fault, run
 
 #: How the faults are shared out: weights, for those that are not 2.
 _WEIGHTS = {"train": 6, "mine": 4, "predict": 4}

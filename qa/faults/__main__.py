@@ -1,6 +1,6 @@
 """`make test-faults`: commands are killed, over and over, and must end as if nothing had happened.
 
-python -m tests.faults [--kills 44] [--seed 0] [--only train mine ...]
+python -m qa.faults [--kills 44] [--seed 0] [--only train mine ...]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.hub.server import WRITER, LoopbackHub
 
 def main() -> int:
     """Runs the trials; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Kills commands and compares results.")
+    parser = argparse.ArgumentParser(prog="python -m qa.faults", description="Kills commands and compares results.")
     parser.add_argument("--kills", type=int, default=44, help="at least so many (default: 44)")
     parser.add_argument("--seed", type=int, default=0, help="of when and where to kill (default: 0)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="commands, such as train or mine (default: all)")
@@ -29,9 +29,9 @@ def main() -> int:
         folder = Path(name)
         _set_environment(folder, hub.url)
         # Not before: huggingface_hub and datasets read their environment when they are imported.
-        from tests.faults.commands import Workplace
-        from tests.faults.processes import import_all, run
-        from tests.faults.trials import Tally, Trials, print_log, shares
+        from qa.faults.commands import Workplace
+        from qa.faults.processes import import_all, run
+        from qa.faults.trials import Tally, Trials, print_log, shares
 
         import_all()
         workplace, tally = Workplace(folder / "shared", hub), Tally()

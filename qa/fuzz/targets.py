@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import yaml
 
+from qa.fuzz.strategies import Source, mutated_bytes, mutated_text, mutated_tree, odd_value, row, table
+from qa.fuzz.world import SCHEMA, SLATE_SIZE, valid_row, world
 from rerankzoo import AtLeast, AtMost, Boost, Exclude, MinDistance, Pin, RerankingPipeline
 from rerankzoo.cli.benchmark import Benchmark
 from rerankzoo.cli.lightning import command_line
@@ -29,8 +31,6 @@ from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataE
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.hub_errors import is_refusal
 from rerankzoo.text_files import read_json, read_yaml
-from tests.fuzz.strategies import Source, mutated_bytes, mutated_text, mutated_tree, odd_value, row, table
-from tests.fuzz.world import SCHEMA, SLATE_SIZE, valid_row, world
 
 MAX_MESSAGE = 3_000
 
