@@ -50,6 +50,17 @@ def test_workflow_tests_every_supported_python(jobs: dict[str, Any], project: di
     assert commands(jobs["lint"]) == ["make quality"]
 
 
+def test_workflow_tests_the_oldest_and_the_newest_dependencies(jobs: dict[str, Any], project: dict[str, Any]) -> None:
+    kinds = [kind["resolution"] for kind in jobs["versions"]["strategy"]["matrix"]["include"]]
+    assert kinds == ["lowest-direct", "highest"]
+    extras = [entry for name in ("train", "data", "serve", "dev") for entry in project["optional-dependencies"][name]]
+    direct = [entry for entry in (*project["dependencies"], *extras) if not entry.startswith("rerankzoo[")]
+    unbounded = [entry for entry in direct if not re.search(r"[>=]=\d", entry)]
+    assert not unbounded  # the oldest version of them would be the first that was ever published
+    hooked = ("torch", "transformers", "huggingface-hub", "lightning", "jsonargparse", "datasets", "torchmetrics")
+    assert all("<" in entry for entry in direct if re.split(r"[\[><=]", entry)[0] in hooked)
+
+
 def test_workflow_runs_what_there_is(jobs: dict[str, Any]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(VENV)", ".venv")
     for job in jobs.values():
