@@ -31,7 +31,7 @@ from rerankzoo.atomic_writing import temporary_folder
 from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
-from rerankzoo.metrics.permutation import all_slates
+from rerankzoo.slates import all_slates, neighbour_slates, plackett_luce_slates
 
 BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
@@ -289,7 +289,7 @@ class Simulator:
             slate_size: M, positions of a slate.
 
         Returns:
-            Expected utilities (B, P) in the order of `rerankzoo.metrics.permutation.all_slates(N, M)`.
+            Expected utilities (B, P) in the order of `rerankzoo.slates.all_slates(N, M)`.
 
         Raises:
             RerankingDataError: If an id is out of range or shapes disagree.
@@ -348,7 +348,7 @@ class Simulator:
         utility = self._utility(requests, current[:, None])[:, 0]
         open_rows = np.arange(len(current))  # requests whose slate may still be improved
         while len(open_rows):
-            steps = _neighbours(current[open_rows], requests.num_candidates)
+            steps = neighbour_slates(current[open_rows], requests.num_candidates)
             utilities = self._utility(requests.select(open_rows), steps)
             best = utilities.argmax(1)
             found = np.take_along_axis(utilities, best[:, None], axis=1)[:, 0]
@@ -450,7 +450,7 @@ class Simulator:
         items = self._retrieve(users, rng)
         requests = self._requests(users, items)
         upstream = np.log(self._stand_alone(requests)) + settings.upstream_noise * rng.normal(size=items.shape)
-        slates, propensities = sample_plackett_luce(upstream / settings.logging_temperature, settings.slate_size, rng)
+        slates, propensities = plackett_luce_slates(upstream / settings.logging_temperature, settings.slate_size, rng)
         clicks = self._read(self._clicks(requests, slates[:, None]), rng)[:, 0]
         user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
         return pa.table(
@@ -511,48 +511,6 @@ def write_simulator_folder(
     with temporary_folder(directory) as work:
         files = {split: write_blocks(work / f"{split}.parquet", tables) for split, tables in blocks.items()}
         write_data_folder(directory, files, simulator.schema, metadata)
-
-
-def sample_plackett_luce(
-    logits: np.ndarray, slate_size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws slates without replacement by a Plackett-Luce policy (Gumbel top-k).
-
-    Args:
-        logits: Scores over a temperature (R, N).
-        slate_size: M, at most N.
-        rng: Source of randomness.
-
-    Returns:
-        Slates (R, M) int64, and the probability (R, M) of each choice among the items left at its position.
-    """
-    slates = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")[:, :slate_size]
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    propensities = np.empty(slates.shape)
-    rows = np.arange(len(slates))
-    for position in range(slates.shape[1]):
-        chosen = slates[:, position]
-        propensities[:, position] = weights[rows, chosen] / weights.sum(axis=1)
-        weights[rows, chosen] = 0.0
-    return slates, propensities
-
-
-def _neighbours(slates: np.ndarray, num_candidates: int) -> np.ndarray:
-    """All slates (B, K, M) that differ from given ones (B, M) in one item, or in the order of two."""
-    batch, size = slates.shape
-    left = np.ones((batch, num_candidates), dtype=bool)
-    np.put_along_axis(left, slates, False, axis=1)
-    others = np.nonzero(left)[1].reshape(batch, -1)
-    changed = [slates[:, None]]  # itself, so that a slate of all candidates and one position has a neighbour
-    for position in range(size):
-        replaced = np.repeat(slates[:, None], others.shape[1], axis=1)
-        replaced[:, :, position] = others
-        changed.append(replaced)
-        for other in range(position):
-            order = np.arange(size)
-            order[[position, other]] = other, position
-            changed.append(slates[:, None, order])
-    return np.concatenate(changed, axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

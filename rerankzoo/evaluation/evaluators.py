@@ -19,7 +19,7 @@ from rerankzoo.evaluation.judges import EvaluatorJudge, SimulatorJudge
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SlateEvaluator
-from rerankzoo.metrics import sample_slates
+from rerankzoo.metrics import uniform_slates
 
 _BATCH = 64
 
@@ -88,7 +88,7 @@ def _spearman(
     generator = torch.Generator().manual_seed(seed)
     correlations = []
     for batch in RequestLoader(data, extractor, _BATCH):
-        slates = sample_slates(batch["candidate_mask"], slate_size, num_slates, generator)
+        slates = uniform_slates(batch["candidate_mask"], slate_size, num_slates, generator)
         predicted, true = evaluator.values(batch, slates), truth.values(batch, slates)
         correlations.append(spearman_corrcoef(predicted.T.contiguous(), true.T.contiguous()).reshape(-1))
     return float(torch.cat(correlations).mean())

@@ -20,7 +20,7 @@ from torch import Tensor
 from rerankzoo.batch import PADDING, inputs
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.generation import Batch, SlateEvaluator
-from rerankzoo.metrics import RankEstimate, all_slates, count_better, estimate_rank, sample_slates
+from rerankzoo.metrics import RankEstimate, all_slates, count_better, estimate_rank, uniform_slates
 
 _CHUNK_VALUES = 2**18  # slates of the space valued for one group of requests: sampling keys are N times as many
 _CHUNK_SLATES = 2**14  # slates in one forward pass of an evaluator
@@ -153,7 +153,7 @@ class Judge(ABC):
         return torch.cat(found, dim=1).amax(1)
 
     def _sample(self, batch: Batch, length: int, generator: torch.Generator) -> Tensor:
-        return sample_slates(batch["candidate_mask"].cpu(), length, self.num_samples, generator)
+        return uniform_slates(batch["candidate_mask"].cpu(), length, self.num_samples, generator)
 
     def _ranks(self, values: Tensor, chosen: Tensor, listed: bool) -> RankEstimate:
         """Ranks (R,) of one chosen slate per request."""

@@ -37,7 +37,7 @@ from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evalu
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Batch, RerankingGenerationConfig, SlateEvaluator
-from rerankzoo.metrics import sample_slates
+from rerankzoo.metrics import uniform_slates
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 PENALTY_ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -309,7 +309,7 @@ def _sort(scores: Tensor, batch: Batch, slate_size: int) -> Tensor:
 def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
     mask = batch["candidate_mask"].cpu()
     generator = torch.Generator().manual_seed(seed)
-    return _fit(sample_slates(mask, min(slate_size, mask.shape[1]), 1, generator)[:, 0], slate_size)
+    return _fit(uniform_slates(mask, min(slate_size, mask.shape[1]), 1, generator)[:, 0], slate_size)
 
 
 def _decoder(model: RerankingPreTrainedModel, decoding: Decoding, evaluator: SlateEvaluator | None) -> Policy:

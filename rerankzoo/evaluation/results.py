@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerankzoo.metrics import Difference, Spread, mean_and_spread, paired_bootstrap
+from rerankzoo.metrics import Estimate, Spread, mean_and_spread, paired_bootstrap
 
 UPSTREAM = ("upstream", "sort")
 RANDOM = ("random", "sample")
@@ -118,7 +118,7 @@ class Comparison:
     metric: str
     a: Key
     b: Key
-    difference: Difference
+    difference: Estimate
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; `significant` where the interval leaves out 0."""
@@ -138,7 +138,7 @@ class Comparison:
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """Reads the JSON form."""
         a, b = ((values[side]["model"], values[side]["decoding"]) for side in ("a", "b"))
-        found = Difference(values["mean"], values["low"], values["high"], values["num_requests"])
+        found = Estimate(values["mean"], values["low"], values["high"], values["num_requests"])
         return cls(values["metric"], a, b, found)
 
 

@@ -1,34 +1,23 @@
-"""Metrics: pure functions on tensors, and `torchmetrics` classes over them.
+"""Metrics: pure functions on tensors, and `RequestMean`, the `torchmetrics` class over any of them.
 
-The functions need torch only. The classes need torchmetrics (`pip install "rerankzoo[train]"`) and load at first use.
+The functions need torch only. The class needs torchmetrics (`pip install "rerankzoo[train]"`) and loads at first use.
+`NDCG(k=4)` is short for `RequestMean(ndcg_at_k, k=4)`; so are the other names of `_MEANS` for theirs.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rerankzoo.metrics.classification import auc, calibration, gauc, grouped_auc, log_loss
 from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage
 from rerankzoo.metrics.intervals import (
-    Difference,
     Estimate,
     Spread,
     bootstrap_mean,
     mean_and_spread,
     paired_bootstrap,
     wilson_interval,
-)
-from rerankzoo.metrics.permutation import (
-    RankEstimate,
-    all_slates,
-    count_better,
-    estimate_rank,
-    hit_rate_at_share,
-    real_slates,
-    regret_ratio,
-    sample_slates,
-    sampled_hit_rate,
-    utility_share,
 )
 from rerankzoo.metrics.ranking import (
     average_precision_at_k,
@@ -38,45 +27,24 @@ from rerankzoo.metrics.ranking import (
     recall_at_k,
     reciprocal_rank_at_k,
 )
+from rerankzoo.metrics.slate_rank import (
+    RankEstimate,
+    count_better,
+    estimate_rank,
+    hit_rate_at_share,
+    regret_ratio,
+    sampled_hit_rate,
+    utility_share,
+)
+from rerankzoo.slates import all_slates, real_slates, uniform_slates
 
 if TYPE_CHECKING:
-    from rerankzoo.metrics.modules import (
-        AUC,
-        GAUC,
-        ILAD,
-        MRR,
-        NDCG,
-        Calibration,
-        Hit,
-        HitRateAtShare,
-        IntraListDistance,
-        ItemCoverage,
-        LogLoss,
-        MeanAveragePrecision,
-        Precision,
-        Recall,
-        Regret,
-    )
+    from rerankzoo.metrics.request_mean import RequestMean
 
 __all__ = [
-    "AUC",
-    "GAUC",
-    "ILAD",
-    "MRR",
-    "NDCG",
-    "Calibration",
-    "Difference",
     "Estimate",
-    "Hit",
-    "HitRateAtShare",
-    "IntraListDistance",
-    "ItemCoverage",
-    "LogLoss",
-    "MeanAveragePrecision",
-    "Precision",
     "RankEstimate",
-    "Recall",
-    "Regret",
+    "RequestMean",
     "Spread",
     "all_slates",
     "auc",
@@ -102,17 +70,30 @@ __all__ = [
     "recall_at_k",
     "reciprocal_rank_at_k",
     "regret_ratio",
-    "sample_slates",
     "sampled_hit_rate",
+    "uniform_slates",
     "utility_share",
     "wilson_interval",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Every public name that is not imported above is a metric class.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rerankzoo.metrics import modules
+_MEANS = {
+    "ILAD": ilad,
+    "MRR": reciprocal_rank_at_k,
+    "NDCG": ndcg_at_k,
+    "Hit": hit_at_k,
+    "HitRateAtShare": hit_rate_at_share,
+    "IntraListDistance": intra_list_distance,
+    "MeanAveragePrecision": average_precision_at_k,
+    "Precision": precision_at_k,
+    "Recall": recall_at_k,
+    "Regret": regret_ratio,
+}
 
-    return getattr(modules, name)
+
+def __getattr__(name: str) -> Any:
+    if name != "RequestMean" and name not in _MEANS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rerankzoo.metrics.request_mean import RequestMean
+
+    return partial(RequestMean, _MEANS[name]) if name in _MEANS else RequestMean

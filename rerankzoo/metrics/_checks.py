@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING
 
 
-def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of the named choices of option `name`."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+def check_option(name: str, value: str, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of the named `choices` (a Literal type) of option `name`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
 def check_positive(name: str, value: int) -> None:

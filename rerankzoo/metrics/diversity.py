@@ -1,18 +1,24 @@
 """Variety within slates (intra-list distance, distinct categories) and across requests (coverage, distinct pairs).
 
 `slates` (B, M) int64 are positions into the row's candidates, -100 pads. A pair with a padded position does not count.
+All functions raise ValueError on k < 1, wrong shapes, and slate positions out of range or repeated.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rerankzoo.metrics._checks import PADDING, as_float, check_option, check_positive, check_rows, check_slates
+from rerankzoo.batch import PADDING, gather_candidates
+from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_slates
 
 Pool = Literal["all", "request"]
+
+# Squares of larger or smaller entries leave single precision.
+_LARGE, _SMALL = 1e15, 1e-10
 
 
 def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
@@ -27,16 +33,17 @@ def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
         (B,) values in [0, 2]; 0 for a slate without a pair.
 
     Raises:
-        ValueError: On k < 1, wrong shapes, or slate positions out of range or repeated.
-
-    Example:
-        >>> vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
-        >>> intra_list_distance(torch.tensor([[0, 1, 2]]), vectors, k=3)
-        tensor([1.3333])
+        ValueError: See the module; and if a displayed vector is not finite.
     """
-    top = _top(slates, vectors, k, dim=3)
-    chosen = as_float(vectors).gather(1, top.clamp(min=0)[..., None].expand(-1, -1, vectors.size(2)))
-    unit = torch.nn.functional.normalize(chosen, dim=-1)
+    top, shown = _top(slates, vectors, k, dim=3)
+    shown = as_float(shown)
+    check_rows("vectors", ~shown.isfinite(), shown, "is not finite")
+    if shown.size(2):
+        largest = shown.abs().amax(2, keepdim=True)
+        shown = torch.where(
+            (largest > _LARGE) | (largest < _SMALL), shown / largest.masked_fill(largest == 0, 1), shown
+        )
+    unit = F.normalize(shown, dim=-1)
     return _mean_over_pairs(1 - unit @ unit.transpose(1, 2), top != PADDING)
 
 
@@ -50,45 +57,9 @@ def ilad(slates: Tensor, categories: Tensor, *, k: int) -> Tensor:
 
     Returns:
         (B,) values in [0, 1]; 0 for a slate without a pair.
-
-    Raises:
-        ValueError: On k < 1, wrong shapes, or slate positions out of range or repeated.
-
-    Example:
-        >>> ilad(torch.tensor([[0, 1, 2]]), torch.tensor([[5, 5, 8]]), k=3)
-        tensor([0.6667])
     """
-    top = _top(slates, categories, k, dim=2)
-    chosen = categories.gather(1, top.clamp(min=0))
-    return _mean_over_pairs((chosen[:, :, None] != chosen[:, None, :]).float(), top != PADDING)
-
-
-def displayed_items(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> Tensor:
-    """Marks the items of the catalogue that the top k of any slate shows; marks of batches combine by maximum.
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        items: (B, N) int64, catalogue index 0 .. num_items - 1 of every candidate (anything where it is padding).
-        num_items: Size of the catalogue.
-        k: Cut-off, in positions.
-
-    Returns:
-        (num_items,) uint8, 1 where displayed.
-
-    Raises:
-        ValueError: On k < 1 or num_items < 1, wrong shapes, slate positions out of range or repeated, or a displayed
-            item outside the catalogue.
-
-    Example:
-        >>> displayed_items(torch.tensor([[2, 0]]), torch.tensor([[3, 1, 0]]), num_items=4, k=2)
-        tensor([1, 0, 0, 1], dtype=torch.uint8)
-    """
-    check_positive("num_items", num_items)
-    top = _top(slates, items, k, dim=2)
-    shown = items.gather(1, top.clamp(min=0))
-    real = top != PADDING
-    check_rows("items", real & ((shown < 0) | (shown >= num_items)), shown, f"is outside a catalogue of {num_items}")
-    return torch.zeros(num_items, dtype=torch.uint8, device=items.device).index_fill_(0, shown[real], 1)
+    top, shown = _top(slates, categories, k, dim=2)
+    return _mean_over_pairs((shown[:, :, None] != shown[:, None, :]).float(), top != PADDING)
 
 
 def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> Tensor:
@@ -104,13 +75,15 @@ def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> T
         Scalar in [0, 1].
 
     Raises:
-        ValueError: As `displayed_items`.
-
-    Example:
-        >>> item_coverage(torch.tensor([[2, 0], [0, 1]]), torch.tensor([[3, 1, 0], [3, 2, 0]]), num_items=4, k=2)
-        tensor(0.7500)
+        ValueError: See the module; and on num_items < 1, or a displayed item outside the catalogue.
     """
-    return displayed_items(slates, items, num_items, k=k).sum() / num_items
+    check_positive("num_items", num_items)
+    top, shown = _top(slates, items, k, dim=2)
+    real = top != PADDING
+    check_rows("items", real & ((shown < 0) | (shown >= num_items)), shown, f"is outside a catalogue of {num_items}")
+    return (
+        torch.zeros(num_items, dtype=torch.uint8, device=items.device).index_fill_(0, shown[real], 1).sum() / num_items
+    )
 
 
 def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> Tensor:
@@ -129,16 +102,10 @@ def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> 
         Scalar in [0, 1]; 0 if there is no pair.
 
     Raises:
-        ValueError: On an unknown option, k < 1, wrong shapes, or slate positions out of range or repeated.
-
-    Example:
-        >>> slates, items = torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[7, 8, 9], [7, 8, 5]])
-        >>> distinct_2(slates, items, k=3)
-        tensor(0.7500)
+        ValueError: See the module; and on an unknown option.
     """
-    check_option("pool", pool, get_args(Pool))
-    top = _top(slates, items, k, dim=2)
-    shown = items.gather(1, top.clamp(min=0))
+    check_option("pool", pool, Pool)
+    top, shown = _top(slates, items, k, dim=2)
     both = (top[:, :-1] != PADDING) & (top[:, 1:] != PADDING)
     pairs = torch.stack([shown[:, :-1][both], shown[:, 1:][both]], dim=1)
     owner = both.nonzero()[:, 0] if pool == "request" else torch.zeros_like(pairs[:, 0])
@@ -148,15 +115,18 @@ def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> 
     return shares.sum() / max(1, shares.numel())
 
 
-def _top(slates: Tensor, features: Tensor, k: int, dim: int) -> Tensor:
-    """Checks the inputs and returns the first k positions (B, min(k, M))."""
+def _top(slates: Tensor, features: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Checks the inputs; returns the first k positions (B, min(k, M)) and their features (B, min(k, M), ...)."""
     check_positive("k", k)
     if features.dim() != dim or features.size(0) != slates.size(0):
         raise ValueError(
             f"candidate tensor has shape {tuple(features.shape)}, expected {dim} dimensions and {slates.size(0)} rows"
         )
     check_slates(slates, features.size(1))
-    return slates[:, :k]
+    top = slates[:, :k]
+    if not features.size(1):  # nothing to look up
+        return top, features.new_zeros(*top.shape, *features.shape[2:])
+    return top, gather_candidates(features, top)
 
 
 def _mean_over_pairs(distances: Tensor, real: Tensor) -> Tensor:

@@ -1,38 +1,41 @@
-"""Top-k ranking measures of slates against labels of the candidates.
+"""Top-k ranking measures of slates against labels of the candidates, one value per request.
 
-All functions share three inputs: `slates` (B, M) int64, positions into the row's candidates in display order, padded
-with -100; `relevance` (B, N), graded >= 0 or binary; and `mask` (B, N), True where a candidate is real and its label is
-known (default: all). A padded position, and an item without a known label, counts as irrelevant and keeps its place. An
-item is *positive* if its relevance is above 0. A cut `k` beyond the slate length is allowed.
+All functions share these arguments:
+
+- `slates` (B, M) int64, positions into the row's candidates in display order, padded with -100;
+- `relevance` (B, N), the candidates' labels, graded >= 0 or binary, of any size; an item is *positive* above 0;
+- `mask` (B, N), True where a candidate is real and its label is known (default: all). A padded position, and an item
+  without a known label, counts as irrelevant and keeps its place;
+- `k`, the cut-off in positions; beyond the slate's length is allowed;
+- `empty`, what a request without positives is worth: `"zero"` (LibRerank, sentence-transformers), `"one"` (allRank's
+  filler) or `"skip"` (ReChorus removes such lists: the result has one entry per request that is left, in order).
+
+They return (B,) values in [0, 1], and raise ValueError on an unknown option, k < 1, wrong shapes, positions out of
+range or repeated, and a known label that is negative or not finite.
 
 Published numbers differ in definitions more often than in models, so every choice that papers disagree on is a named
-option. `empty` says what a request without positives is worth: `"zero"` (LibRerank, sentence-transformers), `"one"`
-(allRank's filler) or `"skip"` (ReChorus removes such lists: the result then has one entry per request that is left, in
-order).
+option.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rerankzoo.metrics._checks import (
-    PADDING,
-    as_float,
-    check_option,
-    check_positive,
-    check_rows,
-    check_shape,
-    check_slates,
-)
+from rerankzoo.batch import PADDING
+from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_shape, check_slates
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "slate"]
 Empty = Literal["zero", "one", "skip"]
 PrecisionDenominator = Literal["truncated", "retrieved", "all"]
 RecallDenominator = Literal["all", "truncated"]
+
+# Gains up to 2^64 can be summed in single precision; larger ones are taken relative to the request's largest.
+_LARGE_EXPONENT = 64
 
 
 def ndcg_at_k(
@@ -47,25 +50,14 @@ def ndcg_at_k(
 ) -> Tensor:
     """Normalised discounted cumulative gain, with discount 1 / log2(1 + rank) (Järvelin and Kekäläinen, 2002).
 
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N) relevance of every candidate, >= 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        gain: `"linear"`: y (ReChorus, RecBole); `"exponential"`: 2^y - 1 (LibRerank, CMR, MIR, allRank). Equal for
-            binary labels.
-        ideal: The best order is taken over `"candidates"`: all labelled candidates, cut at k (LibRerank, ReChorus;
-            RecBole's min(#positives, k) ones are the same for binary labels), or over the `"slate"`: its own items
-            only, so that choosing bad items costs nothing (allRank, whose list is the slate).
-        empty: Value of a request whose ideal gain is zero, that is, without positives among the candidates (or, with
-            `ideal="slate"`, within the slate).
+    Arguments: see the module, and
 
-    Returns:
-        (B,) values in [0, 1]; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: On an unknown option, k < 1, wrong shapes, positions out of range or repeated, or a known label that
-            is negative or not finite.
+    - `gain`: `"linear"`: y (ReChorus, RecBole); `"exponential"`: 2^y - 1 (LibRerank, CMR, MIR, allRank). Equal for
+      binary labels;
+    - `ideal`: the best order is taken over `"candidates"`: all labelled candidates, cut at k (LibRerank, ReChorus;
+      RecBole's min(#positives, k) ones are the same for binary labels), or over the `"slate"`: its own items only, so
+      that choosing bad items costs nothing (allRank, whose list is the slate). A request is then `empty` if the slate
+      has no positives.
 
     Example:
         >>> ndcg_at_k(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]), k=2)
@@ -73,14 +65,14 @@ def ndcg_at_k(
         >>> ndcg_at_k(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]), k=2, ideal="slate")
         tensor([0.6309])
     """
-    check_option("gain", gain, get_args(Gain))
-    check_option("ideal", ideal, get_args(Ideal))
+    check_option("gain", gain, Gain)
+    check_option("ideal", ideal, Ideal)
     displayed, labels = _displayed_and_labels(slates, relevance, mask, k, empty)
-    if gain == "exponential":
-        displayed, labels = torch.exp2(displayed) - 1, torch.exp2(labels) - 1
-    best = (labels if ideal == "candidates" else displayed).sort(dim=1, descending=True).values
+    reference = labels if ideal == "candidates" else displayed
+    largest = reference.amax(1, keepdim=True)
+    best = _gains(reference, largest, gain).sort(dim=1, descending=True).values
     ideal_gain = _discounted_sum(best[:, :k])
-    values = _discounted_sum(displayed[:, :k]) / _one_where_zero(ideal_gain)
+    values = _discounted_sum(_gains(displayed, largest, gain)[:, :k]) / _one_where_zero(ideal_gain)
     return _settle_empty(values, ideal_gain == 0, empty)
 
 
@@ -95,34 +87,14 @@ def average_precision_at_k(
 ) -> Tensor:
     """Average precision: the sum of precision@i over the positives at ranks i <= k, divided by a denominator.
 
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N), positive where above 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        denominator: `"truncated"`: min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives inside the top
-            k (LibRerank, CMR, MIR), which is blind to missed positives and not comparable with the others; `"all"`: all
-            positives (scikit-learn, as used in sentence-transformers), which cannot reach 1 with more than k positives.
-        empty: Value of a request without positives among its candidates. A request with positives of which none is in
-            the top k has value 0 under every denominator.
-
-    Returns:
-        (B,) values in [0, 1]; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: As `ndcg_at_k`.
-
-    Example:
-        >>> slates, relevance = torch.tensor([[2, 0]]), torch.tensor([[1, 1, 0]])
-        >>> average_precision_at_k(slates, relevance, k=2)
-        tensor([0.2500])
-        >>> average_precision_at_k(slates, relevance, k=2, denominator="retrieved")
-        tensor([0.5000])
+    A request with positives of which none is in the top k has value 0 under every denominator. Arguments: see the
+    module, and `denominator`: `"truncated"`: min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives inside
+    the top k (LibRerank, CMR, MIR), which is blind to missed positives and not comparable with the others; `"all"`: all
+    positives (scikit-learn, as used in sentence-transformers), which cannot reach 1 with more than k positives.
     """
-    check_option("denominator", denominator, get_args(PrecisionDenominator))
+    check_option("denominator", denominator, PrecisionDenominator)
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
-    ranks = torch.arange(1, hits.size(1) + 1, device=hits.device)
-    precision_sum = (hits * hits.cumsum(1) / ranks).sum(1)
+    precision_sum = (hits * hits.cumsum(1) / _ranks(hits)).sum(1)
     divisors = {"truncated": positives.clamp(max=k), "retrieved": hits.sum(1), "all": positives}
     return _settle_empty(precision_sum / _one_where_zero(divisors[denominator]), positives == 0, empty)
 
@@ -139,29 +111,10 @@ def recall_at_k(
     """Share of a request's positives that are in the top k.
 
     The Recall@6/@10 of NAR4Rec and CONGRATS on Kuaishou takes "was exposed in the logged slate" as the label: it
-    measures imitation of the log. That is a matter of `relevance`, not of this function.
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N), positive where above 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        denominator: `"all"`: all positives (RecBole); `"truncated"`: min(#positives, k), so that 1 is always reachable.
-        empty: Value of a request without positives among its candidates.
-
-    Returns:
-        (B,) values in [0, 1]; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: As `ndcg_at_k`.
-
-    Example:
-        >>> recall_at_k(torch.tensor([[2, 0]]), torch.tensor([[1, 1, 0]]), k=2)
-        tensor([0.5000])
-        >>> recall_at_k(torch.tensor([[0, 2]]), torch.tensor([[1, 1, 0]]), k=1, denominator="truncated")
-        tensor([1.])
+    measures imitation of the log. That is a matter of `relevance`, not of this function. Arguments: see the module, and
+    `denominator`: `"all"`: all positives (RecBole); `"truncated"`: min(#positives, k), so that 1 is always reachable.
     """
-    check_option("denominator", denominator, get_args(RecallDenominator))
+    check_option("denominator", denominator, RecallDenominator)
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     divisor = positives if denominator == "all" else positives.clamp(max=k)
     return _settle_empty(hits.sum(1) / _one_where_zero(divisor), positives == 0, empty)
@@ -173,50 +126,16 @@ def precision_at_k(
     """Share of the top k that is positive; always divided by k, also where the slate is shorter (RecBole).
 
     With k = M this is the overlap ratio that GoalRank and DNR seem to print as "H@6" or "Ratio@L" (their evaluator is
-    not published).
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N), positive where above 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        empty: Value of a request without positives among its candidates.
-
-    Returns:
-        (B,) values in [0, 1]; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: As `ndcg_at_k`.
-
-    Example:
-        >>> precision_at_k(torch.tensor([[2, 0, 1]]), torch.tensor([[1, 1, 0]]), k=3)
-        tensor([0.6667])
+    not published). Arguments: see the module.
     """
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     return _settle_empty(hits.sum(1) / k, positives == 0, empty)
 
 
 def hit_at_k(slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k: int, empty: Empty = "zero") -> Tensor:
-    """1 where at least one positive is in the top k, else 0 (HR@k of ReChorus and RecBole).
+    """1 where at least one positive is in the top k, else 0 (HR@k of ReChorus and RecBole). Arguments: see the module.
 
     Not to be confused with HR@p%, the hit rate over all permutations, which is `hit_rate_at_share`.
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N), positive where above 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        empty: Value of a request without positives among its candidates.
-
-    Returns:
-        (B,) zeros and ones; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: As `ndcg_at_k`.
-
-    Example:
-        >>> hit_at_k(torch.tensor([[2, 0], [2, 1]]), torch.tensor([[1, 0, 0], [1, 0, 0]]), k=2)
-        tensor([1., 0.])
     """
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     return _settle_empty(hits.any(1).to(hits.dtype), positives == 0, empty)
@@ -225,39 +144,24 @@ def hit_at_k(slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k
 def reciprocal_rank_at_k(
     slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k: int, empty: Empty = "zero"
 ) -> Tensor:
-    """1 / rank of the first positive, 0 where none is in the top k.
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        relevance: (B, N), positive where above 0.
-        mask: (B, N) bool, True where the label is known.
-        k: Cut-off, in positions.
-        empty: Value of a request without positives among its candidates.
-
-    Returns:
-        (B,) values in [0, 1]; with `empty="skip"` only those of requests that are not empty.
-
-    Raises:
-        ValueError: As `ndcg_at_k`.
-
-    Example:
-        >>> reciprocal_rank_at_k(torch.tensor([[2, 0], [2, 1]]), torch.tensor([[1, 0, 0], [1, 0, 0]]), k=2)
-        tensor([0.5000, 0.0000])
-    """
+    """1 / rank of the first positive, 0 where none is in the top k. Arguments: see the module."""
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
-    ranks = torch.arange(1, hits.size(1) + 1, device=hits.device)
-    return _settle_empty((hits / ranks).amax(1), positives == 0, empty)
+    return _settle_empty((hits / _ranks(hits)).amax(1), positives == 0, empty)
 
 
 def _displayed_and_labels(
     slates: Tensor, relevance: Tensor, mask: Tensor | None, k: int, empty: Empty
 ) -> tuple[Tensor, Tensor]:
-    """Checks the inputs; returns the labels in display order (B, M) and of the candidates (B, N), unknown ones 0."""
-    check_option("empty", empty, get_args(Empty))
+    """Checks the inputs; returns the labels in display order (B, M + 1) and of the candidates (B, N + 1).
+
+    Unknown ones are 0, and so is the last of each, which lets a request have no candidates and a slate no positions.
+    """
+    check_option("empty", empty, Empty)
     check_positive("k", k)
     if relevance.dim() != 2:
         raise ValueError(f"relevance must be (B, N), got shape {tuple(relevance.shape)}")
-    check_slates(slates, relevance.size(1))
+    num_candidates = relevance.size(1)
+    check_slates(slates, num_candidates)
     if slates.size(0) != relevance.size(0):
         raise ValueError(f"slates have {slates.size(0)} rows, relevance has {relevance.size(0)}")
     labels = as_float(relevance)
@@ -265,21 +169,33 @@ def _displayed_and_labels(
         check_shape("mask", mask, tuple(relevance.shape), "relevance")
         labels = labels.masked_fill(~mask.bool(), 0)
     check_rows("relevance", ~labels.isfinite() | (labels < 0), labels, "is negative or not finite")
-    displayed = labels.gather(1, slates.clamp(min=0)).masked_fill(slates == PADDING, 0)
-    return displayed, labels
+    labels, slates = F.pad(labels, (0, 1)), F.pad(slates, (0, 1), value=PADDING)
+    return labels.gather(1, slates.masked_fill(slates == PADDING, num_candidates).long()), labels
 
 
 def _hits_and_positives(
     slates: Tensor, relevance: Tensor, mask: Tensor | None, k: int, empty: Empty
 ) -> tuple[Tensor, Tensor]:
-    """Returns 1.0 where one of the top k is positive (B, min(k, M)), and the number of positive candidates (B,)."""
+    """Returns 1.0 where one of the top k is positive (B, min(k, M + 1)), and the number of positive candidates (B,)."""
     displayed, labels = _displayed_and_labels(slates, relevance, mask, k, empty)
     return (displayed[:, :k] > 0).to(labels.dtype), (labels > 0).sum(1)
 
 
+def _gains(labels: Tensor, largest: Tensor, gain: Gain) -> Tensor:
+    """Gains (B, K) of labels (B, K), up to a factor per request: NDCG is a ratio, and 2^240 is infinite in float32."""
+    if gain == "exponential":
+        shift = (largest - _LARGE_EXPONENT).clamp(min=0)
+        return torch.exp2(labels - shift) - torch.exp2(-shift)
+    return labels / largest.masked_fill(largest <= 2.0**_LARGE_EXPONENT, 1)
+
+
 def _discounted_sum(gains: Tensor) -> Tensor:
-    ranks = torch.arange(1, gains.size(1) + 1, device=gains.device, dtype=gains.dtype)
-    return (gains / torch.log2(ranks + 1)).sum(1)
+    return (gains / torch.log2(_ranks(gains) + 1)).sum(1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """1, 2... of the columns of (B, K)."""
+    return torch.arange(1, values.size(1) + 1, device=values.device, dtype=values.dtype)
 
 
 def _one_where_zero(denominator: Tensor) -> Tensor:

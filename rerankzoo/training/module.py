@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from transformers.trainer_utils import SchedulerType
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
-from rerankzoo.metrics import NDCG, Hit
+from rerankzoo.metrics import RequestMean, hit_at_k, ndcg_at_k
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.training.freezing import freeze_modules
@@ -152,8 +152,8 @@ class RerankingModule(L.LightningModule):
         weights = config.schema.targets
         self.ranking = MetricCollection(
             {
-                f"ndcg@{config.slate_size}": NDCG(k=config.slate_size),
-                f"hit@{config.slate_size}": Hit(k=config.slate_size),
+                f"ndcg@{config.slate_size}": RequestMean(ndcg_at_k, k=config.slate_size),
+                f"hit@{config.slate_size}": RequestMean(hit_at_k, k=config.slate_size),
             }
         )
         self.has_ranking = self.model.can_generate() and any(t.candidate_feedback for t in weights)

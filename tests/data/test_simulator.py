@@ -15,12 +15,11 @@ from rerankzoo.data.simulator import (
     SETTINGS,
     Simulator,
     SimulatorSettings,
-    sample_plackett_luce,
     write_simulator_folder,
 )
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.metrics.permutation import all_slates
+from rerankzoo.slates import all_slates, plackett_luce_slates
 
 SMALL = SimulatorSettings(num_users=20, num_items=60, num_candidates=6, slate_size=3)
 
@@ -251,7 +250,7 @@ def test_propensity_is_the_plackett_luce_probability() -> None:
 
 def test_sampled_slates_have_plackett_luce_frequencies() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2]))
-    slates, propensities = sample_plackett_luce(np.tile(logits, (60_000, 1)), 2, np.random.default_rng(0))
+    slates, propensities = plackett_luce_slates(np.tile(logits, (60_000, 1)), 2, np.random.default_rng(0))
     for slate, probability in (((0, 1), 0.5 * 0.6), ((2, 0), 0.2 * 0.5 / 0.8), ((1, 2), 0.3 * 0.2 / 0.7)):
         rows = (slates == slate).all(axis=1)
         assert rows.mean() == pytest.approx(probability, abs=4.0 * np.sqrt(probability / 60_000))

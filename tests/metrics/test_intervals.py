@@ -8,7 +8,6 @@ import torch
 
 from rerankzoo.metrics import intervals
 from rerankzoo.metrics.intervals import (
-    Difference,
     Spread,
     bootstrap_mean,
     mean_and_spread,
@@ -39,7 +38,6 @@ def test_pairing_removes_the_spread_between_requests():
     difficulty = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 100
     noise = torch.randn(500, generator=torch.Generator().manual_seed(1)) * 0.1
     difference = paired_bootstrap(difficulty + 0.05 + noise, difficulty, num_resamples=2000)
-    assert isinstance(difference, Difference)
     assert 0.03 < difference.low < difference.mean < difference.high < 0.08
     swapped = paired_bootstrap(difficulty, difficulty + 0.05 + noise, num_resamples=2000)
     assert swapped.low == pytest.approx(-difference.high)
@@ -81,6 +79,8 @@ def test_mean_and_spread():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="a has 3 requests, b has 2"):
         paired_bootstrap(torch.zeros(3), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"a - b, row 0: inf is not finite"):
+        paired_bootstrap(*torch.tensor([[1.5e308], [-1.5e308]], dtype=torch.float64))
     with pytest.raises(ValueError, match=r"b, row 1: nan is not finite"):
         paired_bootstrap(torch.zeros(2), torch.tensor([0.0, math.nan]))
     with pytest.raises(ValueError, match="values must be a vector with at least one request"):

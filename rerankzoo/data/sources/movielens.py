@@ -36,9 +36,9 @@ import pyarrow as pa
 
 from rerankzoo.atomic_writing import temporary_folder, write_atomically
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
-from rerankzoo.data.simulator import sample_plackett_luce
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
+from rerankzoo.slates import plackett_luce_slates
 
 Variant = Literal["ml-100k", "ml-1m"]
 
@@ -252,7 +252,7 @@ def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.
     user_columns, affinity = _user_features(data, windows, past)
     item_columns = _item_features(items, past, len(data.items))
     upstream = item_columns["upstream_score"]
-    slates, propensities = sample_plackett_luce(upstream / LOGGING_TEMPERATURE, SLATE_SIZE, rng)
+    slates, propensities = plackett_luce_slates(upstream / LOGGING_TEMPERATURE, SLATE_SIZE, rng)
     relevant = (ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING).astype(np.float32)
     genres = data.genres[items]
     candidate_columns = {

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from itertools import permutations
 
 import numpy as np
@@ -11,42 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankzoo.metrics.permutation import (
+from rerankzoo.metrics.slate_rank import (
     RankEstimate,
-    all_slates,
     count_better,
     estimate_rank,
     hit_rate_at_share,
-    real_slates,
     regret_ratio,
-    sample_slates,
     sampled_hit_rate,
     utility_share,
 )
-
-
-def test_import_needs_no_torchmetrics():
-    code = "import sys; import rerankzoo.metrics.permutation; sys.exit('torchmetrics' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (4, 1), (4, 2), (5, 5), (10, 4)])
-def test_all_slates_lists_every_slate_in_order(n, m):
-    slates = all_slates(n, m)
-    assert slates.shape == (math.perm(n, m), m)
-    assert slates.dtype == np.int64
-    assert slates.tolist() == [list(slate) for slate in permutations(range(n), m)]
-    with pytest.raises(ValueError, match="read-only"):
-        slates[0, 0] = 1
-
-
-def test_all_slates_refuses_impossible_and_endless_lists():
-    with pytest.raises(ValueError, match="slate_size 4 exceeds num_candidates 3"):
-        all_slates(3, 4)
-    with pytest.raises(ValueError, match="slate_size must be at least 1"):
-        all_slates(3, 0)
-    with pytest.raises(ValueError, match="11441304000 slates of 6, above"):
-        all_slates(50, 6)
+from rerankzoo.slates import all_slates, real_slates, uniform_slates
 
 
 @pytest.mark.parametrize(
@@ -158,31 +130,6 @@ def test_bad_values_are_named():
         count_better(good, torch.tensor([1.0]), tolerance=-1.0)
 
 
-def test_sampled_slates_are_uniform_over_all_slates():
-    mask = torch.tensor([[True, True, True, True, False], [True, False, True, False, True]])
-    slates = sample_slates(mask, 2, 12_000, torch.Generator().manual_seed(0))
-    assert slates.shape == (2, 12_000, 2)
-    for row, size in ((0, 12), (1, 6)):
-        unique, counts = torch.unique(slates[row], dim=0, return_counts=True)
-        expected = [list(slate) for slate in permutations(mask[row].nonzero().flatten().tolist(), 2)]
-        assert unique.tolist() == expected
-        # Five standard deviations of a count.
-        assert (counts - 12_000 / size).abs().max() < 5 * math.sqrt(12_000 / size)
-
-
-def test_sampled_slates_of_short_rows_end_in_padding():
-    slates = sample_slates(torch.tensor([[False, True, True, False]]), 3, 50, torch.Generator().manual_seed(0))
-    assert {tuple(slate) for slate in slates[0].tolist()} == {(1, 2, -100), (2, 1, -100)}
-
-
-def test_sampling_is_reproducible_and_refuses_too_large_slates():
-    mask = torch.ones(2, 6).bool()
-    first, second = (sample_slates(mask, 3, 20, torch.Generator().manual_seed(7)) for _ in range(2))
-    assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="slate_size 7 exceeds num_candidates 6"):
-        sample_slates(mask, 7, 1)
-
-
 def test_sampled_rank_and_hit_rate_cover_the_exact_ones():
     generator = torch.Generator().manual_seed(0)
     num_requests, n, m, share = 200, 7, 3, 0.1
@@ -198,7 +145,7 @@ def test_sampled_rank_and_hit_rate_cover_the_exact_ones():
     chosen = every.sort(1, descending=True).values.gather(1, place[:, None])[:, 0]
     exact_rank = count_better(every, chosen).double() / every.size(1)
     exact_hit = hit_rate_at_share(every, chosen, share)
-    samples = sample_slates(torch.ones(num_requests, n).bool(), m, 2000, generator)
+    samples = uniform_slates(torch.ones(num_requests, n).bool(), m, 2000, generator)
     estimate = estimate_rank(value(samples), chosen)
     covered = ((estimate.low <= exact_rank) & (exact_rank <= estimate.high)).double().mean().item()
     assert 0.90 <= covered < 1

@@ -1,0 +1,149 @@
+"""The space of all slates of a request: listing it, drawing from it, and walking in it.
+
+A slate holds positions into the candidates of its request, none twice, -100 pads. A request of n candidates has
+A(n, m) = n! / (n - m)! slates of m. B requests, N candidates, M positions, P listed slates.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import chain, permutations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rerankzoo.batch import PADDING
+
+# A list of slates beyond this is a mistake more often than a wish: A(50, 6) is 1.1e10.
+MAX_SLATES = 4_000_000
+
+
+@lru_cache(maxsize=8)
+def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
+    """Lists every slate of a request, in lexicographic order.
+
+    Args:
+        num_candidates: n, the number of candidates.
+        slate_size: m, the number of positions; at most `num_candidates`.
+
+    Returns:
+        Read-only int64 array (P, M) with P = A(n, m).
+
+    Raises:
+        ValueError: If `slate_size` is below 1 or exceeds `num_candidates`, or if there are more than `MAX_SLATES`.
+
+    Example:
+        >>> all_slates(3, 2).tolist()
+        [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+    """
+    _check_slate_size(slate_size, num_candidates)
+    count = math.perm(num_candidates, slate_size)
+    if count > MAX_SLATES:
+        raise ValueError(
+            f"{num_candidates} candidates have {count} slates of {slate_size}, above {MAX_SLATES}: use uniform_slates"
+        )
+    entries = chain.from_iterable(permutations(range(num_candidates), slate_size))
+    slates = np.fromiter(entries, dtype=np.int64, count=count * slate_size).reshape(count, slate_size)
+    slates.setflags(write=False)
+    return slates
+
+
+def real_slates(candidate_mask: Tensor, slates: Tensor) -> Tensor:
+    """Tells, for rows with different numbers of candidates, which slates of a common list hold real candidates only.
+
+    Args:
+        candidate_mask: (B, N) bool, True where a candidate is real.
+        slates: (P, M) int64 without padding, usually `torch.tensor(all_slates(N, M))`.
+
+    Returns:
+        (B, P) bool, the `mask` of `rerankzoo.metrics.hit_rate_at_share` and its like.
+    """
+    return candidate_mask.bool()[:, slates].all(-1)
+
+
+def uniform_slates(
+    candidate_mask: Tensor, slate_size: int, num_samples: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws slates uniformly from all slates of each request; independent draws, so one may come twice.
+
+    Args:
+        candidate_mask: (B, N) bool, True where a candidate is real.
+        slate_size: m, the number of positions; at most N.
+        num_samples: S, slates per request.
+        generator: Source of randomness, on the device of `candidate_mask`.
+
+    Returns:
+        (B, S, M) int64; in rows with fewer than m candidates a slate holds all of them and ends in -100.
+
+    Raises:
+        ValueError: If `slate_size` or `num_samples` is below 1, or `slate_size` exceeds N.
+    """
+    batch_size, num_candidates = candidate_mask.shape
+    _check_slate_size(slate_size, num_candidates)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    # The order of independent uniform keys is a uniform permutation; its first m entries are a uniform slate.
+    keys = torch.rand(
+        (batch_size, num_samples, num_candidates), generator=generator, device=candidate_mask.device
+    ).masked_fill(~candidate_mask.bool()[:, None], -1)
+    top = keys.topk(slate_size, dim=-1)
+    return top.indices.masked_fill(top.values < 0, PADDING)
+
+
+def plackett_luce_slates(
+    logits: np.ndarray, slate_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one slate per request without replacement by a Plackett-Luce policy (Gumbel top-k).
+
+    Args:
+        logits: Scores over a temperature (B, N).
+        slate_size: M, at most N.
+        rng: Source of randomness.
+
+    Returns:
+        Slates (B, M) int64, and the probability (B, M) of each choice among the items left at its position.
+    """
+    slates = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")[:, :slate_size]
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    propensities = np.empty(slates.shape)
+    requests = np.arange(len(slates))
+    for position in range(slates.shape[1]):
+        chosen = slates[:, position]
+        propensities[:, position] = weights[requests, chosen] / weights.sum(axis=1)
+        weights[requests, chosen] = 0.0
+    return slates, propensities
+
+
+def neighbour_slates(slates: np.ndarray, num_candidates: int) -> np.ndarray:
+    """The steps of a local search: all slates that differ from a given one in one item, or in the order of two.
+
+    Args:
+        slates: (B, M) int64 without padding.
+        num_candidates: N.
+
+    Returns:
+        (B, K, M); first the slate itself, so that one of all candidates and one position has a neighbour.
+    """
+    batch_size, size = slates.shape
+    left = np.ones((batch_size, num_candidates), dtype=bool)
+    np.put_along_axis(left, slates, False, axis=1)
+    others = np.nonzero(left)[1].reshape(batch_size, -1)
+    changed = [slates[:, None]]
+    for position in range(size):
+        replaced = np.repeat(slates[:, None], others.shape[1], axis=1)
+        replaced[:, :, position] = others
+        changed.append(replaced)
+        for other in range(position):
+            order = np.arange(size)
+            order[[position, other]] = other, position
+            changed.append(slates[:, None, order])
+    return np.concatenate(changed, axis=1)
+
+
+def _check_slate_size(slate_size: int, num_candidates: int) -> None:
+    if slate_size < 1:
+        raise ValueError(f"slate_size must be at least 1, got {slate_size}")
+    if slate_size > num_candidates:
+        raise ValueError(f"slate_size {slate_size} exceeds num_candidates {num_candidates}")
