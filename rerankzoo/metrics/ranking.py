@@ -88,7 +88,7 @@ def average_precision_at_k(
     """Average precision: the sum of precision@i over the positives at ranks i <= k, divided by a denominator.
 
     A request with positives of which none is in the top k has value 0 under every denominator. Arguments: see the
-    module, and `denominator`: `"truncated"`: min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives inside
+    module, and `denominator`: `"truncated"`: min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives in
     the top k (LibRerank, CMR, MIR), which is blind to missed positives and not comparable with the others; `"all"`: all
     positives (scikit-learn, as used in sentence-transformers), which cannot reach 1 with more than k positives.
     """

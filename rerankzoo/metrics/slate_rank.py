@@ -13,8 +13,8 @@ estimate with an interval. In HR@p% of YOLOR and PIER something else is meant: w
 evaluator's best.
 
 The functions share `values` (B, P), the value of every slate of a request, `chosen` (B,), that of the generator's
-slate, and `mask` (B, P) bool, True where a slate counts (default: all). They raise ValueError on differing shapes, values that
-are not finite, and a row without slates.
+slate, and `mask` (B, P) bool, True where a slate counts (default: all). They raise ValueError on differing shapes,
+values that are not finite, and a row without slates.
 """
 
 from __future__ import annotations
