@@ -5,35 +5,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rerankzoo.models.auto import register as _register
+from rerankzoo.models.registry import find_name, load_families, register_on_demand
 
 __version__ = "0.1.0.dev0"
 
-#: Where each public name lives. Names are imported when first used: training needs more packages than serving.
+#: Where each public name lives, but for those of the model families, which say so themselves. Names are imported when
+#: first used: training needs more packages than serving, and the command line starts at once.
 _HOME = {
     "AtLeast": "rerankzoo.generation",
     "AtMost": "rerankzoo.generation",
     "AutoModelForReranking": "rerankzoo.models.auto",
     "Boost": "rerankzoo.generation",
-    "DeGReConfig": "rerankzoo.models.degre",
-    "DeGReEvaluator": "rerankzoo.models.degre",
-    "DeGReEvaluatorEnsemble": "rerankzoo.models.degre",
-    "DeGReGenerator": "rerankzoo.models.degre",
+    "EvaluatorEnsemble": "rerankzoo.generation",
     "Exclude": "rerankzoo.generation",
     "FeatureSchema": "rerankzoo.features.schema",
     "FieldSpec": "rerankzoo.features.schema",
+    "GeneratorPool": "rerankzoo.generation",
     "HubError": "rerankzoo.errors",
     "InfeasibleConstraintError": "rerankzoo.errors",
     "MinDistance": "rerankzoo.generation",
-    "NAR4RecConfig": "rerankzoo.models.nar4rec",
-    "NAR4RecEvaluator": "rerankzoo.models.nar4rec",
-    "NAR4RecForReranking": "rerankzoo.models.nar4rec",
     "OutputError": "rerankzoo.errors",
-    "PRMConfig": "rerankzoo.models.prm",
-    "PRMForReranking": "rerankzoo.models.prm",
     "Pin": "rerankzoo.generation",
-    "PointwiseConfig": "rerankzoo.models.pointwise",
-    "PointwiseForReranking": "rerankzoo.models.pointwise",
     "RerankingDataError": "rerankzoo.errors",
     "RerankingDataModule": "rerankzoo.data.datamodule",
     "RerankingFeatureExtractor": "rerankzoo.features.extractor",
@@ -47,16 +39,20 @@ _HOME = {
     "UnreadableFileError": "rerankzoo.errors",
 }
 
-__all__ = [*_HOME, "__version__"]
-
-_register()
+register_on_demand()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__all__":
+        return __dir__()
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name.startswith("_") or not name[0].isupper():  # a module that is not imported yet, or what inspectors look for
         raise AttributeError(f"module 'rerankzoo' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return find_name(name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    families = {head.__module__.rpartition(".")[0] for head in load_families().values()}
+    exported = (import_module(family).__all__ for family in families)
+    return sorted({*_HOME, *(name for names in exported for name in names), "__version__"})

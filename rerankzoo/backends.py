@@ -21,8 +21,7 @@ from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.batch import ENTRIES
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError, in_one_line
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation import Constraint, RerankingGenerationConfig, SlateEvaluator, SlateGenerationOutput
-from rerankzoo.generation.configuration import PARAMETERS
+from rerankzoo.generation import Constraint, Evaluator, RerankingGenerationConfig, SlateGenerationOutput
 from rerankzoo.text_files import read_json
 
 Format = Literal["onnx", "aoti"]
@@ -171,7 +170,7 @@ class ExportedModel:
             )
 
     def generate(
-        self, evaluator: SlateEvaluator | None = None, constraints: Sequence[Constraint] = (), **kwargs: Any
+        self, evaluator: Evaluator | None = None, constraints: Sequence[Constraint] = (), **kwargs: Any
     ) -> Tensor | SlateGenerationOutput:
         """Decodes slates; see `SlateGenerationMixin.generate`.
 
@@ -192,10 +191,11 @@ class ExportedModel:
             raise ValueError("an exported graph decodes one slate per request; an evaluator needs backend='eager'")
         if constraints:
             raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
-        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(ENTRIES))
+        names = RerankingGenerationConfig.names()
+        unknown = sorted(set(kwargs) - set(names) - set(ENTRIES))
         if unknown:
-            raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")
-        parameters = {key: kwargs[key] for key in PARAMETERS if kwargs.get(key) is not None}
+            raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(names)}")
+        parameters = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
         as_dictionary = parameters.pop("return_dict_in_generate", False)
         if parameters:  # making a config takes longer than a whole decoding step
             self._check_decoding(parameters)

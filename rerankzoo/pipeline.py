@@ -16,8 +16,7 @@ from rerankzoo.backends import Backend, ExportedModel
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
 from rerankzoo.features.encoded import Encoded
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import Constraint
-from rerankzoo.generation.configuration import PARAMETERS
+from rerankzoo.generation import Constraint, RerankingGenerationConfig
 from rerankzoo.generation.constraints import check_types
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
@@ -214,8 +213,10 @@ class RerankingPipeline:
         check_types(constraints)
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
-        if unknown := sorted(set(parameters) - set(PARAMETERS)):
-            raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(PARAMETERS)}")
+        if unknown := sorted(set(parameters) - set(RerankingGenerationConfig.names())):
+            raise ValueError(
+                f"unknown parameters {unknown}; decoding parameters are {list(RerankingGenerationConfig.names())}"
+            )
         parts, errors = self._read(requests, on_error)
         answer: list[Outcome] = [None] * (sum(map(len, parts)) + len(errors))
         for row, error in errors.items():

@@ -35,7 +35,7 @@ from rerankzoo.cli.main import COMMANDS, main
 from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
-from rerankzoo.generation.configuration import PARAMETERS
+from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models import auto
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
@@ -146,7 +146,7 @@ def test_named_make_targets_exist() -> None:
     [
         ("data-format.md", {entry.name for kind in (FeatureSchema, FieldSpec, TargetSpec) for entry in fields(kind)}),
         ("notation.md", set(ENTRIES)),
-        ("decoding.md", set(PARAMETERS)),
+        ("decoding.md", set(RerankingGenerationConfig.names())),
         ("evaluation.md", {name for name in metrics.__all__ if name[0].isupper() and hasattr(metrics, name)}
          - {"Estimate", "Spread", "RankEstimate"}),
     ],

@@ -19,9 +19,13 @@ LEVELS = {
     "remote_code": 0,
     "hub_errors": 1,
     "features": 1,
-    "layers": 1,
     "losses": 1,
+<<<<<<< HEAD
     "metrics": 2,
+=======
+    "metrics": 1,
+    "layers": 2,
+>>>>>>> 11983d4 ([models] Say what a model is in base classes: forward, decode, likelihood and registration in one place)
     "generation": 2,
     "models": 3,
     "data": 4,
@@ -34,7 +38,7 @@ LEVELS = {
     "serving": 8,
     "cli": 9,
 }
-SHARED_MODEL_FILES = {"base", "auto"}
+SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort"}
 
 
 def imported_modules(path: Path, module: str) -> list[str]:

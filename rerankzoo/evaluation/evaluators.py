@@ -18,14 +18,14 @@ from rerankzoo.data.simulator import Simulator
 from rerankzoo.evaluation.judges import EvaluatorJudge, SimulatorJudge
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
-from rerankzoo.generation import SlateEvaluator
+from rerankzoo.generation import Evaluator
 from rerankzoo.metrics import uniform_slates
 
 _BATCH = 64
 
 
 def evaluator_quality(
-    evaluator: SlateEvaluator,
+    evaluator: Evaluator,
     data: Dataset,
     extractor: RerankingFeatureExtractor,
     metadata: Mapping[str, Any] | None = None,
@@ -65,7 +65,7 @@ def evaluator_quality(
     return measured
 
 
-def _calibration(evaluator: SlateEvaluator, data: Dataset, extractor: RerankingFeatureExtractor) -> float:
+def _calibration(evaluator: Evaluator, data: Dataset, extractor: RerankingFeatureExtractor) -> float:
     predicted, observed = [], []
     for batch in RequestLoader(data, extractor, _BATCH):
         with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rerankzoo.batch import PADDING, inputs
 from rerankzoo.data.simulator import Simulator
-from rerankzoo.generation import Batch, SlateEvaluator
+from rerankzoo.generation import Batch, Evaluator
 from rerankzoo.metrics import RankEstimate, all_slates, count_better, estimate_rank, uniform_slates
 
 _CHUNK_VALUES = 2**18  # slates of the space valued for one group of requests: sampling keys are N times as many
@@ -228,7 +228,7 @@ class EvaluatorJudge(Judge):
     max_exact = 20_000
     tolerance = 1e-5  # float32 noise between two batchings of one slate
 
-    def __init__(self, evaluator: SlateEvaluator) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         super().__init__()
         self.evaluator = evaluator
 
@@ -268,8 +268,8 @@ class Judges:
         data: Dataset,
         item_id: str,
         metadata: Mapping[str, Any] | None = None,
-        evaluator: SlateEvaluator | None = None,
-        judge: SlateEvaluator | None = None,
+        evaluator: Evaluator | None = None,
+        judge: Evaluator | None = None,
     ) -> Judges:
         """Makes the judges of a table.
 

@@ -36,7 +36,7 @@ from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fie
 from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evaluation, Key, Row
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation import Batch, RerankingGenerationConfig, SlateEvaluator
+from rerankzoo.generation import Batch, Evaluator, RerankingGenerationConfig
 from rerankzoo.metrics import uniform_slates
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -106,8 +106,8 @@ def evaluate(
     *,
     name: str,
     decodings: Sequence[Decoding],
-    evaluator: SlateEvaluator | None = None,
-    judge: SlateEvaluator | None = None,
+    evaluator: Evaluator | None = None,
+    judge: Evaluator | None = None,
     judges: Judges | None = None,
     seed: int = 0,
     num_requests: int | None = None,
@@ -182,7 +182,7 @@ def tune_penalty_alpha(
     metadata: Mapping[str, Any] | None = None,
     *,
     alphas: Sequence[float] = PENALTY_ALPHAS,
-    evaluator: SlateEvaluator | None = None,
+    evaluator: Evaluator | None = None,
     judges: Judges | None = None,
     num_requests: int | None = None,
     batch_size: int = 256,
@@ -242,8 +242,8 @@ def _check(
     model: RerankingPreTrainedModel,
     extractor: RerankingFeatureExtractor,
     decodings: Sequence[Decoding],
-    evaluator: SlateEvaluator | None,
-    judge: SlateEvaluator | None,
+    evaluator: Evaluator | None,
+    judge: Evaluator | None,
     num_requests: int | None,
     hr_requests: int,
 ) -> None:
@@ -262,7 +262,7 @@ def _check(
         raise ValueError(f"hr_requests must not be negative, got {hr_requests}")
 
 
-def _check_judges(judges: Judges, evaluator: SlateEvaluator | None, judge: SlateEvaluator | None) -> None:
+def _check_judges(judges: Judges, evaluator: Evaluator | None, judge: Evaluator | None) -> None:
     for name, held, given in (("evaluator", judges.evaluator, evaluator), ("judge", judges.judge, judge)):
         if (held and held.evaluator) is not given:
             raise ValueError(f"judges were made with another {name} than the one given")
@@ -312,7 +312,7 @@ def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
     return _fit(uniform_slates(mask, min(slate_size, mask.shape[1]), 1, generator)[:, 0], slate_size)
 
 
-def _decoder(model: RerankingPreTrainedModel, decoding: Decoding, evaluator: SlateEvaluator | None) -> Policy:
+def _decoder(model: RerankingPreTrainedModel, decoding: Decoding, evaluator: Evaluator | None) -> Policy:
     chooser = evaluator if decoding.use_evaluator else None
     devices = [model.device] if model.device.type == "cuda" else []
 

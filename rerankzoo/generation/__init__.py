@@ -7,11 +7,12 @@ from rerankzoo.generation.beam import BeamStep, beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints import AtLeast, AtMost, Boost, Constraint, Exclude, MinDistance, Pin, bind
 from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
 from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
-from rerankzoo.generation.mixin import SlateGenerationMixin, SlateGenerationOutput
+from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.sampling import sample_slates
-from rerankzoo.generation.scorer import MatrixScorer, Scorer, ScorerState, SlateEvaluator, StaticScorer
+from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
 from rerankzoo.generation.search import Decoded
 
 __all__ = [
@@ -20,16 +21,20 @@ __all__ = [
     "Batch",
     "BeamStep",
     "Boost",
+    "Cache",
     "Constraint",
     "Decoded",
+    "Evaluator",
+    "EvaluatorEnsemble",
     "Exclude",
+    "GeneratorPool",
     "MatrixScorer",
     "MinDistance",
     "Pin",
     "RerankingGenerationConfig",
+    "SchemaBound",
     "Scorer",
     "ScorerState",
-    "SlateEvaluator",
     "SlateGenerationMixin",
     "SlateGenerationOutput",
     "SlateRules",

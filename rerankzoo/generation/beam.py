@@ -59,12 +59,12 @@ def beam_search(
     Returns:
         The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
     """
-    rows = Rows.start(scorer.start(batch), slate_size, rules)
+    rows = Rows.start(scorer, batch, slate_size, rules)
     num_requests, num_candidates = rows.state.available.shape
     first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
     for _ in range(slate_size):
-        scores = scorer.score(rows.state)
-        totals = _totals(scorer, rows, rows.preferences(scores))
+        scores, cache = scorer.step(rows.state)
+        totals = _totals(rows, rows.preferences(scores))
         expansions = totals.view(num_requests, -1)  # (B, width * N)
         best, flat = expansions.topk(min(num_beams, expansions.shape[-1]), dim=-1)
         width = rows.total.shape[0] // num_requests
@@ -73,20 +73,20 @@ def beam_search(
         parent, index = (first_row * width + beam).flatten(), (flat - beam * num_candidates).flatten()
         if history is not None:
             history.append(BeamStep(totals, parent, index))
-        rows = rows.extend(scorer, scores, parent, index)
+        rows = rows.extend(scores, cache, parent, index)
         best = best.flatten()
         # With boosts, prefixes are compared by more than their score.
         rows.total = best if rules is None else rows.total.masked_fill(best == NEVER, NEVER)
     return _best(rows.decoded(num_requests), num_return_sequences)
 
 
-def _totals(scorer: Scorer, rows: Rows, scores: Tensor) -> Tensor:
+def _totals(rows: Rows, scores: Tensor) -> Tensor:
     """The score (R, N) of each prefix extended by each candidate; -inf for those that do not exist."""
-    total = rows.total.unsqueeze(-1)
+    total, sums = rows.total.unsqueeze(-1), rows.scorer.kind == "log_prob"
     if rows.progress is not None:
         boost = rows.progress.boost.unsqueeze(-1)
-        total, scores = total + boost, scores if scorer.kind == "log_prob" else scores + boost
-    extended = total + scores if scorer.kind == "log_prob" else scores.masked_fill(total == NEVER, NEVER)
+        total, scores = total + boost, scores if sums else scores + boost
+    extended = total + scores if sums else scores.masked_fill(total == NEVER, NEVER)
     if rows.finished is None:
         return extended
     # A prefix without candidates left has one continuation, itself; it stands in column 0.
@@ -94,10 +94,10 @@ def _totals(scorer: Scorer, rows: Rows, scores: Tensor) -> Tensor:
     return torch.where(rows.finished.unsqueeze(-1) & first, total, extended)
 
 
-def _best(found: Decoded, num_return_sequences: int) -> Decoded:
+def _best(decoded: Decoded, num_return_sequences: int) -> Decoded:
     """Cuts to the slates asked for, and pads where fewer exist."""
-    missing = num_return_sequences - found.scores.shape[1]
-    slates, scores, steps = found.slates, found.scores, found.step_scores
+    missing = num_return_sequences - decoded.scores.shape[1]
+    slates, scores, steps = decoded.slates, decoded.scores, decoded.step_scores
     if missing > 0:
         slates = torch.nn.functional.pad(slates, (0, 0, 0, missing), value=PADDING)
         scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)

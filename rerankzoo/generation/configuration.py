@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 from transformers import GenerationConfig, PreTrainedConfig
 
 from rerankzoo.errors import shown
 
-#: What `generate()` understands. The words are transformers', so that nobody has to learn new ones.
-PARAMETERS = (
-    "slate_size",
-    "num_beams",
-    "num_return_sequences",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "penalty_alpha",
-    "return_dict_in_generate",
-)
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound="RerankingGenerationConfig")
+
 _BOOKKEEPING = ("_from_model_config", "transformers_version", "_commit_hash")
 
 
 class RerankingGenerationConfig(GenerationConfig):
     """How `generate()` decodes slates. What is left out is `None`, and then has the default given below.
+
+    A family with a decoding of its own subclasses it: names its parameters in `extra_parameters`, those that switch to
+    its decoding in `strategies` too, and checks them in `validate`.
 
     Args:
         slate_size: M, positions of a slate. Default: the model's `config.slate_size`.
@@ -40,43 +39,78 @@ class RerankingGenerationConfig(GenerationConfig):
         ValueError: If a parameter is unknown, out of its range, or contradicts another one.
     """
 
+    #: Parameters of a subclass beside those above.
+    extra_parameters: ClassVar[tuple[str, ...]] = ()
+    #: Which strategy a parameter switches to.
+    strategies: ClassVar[Mapping[str, str]] = {
+        "do_sample": "sample",
+        "penalty_alpha": "contrastive",
+        "num_beams": "beam",
+    }
+
     def __init__(self, **kwargs: Any) -> None:
-        unknown = sorted(key for key in kwargs if key not in (*PARAMETERS, *_BOOKKEEPING))
+        unknown = sorted(key for key in kwargs if key not in (*self.names(), *_BOOKKEEPING))
         if unknown:
-            raise ValueError(f"unknown decoding parameters {shown(unknown)}; known ones are {list(PARAMETERS)}")
-        self.slate_size: int | None = kwargs.pop("slate_size", None)
+            raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
+        for name in ("slate_size", *self.extra_parameters):
+            setattr(self, name, kwargs.pop(name, None))
         super().__init__(**kwargs)
 
     @classmethod
-    def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> RerankingGenerationConfig:
+    def names(cls) -> tuple[str, ...]:
+        """All parameters. The words are transformers', so that nobody has to learn new ones."""
+        common = ("num_beams", "num_return_sequences", "do_sample", "temperature", "top_k", "penalty_alpha")
+        return ("slate_size", *common, *cls.extra_parameters, "return_dict_in_generate")
+
+    @classmethod
+    def from_model_config(cls: type[Config], model_config: PreTrainedConfig | dict[str, Any]) -> Config:
         """The defaults of a new model: the model's config holds no decoding parameters but the slate's size."""
         return cls()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `GenerationConfig.from_dict`; parameters that this version does not know are left out, with a warning."""
+        known = {key: value for key, value in config_dict.items() if key in (*cls.names(), *_BOOKKEEPING)}
+        if unknown := sorted(config_dict.keys() - known.keys()):
+            logger.warning("decoding parameters %s are unknown to this version and ignored", shown(unknown))
+        return super().from_dict(known, **kwargs)
+
     def parameters(self) -> dict[str, Any]:
         """What is set."""
-        return {key: getattr(self, key) for key in PARAMETERS if getattr(self, key) is not None}
+        return {name: value for name in self.names() if (value := getattr(self, name)) is not None}
 
-    def merged(self, **overrides: Any) -> RerankingGenerationConfig:
+    def merged(self: Config, **overrides: Any) -> Config:
         """A copy with some parameters replaced; parameters of another decoding strategy are dropped from it.
 
         Naming a strategy (`num_beams`, `do_sample` or `penalty_alpha`) in a call replaces the saved strategy, so that
         a checkpoint that decodes contrastively by default can still be asked for 4 beams.
+
+        Raises:
+            ValueError: As the class.
         """
-        own = self.parameters()
-        if any(overrides.get(key) is not None for key in ("num_beams", "do_sample", "penalty_alpha")):
-            for key in ("num_beams", "do_sample", "temperature", "top_k", "penalty_alpha", "num_return_sequences"):
-                own.pop(key, None)
-        own.update({key: value for key, value in overrides.items() if value is not None})
-        return type(self)(**own)
+        if unknown := sorted(overrides.keys() - set(self.names())):
+            raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
+        new = copy.copy(self)
+        if any(overrides.get(name) is not None for name in self.strategies):
+            for name in self.names():
+                if name not in ("slate_size", "return_dict_in_generate"):
+                    setattr(new, name, None)
+        for name, value in overrides.items():
+            if value is not None:
+                setattr(new, name, value)
+        new.validate()
+        return new
 
     @property
     def strategy(self) -> str:
-        """`"greedy"`, `"beam"`, `"contrastive"` or `"sample"`."""
-        if self.do_sample:
-            return "sample"
-        if self.penalty_alpha is not None:
-            return "contrastive"
-        return "beam" if (self.num_beams or 1) > 1 else "greedy"
+        """`"greedy"`, `"beam"`, `"contrastive"`, `"sample"`, or a subclass's own."""
+        return next(iter(self._chosen().values()), "greedy")
+
+    def _chosen(self) -> dict[str, str]:
+        """The parameters that switch to a strategy, and the strategies."""
+        off: dict[str, Any] = {"num_beams": 1, "do_sample": False}
+        values = {name: getattr(self, name) for name in self.strategies}
+        return {name: self.strategies[name] for name, value in values.items() if value not in (None, off.get(name))}
 
     def validate(self, strict: bool = False, **kwargs: Any) -> None:
         """Checks ranges and contradictions; see the class for what is raised."""
@@ -94,16 +128,14 @@ class RerankingGenerationConfig(GenerationConfig):
         self._validate_strategy()
 
     def _validate_strategy(self) -> None:
-        beams, sequences = self.num_beams or 1, self.num_return_sequences or 1
-        named = {"num_beams": beams > 1, "do_sample": self.do_sample, "penalty_alpha": self.penalty_alpha is not None}
-        chosen = [key for key, on in named.items() if on]
+        beams, sequences, chosen = self.num_beams or 1, self.num_return_sequences or 1, self._chosen()
         if len(chosen) > 1:
-            raise ValueError(f"choose one decoding strategy, got {chosen}")
+            raise ValueError(f"choose one decoding strategy, got {list(chosen)}")
         if self.temperature is not None and not self.do_sample:
             raise ValueError(f"temperature {self.temperature} needs do_sample=True")
         if self.top_k is not None and not self.do_sample and self.penalty_alpha is None:
             raise ValueError(f"top_k {self.top_k} needs do_sample=True or penalty_alpha")
-        if sequences > beams and not self.do_sample:
+        if sequences > beams and self.strategy in ("greedy", "beam", "contrastive"):
             raise ValueError(
                 f"num_return_sequences {sequences} exceeds num_beams {beams}; use that many beams, or do_sample=True"
             )

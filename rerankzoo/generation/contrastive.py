@@ -10,6 +10,7 @@ from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
+from rerankzoo.losses import widened
 
 INFINITE = float("inf")
 
@@ -45,30 +46,28 @@ def contrastive_search(
     References:
         Su et al. (SimCTG, 2022), equation 5; NAR4Rec (arXiv 2402.06871), contrastive decoding.
     """
-    state = scorer.start(batch)
-    states = scorer.candidate_states(state)
+    rows = Rows.start(scorer, batch, slate_size, rules)
+    states = widened(scorer.candidate_states(rows.state))
     if states is None:
         raise ValueError("contrastive decoding (penalty_alpha) needs a model with candidate representations")
     # A product, where `F.normalize` divides: the same up to rounding, in a fraction of the time.
     states = states * torch.linalg.vector_norm(states, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
-    logits = scorer.matrix(state, slate_size) if rules is None and top_k is None else None
+    logits = scorer.matrix(rows.state, slate_size) if rules is None and top_k is None else None
     if logits is not None:
-        return select_from_matrix(logits, states, state.available, slate_size, penalty_alpha)
-    rows = Rows.start(state, slate_size, rules)
-    request = rows.state.request
+        return select_from_matrix(logits, states, rows.state.available, slate_size, penalty_alpha)
     similarity: Tensor | None = None  # (R, N): the closest item of the prefix
     for _ in range(slate_size):
-        scores = scorer.score(rows.state)
+        scores, cache = scorer.step(rows.state)
         preferences = rows.preferences(scores)
         kept = preferences if top_k is None else keep_top_k(preferences, top_k)
         balance = _probabilities(preferences, rows.finished)
         if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
             balance = _balance(balance, similarity, penalty_alpha)
         index = balance.masked_fill_(kept == float("-inf"), float("-inf")).argmax(-1)
-        rows = rows.extend(scorer, scores, request, index)
+        rows = rows.extend(scores, cache, None, index)
         closeness = _closeness(states, index.unsqueeze(-1))
         similarity = closeness if similarity is None else torch.maximum(similarity, closeness)
-    return rows.decoded(request.shape[0])
+    return rows.decoded(rows.total.shape[0])
 
 
 def select_from_matrix(
@@ -87,7 +86,7 @@ def select_from_matrix(
         One slate per request.
     """
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
-    logits = logits[:, :slate_size].masked_fill(~available.unsqueeze(1), floor)
+    logits = widened(logits)[:, :slate_size].masked_fill(~available.unsqueeze(1), floor)
     # How close each candidate is to the slate; infinitely, where it cannot be chosen.
     similarity = torch.where(available, -INFINITE, INFINITE).to(states.dtype)
     chosen, steps = [], []

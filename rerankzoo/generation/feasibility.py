@@ -433,8 +433,10 @@ class Progress:
             scores = scores + self.rules.bias[self.request]
         return scores.masked_fill(~self._allowed(alive), float("-inf"))
 
-    def extend(self, parent: Tensor, index: Tensor) -> Progress:
-        """Row r continues row `parent[r]` (R',) with candidate `index[r]`; -100 where it is finished."""
+    def extend(self, parent: Tensor | None, index: Tensor) -> Progress:
+        """Row r continues row `parent[r]` (R',), or itself, with candidate `index[r]`; -100 where it is finished."""
+        if parent is None:
+            parent = torch.arange(len(index), device=index.device)
         chosen, item, rules = index >= 0, index.clamp_min(0), self.rules
         slates, boost, witness = self.slates[parent], self.boost[parent], self.witness[parent]
         slates[:, self.position] = torch.where(chosen, index, slates[:, self.position])

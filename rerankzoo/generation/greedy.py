@@ -20,9 +20,8 @@ def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRul
     Returns:
         One slate per request.
     """
-    rows = Rows.start(scorer.start(batch), slate_size, rules)
-    parent = rows.state.request
+    rows = Rows.start(scorer, batch, slate_size, rules)
     for _ in range(slate_size):
-        scores = scorer.score(rows.state)
-        rows = rows.extend(scorer, scores, parent, rows.preferences(scores).argmax(-1))
-    return rows.decoded(parent.shape[0])
+        scores, cache = scorer.step(rows.state)
+        rows = rows.extend(scores, cache, None, rows.preferences(scores).argmax(-1))
+    return rows.decoded(rows.total.shape[0])

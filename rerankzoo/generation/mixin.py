@@ -1,29 +1,28 @@
-"""`generate()`: one interface to all decoding routines, for every model that has a scorer."""
+"""`generate()`: one interface to all decoding routines, for every model that has a scorer or a decoding of its own."""
 
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
 from rerankzoo.batch import ENTRIES, Batch, inputs
-from rerankzoo.errors import UnreadableFileError
+from rerankzoo.errors import SchemaMismatchError, UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
-from rerankzoo.generation.configuration import PARAMETERS, RerankingGenerationConfig
+from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints import Constraint, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.sampling import sample_slates
-from rerankzoo.generation.scorer import Scorer, SlateEvaluator
+from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
 from rerankzoo.generation.search import Decoded
 
 
@@ -44,16 +43,45 @@ class SlateGenerationOutput(ModelOutput):
     utilities: Tensor | None = None
 
 
-class SlateGenerationMixin:
-    """Adds `generate()` to a model that can make a `Scorer`."""
+class SchemaBound:
+    """What was made for one schema."""
 
     schema: FeatureSchema
-    generation_config: RerankingGenerationConfig
-    generation_config_class = RerankingGenerationConfig
 
-    @abstractmethod
+    def check_schema(self, schema: FeatureSchema) -> None:
+        """Refuses a feature extractor other than the one that this was trained with.
+
+        Raises:
+            SchemaMismatchError: If the fingerprints differ.
+        """
+        made_for = self.schema
+        if made_for.fingerprint != schema.fingerprint:
+            raise SchemaMismatchError(
+                f"{type(self).__name__} was made for schema {made_for.name!r} (fingerprint {made_for.fingerprint}), "
+                f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
+            )
+
+
+class SlateGenerationMixin(SchemaBound):
+    """Adds `generate()` to a model that makes a `Scorer`, or that overrides `decode`.
+
+    Attributes:
+        strategies: The decodings that the model has; `generate` refuses others.
+        generation_config_class: Of its decoding parameters.
+    """
+
+    strategies: ClassVar[tuple[str, ...]] = ("greedy", "beam", "contrastive", "sample")
+    generation_config_class: ClassVar[type[RerankingGenerationConfig]] = RerankingGenerationConfig
+    generation_config: RerankingGenerationConfig
+    config: Any
+
     def scorer(self) -> Scorer:
-        """A scorer over this model, for decoding and mining."""
+        """A scorer over this model, for decoding and mining.
+
+        Raises:
+            TypeError: If the model has none, because it decodes whole slates at once.
+        """
+        raise TypeError(f"{type(self).__name__} scores no prefixes; it decodes by {', '.join(self.strategies)}")
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -63,7 +91,7 @@ class SlateGenerationMixin:
     def generate(
         self,
         generation_config: RerankingGenerationConfig | None = None,
-        evaluator: SlateEvaluator | None = None,
+        evaluator: Evaluator | None = None,
         constraints: Sequence[Constraint] = (),
         **kwargs: Any,
     ) -> Tensor | SlateGenerationOutput:
@@ -87,27 +115,61 @@ class SlateGenerationMixin:
 
         Raises:
             ValueError: If a keyword is neither a batch key nor a decoding parameter, the parameters contradict one
-                another or the batch, or a constraint does not fit the batch.
+                another or the batch, the model has no such strategy, or a constraint does not fit the batch.
             InfeasibleConstraintError: If a request has no slate that keeps the constraints; raised before decoding.
-
-        Example:
-            >>> slates = model.generate(**batch, slate_size=4, num_beams=4)  # doctest: +SKIP
         """
-        batch = {key: value for key, value in inputs(kwargs).items() if value is not None}
-        unknown = sorted(set(kwargs) - set(PARAMETERS) - set(ENTRIES))
-        if unknown:
-            raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(PARAMETERS)}")
-        parameters = {key: value for key, value in kwargs.items() if key in PARAMETERS}
-        config = (generation_config or self.generation_config).merged(**parameters)
-        slate_size: int = config.slate_size or self.config.slate_size  # type: ignore[attr-defined]
+        config = self._decoding(generation_config or self.generation_config, kwargs)
+        batch = {name: tensor for name, tensor in inputs(kwargs).items() if tensor is not None}
         with torch.inference_mode():
-            rules = bind(constraints, batch, slate_size, self.schema)
-            found = decode(self.scorer(), batch, config, slate_size, rules)
-            output = _output(found) if evaluator is None else _best_by(evaluator, found, batch)
+            rules = bind(constraints, batch, config.slate_size, self.schema)
+            decoded = self.decode(batch, config, rules)
+            output = _output(decoded) if evaluator is None else _best_by(evaluator, decoded, batch)
         # Copies, because what inference mode makes cannot take part in training: slates as indexes of a loss, say.
         if not config.return_dict_in_generate:
             return output["slates"].clone()
-        return SlateGenerationOutput(**{key: value.clone() for key, value in output.items()})
+        return SlateGenerationOutput(**{name: tensor.clone() for name, tensor in output.items()})
+
+    def _decoding(self, config: RerankingGenerationConfig, keywords: dict[str, Any]) -> RerankingGenerationConfig:
+        """The decoding that a call asks for, with its slate size."""
+        names = self.generation_config_class.names()
+        parameters = {name: keywords[name] for name in names if name in keywords}
+        if unknown := sorted(keywords.keys() - ENTRIES.keys() - parameters.keys()):
+            raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(names)}")
+        if config.slate_size is None and parameters.get("slate_size") is None:
+            parameters["slate_size"] = self.config.slate_size
+        config = config.merged(**parameters) if parameters else config
+        if config.strategy not in self.strategies:
+            raise ValueError(f"{type(self).__name__} decodes by {list(self.strategies)}, got {config.strategy!r}")
+        return config
+
+    def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
+        """Runs the decoding that the parameters ask for: all that `generate`, the pipeline and the exporter decode by.
+
+        A family with a decoding of its own overrides it.
+
+        Args:
+            batch: The requests, without labels.
+            config: A strategy of the model's; `slate_size` is set.
+            rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
+
+        Returns:
+            `num_return_sequences` slates per request.
+        """
+        return decode(self.scorer(), batch, config, config.slate_size or self.config.slate_size, rules)
+
+    def log_likelihood(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        """Log-probability of each choice of given slates, under the distribution that sampling draws from.
+
+        Differentiable. Of a model whose scores are values, the distribution is their softmax over the candidates left.
+
+        Args:
+            slates: (B, S, M), indexes into the candidates; -100 pads.
+            **batch: The batch by its keys; labels in it are ignored.
+
+        Returns:
+            (B, S, M); 0 at padding, -inf where a candidate cannot stand.
+        """
+        return log_likelihood(self.scorer(), inputs(batch), slates)
 
     def adjust_generation_fn(
         self,
@@ -132,7 +194,7 @@ class SlateGenerationMixin:
         if pretrained_model_name_or_path is None:  # weights were given as a state dict
             return
         try:
-            self.generation_config = RerankingGenerationConfig.from_pretrained(
+            self.generation_config = self.generation_config_class.from_pretrained(
                 pretrained_model_name_or_path,
                 cache_dir=cache_dir,
                 force_download=force_download,
@@ -145,9 +207,9 @@ class SlateGenerationMixin:
         except OSError as error:
             file = Path(pretrained_model_name_or_path) / subfolder / GENERATION_CONFIG_NAME
             if file.is_file():
-                raise UnreadableFileError(f"{file} is damaged: it is no JSON") from error
+                raise UnreadableFileError(f"{file} is damaged: invalid JSON") from error
             # There is none: the config's defaults stand.
-            self.generation_config = RerankingGenerationConfig()
+            self.generation_config = self.generation_config_class()
 
 
 def decode(
@@ -157,7 +219,7 @@ def decode(
     slate_size: int,
     rules: SlateRules | None = None,
 ) -> Decoded:
-    """Runs the decoding routine that the parameters ask for."""
+    """Runs the decoding routine that the parameters ask for, with any scorer."""
     sequences = config.num_return_sequences or 1
     if config.strategy == "sample":
         temperature = 1.0 if config.temperature is None else config.temperature
@@ -169,22 +231,22 @@ def decode(
     return greedy_search(scorer, batch, slate_size, rules)
 
 
-def _output(found: Decoded) -> dict[str, Tensor]:
-    slates, scores, steps = found.slates, found.scores, found.step_scores
+def _output(decoded: Decoded) -> dict[str, Tensor]:
+    slates, scores, steps = decoded.slates, decoded.scores, decoded.step_scores
     if slates.shape[1] == 1:
         slates, scores, steps = slates[:, 0], scores[:, 0], steps[:, 0]
     return {"slates": slates, "scores": scores, "step_scores": steps}
 
 
-def _best_by(evaluator: SlateEvaluator, found: Decoded, batch: Batch) -> dict[str, Tensor]:
+def _best_by(evaluator: Evaluator, decoded: Decoded, batch: Batch) -> dict[str, Tensor]:
     """The slate of each request with the highest predicted utility."""
-    utilities = evaluator.score_slates(found.slates, **batch)  # (B, S)
-    utilities = utilities.masked_fill(found.scores == float("-inf"), float("-inf"))
+    utilities = evaluator.score_slates(decoded.slates, **batch)  # (B, S)
+    utilities = utilities.masked_fill(decoded.scores == float("-inf"), float("-inf"))
     best = utilities.argmax(-1)
     request = torch.arange(len(best), device=best.device)
     return {
-        "slates": found.slates[request, best],
-        "scores": found.scores[request, best],
-        "step_scores": found.step_scores[request, best],
+        "slates": decoded.slates[request, best],
+        "scores": decoded.scores[request, best],
+        "step_scores": decoded.step_scores[request, best],
         "utilities": utilities[request, best],
     }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rerankzoo.batch import Batch
 from rerankzoo.generation.feasibility import SlateRules
-from rerankzoo.generation.scorer import Scorer
+from rerankzoo.generation.scorer import Scorer, take_rows
 from rerankzoo.generation.search import Decoded, Rows
 
 
@@ -37,17 +37,17 @@ def sample_slates(
     Returns:
         S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
     """
-    rows = Rows.start(scorer.start(batch), slate_size, rules)
-    num_requests = len(rows.total)
-    parent = torch.arange(num_requests, device=rows.total.device).repeat_interleave(num_return_sequences)
+    rows = Rows.start(scorer, batch, slate_size, rules)
+    num_requests = rows.total.shape[0]
+    parent: Tensor | None = rows.state.request.repeat_interleave(num_return_sequences)
     for _ in range(slate_size):
-        scores = scorer.score(rows.state)
+        scores, cache = scorer.step(rows.state)
         preferences = rows.preferences(scores)
         # In single precision: half of it draws from a few hundred values of noise only.
-        tempered = (preferences if top_k is None else keep_top_k(preferences, top_k)).float()[parent] / temperature
+        kept = preferences if top_k is None else keep_top_k(preferences, top_k)
+        tempered = take_rows(kept, parent).float() / temperature
         uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
-        rows = rows.extend(scorer, scores, parent, (tempered - (-uniform.log()).log()).argmax(-1))
-        parent = torch.arange(len(parent), device=parent.device)
+        rows, parent = rows.extend(scores, cache, parent, (tempered - (-uniform.log()).log()).argmax(-1)), None
     return rows.decoded(num_requests)
 
 

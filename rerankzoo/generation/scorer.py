@@ -1,7 +1,7 @@
 """The scorer: "given the prefixes so far, a score for every candidate", all that decoding needs to know of a model.
 
-B requests, N candidates, M positions, D hidden; R rows, each a prefix that is being continued (one per request in
-greedy decoding, W per request with W beams).
+B requests, N candidates, M positions, S slates, D hidden; R rows, each a prefix that is being continued (one per
+request in greedy decoding, W per request with W beams).
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import Batch
+from rerankzoo.losses import widened
+
+Cache = dict[str, Any]
 
 
 @dataclass
@@ -29,9 +31,7 @@ class ScorerState:
         available: (R, N), True where a candidate is real and not chosen yet.
         prefix: (R, t), the candidates chosen so far; -100 once a request has run out of candidates.
         memory: Tensors per request, computed once and never copied; indexed by `request`.
-        cache: Tensors per row (keys and values of the prefix, say), reordered by `Scorer.extend`.
-        step: What `Scorer.score` worked out for this step and `Scorer.extend` goes on from, where a scorer keeps
-            anything; the next state starts without it.
+        cache: Tensors per row (keys and values of the prefix, say).
         single: Whether there is exactly one row per request, in the requests' order.
     """
 
@@ -39,26 +39,17 @@ class ScorerState:
     available: Tensor
     prefix: Tensor
     memory: dict[str, Tensor]
-    cache: dict[str, Tensor] = field(default_factory=dict)
-    step: dict[str, Tensor] = field(default_factory=dict)
+    cache: Cache = field(default_factory=dict)
     single: bool = False
-
-    def rows(self, tensor: Tensor, parent: Tensor) -> Tensor:
-        """The rows `parent` of a tensor of R rows: nothing is copied where those are all rows."""
-        return tensor if self.continues(parent) else tensor.index_select(0, parent)
 
     def of_requests(self, tensor: Tensor) -> Tensor:
         """For each row its request's entry of a tensor of B entries."""
-        return self.rows(tensor, self.request)
+        return tensor if self.single else tensor.index_select(0, self.request)
 
-    def continues(self, parent: Tensor) -> bool:
-        """Whether `parent` is known to be 0..R-1, which it is where rows continue their own request's only row."""
-        return self.single and parent is self.request
 
-    @cached_property
-    def exhausted(self) -> Tensor:
-        """(R,), True where no candidate is left."""
-        return ~self.available.any(-1)
+def take_rows(tensor: Tensor, parent: Tensor | None) -> Tensor:
+    """The rows `parent` of a tensor; all of them, as they are, for `None`."""
+    return tensor if parent is None else tensor.index_select(0, parent)
 
 
 class Scorer(ABC):
@@ -83,8 +74,15 @@ class Scorer(ABC):
         """
 
     @abstractmethod
-    def score(self, state: ScorerState) -> Tensor:
-        """Scores (R, N) of all candidates as the next item; -inf where `state.available` is False."""
+    def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
+        """Scores all candidates as the next item; the state stays as it is.
+
+        Args:
+            state: The rows.
+
+        Returns:
+            Scores (R, N), -inf where `state.available` is False; and what `extend` makes the new rows' cache of.
+        """
 
     def start(self, batch: Batch) -> ScorerState:
         """Encodes the requests and opens one empty prefix per request."""
@@ -93,28 +91,30 @@ class Scorer(ABC):
         prefix = torch.empty(mask.shape[0], 0, dtype=torch.int64, device=mask.device)
         return ScorerState(request, mask, prefix, self.encode(batch), single=True)
 
-    def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
+    def extend(self, state: ScorerState, cache: Cache, parent: Tensor | None, index: Tensor) -> ScorerState:
         """Row r of the new state continues row `parent[r]` with candidate `index[r]`.
 
         Args:
             state: The state with R rows; left as it was.
-            parent: (R',), rows of `state`; a row may be continued several times or not at all.
+            cache: What `step` has returned for it.
+            parent: (R',), rows of `state`, which may be continued several times or not at all; `None`: each by itself.
             index: (R',), candidates; -100 leaves the candidates left as they are.
 
         Returns:
             The state with R' rows.
         """
         chosen = index.unsqueeze(-1)
-        arange = torch.arange(state.available.shape[1], device=index.device)
-        available = state.rows(state.available, parent) & (chosen != arange)
-        prefix = torch.cat([state.rows(state.prefix, parent), chosen], dim=-1)
-        cache = {name: state.rows(tensor, parent) for name, tensor in self.grown(state).items()}
-        request = state.rows(state.request, parent)
-        return ScorerState(request, available, prefix, state.memory, cache, single=state.continues(parent))
+        candidate = torch.arange(state.available.shape[1], device=index.device)
+        available = take_rows(state.available, parent) & (chosen != candidate)
+        prefix = torch.cat([take_rows(state.prefix, parent), chosen], dim=-1)
+        kept = self.select(cache, parent, index)
+        return ScorerState(
+            take_rows(state.request, parent), available, prefix, state.memory, kept, state.single and parent is None
+        )
 
-    def grown(self, state: ScorerState) -> dict[str, Tensor]:
-        """What `extend` takes the new rows' cache from; default: the cache as it is."""
-        return state.cache
+    def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
+        """The new rows' cache from the one that `step` has returned; arguments as of `extend`."""
+        return cache if parent is None else {name: tensor.index_select(0, parent) for name, tensor in cache.items()}
 
     def candidate_states(self, state: ScorerState) -> Tensor | None:
         """Representations (B, N, D) of the candidates for similarity penalties, or `None` if there are none."""
@@ -123,7 +123,7 @@ class Scorer(ABC):
     def matrix(self, state: ScorerState, slate_size: int) -> Tensor | None:
         """Logits (B, M, N) of all positions, where a prefix only takes candidates away; `None` where it does more.
 
-        `score` is then `remaining_log_probs` of a position's row.
+        The scores of `step` are then `remaining_log_probs` of a position's row.
         """
         return None
 
@@ -147,15 +147,15 @@ class MatrixScorer(Scorer):
         logits, states = self._encode(batch)
         return {"logits": logits, "candidate_states": states}
 
-    def score(self, state: ScorerState) -> Tensor:
-        """See `Scorer.score`.
+    def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
+        """See `Scorer.step`.
 
         Raises:
             ValueError: If there is no row for the position.
         """
         position = state.prefix.shape[1]
         logits = state.of_requests(self.matrix(state, position + 1)[:, position])
-        return remaining_log_probs(logits, state.available)
+        return remaining_log_probs(logits, state.available), {}
 
     def matrix(self, state: ScorerState, slate_size: int) -> Tensor:
         """See `Scorer.matrix`.
@@ -164,13 +164,11 @@ class MatrixScorer(Scorer):
             ValueError: If there are fewer rows than positions.
         """
         logits = state.memory["logits"]
-        if slate_size > logits.shape[1]:
-            message = f"slate_size must be at most {logits.shape[1]}, the number of positions that the model scores"
-            raise ValueError(message)
+        check_positions(slate_size, logits.shape[1])
         return logits
 
 
-class StaticScorer(Scorer):
+class StaticScorer(MatrixScorer):
     """The scorer of models with one score per candidate, whatever the position and the prefix: pointwise, listwise.
 
     The scores are renormalised over the candidates left at every position, however many there are: a Plackett-Luce
@@ -181,26 +179,12 @@ class StaticScorer(Scorer):
         encode: Maps a batch to scores (B, N) and candidate representations (B, N, D).
     """
 
-    kind = "log_prob"
-
-    def __init__(self, encode: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
-        self._encode = encode
-
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Scorer.encode`."""
-        scores, states = self._encode(batch)
-        return {"scores": scores, "candidate_states": states}
-
-    def score(self, state: ScorerState) -> Tensor:
-        """See `Scorer.score`."""
-        return remaining_log_probs(state.of_requests(state.memory["scores"]), state.available)
-
     def matrix(self, state: ScorerState, slate_size: int) -> Tensor:
         """See `Scorer.matrix`."""
-        return state.memory["scores"].unsqueeze(1).expand(-1, slate_size, -1)
+        return state.memory["logits"].unsqueeze(1).expand(-1, slate_size, -1)
 
 
-class SlateEvaluator(Protocol):
+class Evaluator(Protocol):
     """Anything that values whole slates; chooses the best of several in `generate(evaluator=...)`."""
 
     def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
@@ -208,17 +192,63 @@ class SlateEvaluator(Protocol):
         ...
 
 
+def check_positions(slate_size: int, positions: int) -> None:
+    """Refuses slates with more positions than the model has.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    if slate_size > positions:
+        raise ValueError(f"slate_size must be at most {positions}, the number of positions of the model")
+
+
 def remaining_log_probs(logits: Tensor, available: Tensor) -> Tensor:
-    """Log-softmax over the candidates left.
+    """Log-softmax over the candidates left, in single precision at least.
 
     Args:
-        logits: (R, N).
-        available: (R, N), True where a candidate may still be chosen.
+        logits: (..., N).
+        available: (..., N), True where a candidate may still be chosen.
 
     Returns:
-        (R, N); -inf where a candidate is not left, also throughout a row that has none left.
+        (..., N); -inf where a candidate is not left, also throughout a row that has none left.
     """
+    logits = widened(logits)
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
     taken = ~available
     log_probs = F.log_softmax(logits.masked_fill(taken, floor), dim=-1)
     return log_probs.masked_fill(taken, float("-inf"))
+
+
+def chosen_above(slates: Tensor, num_candidates: int) -> Tensor:
+    """(B, S, M, N), True where a candidate stands further up in the slate (B, S, M)."""
+    chosen = slates.unsqueeze(-1) == torch.arange(num_candidates, device=slates.device)
+    return (chosen.cumsum(2) - chosen.long()) > 0
+
+
+def log_likelihood(scorer: Scorer, batch: Batch, slates: Tensor) -> Tensor:
+    """Log-probability of each choice of given slates; see `SlateGenerationMixin.log_likelihood`."""
+    state = scorer.start(batch)
+    logits = scorer.matrix(state, slates.shape[-1])
+    if logits is None:
+        return _stepwise_log_likelihood(scorer, state, slates)
+    available = state.available[:, None, None] & ~chosen_above(slates, state.available.shape[1])
+    log_probs = remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
+    return _of_choices(log_probs, slates)
+
+
+def _stepwise_log_likelihood(scorer: Scorer, state: ScorerState, slates: Tensor) -> Tensor:
+    rows = slates.flatten(0, 1)  # (B * S, M)
+    parent: Tensor | None = state.request.repeat_interleave(slates.shape[1])
+    positions = []
+    for index in rows.unbind(-1):
+        scores, cache = scorer.step(state)
+        log_probs = scores if scorer.kind == "log_prob" else remaining_log_probs(scores, state.available)
+        positions.append(_of_choices(take_rows(log_probs, parent), index))
+        state, parent = scorer.extend(state, cache, parent, index), None
+    return torch.stack(positions, dim=-1).unflatten(0, slates.shape[:2])
+
+
+def _of_choices(log_probs: Tensor, choices: Tensor) -> Tensor:
+    """The entries (...) of log-probabilities (..., N) that the choices (...) name; 0 at padding."""
+    chosen = log_probs.gather(-1, choices.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return chosen.masked_fill(choices < 0, 0.0)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from rerankzoo.batch import PADDING
+from rerankzoo.batch import PADDING, Batch
 from rerankzoo.generation.feasibility import Progress, SlateRules
-from rerankzoo.generation.scorer import Scorer, ScorerState
+from rerankzoo.generation.scorer import Cache, Scorer, ScorerState, take_rows
 
 
 @dataclass
 class Decoded:
-    """Slates found for each request, best first where they are ranked.
+    """Slates decoded for each request, best first where they are ranked.
 
     Attributes:
         slates: (B, S, M), -100 where a request has fewer than M candidates (left by exclusions) or fewer than S slates
@@ -36,6 +35,7 @@ class Rows:
     With constraints also what they still allow.
     """
 
+    scorer: Scorer
     state: ScorerState
     total: Tensor  # (R,)
     steps: Tensor  # (R, t)
@@ -43,12 +43,13 @@ class Rows:
     may_finish: bool = True  # whether any row can be whole before its last position
 
     @classmethod
-    def start(cls, state: ScorerState, slate_size: int, rules: SlateRules | None = None) -> Rows:
+    def start(cls, scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Rows:
         """One row per request with an empty prefix, for slates of `slate_size` positions."""
+        state = scorer.start(batch)
         total = torch.zeros(state.request.shape, device=state.prefix.device)
         progress = None if rules is None else Progress.start(rules)
         may_finish = rules is not None or may_run_out(state.available, slate_size)
-        return cls(state, total, total.new_zeros(total.shape[0], 0), progress, may_finish)
+        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), progress, may_finish)
 
     @property
     def finished(self) -> Tensor | None:
@@ -58,28 +59,34 @@ class Rows:
         """
         if not self.may_finish:
             return None
-        return self.state.exhausted if self.progress is None else self.progress.finished
+        return ~self.state.available.any(-1) if self.progress is None else self.progress.finished
 
     def preferences(self, scores: Tensor) -> Tensor:
         """What the choice goes by: the scores (R, N), with constraints boosted and -inf for what they do not allow."""
         return scores if self.progress is None else self.progress.adjust(scores, self.total > float("-inf"))
 
-    def extend(self, scorer: Scorer, scores: Tensor, parent: Tensor, index: Tensor) -> Rows:
-        """Continues row `parent[r]` with candidate `index[r]`, scored (R, N) by `scores`.
+    def extend(self, scores: Tensor, cache: Cache, parent: Tensor | None, index: Tensor) -> Rows:
+        """Continues row `parent[r]` (each by itself for `None`) with candidate `index[r]`.
 
         A row that is finished gets padding and keeps its score.
+
+        Args:
+            scores: (R, N), what the scorer's step has returned.
+            cache: The same.
+            parent: (R',) or `None`.
+            index: (R',).
         """
-        rows = partial(self.state.rows, parent=parent)
-        step, previous = rows(scores).gather(1, index.unsqueeze(-1)).squeeze(-1), rows(self.total)
-        total = previous + step if scorer.kind == "log_prob" else step
-        if self.finished is not None:
-            finished = rows(self.finished)
+        step = take_rows(scores, parent).gather(1, index.unsqueeze(-1)).squeeze(-1)
+        previous, finished = take_rows(self.total, parent), self.finished
+        total = previous + step if self.scorer.kind == "log_prob" else step
+        if finished is not None:
+            finished = take_rows(finished, parent)
             step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
             total = torch.where(finished, previous, total)
-        state = scorer.extend(self.state, parent, index)
+        state = self.scorer.extend(self.state, cache, parent, index)
         progress = None if self.progress is None else self.progress.extend(parent, index)
-        steps = torch.cat([rows(self.steps), step.unsqueeze(-1)], dim=-1)
-        return Rows(state, total, steps, progress, self.may_finish)
+        steps = torch.cat([take_rows(self.steps, parent), step.unsqueeze(-1)], dim=-1)
+        return Rows(self.scorer, state, total, steps, progress, self.may_finish)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rerankzoo.layers.embedding import FeatureEmbedding, FieldEmbedding, PackedEmbedding
+from rerankzoo.layers.embedding import FEATURES, FeatureEmbedding, FieldEmbedding, PackedEmbedding
+from rerankzoo.layers.feedback import FeedbackHead
 from rerankzoo.layers.field_attention import InterFieldAttention
 from rerankzoo.layers.normalization import GatedFieldNorm
 from rerankzoo.layers.pointer import PointerHead
@@ -17,7 +18,9 @@ from rerankzoo.layers.transformer import (
 )
 
 __all__ = [
+    "FEATURES",
     "FeatureEmbedding",
+    "FeedbackHead",
     "FieldEmbedding",
     "GatedFieldNorm",
     "InterFieldAttention",

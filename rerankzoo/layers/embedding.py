@@ -12,17 +12,27 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+#: Of a batch, what the embeddings here take, in their order.
+FEATURES = (
+    "request_categorical",
+    "request_numeric",
+    "candidate_categorical",
+    "candidate_numeric",
+    "history_categorical",
+    "history_mask",
+)
+
 #: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
 #: its squares, or float16, would overflow.
 LARGEST_NUMBER = 1e4
 
 
-def bounded(numeric: Tensor) -> Tensor:
-    """Numeric features of any size, infinite ones too, cut to `LARGEST_NUMBER` on both sides.
+def bounded(numeric: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numeric features of any size, infinite ones too, cut to `LARGEST_NUMBER` on both sides, in a model's precision.
 
     Standardised features are never cut. Raw ones of that size should be standardised, or pass through log1p.
     """
-    return numeric.clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
+    return numeric.clamp(-LARGEST_NUMBER, LARGEST_NUMBER).to(dtype)
 
 
 class PackedEmbedding(nn.Module):
@@ -151,7 +161,7 @@ class FeatureEmbedding(nn.Module):
 
     def _join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
         embedded = self.embedding(categorical, group).flatten(-2)  # (..., F * E)
-        return torch.cat([embedded, bounded(numeric)], dim=-1)
+        return torch.cat([embedded, bounded(numeric, embedded.dtype)], dim=-1)
 
 
 class FieldEmbedding(nn.Module):
@@ -227,14 +237,20 @@ class FieldEmbedding(nn.Module):
         # Joined first: a part without fields stays in the graph, and so its parameters get a gradient.
         joined = embedded.flatten(-2)
         if numeric is not None:
-            joined = torch.cat([joined, bounded(numeric)], dim=-1)
+            joined = torch.cat([joined, bounded(numeric, embedded.dtype)], dim=-1)
         runs = [list(run) for _, run in groupby(self._maps(group), key=lambda linear: linear.in_features)]
         parts = joined.split([sum(linear.in_features for linear in run) for run in runs], dim=-1)
         return torch.cat([_map_each(part, run) for part, run in zip(parts, runs, strict=True)], dim=-2)
 
 
 def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
-    """What F linear maps of K numbers each make of the columns (..., F * K): (..., F, D), in one call for all."""
+    """What F linear maps of K numbers each make of the columns (..., F * K): (..., F, D), in one call for all.
+
+    Maps that are more than a plain `nn.Linear` (quantised, adapted) are called one by one.
+    """
+    if any(type(linear) is not nn.Linear or linear._forward_hooks for linear in maps):
+        parts = columns.unflatten(-1, (len(maps), -1)).unbind(-2)
+        return torch.stack([linear(part) for linear, part in zip(maps, parts, strict=True)], dim=-2)
     weight = torch.stack([linear.weight for linear in maps])  # (F, D, K)
     bias = torch.stack([linear.bias for linear in maps])
     fields = columns.unflatten(-1, (len(maps), -1))

@@ -50,4 +50,8 @@ class PointerHead(nn.Module):
         Returns:
             (B, N, D).
         """
-        return candidates @ (self.query.weight * self.scale)
+        if type(self.query) is nn.Linear:
+            return candidates @ (self.query.weight * self.scale)
+        # Quantised or adapted: what it does to the unit vectors is its matrix.
+        unit = torch.eye(candidates.shape[-1], dtype=candidates.dtype, device=candidates.device)
+        return candidates @ (self.query(unit).T * self.scale)

@@ -27,7 +27,7 @@ def in_single_precision(loss: Loss) -> Loss:
 
     @wraps(loss)
     def computed(*args: Any, **kwargs: Any) -> Tensor:
-        args, kwargs = tuple(map(_widened, args)), {name: _widened(value) for name, value in kwargs.items()}
+        args, kwargs = tuple(map(widened, args)), {name: widened(value) for name, value in kwargs.items()}
         device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         if not torch.is_autocast_enabled(device):  # the context would cost more than a small loss
             return loss(*args, **kwargs)
@@ -37,7 +37,8 @@ def in_single_precision(loss: Loss) -> Loss:
     return cast(Loss, computed)
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """A half-precision tensor as float32; anything else as it is."""
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value

@@ -1,25 +1,25 @@
-"""Auto classes: the right class for a checkpoint, found by its config."""
+"""Loading: the right class for a checkpoint, found by its config, with its feature extractor."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils import cached_file
 
 from rerankzoo.errors import HubError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.hub_errors import one_line_errors
-from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
-from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
-from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
-from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
-from rerankzoo.models.prm import PRMConfig, PRMForReranking
+from rerankzoo.models.registry import heads_of, load_families, model_class
 
 #: Where a checkpoint keeps the evaluator beside its generator.
 EVALUATOR_FOLDER = "evaluator"
+#: What `from_pretrained` takes to find files; the rest of its options are the model's.
+_PLACE = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
 
 
 class AutoModelForReranking(_BaseAutoModelClass):
@@ -33,8 +33,9 @@ class AutoModelForReranking(_BaseAutoModelClass):
 
         Of a family with several generators, a config that no model was saved with makes the first.
         """
-        if not config.architectures and type(config) in FAMILIES:
-            return FAMILIES[type(config)][0][0]._from_config(config, **kwargs)
+        generators = [head for head in heads_of(type(config)) if head.can_generate()]
+        if not config.architectures and generators:
+            return generators[0]._from_config(config, **kwargs)
         return super().from_config(config, **kwargs)
 
     @classmethod
@@ -54,34 +55,95 @@ class AutoModelForReranking(_BaseAutoModelClass):
         return loaded
 
 
-Heads = tuple[type[RerankingPreTrainedModel], ...]
+class Checkpoint(NamedTuple):
+    """A model in evaluation mode and the feature extractor that it was trained with."""
 
-#: Config class -> (generators, all heads). `config.architectures` tells the heads of one config apart.
-FAMILIES: dict[type[RerankingConfig], tuple[Heads, Heads]] = {
-    DeGReConfig: ((DeGReGenerator, DeGReEvaluator), (DeGReGenerator, DeGReEvaluator)),
-    NAR4RecConfig: ((NAR4RecForReranking,), (NAR4RecForReranking, NAR4RecEvaluator)),
-    PointwiseConfig: ((PointwiseForReranking,), (PointwiseForReranking,)),
-    PRMConfig: ((PRMForReranking,), (PRMForReranking,)),
-}
+    model: Any
+    extractor: RerankingFeatureExtractor
 
 
-def model_class(architecture: str) -> type[RerankingPreTrainedModel]:
-    """The model class of this name.
+def load_checkpoint(path: str | os.PathLike[str], auto: Any = AutoModel, **options: Any) -> Checkpoint:
+    """Loads a model, all of whose weights must be there, with its feature extractor.
+
+    Args:
+        path: A folder or Hub id; of an ensemble, too.
+        auto: What loads: `AutoModelForReranking` for models that must generate, or a class.
+        **options: As of `from_pretrained`: `dtype`, `device_map`, `attn_implementation`, `revision`, `subfolder`...
+
+    Returns:
+        Model and extractor.
 
     Raises:
-        ValueError: If no family has one.
+        HubError: If anything is missing or damaged, or the Hub cannot be reached; in one line.
+        SchemaMismatchError: If model and extractor do not belong together.
     """
-    known = {head.__name__: head for _, heads in FAMILIES.values() for head in heads}
-    if architecture not in known:
-        raise ValueError(f"architecture {architecture!r} is not one of {sorted(known)}")
-    return known[architecture]
+    place = {name: value for name, value in options.items() if name in _PLACE}
+    name = os.fspath(path)
+    with one_line_errors(name, place.get("revision"), place.get("subfolder")):
+        model = _load_ensemble(name, place, options) or _load_whole(name, auto, options)
+        extractor = _load_extractor(model, name, place)
+    model.check_schema(extractor.schema)
+    return Checkpoint(model.eval(), extractor)
+
+
+def _load_whole(path: str, auto: Any, options: dict[str, Any]) -> Any:
+    # Without the flag transformers would ask on the terminal whether to run a checkpoint's code.
+    options = {"trust_remote_code": False, **options, "output_loading_info": True}
+    model, report = auto.from_pretrained(path, **options)
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[problem])):
+            listed = f"{', '.join(names[:3])} ({len(names)} in all)"
+            raise HubError(f"cannot load {path}: its file of weights has {problem.replace('_', ' ')} {listed}")
+    return model
+
+
+def _load_ensemble(path: str, place: dict[str, Any], options: dict[str, Any]) -> Any:
+    """An ensemble or pool; `None` where there is none."""
+    from rerankzoo.generation import ensembles
+    from rerankzoo.text_files import read_json
+
+    file = cached_file(path, ensembles.ENSEMBLE_FILE, _raise_exceptions_for_missing_entries=False, **place)
+    if file is None:
+        return None
+    kinds = {kind.__name__: kind for kind in (ensembles.EvaluatorEnsemble, ensembles.GeneratorPool)}
+    kind = read_json(file).get("class")
+    if kind not in kinds:
+        raise HubError(f"cannot load {path}: {kind!r} is no ensemble, expected one of {sorted(kinds)}")
+    return kinds[kind].from_pretrained(path, **options)
+
+
+def _load_extractor(model: Any, path: str, place: dict[str, Any]) -> RerankingFeatureExtractor:
+    """The extractor beside a model, or of an ensemble, beside its first member."""
+    if hasattr(model, "members"):
+        place = {**place, "subfolder": f"{place.get('subfolder', '')}/member-0".lstrip("/")}
+    return cast(RerankingFeatureExtractor, RerankingFeatureExtractor.from_pretrained(path, **place))
+
+
+def load_evaluator(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
+    """Loads an evaluator, whichever way its name is given.
+
+    Args:
+        path: A folder or Hub id of an evaluator, of an ensemble, or of a generator with an evaluator beside it.
+        **options: See `load_checkpoint`.
+
+    Returns:
+        Evaluator and extractor.
+
+    Raises:
+        HubError: See `load_checkpoint`; or if it is a generator without an evaluator.
+    """
+    name = os.fspath(path)
+    if options.get("subfolder"):
+        return load_checkpoint(name, **options)
+    place = {key: value for key, value in options.items() if key in _PLACE}
+    return load_checkpoint(name, **{**options, "subfolder": evaluator_subfolder(name, **place)})
 
 
 def evaluator_subfolder(path: str, **options: Any) -> str:
     """Where the evaluator of a checkpoint is, so that a generator's name may stand for the evaluator beside it.
 
     Args:
-        path: Folder or Hub id of an evaluator, or of a generator with an evaluator beside it.
+        path: Folder or Hub id of an evaluator, of an ensemble, or of a generator with an evaluator beside it.
         **options: For `from_pretrained`: `revision`, `token`, `cache_dir`...
 
     Returns:
@@ -91,12 +153,15 @@ def evaluator_subfolder(path: str, **options: Any) -> str:
         HubError: If there is no checkpoint, or it is a generator without an evaluator.
     """
     revision = options.get("revision")
+    if _is_ensemble(path, options):
+        return ""
     with one_line_errors(path, revision):
         config = AutoConfig.from_pretrained(path, **options)
     saved = (config.architectures or [type(config).__name__])[0]
-    evaluators = [head.__name__ for _, heads in FAMILIES.values() for head in heads if hasattr(head, "score_slates")]
-    if saved in evaluators:
+    if hasattr(load_families().get(saved), "score_slates"):
         return ""
+    if _is_ensemble(path, {**options, "subfolder": EVALUATOR_FOLDER}):
+        return EVALUATOR_FOLDER
     try:
         with one_line_errors(path, revision, EVALUATOR_FOLDER):
             AutoConfig.from_pretrained(path, subfolder=EVALUATOR_FOLDER, **options)
@@ -105,11 +170,19 @@ def evaluator_subfolder(path: str, **options: Any) -> str:
     return EVALUATOR_FOLDER
 
 
-def register() -> None:
-    """Tells transformers' auto classes about every model family; called by `import rerankzoo`."""
-    for config, (generators, heads) in FAMILIES.items():
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, heads, exist_ok=True)
-        AutoFeatureExtractor.register(config, RerankingFeatureExtractor, exist_ok=True)
-        # A tuple is chosen from by `config.architectures`, which a config that was not loaded lacks.
-        AutoModelForReranking.register(config, generators if len(generators) > 1 else generators[0], exist_ok=True)
+def _is_ensemble(path: str, options: dict[str, Any]) -> bool:
+    from rerankzoo.generation.ensembles import ENSEMBLE_FILE
+
+    with one_line_errors(path, options.get("revision")):
+        return cached_file(path, ENSEMBLE_FILE, _raise_exceptions_for_missing_entries=False, **options) is not None
+
+
+__all__ = [
+    "EVALUATOR_FOLDER",
+    "AutoModelForReranking",
+    "Checkpoint",
+    "evaluator_subfolder",
+    "load_checkpoint",
+    "load_evaluator",
+    "model_class",
+]

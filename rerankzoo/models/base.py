@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -19,15 +21,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.type_validators import interval
 
 from rerankzoo.atomic_writing import verify_checksums, write_checksums
-from rerankzoo.errors import SchemaMismatchError, UnreadableFileError
+from rerankzoo.batch import Batch, inputs
+from rerankzoo.errors import UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.layers import FeatureEmbedding, FieldEmbedding, GatedFieldNorm, PackedEmbedding
+from rerankzoo.generation import SchemaBound, SlateGenerationMixin
+from rerankzoo.layers import (
+    FEATURES,
+    FeatureEmbedding,
+    FieldEmbedding,
+    GatedFieldNorm,
+    PackedEmbedding,
+    TransformerBlock,
+)
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 
-#: Keys of a saved config that are not fields of ours; everything else unknown is a typing error of the user.
-_BASE_KEYS = {
+#: Of a config: with more, a damaged file would keep a machine building a model that it cannot hold.
+_MAX_SIZE = 65_536
+
+#: Fields of configs that must lie in a range.
+size_field: Any = interval(min=1, max=_MAX_SIZE)
+probability_field: Any = interval(min=0.0, max=1.0, exclude_max=True)
+share_field: Any = interval(min=0.0, max=1.0)
+weight_field: Any = interval(min=0.0)
+
+#: What a config is handed beside its fields, by us and by transformers; everything else is a typing error of the user.
+_BASE_NAMES = {
     "_commit_hash",
     "_name_or_path",
     "architectures",
@@ -43,13 +64,9 @@ _BASE_KEYS = {
 }
 
 
-#: Of a config: with more, a damaged file would keep a machine building a model that it cannot hold.
-_MAX_SIZE = 65_536
-
-
 @strict
 class RerankingConfig(OwnAutoMap, PreTrainedConfig):
-    """Fields that all models have. Unknown keys and wrong types are refused.
+    """Fields that all models have. Unknown names and wrong types are refused, unless they stand in a saved file.
 
     Args:
         feature_schema: The fitted `FeatureSchema` as a dictionary; `None` only until the model's data is known.
@@ -63,7 +80,7 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         initializer_range: Standard deviation of the embeddings at the start.
 
     Raises:
-        ValueError: If a key is unknown.
+        ValueError: If a name is unknown.
         huggingface_hub.errors.StrictDataclassError: If a value has the wrong type, a size is not positive, the heads do
             not divide the hidden size, or the schema contradicts itself.
     """
@@ -74,14 +91,14 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     measured_fields = frozenset[str]()
 
     feature_schema: dict | None = None
-    slate_size: int = 4
-    hidden_size: int = 64
-    embedding_size: int = 16
-    num_attention_heads: int = 4
-    intermediate_size: int = 128
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float | int = 0.1
+    slate_size: int = size_field(default=4)
+    hidden_size: int = size_field(default=64)
+    embedding_size: int = size_field(default=16)
+    num_attention_heads: int = size_field(default=4)
+    intermediate_size: int = size_field(default=128)
+    hidden_dropout_prob: float | int = probability_field(default=0.0)
+    attention_probs_dropout_prob: float | int = probability_field(default=0.0)
+    initializer_range: float | int = weight_field(default=0.1)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes the dataclass, and its annotations types again: `@strict` does not check those that are strings."""
@@ -95,6 +112,16 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `PreTrainedConfig.from_dict`. Names that this version does not know become attributes, as they are."""
+        known = {*_BASE_NAMES, *(entry.name for entry in fields(cls))}
+        loaded = super().from_dict({name: value for name, value in config_dict.items() if name in known}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded  # with return_unused_kwargs=True
+        for name in config_dict.keys() - known:
+            setattr(config, name, config_dict[name])
+        return loaded
+
+    @classmethod
     def own_fields(cls) -> list[str]:
         """The fields of the model, without those that every config of transformers has."""
         inherited = {entry.name for entry in fields(PreTrainedConfig)}
@@ -105,23 +132,16 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         """Refuses names that are no fields of the model.
 
         Raises:
-            ValueError: If there are any.
+            ValueError: If there are any; it tells which field may be meant.
         """
-        unknown = sorted(set(names) - _BASE_KEYS - {entry.name for entry in fields(cls)})
+        unknown = sorted(set(names) - _BASE_NAMES - {entry.name for entry in fields(cls)})
         if unknown:
-            raise ValueError(f"{cls.__name__} has no fields {unknown}; its fields are {cls.own_fields()}")
+            meant = get_close_matches(unknown[0], cls.own_fields(), n=1)
+            hint = f" (did you mean {meant[0]!r}?)" if meant else ""
+            raise ValueError(f"{cls.__name__} has no fields {unknown}{hint}, expected some of {cls.own_fields()}")
 
-    def validate_sizes(self) -> None:
-        """Checks that sizes are positive and compatible; called by the strict dataclass."""
-        for key in ("slate_size", "hidden_size", "embedding_size", "num_attention_heads", "intermediate_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in self.own_fields():
-            if key.endswith(("_size", "_layers", "_heads")) and getattr(self, key) > _MAX_SIZE:
-                raise ValueError(f"{key} must be at most {_MAX_SIZE}, got {getattr(self, key)}")
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}")
+    def validate_heads(self) -> None:
+        """Checks that the heads divide the hidden size; called by the strict dataclass."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -204,14 +224,21 @@ class EvaluatorOutput(ModelOutput):
     prefix_values: Tensor | None = None
 
 
-class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
-    """Base of all models: saving, loading and weight initialisation."""
+class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
+    """Base of all models: saving, loading, weight initialisation, and the parts that are made from the config.
+
+    Attributes:
+        paper: Where the family comes from, for model cards: what it is, and the paper to cite; `None` for a yardstick.
+    """
 
     config: RerankingConfig
     config_class = RerankingConfig
     base_model_prefix = "model"
     main_input_name = "candidate_numeric"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    paper: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, config: RerankingConfig) -> None:
         super().__init__(config)
@@ -245,6 +272,25 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
             return super().from_pretrained(name, *args, **{**kwargs, "use_safetensors": True})
         except SafetensorError as error:
             raise UnreadableFileError(f"the weights of {name} are damaged: {error}") from error
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table with the embeddings of all categorical fields."""
+        return next(part.table for part in self.modules() if isinstance(part, PackedEmbedding))
+
+    def make_blocks(self, number: int, cross_attention: bool = False) -> nn.ModuleList:
+        """Transformer blocks of the config's sizes."""
+        config = self.config
+        return nn.ModuleList(
+            TransformerBlock(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_dropout_prob,
+                config.attention_probs_dropout_prob,
+                cross_attention,
+            )
+            for _ in range(number)
+        )
 
     def make_feature_embedding(self) -> FeatureEmbedding:
         """The feature embedding for the config's schema: one vector per candidate."""
@@ -284,17 +330,10 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
         }
         return [field.num_embeddings or 0 for field in owning], owners
 
-    def check_schema(self, schema: FeatureSchema) -> None:
-        """Refuses a feature extractor other than the one the model was trained with.
-
-        Raises:
-            SchemaMismatchError: If the fingerprints differ.
-        """
-        own = self.schema
-        if own.fingerprint != schema.fingerprint:
-            raise SchemaMismatchError(
-                f"{type(self).__name__} was made for schema {own.name!r} (fingerprint {own.fingerprint}), "
-                f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
+    def _check_length(self, slates: Tensor | None) -> None:
+        if slates is not None and slates.shape[-1] > self.config.slate_size:
+            raise ValueError(
+                f"slates have {slates.shape[-1]} positions, the model has slate_size {self.config.slate_size}"
             )
 
     @torch.no_grad()
@@ -312,3 +351,149 @@ class RerankingPreTrainedModel(OwnAutoMap, PreTrainedModel):
             for group in module.owners:
                 buffer = module.get_buffer(f"{group}_offsets")
                 init.copy_(buffer, torch.tensor(module.offsets(group), dtype=buffer.dtype))
+
+
+def features_of(batch: Batch) -> tuple[Tensor | None, ...]:
+    """The tensors of a batch that `FeatureEmbedding` and `FieldEmbedding` take, in their order."""
+    return tuple(batch.get(name) for name in FEATURES)
+
+
+class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
+    """Base of models that generate slates.
+
+    A family implements `compute`, and either `scorer` (all decodings then work) or `decode`.
+    """
+
+    def forward(
+        self,
+        candidate_categorical: Tensor,
+        candidate_numeric: Tensor,
+        candidate_mask: Tensor,
+        request_categorical: Tensor,
+        request_numeric: Tensor,
+        history_categorical: Tensor | None = None,
+        history_mask: Tensor | None = None,
+        candidate_value: Tensor | None = None,
+        slates: Tensor | None = None,
+        feedback: Tensor | None = None,
+        slate_weights: Tensor | None = None,
+        soft_labels: Tensor | None = None,
+        **other: Tensor,
+    ) -> SlateModelOutput:
+        """Scores candidates; with the labels that the family learns from, also the loss.
+
+        Args:
+            candidate_categorical: (B, N, F) int64.
+            candidate_numeric: (B, N, F).
+            candidate_mask: (B, N), True where a candidate is real.
+            request_categorical: (B, F) int64.
+            request_numeric: (B, F).
+            history_categorical: (B, L, F) int64, where the schema has history fields.
+            history_mask: (B, L).
+            candidate_value: (B, N, T), value of each target for each candidate.
+            slates: (B, S, M'), logged or mined slates, M' at most the config's slate size; -100 pads.
+            feedback: (B, S, M', T) in [0, 1], of logged slates.
+            slate_weights: (B, S), of mined slates; a request's weights sum to 1.
+            soft_labels: (B, S, M', N), of mined slates: per position a distribution over the candidates left.
+            **other: Further entries of the batch, for families that registered them.
+
+        Returns:
+            `SlateModelOutput`.
+
+        Raises:
+            ValueError: If slates are longer than the config's slate size, or the family cannot do without an entry.
+        """
+        batch = {
+            "candidate_categorical": candidate_categorical,
+            "candidate_numeric": candidate_numeric,
+            "candidate_mask": candidate_mask,
+            "request_categorical": request_categorical,
+            "request_numeric": request_numeric,
+            "history_categorical": history_categorical,
+            "history_mask": history_mask,
+            "candidate_value": candidate_value,
+            "slates": slates,
+            "feedback": feedback,
+            "slate_weights": slate_weights,
+            "soft_labels": soft_labels,
+            **other,
+        }
+        self._check_length(slates)
+        return self.compute({name: tensor for name, tensor in batch.items() if tensor is not None})
+
+    @abstractmethod
+    def compute(self, batch: Batch) -> SlateModelOutput:
+        """What `forward` returns for a batch, whose slates have at most as many positions as the model."""
+
+
+class SlateEvaluator(RerankingPreTrainedModel):
+    """Base of models that value slates. A family implements `compute`."""
+
+    def forward(
+        self,
+        candidate_categorical: Tensor,
+        candidate_numeric: Tensor,
+        candidate_mask: Tensor,
+        request_categorical: Tensor,
+        request_numeric: Tensor,
+        slates: Tensor,
+        candidate_value: Tensor,
+        history_categorical: Tensor | None = None,
+        history_mask: Tensor | None = None,
+        feedback: Tensor | None = None,
+        **other: Tensor,
+    ) -> EvaluatorOutput:
+        """Values slates; with feedback, also the loss.
+
+        Args:
+            candidate_categorical: (B, N, F) int64.
+            candidate_numeric: (B, N, F).
+            candidate_mask: (B, N), True where a candidate is real.
+            request_categorical: (B, F) int64.
+            request_numeric: (B, F).
+            slates: (B, S, M'), M' at most the config's slate size; -100 pads.
+            candidate_value: (B, N, T), value of each target for each candidate.
+            history_categorical: (B, L, F) int64, where the schema has history fields.
+            history_mask: (B, L).
+            feedback: (B, S, M', T); in [0, 1] where probabilities are learned.
+            **other: Further entries of the batch, for families that registered them.
+
+        Returns:
+            `EvaluatorOutput`.
+
+        Raises:
+            ValueError: If slates are longer than the config's slate size.
+        """
+        batch = {
+            "candidate_categorical": candidate_categorical,
+            "candidate_numeric": candidate_numeric,
+            "candidate_mask": candidate_mask,
+            "request_categorical": request_categorical,
+            "request_numeric": request_numeric,
+            "history_categorical": history_categorical,
+            "history_mask": history_mask,
+            "candidate_value": candidate_value,
+            "slates": slates,
+            "feedback": feedback,
+            **other,
+        }
+        self._check_length(slates)
+        return self.compute({name: tensor for name, tensor in batch.items() if tensor is not None})
+
+    @abstractmethod
+    def compute(self, batch: Batch) -> EvaluatorOutput:
+        """What `forward` returns for a batch, whose slates have at most as many positions as the model."""
+
+    @torch.no_grad()
+    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        """Predicted utility of slates; see `rerankzoo.generation.Evaluator`.
+
+        Args:
+            slates: (B, S, M), -100 pads.
+            **batch: The batch by its keys; labels in it are ignored.
+
+        Returns:
+            (B, S).
+        """
+        utilities: Tensor = self(slates=slates, **inputs(batch)).utilities
+        return utilities

@@ -32,7 +32,6 @@ from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.generation.mixin import decode
 from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.serving.inputs import random_batch
 
@@ -58,7 +57,7 @@ class SlateGraph(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Slates (B, M), scores (B,) and step scores (B, M); the loop over positions is unrolled when traced."""
-        found = decode(self.model.scorer(), batch, self.config, self.config.slate_size or 1)
+        found = self.model.decode(batch, self.config)
         return found.slates[:, 0], found.scores[:, 0], found.step_scores[:, 0]
 
 

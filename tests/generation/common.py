@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rerankzoo.generation import Batch, Scorer, ScorerState
+from rerankzoo.generation import Batch, Cache, Scorer, ScorerState
 from rerankzoo.generation.scorer import remaining_log_probs
 
 
@@ -48,21 +48,19 @@ class TableScorer(Scorer):
         state.cache = {"bias": torch.zeros_like(self.base[:, 0]), "value": torch.zeros_like(self.base[:, 0, 0])}
         return state
 
-    def score(self, state: ScorerState) -> Tensor:
+    def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         logits = self._logits(state)
+        cache = {**state.cache, "gains": logits, "request": state.request}
         if self.kind == "log_prob":
-            return remaining_log_probs(logits, state.available)
-        return (state.cache["value"].unsqueeze(-1) + logits).masked_fill(~state.available, -torch.inf)
+            return remaining_log_probs(logits, state.available), cache
+        return (state.cache["value"].unsqueeze(-1) + logits).masked_fill(~state.available, -torch.inf), cache
 
-    def extend(self, state: ScorerState, parent: Tensor, index: Tensor) -> ScorerState:
-        new = super().extend(state, parent, index)
-        row, item = torch.arange(len(index)), index.clamp_min(0)
-        chosen = index >= 0
-        gain = self._logits(state)[parent][row, item]
-        new.cache["value"] = new.cache["value"] + gain.where(chosen, torch.zeros_like(gain))
-        bias = state.memory["pair"][new.request, item]
-        new.cache["bias"] = new.cache["bias"] + bias * chosen.unsqueeze(-1)
-        return new
+    def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
+        rows = torch.arange(len(index)) if parent is None else parent
+        chosen, item = index >= 0, index.clamp_min(0)
+        gain = cache["gains"][rows, item] * chosen
+        bias = self.pair[cache["request"][rows], item] * chosen.unsqueeze(-1)
+        return {"value": cache["value"][rows] + gain, "bias": cache["bias"][rows] + bias}
 
     def _logits(self, state: ScorerState) -> Tensor:
         return state.memory["base"][state.request, state.prefix.shape[1]] + state.cache["bias"]
@@ -106,9 +104,10 @@ def play(scorer: Scorer, batch: Batch, slates: Tensor) -> tuple[Tensor, Tensor]:
     total, steps = torch.zeros(len(parent)), []
     for index in slates.flatten(0, 1).unbind(-1):
         chosen = index >= 0
-        step = scorer.score(state)[parent, index.clamp_min(0)]
+        scores, cache = scorer.step(state)
+        step = scores[parent, index.clamp_min(0)]
         step = torch.where(chosen, step, torch.zeros_like(step))
         total = total + step if scorer.kind == "log_prob" else torch.where(chosen, step, total)
         steps.append(step)
-        state, parent = scorer.extend(state, parent, index), torch.arange(len(index))
+        state, parent = scorer.extend(state, cache, parent, index), torch.arange(len(index))
     return total.unflatten(0, (-1, num_slates)), torch.stack(steps, -1).unflatten(0, (-1, num_slates))

@@ -221,8 +221,9 @@ class Unhurried(MatrixScorer):
     def matrix(self, state: ScorerState, slate_size: int) -> None:
         return None
 
-    def score(self, state: ScorerState) -> Tensor:
-        return remaining_log_probs(state.of_requests(state.memory["logits"][:, state.prefix.shape[1]]), state.available)
+    def step(self, state: ScorerState) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = state.of_requests(state.memory["logits"][:, state.prefix.shape[1]])
+        return remaining_log_probs(logits, state.available), {}
 
 
 @few

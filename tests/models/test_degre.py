@@ -180,7 +180,7 @@ def test_conditional_chains_multiply() -> None:
     logits = torch.tensor([0.5, -1.0, 2.0, 0.3])
     view, click, order, like = logits.sigmoid().tolist()
     expected = [view, view * click, view * click * order, like]
-    assert model.probabilities(logits).tolist() == pytest.approx(expected)
+    assert model.value_head.probabilities(logits).tolist() == pytest.approx(expected)
     feedback = torch.tensor([[[[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]]])
     assert model._possible(feedback)[0, 0].int().tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
 
@@ -239,7 +239,7 @@ def test_all_expansions_of_all_beams_equal_full_rescoring(
     with torch.no_grad():
         state = scorer.start(batch)
         for _ in range(3):
-            scores = scorer.score(state)
+            scores, cache = scorer.step(state)
             expanded = torch.cat(
                 [state.prefix[:, None].expand(-1, 7, -1), torch.arange(7).expand(len(scores), -1)[..., None]], -1
             )
@@ -250,20 +250,22 @@ def test_all_expansions_of_all_beams_equal_full_rescoring(
             width = len(scores) // 8
             flat = scores.view(8, -1).topk(beams, -1).indices
             parent = (torch.arange(8)[:, None] * width + flat // 7).flatten()
-            index = (flat % 7).flatten().masked_fill(state.exhausted[parent], -100)
-            state = scorer.extend(state, parent, index)
+            index = (flat % 7).flatten().masked_fill(~state.available.any(-1)[parent], -100)
+            state = scorer.extend(state, cache, parent, index)
 
 
 @pytest.mark.parametrize("kind", ["evaluator", "generator"])
-def test_extend_does_not_need_a_score(extractor: RerankingFeatureExtractor, batch: Batch, kind: str) -> None:
+def test_a_step_leaves_the_state_as_it_is(extractor: RerankingFeatureExtractor, batch: Batch, kind: str) -> None:
     model = evaluator(extractor) if kind == "evaluator" else generator(extractor)
-    scorer, parent, index = model.scorer(), torch.arange(8), torch.zeros(8, dtype=torch.int64)
+    scorer, index = model.scorer(), torch.zeros(8, dtype=torch.int64)
     with torch.no_grad():
-        asked = scorer.start(batch)
-        scorer.score(asked)
-        expected = scorer.score(scorer.extend(asked, parent, index))
-        found = scorer.score(scorer.extend(scorer.start(batch), parent, index))
-    assert torch.equal(found, expected)
+        start = scorer.start(batch)
+        first, cache = scorer.step(start)
+        again, _ = scorer.step(start)
+        assert torch.equal(first, again)
+        by_itself = scorer.step(scorer.extend(start, cache, None, index))[0]
+        by_number = scorer.step(scorer.extend(start, cache, torch.arange(8), index))[0]
+    assert torch.equal(by_itself, by_number)
 
 
 def test_beam_search_as_wide_as_the_space_finds_the_best_slate(

@@ -25,9 +25,9 @@ from rerankzoo.data.folder import write_data_folder
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.layers import PackedEmbedding
-from rerankzoo.models.auto import FAMILIES
 from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.models.degre import DeGReConfig, DeGReGenerator
+from rerankzoo.models.registry import load_families
 from rerankzoo.training import PretrainedExport, RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
 from rerankzoo.training.freezing import freeze_modules
@@ -36,7 +36,7 @@ from tests.training.test_module import TINY, trainer
 from tests.training.test_pretrained import DEGRE, assert_same
 
 Rows = list[dict[str, Any]]
-HEADS = [head for _, heads in FAMILIES.values() for head in heads]
+HEADS = list(load_families().values())
 
 #: Two of the 20 items of the rows are replaced by ones before and after all others.
 NEW_ITEMS = {3: -5, 7: 90}

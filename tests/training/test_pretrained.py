@@ -21,10 +21,10 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
-from rerankzoo.models.auto import FAMILIES
 from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
+from rerankzoo.models.registry import load_families
 from rerankzoo.training import RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
 from rerankzoo.training.pretrained import copy_modules
@@ -78,7 +78,7 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", {head.config_class for head in load_families().values()})
 def test_configs_name_fields_that_they_have(kind: type[RerankingConfig]) -> None:
     assert kind.training_fields | kind.measured_fields <= set(kind.own_fields())
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig
+from rerankzoo.models.base import RerankingConfig, share_field, size_field, weight_field
 
 
 @strict
@@ -33,7 +33,7 @@ class DeGReConfig(RerankingConfig):
         soft_label_weight: From mined slates: weight of the divergence from the soft labels (paper: alpha).
 
     Raises:
-        ValueError: If a key is unknown.
+        ValueError: If a name is unknown.
         huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
@@ -41,26 +41,18 @@ class DeGReConfig(RerankingConfig):
     training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
     measured_fields = frozenset({"utility_threshold"})
 
-    num_hidden_layers: int = 2
-    num_decoder_layers: int = 2
-    field_size: int = 16
+    num_hidden_layers: int = size_field(default=2)
+    num_decoder_layers: int = size_field(default=2)
+    field_size: int = size_field(default=16)
     value_head: Literal["feedback", "cumulative_regression"] = "feedback"
     conditional_targets: dict[str, str] | None = None
     utility_threshold: float | int | None = None
-    utility_quantile: float | int = 0.5
-    hard_label_weight: float | int = 1.0
-    soft_label_weight: float | int = 1.0
+    utility_quantile: float | int = share_field(default=0.5)
+    hard_label_weight: float | int = weight_field(default=1.0)
+    soft_label_weight: float | int = weight_field(default=1.0)
 
-    def validate_degre(self) -> None:
-        """Checks sizes and loss terms; called by the strict dataclass."""
-        for key in ("num_hidden_layers", "num_decoder_layers", "field_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if not 0 <= self.utility_quantile <= 1:
-            raise ValueError(f"utility_quantile must lie in [0, 1], got {self.utility_quantile}")
-        for key in ("hard_label_weight", "soft_label_weight"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+    def validate_labels(self) -> None:
+        """Checks that something is left to learn; called by the strict dataclass."""
         if self.hard_label_weight == 0 and self.soft_label_weight == 0:
             raise ValueError("hard_label_weight and soft_label_weight are both 0: nothing is left to learn")
 

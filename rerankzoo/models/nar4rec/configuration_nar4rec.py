@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig
+from rerankzoo.models.base import RerankingConfig, share_field, size_field, weight_field
 
 
 @strict
@@ -30,7 +30,7 @@ class NAR4RecConfig(RerankingConfig):
             read, or from the whole slate. The paper says "sequence model"; both do equally well here.
 
     Raises:
-        ValueError: If a key is unknown.
+        ValueError: If a name is unknown.
         huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
@@ -44,26 +44,15 @@ class NAR4RecConfig(RerankingConfig):
     }
     measured_fields = frozenset({"utility_threshold"})
 
-    num_hidden_layers: int = 2
-    num_position_layers: int = 1
+    num_hidden_layers: int = size_field(default=2)
+    num_position_layers: int = size_field(default=1)
     utility_threshold: float | int | None = None
-    utility_quantile: float | int = 0.5
-    likelihood_weight: float | int = 1.0
-    unlikelihood_weight: float | int = 1.0
-    contrastive_weight: float | int = 1.0
-    contrastive_margin: float | int = 0.5
+    utility_quantile: float | int = share_field(default=0.5)
+    likelihood_weight: float | int = weight_field(default=1.0)
+    unlikelihood_weight: float | int = weight_field(default=1.0)
+    contrastive_weight: float | int = weight_field(default=1.0)
+    contrastive_margin: float | int = weight_field(default=0.5)
     evaluator_is_causal: bool = True
-
-    def validate_loss(self) -> None:
-        """Checks layers and loss terms; called by the strict dataclass."""
-        for key in ("num_hidden_layers", "num_position_layers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if not 0 <= self.utility_quantile <= 1:
-            raise ValueError(f"utility_quantile must lie in [0, 1], got {self.utility_quantile}")
-        for key in ("likelihood_weight", "unlikelihood_weight", "contrastive_weight", "contrastive_margin"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
 
     def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
         """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""

@@ -26,47 +26,41 @@ Where this differs from the paper, or fills in what our sources (summaries and a
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from rerankzoo.batch import gather_candidates, inputs
+from rerankzoo.batch import Batch, gather_candidates
 from rerankzoo.features.utility import slate_utility
-from rerankzoo.generation import Batch, MatrixScorer, Scorer, SlateGenerationMixin
-from rerankzoo.layers import PointerHead, TransformerBlock, causal_mask, key_mask
+from rerankzoo.generation import MatrixScorer, Scorer
+from rerankzoo.layers import FeedbackHead, PointerHead, causal_mask, key_mask
 from rerankzoo.losses import (
     contrastive_loss,
-    feedback_loss,
     likelihood_loss,
     log_probabilities,
     position_log_likelihood,
     slate_mean,
     unlikelihood_loss,
 )
-from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
+from rerankzoo.models.base import (
+    EvaluatorOutput,
+    RerankingPreTrainedModel,
+    SlateEvaluator,
+    SlateGenerator,
+    SlateModelOutput,
+    features_of,
+)
 from rerankzoo.models.nar4rec.configuration_nar4rec import NAR4RecConfig
-
-
-def _block(config: NAR4RecConfig, cross_attention: bool = False) -> TransformerBlock:
-    return TransformerBlock(
-        config.hidden_size,
-        config.num_attention_heads,
-        config.intermediate_size,
-        config.hidden_dropout_prob,
-        config.attention_probs_dropout_prob,
-        cross_attention,
-    )
+from rerankzoo.models.registry import register_model
 
 
 class NAR4RecCandidateEncoder(nn.Module):
     """Transformer over the candidates without positions: permutation equivariant."""
 
-    def __init__(self, config: NAR4RecConfig) -> None:
+    def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.layers = layers
+        self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, candidates: Tensor, candidate_mask: Tensor, implementation: str) -> Tensor:
         """Encodes candidates (B, N, D) to (B, N, D)."""
@@ -82,11 +76,11 @@ class NAR4RecPositionEncoder(nn.Module):
     Sharing them is what keeps training samples dense (paper: position encoder).
     """
 
-    def __init__(self, config: NAR4RecConfig) -> None:
+    def __init__(self, layers: nn.ModuleList, slate_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(config.slate_size, config.hidden_size))
-        self.layers = nn.ModuleList(_block(config, cross_attention=True) for _ in range(config.num_position_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.queries = nn.Parameter(torch.empty(slate_size, hidden_size))
+        self.layers = layers
+        self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, candidates: Tensor, candidate_mask: Tensor, implementation: str) -> Tensor:
         """Position states (B, M, D) for encoded candidates (B, N, D)."""
@@ -102,7 +96,11 @@ class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
 
     config: NAR4RecConfig
     config_class = NAR4RecConfig
-    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    paper = (
+        "NAR4Rec",
+        "Ren et al., Non-autoregressive Generative Models for Reranking Recommendation, KDD 2024, "
+        "<https://doi.org/10.1145/3637528.3671645>.",
+    )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,109 +109,67 @@ class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
             init.normal_(module.queries, mean=0.0, std=1.0)
 
 
-class NAR4RecForReranking(SlateGenerationMixin, NAR4RecPreTrainedModel):
-    """NAR4Rec's generator: candidate encoder, position encoder, matching.
-
-    Example:
-        >>> model = NAR4RecForReranking(NAR4RecConfig(feature_schema=extractor.schema.to_dict()))  # doctest: +SKIP
-        >>> slates = model.generate(**extractor(rows), penalty_alpha=0.1)  # doctest: +SKIP
-    """
+@register_model
+class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
+    """NAR4Rec's generator: candidate encoder, position encoder, matching; all positions in one pass."""
 
     def __init__(self, config: NAR4RecConfig) -> None:
         super().__init__(config)
+        size = config.hidden_size
         self.features = self.make_feature_embedding()
-        self.candidate_encoder = NAR4RecCandidateEncoder(config)
-        self.position_encoder = NAR4RecPositionEncoder(config)
-        self.pointer = PointerHead(config.hidden_size)
+        self.candidate_encoder = NAR4RecCandidateEncoder(self.make_blocks(config.num_hidden_layers), size)
+        blocks = self.make_blocks(config.num_position_layers, cross_attention=True)
+        self.position_encoder = NAR4RecPositionEncoder(blocks, config.slate_size, size)
+        self.pointer = PointerHead(size)
         self.post_init()
 
-    def forward(
-        self,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        candidate_mask: Tensor,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        candidate_value: Tensor | None = None,
-        slates: Tensor | None = None,
-        feedback: Tensor | None = None,
-        **other: Tensor,
-    ) -> SlateModelOutput:
-        """Scores every candidate at every position in one pass; with slates and feedback, also the loss.
-
-        Args:
-            candidate_categorical: (B, N, F) int64.
-            candidate_numeric: (B, N, F).
-            candidate_mask: (B, N), True where a candidate is real.
-            request_categorical: (B, F) int64.
-            request_numeric: (B, F).
-            history_categorical: (B, L, F) int64, where the schema has history fields.
-            history_mask: (B, L).
-            candidate_value: (B, N, T), value of each target for each candidate; needed for the loss.
-            slates: (B, S, M'), logged slates, M' at most the config's slate size; -100 pads.
-            feedback: (B, S, M', T), their feedback.
-            **other: Further keys of the batch, which this model does not use.
-
-        Returns:
-            `SlateModelOutput`.
+    def compute(self, batch: Batch) -> SlateModelOutput:
+        """See `SlateGenerator.compute`; learns from slates with feedback.
 
         Raises:
-            ValueError: If slates are longer than the config's slate size, or no utility threshold is set.
+            ValueError: If there is something to learn from and no utility threshold.
         """
-        candidates = self.features(
-            request_categorical,
-            request_numeric,
-            candidate_categorical,
-            candidate_numeric,
-            history_categorical,
-            history_mask,
-        )
-        implementation = self.config._attn_implementation
-        states = self.candidate_encoder(candidates, candidate_mask, implementation)  # (B, N, D)
-        positions = self.position_encoder(states, candidate_mask, implementation)  # (B, M, D)
-        logits = self.pointer(positions, states, candidate_mask)
-        if slates is None or feedback is None or candidate_value is None:
+        logits, states = self._match(batch)
+        if not {"slates", "feedback", "candidate_value"} <= batch.keys():
             return SlateModelOutput(logits=logits, candidate_states=states)
-        logged = {"slates": slates, "feedback": feedback, "candidate_value": candidate_value}
-        terms = self._loss_terms(logits, states, candidate_mask, logged)
-        return SlateModelOutput(loss=self._weigh(terms), loss_terms=terms, logits=logits, candidate_states=states)
+        terms = self._loss_terms(logits, states, batch)
+        weights = self.config
+        loss = (
+            weights.likelihood_weight * terms["likelihood"]
+            + weights.unlikelihood_weight * terms["unlikelihood"]
+            + weights.contrastive_weight * terms["contrastive"]
+        )
+        return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=states)
 
-    def _loss_terms(self, logits: Tensor, states: Tensor, candidate_mask: Tensor, logged: Batch) -> dict[str, Tensor]:
-        length, threshold = logged["slates"].shape[-1], self.config.utility_threshold
-        if length > self.config.slate_size:
-            raise ValueError(f"slates have {length} positions, the model has slate_size {self.config.slate_size}")
+    def _match(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Matching logits (B, M, N) and candidate states (B, N, D)."""
+        mask, implementation = batch["candidate_mask"], self.config._attn_implementation
+        states = self.candidate_encoder(self.features(*features_of(batch)), mask, implementation)
+        positions = self.position_encoder(states, mask, implementation)  # (B, M, D)
+        return self.pointer(positions, states, mask), states
+
+    def _loss_terms(self, logits: Tensor, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+        slates, mask, threshold = batch["slates"], batch["candidate_mask"], self.config.utility_threshold
         if threshold is None:
             raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
-        log_probs = log_probabilities(logits[:, :length])
-        slates = logged["slates"]
+        log_probs = log_probabilities(logits[:, : slates.shape[-1]])
         liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
-        disliked = unlikelihood_loss(log_probs, slates, candidate_mask)
-        reached = (slate_utility(schema=self.schema, **logged) >= threshold).to(log_probs.dtype)  # (B, S)
+        disliked = unlikelihood_loss(log_probs, slates, mask)
+        utility = slate_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)
+        reached = (utility >= threshold).to(log_probs.dtype)  # (B, S)
         return {
             "likelihood": slate_mean(reached * liked, slates).mean(),
             "unlikelihood": slate_mean((1 - reached) * disliked, slates).mean(),
-            "contrastive": contrastive_loss(states, candidate_mask, self.config.contrastive_margin).mean(),
+            "contrastive": contrastive_loss(states, mask, self.config.contrastive_margin).mean(),
         }
-
-    def _weigh(self, terms: dict[str, Tensor]) -> Tensor:
-        return (
-            self.config.likelihood_weight * terms["likelihood"]
-            + self.config.unlikelihood_weight * terms["unlikelihood"]
-            + self.config.contrastive_weight * terms["contrastive"]
-        )
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: column t of the matching matrix, renormalised over what is left."""
-        return MatrixScorer(self._matrix)
-
-    def _matrix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        output = self(**inputs(batch))
-        return output.logits, output.candidate_states
+        return MatrixScorer(self._match)
 
 
-class NAR4RecEvaluator(NAR4RecPreTrainedModel):
+@register_model
+class NAR4RecEvaluator(NAR4RecPreTrainedModel, SlateEvaluator):
     """NAR4Rec's evaluator: predicts the feedback of every position of a slate from the slate down to it.
 
     Trained separately, on logged slates. Its slate values choose the best of several generated slates:
@@ -224,62 +180,19 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         super().__init__(config)
         self.features = self.make_feature_embedding()
         self.positions = nn.Embedding(config.slate_size, config.hidden_size)
-        self.layers = nn.ModuleList(_block(config) for _ in range(config.num_hidden_layers))
+        self.layers = self.make_blocks(config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.heads = nn.Linear(config.hidden_size, len(self.schema.targets))
+        self.heads = FeedbackHead(config.hidden_size, self.schema)
         self.post_init()
 
-    def forward(
-        self,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        candidate_mask: Tensor,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        slates: Tensor,
-        candidate_value: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        feedback: Tensor | None = None,
-        **other: Tensor,
-    ) -> EvaluatorOutput:
-        """Predicts the feedback of slates; with feedback, also the loss.
-
-        Args:
-            candidate_categorical: (B, N, F) int64.
-            candidate_numeric: (B, N, F).
-            candidate_mask: (B, N), True where a candidate is real.
-            request_categorical: (B, F) int64.
-            request_numeric: (B, F).
-            slates: (B, S, M'), M' at most the config's slate size; -100 pads.
-            candidate_value: (B, N, T), value of each target for each candidate.
-            history_categorical: (B, L, F) int64, where the schema has history fields.
-            history_mask: (B, L).
-            feedback: (B, S, M', T) in [0, 1].
-            **other: Further keys of the batch, which this model does not use.
-
-        Returns:
-            `EvaluatorOutput`.
-
-        Raises:
-            ValueError: If slates are longer than the config's slate size, or feedback lies outside [0, 1].
-        """
-        length = slates.shape[-1]
-        if length > self.config.slate_size:
-            raise ValueError(f"slates have {length} positions, the model has slate_size {self.config.slate_size}")
-        candidates = self.features(
-            request_categorical,
-            request_numeric,
-            candidate_categorical,
-            candidate_numeric,
-            history_categorical,
-            history_mask,
-        )
-        logits = self._feedback_logits(candidates, slates)
-        utilities = slate_utility(logits.sigmoid(), slates, candidate_value, self.schema)
+    def compute(self, batch: Batch) -> EvaluatorOutput:
+        """See `SlateEvaluator.compute`."""
+        slates, feedback = batch["slates"], batch.get("feedback")
+        logits = self._feedback_logits(self.features(*features_of(batch)), slates)
+        utilities = self.heads.position_utility(logits, slates, batch["candidate_value"]).sum(-1)
         if feedback is None:
             return EvaluatorOutput(logits=logits, utilities=utilities)
-        loss = slate_mean(feedback_loss(logits, feedback, slates >= 0), slates).mean()
+        loss = self.heads.loss(logits, feedback, slates)
         return EvaluatorOutput(loss=loss, loss_terms={"feedback": loss}, logits=logits, utilities=utilities)
 
     def _feedback_logits(self, candidates: Tensor, slates: Tensor) -> Tensor:
@@ -293,19 +206,6 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden, mask=mask, implementation=self.config._attn_implementation)
         return self.heads(self.norm(hidden)).unflatten(0, slates.shape[:2])
-
-    @torch.no_grad()
-    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
-        """Predicted utility of slates; see `rerankzoo.generation.SlateEvaluator`.
-
-        Args:
-            slates: (B, S, M), -100 pads.
-            **batch: The batch by its keys; labels in it are ignored.
-
-        Returns:
-            (B, S).
-        """
-        return self(slates=slates, **inputs(batch)).utilities
 
 
 __all__ = ["NAR4RecEvaluator", "NAR4RecForReranking"]

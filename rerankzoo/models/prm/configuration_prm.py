@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig
+from rerankzoo.models.base import RerankingConfig, size_field
 
 
 @strict
@@ -17,20 +17,14 @@ class PRMConfig(RerankingConfig):
             last one.
 
     Raises:
-        ValueError: If a key is unknown.
+        ValueError: If a name is unknown.
         huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "prm"
 
-    num_hidden_layers: int = 2
-    max_position_embeddings: int = 64
-
-    def validate_layers(self) -> None:
-        """Checks layers and ranks; called by the strict dataclass."""
-        for key in ("num_hidden_layers", "max_position_embeddings"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+    num_hidden_layers: int = size_field(default=2)
+    max_position_embeddings: int = size_field(default=64)
 
 
 __all__ = ["PRMConfig"]
