@@ -20,12 +20,8 @@ LEVELS = {
     "hub_errors": 1,
     "features": 1,
     "losses": 1,
-<<<<<<< HEAD
-    "metrics": 2,
-=======
-    "metrics": 1,
     "layers": 2,
->>>>>>> 11983d4 ([models] Say what a model is in base classes: forward, decode, likelihood and registration in one place)
+    "metrics": 2,
     "generation": 2,
     "models": 3,
     "data": 4,
