@@ -17,7 +17,7 @@ from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataE
 from rerankzoo.features.encoded import Encoded
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, RerankingGenerationConfig
-from rerankzoo.generation.constraints import check_types
+from rerankzoo.generation.constraints.constraint import constraint_list
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
 from rerankzoo.hub_errors import one_line_errors
@@ -210,7 +210,7 @@ class RerankingPipeline:
                 constraints.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
-        check_types(constraints)
+        constraints = constraint_list(constraints)
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
         if unknown := sorted(set(parameters) - set(RerankingGenerationConfig.names())):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -196,6 +197,10 @@ def test_constraints_name_items_by_their_ids(
     apart = [*last[:4], [], *last[5:]]  # an empty list pins nothing
     assert shown(pipeline(requests, constraints=[Pin(apart, 1)]))[4] == best[4]
     assert shown([pipeline(requests[0], constraints=[Pin(last[0], 1)])])[0][1] == last[0][0]
+    several = [Pin(map(iter, last), 0), Exclude({hidden} - {item for (item,) in last})]
+    expected = shown(pipeline(requests, constraints=[Pin(last, 0), Exclude(several[1].items)]))
+    assert shown(pipeline(requests, constraints=iter(several))) == expected
+    assert shown([pipeline(requests[0], constraints=Pin(np.array(last[0])[0], 1))])[0][1] == last[0][0]
 
 
 def test_constraints_that_cannot_be_kept_name_the_request(
@@ -214,7 +219,7 @@ def test_constraints_that_cannot_be_kept_name_the_request(
     for wrong, message in (([["x"]], "one list for each of the 8 rows"), (["x"], "item ids are int, got 'x'")):
         with pytest.raises(RerankingDataError, match=message):
             pipeline(requests, constraints=[Exclude(wrong)])
-    for nothing in (Exclude([3]), ["Exclude"]):
+    for nothing in ({"constraints": Exclude([3])}, ["Exclude"], "Exclude", 3):
         with pytest.raises(ValueError, match="constraints must be"):
             pipeline(requests, constraints=nothing)  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.generation.feasibility import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows

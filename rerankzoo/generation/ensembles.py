@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.batch import Batch
 from rerankzoo.generation.configuration import RerankingGenerationConfig
-from rerankzoo.generation.feasibility import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.mixin import SlateGenerationMixin
 from rerankzoo.generation.scorer import Cache, Scorer, ScorerState
 from rerankzoo.generation.search import Decoded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerankzoo.batch import Batch
-from rerankzoo.generation.feasibility import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
 

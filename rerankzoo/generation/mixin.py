@@ -17,9 +17,10 @@ from rerankzoo.errors import SchemaMismatchError, UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
-from rerankzoo.generation.constraints import Constraint, bind
+from rerankzoo.generation.constraints.binding import bind
+from rerankzoo.generation.constraints.constraint import Constraint
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.contrastive import contrastive_search
-from rerankzoo.generation.feasibility import SlateRules
 from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood

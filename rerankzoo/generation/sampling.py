@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rerankzoo.batch import Batch
-from rerankzoo.generation.feasibility import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.scorer import Scorer, take_rows
 from rerankzoo.generation.search import Decoded, Rows
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.generation.feasibility import Progress, SlateRules
+from rerankzoo.generation.constraints.progress import Progress
+from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.scorer import Cache, Scorer, ScorerState, take_rows
 
 

@@ -1,0 +1,95 @@
+"""The rows being decoded, as the constraints see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rerankzoo.generation.constraints.rules import SlateRules
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the R rows being decoded have chosen, and what they may choose next.
+
+    Attributes:
+        rules: The constraints.
+        request: (R,), the request of each row.
+        slates: (R, M), what is chosen so far, and the items whose positions are known.
+        position: The next one to fill.
+        boost: (R,), what the boosts added so far.
+        plans: For each row of a request that is searched a slate of types that starts as the row's and keeps
+            everything; `None` for others.
+    """
+
+    rules: SlateRules
+    request: Tensor
+    slates: Tensor
+    position: int
+    boost: Tensor
+    plans: list[list[int] | None]
+
+    @classmethod
+    def start(cls, rules: SlateRules) -> Progress:
+        """One row per request with an empty prefix."""
+        request = torch.arange(len(rules.length), device=rules.length.device)
+        plans = [rules.searched[row].plan if row in rules.searched else None for row in range(len(request))]
+        return cls(rules, request, rules.fixed, 0, torch.zeros(len(request), device=request.device), plans)
+
+    @property
+    def finished(self) -> Tensor:
+        """(R,), True where a slate is whole."""
+        return self.rules.length[self.request] <= self.position
+
+    def adjust(self, scores: Tensor, alive: Tensor) -> Tensor:
+        """What the choice goes by: scores (R, N) with the boosts, -inf for what is not allowed.
+
+        Args:
+            scores: (R, N), the scorer's.
+            alive: (R,), False for rows that hold no slate; they are spared the search.
+        """
+        legal = self.rules.legal(self.request, self.slates, self.position) & alive.unsqueeze(-1)
+        stuck = self._stuck(legal) if self.rules.searched else []
+        if stuck:
+            legal[tuple(zip(*stuck, strict=True))] = False
+        if self.rules.bias is not None:
+            scores = scores + self.rules.bias[self.request]
+        return scores.masked_fill(~legal, float("-inf"))
+
+    def extend(self, parent: Tensor | None, index: Tensor) -> Progress:
+        """Row r continues row `parent[r]` (R',), or itself, with candidate `index[r]`; -100 where it is finished."""
+        plans: list[list[int] | None] = [None] * len(index)
+        if self.rules.searched:
+            parents = range(len(index)) if parent is None else parent.tolist()
+            requests = self.request.tolist()
+            plans = [self._plan(requests[row], row, item) for row, item in zip(parents, index.tolist(), strict=True)]
+        request, slates, boost = self.request, self.slates, self.boost
+        if parent is not None:
+            request, slates, boost = request[parent], slates[parent], boost[parent]
+        chosen, item = index >= 0, index.clamp_min(0)
+        here = torch.arange(slates.shape[1], device=index.device) == self.position
+        slates = torch.where(here & chosen.unsqueeze(-1), item.unsqueeze(-1), slates)
+        if self.rules.bias is not None:
+            boost = boost + self.rules.bias[request, item] * chosen
+        return Progress(self.rules, request, slates, self.position + 1, boost, plans)
+
+    def _stuck(self, legal: Tensor) -> list[tuple[int, int]]:
+        """Rows and candidates that counting allows (R, N), and after which no completion was found."""
+        requests, stuck = self.request.tolist(), []
+        for row, item in legal.nonzero().tolist():
+            plan = self.plans[row]
+            if plan is not None:
+                request = self.rules.searched[requests[row]]
+                if request.plan_with(plan, self.position, request.types[item]) is None:
+                    stuck.append((row, item))
+        return stuck
+
+    def _plan(self, request: int, row: int, item: int) -> list[int] | None:
+        """The plan of a row after it got an item; none for rows that hold no slate."""
+        plan = self.plans[row]
+        if plan is None or item < 0:
+            return plan
+        searched = self.rules.searched[request]
+        return searched.plans.get((*plan[: self.position], searched.types[item]))
