@@ -54,6 +54,9 @@ ENTRIES: dict[str, Entry] = {
     "request_index": Entry("B", torch.int64, fill=-1, label=True),  # row number in the source
 }
 
+#: Of these the extractor knows which columns they are made of; another entry is the column of its name.
+BUILT_IN = frozenset(ENTRIES)
+
 #: Of each axis that can be cut, the entries that tell what is real on it, and from which value on.
 _REAL = {"N": ("candidate_mask", 1), "L": ("history_mask", 1), "S": ("slates", 0), "M": ("slates", 0)}
 

@@ -18,8 +18,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, Ranking, SimulatorJudge
-from rerankzoo.features.ragged import Ragged
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.tables import Ragged
 from rerankzoo.generation import Batch
 from rerankzoo.metrics import (
     RankEstimate,

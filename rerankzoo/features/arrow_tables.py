@@ -1,169 +1,143 @@
 """Arrow tables and data sets as tables of flat columns: viewed where possible, never looped over.
 
-The module needs pyarrow only once it is handed an Arrow object, and finds it among the loaded modules then.
+Whoever imports the module has pyarrow.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rerankzoo.errors import RerankingDataError
-from rerankzoo.features.columns import (
-    KIND_OF_DTYPE,
-    BoolArray,
-    Column,
-    IntArray,
-    LeafKind,
-    Table,
-    missing_column,
-    refuse_beyond_int64,
+from rerankzoo.features.tables import KIND_OF_DTYPE, Column, Table, missing_column, refuse_beyond_int64
+
+
+class ArrowTable(Table):
+    """A pyarrow Table or RecordBatch, or a `datasets.Dataset`: its slices are tables, so fitting never holds all."""
+
+    def __init__(self, data: Any, first_row: int = 0) -> None:
+        super().__init__(frozenset(data.column_names), len(data), first_row)
+        self._data = data.with_format("arrow") if hasattr(data, "with_format") else data
+
+    @cached_property
+    def _table(self) -> Any:
+        return self._data[:] if hasattr(self._data, "with_format") else self._data
+
+    def is_nested(self, name: str) -> bool:
+        """See `Table`."""
+        return is_arrow_list(self._array(name).type) and is_arrow_list(self._array(name).type.value_type)
+
+    def column(self, name: str, depth: int) -> Column:
+        """See `Table`."""
+        column = Column(name=name, first_row=self.first_row)
+        try:
+            _read_array(self._array(name), depth, column)
+        except pa.ArrowException as error:
+            raise RerankingDataError(f"cannot read type {self._table.schema.field(name).type}", field=name) from error
+        return column
+
+    def slice(self, start: int, stop: int) -> Table:
+        """See `Table`."""
+        if hasattr(self._data, "with_format"):
+            return ArrowTable(self._data[start:stop], self.first_row + start)
+        return ArrowTable(self._data.slice(start, stop - start), self.first_row + start)
+
+    def _array(self, name: str) -> Any:
+        names = self._data.column_names
+        if name not in names:
+            raise missing_column(name, names)
+        if names.count(name) > 1:
+            raise RerankingDataError(f"{names.count(name)} columns have this name", field=name)
+        array = self._table.column(name)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.chunk(0) if array.num_chunks == 1 else array.unify_dictionaries().combine_chunks()
+        return plain_array(array)
+
+
+def is_arrow_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of the kinds of list."""
+    return any(check(kind) for check in _LIST_CHECKS)
+
+
+_LIST_CHECKS: tuple[Callable[[Any], bool], ...] = tuple(
+    getattr(pa.types, name)
+    for name in ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
 )
 
 
-class ArrowTable:
-    """A pyarrow Table."""
+def plain_array(array: Any) -> Any:
+    """An array (not the lists in it) without what says only how it is stored: extensions, run ends, views of strings.
 
-    def __init__(self, table: Any, first_row: int = 0) -> None:
-        self._table = table
-        self.rows = table.num_rows
-        self._first_row = first_row
-
-    def has(self, name: str) -> bool:
-        """See `Table`."""
-        return name in self._table.column_names
-
-    def _array(self, name: str) -> Any:
-        if not self.has(name):
-            raise missing_column(name, self._table.column_names)
-        if self._table.column_names.count(name) > 1:
-            raise RerankingDataError(f"{self._table.column_names.count(name)} columns have this name", field=name)
-        chunked = self._table.column(name)
-        return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.unify_dictionaries().combine_chunks()
-
-    def depth(self, name: str) -> int:
-        """See `Table`."""
-        depth, kind = 0, self._array(name).type
-        while _is_arrow_list(kind):
-            depth, kind = depth + 1, kind.value_type
-        return depth
-
-    def column(self, name: str, depth: int) -> Column:
-        """See `Table`."""
-        return _arrow_column(name, self._array(name), depth, self._first_row)
-
-    def slice(self, start: int, stop: int) -> Table:
-        """See `Table`."""
-        return ArrowTable(self._table.slice(start, stop - start), self._first_row + start)
-
-
-class DatasetTable:
-    """A `datasets.Dataset`: slices are Arrow tables, so that fitting never holds the whole data set."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset.with_format("arrow")
-        self.rows = len(dataset)
-
-    @cached_property
-    def _whole(self) -> Table:
-        return self.slice(0, self.rows)
-
-    def has(self, name: str) -> bool:
-        """See `Table`."""
-        return name in self._dataset.column_names
-
-    def depth(self, name: str) -> int:
-        """See `Table`."""
-        return self._whole.depth(name)
-
-    def column(self, name: str, depth: int) -> Column:
-        """See `Table`."""
-        return self._whole.column(name, depth)
-
-    def slice(self, start: int, stop: int) -> Table:
-        """See `Table`."""
-        return ArrowTable(self._dataset[start:stop], start)
-
-
-def _is_arrow_list(kind: Any) -> bool:
-    types = sys.modules["pyarrow"].types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _arrow_column(name: str, array: Any, depth: int, first_row: int) -> Column:
-    arrow = sys.modules["pyarrow"]
-    column_type = array.type
-    offsets: tuple[IntArray, ...] = ()
-    nulls: tuple[BoolArray | None, ...] = ()
-    for _ in range(depth):
-        if isinstance(array, arrow.ExtensionArray):
-            array = array.storage
-        if arrow.types.is_null(array.type):
-            offsets += (np.zeros(len(array) + 1, dtype=np.int64),)
-            nulls += (np.ones(len(array), dtype=np.bool_),)
-            array = arrow.nulls(0)
-        elif _is_arrow_list(array.type):
-            array, level_offsets, level_nulls = _arrow_split(array)
-            offsets += (level_offsets,)
-            nulls += (level_nulls,)
-        else:
-            raise RerankingDataError(f"a list column is required ({depth} deep), got type {column_type}", field=name)
-    if _is_arrow_list(array.type):
-        what = f"lists of depth {depth} are" if depth else "a single value per row is"
-        raise RerankingDataError(f"{what} required, got type {column_type}", field=name)
-    kind, values, missing, strings = _arrow_leaves(name, array)
-    column = Column(
-        name=name,
-        kind=kind,
-        values=values,
-        offsets=offsets,
-        nulls=(*nulls, missing),
-        strings=strings,
-        first_row=first_row,
-    )
-    refuse_beyond_int64(values, column)
-    return column
-
-
-def _arrow_split(array: Any) -> tuple[Any, IntArray, BoolArray | None]:
-    # `import` at run time: pyarrow is loaded (the array is one of its objects), its compute module perhaps not.
-    import pyarrow.compute as compute
-
-    lengths = compute.list_value_length(array)
-    nulls = None
-    if array.null_count:
-        nulls = array.is_null().to_numpy(zero_copy_only=False)
-        lengths = lengths.fill_null(0)
-    offsets = np.zeros(len(array) + 1, dtype=np.int64)
-    np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
-    # flatten() respects the slice and skips null lists; without nulls it copies nothing.
-    return array.flatten(), offsets, nulls
-
-
-def _arrow_leaves(name: str, array: Any) -> tuple[LeafKind, npt.NDArray[Any], BoolArray | None, Sequence[str]]:
-    types = sys.modules["pyarrow"].types
-    if array.null_count == len(array):
-        return "null", np.zeros(len(array), dtype=np.int64), np.ones(len(array), dtype=np.bool_), ()
-    # A dictionary far longer than the (sliced) data, or one with a null in it, is not worth keeping.
+    A dictionary stays one where its values are strings, is not much longer than the (sliced) data, and holds no null.
+    """
+    types = pa.types
+    if isinstance(array, pa.ExtensionArray):
+        return plain_array(array.storage)
+    if types.is_run_end_encoded(array.type):
+        return plain_array(pc.run_end_decode(array))
+    if types.is_string_view(array.type):
+        return array.cast(pa.large_string())
     if types.is_dictionary(array.type):
-        keep = types.is_string(array.type.value_type) or types.is_large_string(array.type.value_type)
-        if not keep or len(array.dictionary) > len(array) or array.dictionary.null_count:
-            array = array.dictionary_decode()
+        values = plain_array(array.dictionary)
+        array = pa.DictionaryArray.from_arrays(array.indices, values)
+        keep = types.is_string(values.type) or types.is_large_string(values.type)
+        if not keep or len(values) > len(array) or values.null_count:
+            return array.dictionary_decode()
+    return array
+
+
+def _read_array(array: Any, depth: int, column: Column) -> None:
+    """Adds all of an array to a column."""
+    whole_type = array.type
+    for _ in range(depth):
+        array = plain_array(array)
+        nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+        offsets = np.zeros(len(array) + 1, dtype=np.int64)
+        if pa.types.is_null(array.type):
+            array = pa.nulls(0)
+        elif is_arrow_list(array.type):
+            lengths = pc.list_value_length(array)
+            np.cumsum(
+                (lengths if nulls is None else lengths.fill_null(0)).to_numpy(zero_copy_only=False), out=offsets[1:]
+            )
+            array = array.flatten()  # respects the slice and skips null lists; without nulls it copies nothing
+        else:
+            message = f"a list column is required ({depth} deep), got type {whole_type}"
+            raise RerankingDataError(message, field=column.name)
+        column.offsets += (offsets,)
+        column.nulls += (nulls,)
+    array = plain_array(array)
+    if is_arrow_list(array.type):
+        what = f"lists of depth {depth} are" if depth else "a single value per row is"
+        raise RerankingDataError(f"{what} required, got type {whole_type}", field=column.name)
+    _read_leaves(array, column)
+    refuse_beyond_int64(column.values, column)
+
+
+def _read_leaves(array: Any, column: Column) -> None:
+    types = pa.types
+    if array.null_count == len(array):
+        column.values = np.zeros(len(array), dtype=np.int64)
+        column.nulls += (np.ones(len(array), dtype=np.bool_),)
+        return
     missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-    if types.is_string(array.type) or types.is_large_string(array.type) or types.is_string_view(array.type):
+    column.nulls += (missing,)
+    if types.is_string(array.type) or types.is_large_string(array.type):
         array = array.dictionary_encode()
     if types.is_dictionary(array.type):
-        indices = array.indices.fill_null(0) if array.null_count else array.indices
-        codes = indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-        return "string", codes, missing, array.dictionary.to_numpy(zero_copy_only=False).tolist()
+        indices = array.indices.fill_null(0) if missing is not None else array.indices
+        column.kind = "string"
+        column.values = indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+        column.strings = array.dictionary.to_numpy(zero_copy_only=False).tolist()
+        return
     if not (types.is_integer(array.type) or types.is_floating(array.type) or types.is_boolean(array.type)):
-        raise RerankingDataError(f"numbers or strings are required, got type {array.type}", field=name)
+        raise RerankingDataError(f"numbers or strings are required, got type {array.type}", field=column.name)
     if missing is not None:
         array = array.fill_null(False if types.is_boolean(array.type) else 0)
-    values = array.to_numpy(zero_copy_only=False)
-    return KIND_OF_DTYPE[values.dtype.kind], values, missing, ()
+    column.values = array.to_numpy(zero_copy_only=False)
+    column.kind = KIND_OF_DTYPE[column.values.dtype.kind]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rerankzoo.batch import PADDING, take, trim
 from rerankzoo.errors import RerankingDataError, shown
-from rerankzoo.features.columns import INT64_MAX, Column
-from rerankzoo.features.ragged import Ragged
+from rerankzoo.features.encoding import id_type
+from rerankzoo.features.tables import INT64_MAX, Column, Ragged, Table
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,21 @@ class ItemIds:
             first_row=first_row,
         )
         return ItemIds(column, Ragged(column.offsets[0]))
+
+
+def read_item_ids(table: Table, item_id: str) -> ItemIds:
+    """Reads the item ids of a table.
+
+    Raises:
+        RerankingDataError: If a row has no candidates, or a candidate has no id or one that is neither int nor str.
+    """
+    column = table.column(item_id, 1)
+    column.refuse_nulls("an item id")
+    layout = Ragged(column.offsets[0])
+    if not layout.lengths.all():
+        raise column.error("an empty candidate set", int((layout.lengths == 0).argmax()), 0)
+    id_type(column)
+    return ItemIds(column, layout)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ and is saved, loaded and pushed to the Hub with the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,29 +30,12 @@ from rerankzoo.errors import (
     in_one_line,
     shown,
 )
-from rerankzoo.features.columns import Column, Table
-from rerankzoo.features.encoded import Encoded, ItemIds
-from rerankzoo.features.encoding import encode_ids, encode_numbers, pack
-from rerankzoo.features.fitting import (
-    FittedState,
-    extend_state,
-    field_depth,
-    fit_state,
-    fitted_schema,
-    unfitted_schema,
-)
-from rerankzoo.features.labels import (
-    Arrays,
-    candidate_column,
-    read_candidate_feedback,
-    read_candidate_values,
-    read_candidates,
-    read_slates,
-)
-from rerankzoo.features.python_tables import RowTable
-from rerankzoo.features.ragged import Ragged
+from rerankzoo.features.encoded import Encoded, ItemIds, read_item_ids
+from rerankzoo.features.encoding import IdEncoder, NumberEncoder, pack
+from rerankzoo.features.fitting import FittedState, extend_state, fit_state, fitted_schema, unfitted_schema
+from rerankzoo.features.labels import Arrays, read_candidate_values, read_labels
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
-from rerankzoo.features.tables import holds_columns, read_table
+from rerankzoo.features.tables import Ragged, RowTable, Table, holds_columns, read_table
 from rerankzoo.features.vocabulary import begins_with
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 from rerankzoo.text_files import read_json
@@ -59,7 +43,29 @@ from rerankzoo.text_files import read_json
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
 
-Read = Callable[[FieldSpec], Column]
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fitted extractor works with: per group its fields, the categorical ones first.
+
+    A field is a name, the depth of its lists, whether it is categorical, and its encoder.
+    """
+
+    schema: FeatureSchema
+    state: FittedState
+    fields: Mapping[Group, list[tuple[str, int, bool, IdEncoder | NumberEncoder]]]
+
+    @classmethod
+    def of(cls, declared: FeatureSchema, state: FittedState) -> _Fitted:
+        schema = fitted_schema(declared, state)
+        fields = {
+            group: [
+                (spec.name, spec.depth, spec.kind == "categorical", state.encoder(schema, spec))
+                for spec in (*schema.select(group, "categorical"), *schema.numeric_fields(group))
+            ]
+            for group in get_args(Group)
+        }
+        return cls(schema, state, fields)
 
 
 class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
@@ -85,7 +91,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     def __init__(self, schema: FeatureSchema) -> None:
         super().__init__()
         self._declared = unfitted_schema(schema)
-        self._fitted: tuple[FeatureSchema, FittedState] | None = None
+        self._fitted: _Fitted | None = None
 
     @property
     def schema(self) -> FeatureSchema:
@@ -94,16 +100,15 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        return self._require_fitted()[0]
+        return self._require_fitted().schema
 
-    def _require_fitted(self) -> tuple[FeatureSchema, FittedState]:
+    def _require_fitted(self) -> _Fitted:
         if self._fitted is None:
             raise SchemaError(f"the extractor of schema {self._declared.name!r} is not fitted; call fit(data) first")
         return self._fitted
 
     def __repr__(self) -> str:
-        state = "not fitted" if self._fitted is None else f"fingerprint {self.schema.fingerprint}"
-        return f"{type(self).__name__}(schema {self._declared.name!r}, {state})"
+        return f"{type(self).__name__}({self._declared if self._fitted is None else self.schema!r})"
 
     def fit(self, data: Any) -> RerankingFeatureExtractor:
         """Learns vocabularies and statistics anew; call it on training rows only.
@@ -121,7 +126,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             RerankingDataError: If a value cannot be used; it names field, row and value.
         """
         state = fit_state(self._declared, read_table(data, self._declared.item_id))
-        self._fitted = fitted_schema(self._declared, state), state
+        self._fitted = _Fitted.of(self._declared, state)
         return self
 
     def extend(self, data: Any, update_statistics: bool = False) -> RerankingFeatureExtractor:
@@ -142,11 +147,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             RerankingDataError: If a value cannot be used, or is a string where ids are integers (or the reverse).
             SchemaError: If the extractor was not fitted.
         """
-        _, state = self._require_fitted()
+        state = self._require_fitted().state
         table = read_table(data, self._declared.item_id)
-        longer = extend_state(self._declared, state, table, update_statistics)
         extractor = RerankingFeatureExtractor(self._declared)
-        extractor._fitted = fitted_schema(self._declared, longer), longer
+        extractor._fitted = _Fitted.of(self._declared, extend_state(self._declared, state, table, update_statistics))
         return extractor
 
     def check_extends(self, other: RerankingFeatureExtractor, other_statistics: bool = False) -> None:
@@ -159,14 +163,18 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaMismatchError: If the columns, the ids of known values or the statistics differ; names the fields.
         """
-        (_, own), (_, before) = self._require_fitted(), other._require_fitted()
+        after, before = self._require_fitted().state, other._require_fitted().state
         self._declared.check_same(other._declared)
-        moved = [name for name, known in before.vocabularies.items() if not begins_with(own.vocabularies[name], known)]
-        moved += [name for name, known in before.types.items() if known not in (None, own.types[name])]
+        moved = [
+            name for name, known in before.vocabularies.items() if not begins_with(after.vocabularies[name], known)
+        ]
+        moved += [name for name, known in before.types.items() if known not in (None, after.types[name])]
         problems = [f"field {name!r} has other ids" for name in dict.fromkeys(moved)]
         if not other_statistics:
             for name, known in before.statistics.items():
-                if not np.array_equal([known.mean, known.std], [own.statistics[name].mean, own.statistics[name].std]):
+                if not np.array_equal(
+                    [known.mean, known.std], [after.statistics[name].mean, after.statistics[name].std]
+                ):
                     problems.append(f"field {name!r} is standardised otherwise")
         if problems:
             name = self._declared.name
@@ -225,8 +233,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
                 different lengths: none of its rows could be used.
             SchemaError: If the extractor was not fitted.
         """
-        schema, _ = self._require_fitted()
-        table = read_table(data, schema.item_id)
+        table = read_table(data, self.schema.item_id)
         parts: list[Encoded] = []
         errors: dict[int, RerankingDataError] = {}
         pending = [slice(0, table.rows)]
@@ -249,58 +256,43 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return parts, errors
 
     def _encode(self, table: Table, first_row: int = 0) -> Encoded:
-        schema, _ = self._require_fitted()
-        items, candidates = read_candidates(table, schema)
-        requests = Ragged(np.arange(table.rows + 1, dtype=np.int64))
-
-        def read_request(spec: FieldSpec) -> Column:
-            return table.column(spec.name, field_depth(spec))
-
-        def read_candidate(spec: FieldSpec) -> Column:
-            if spec.name == schema.item_id:
-                return items
-            return candidate_column(table, spec.name, schema, candidates, field_depth(spec))
-
-        arrays = self._group("request", requests, read_request)
-        arrays.update(self._group("candidate", candidates, read_candidate))
-        arrays.update(read_candidate_values(table, schema, candidates))
+        schema = self._require_fitted().schema
+        item_ids = read_item_ids(table, schema.item_id)
+        requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
+        arrays = self._group("request", table, item_ids, requests)
+        arrays = {key: array[:, 0] for key, array in arrays.items()}  # one value per request: no list dimension
+        arrays.update(self._group("candidate", table, item_ids, candidates))
+        arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
         arrays["candidate_mask"] = candidates.mask()
-        arrays.update(self._history(table))
-        arrays.update(read_slates(table, schema, candidates))
-        arrays.update(read_candidate_feedback(table, schema, candidates))
+        if self._require_fitted().fields["history"]:
+            arrays.update(self._history(table, item_ids))
+        arrays.update(read_labels(table, schema, candidates))
         rows = slice(first_row, first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
-        batch = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        return Encoded(batch, ItemIds(items, candidates), rows)
+        return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)
 
-    def _group(self, group: Group, layout: Ragged, read: Read) -> Arrays:
-        """The categorical and numeric arrays of the request or candidate fields."""
-        schema, state = self._require_fitted()
-        ids = [self._encode_ids(spec, read(spec)) for spec in schema.select(group, "categorical")]
-        numbers = [encode_numbers(read(spec), spec, state.statistics) for spec in schema.numeric_fields(group)]
-        arrays = {
-            f"{group}_categorical": pack(ids, layout, np.int64),
-            f"{group}_numeric": pack(numbers, layout, np.float32),
-        }
-        # One value per request: no list dimension.
-        return {key: array[:, 0] for key, array in arrays.items()} if group == "request" else arrays
-
-    def _encode_ids(self, spec: FieldSpec, column: Column) -> npt.NDArray[np.int64]:
-        schema, state = self._require_fitted()
-        owner = schema.owner(spec)
-        return encode_ids(column, owner, state.vocabularies.get(owner.name), state.types[owner.name])
-
-    def _history(self, table: Table) -> Arrays:
-        specs = self.schema.select("history", "categorical")
-        if not specs:
-            return {}
-        columns = [table.column(spec.name, field_depth(spec)) for spec in specs]
+    def _history(self, table: Table, item_ids: ItemIds) -> Arrays:
+        first = self._require_fitted().fields["history"][0][0]
         # A model attends over the history: one masked place is kept where no row has any.
-        layout = Ragged(columns[0].offsets[0], min_width=1)
-        for column in columns[1:]:
-            layout.check_same(column, 0, f"{specs[0].name!r}")
-        ids = [self._encode_ids(spec, column) for spec, column in zip(specs, columns, strict=True)]
-        return {"history_categorical": pack(ids, layout, np.int64), "history_mask": layout.mask()}
+        layout = Ragged(table.column(first, 1).offsets[0], min_width=1)
+        arrays = self._group("history", table, item_ids, layout, first)
+        return {"history_categorical": arrays["history_categorical"], "history_mask": layout.mask()}
+
+    def _group(self, group: Group, table: Table, item_ids: ItemIds, layout: Ragged, longest: str = "") -> Arrays:
+        """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
+        parts: dict[str, list[npt.NDArray[Any]]] = {"categorical": [], "numeric": []}
+        for name, depth, categorical, encode in self._require_fitted().fields[group]:
+            is_id = name == item_ids.column.name
+            column = item_ids.column if is_id else table.column(name, depth)
+            if group == "candidate" and column.nulls[0] is not None:
+                column.refuse_nulls(None)
+            if group != "request" and not is_id:
+                layout.check_same(column, 0, repr(longest or item_ids.column.name))
+            parts["categorical" if categorical else "numeric"].append(encode(column))
+        return {
+            f"{group}_categorical": pack(parts["categorical"], layout, np.int64),
+            f"{group}_numeric": pack(parts["numeric"], layout, np.float32),
+        }
 
     def example_values(self, spec: FieldSpec, limit: int = 1000) -> list[Any]:
         """Raw values that a categorical field takes: the first of its vocabulary, or made-up ones for a hashed field.
@@ -308,8 +300,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        schema, state = self._require_fitted()
-        owner = schema.owner(spec).name
+        state = self._require_fitted().state
+        owner = self._declared.owner(spec).name
         vocabulary = state.vocabularies.get(owner)
         if vocabulary is not None and len(vocabulary):
             return cast(list[Any], np.asarray(vocabulary.values[:limit]).tolist())
@@ -324,18 +316,18 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return self._item_ids(read_table(data, self._declared.item_id)).locate(items)
 
     def _item_ids(self, table: Table) -> ItemIds:
-        return ItemIds(*read_candidates(table, self._declared))
+        return read_item_ids(table, self._declared.item_id)
 
     # --- saving and loading -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able configuration; the vocabularies are stored beside it."""
-        schema, state = self._require_fitted()
+        fitted = self._require_fitted()
         return {
             "feature_extractor_type": type(self).__name__,
             "auto_map": auto_map(AutoFeatureExtractor=type(self).__name__),
-            "schema": schema.to_dict(),
-            "state": state.to_dict(),
+            "schema": fitted.schema.to_dict(),
+            "state": fitted.state.to_dict(),
         }
 
     def save_pretrained(
@@ -354,7 +346,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        _, state = self._require_fitted()
+        state = self._require_fitted().state
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         vocabularies, config = folder / VOCABULARY_NAME, folder / CONFIG_NAME
@@ -405,13 +397,13 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         saved = FeatureSchema.from_dict(data["schema"])
         state = FittedState.restore(saved, data["state"], arrays)
         extractor = cls(saved)
-        schema = fitted_schema(extractor._declared, state)
+        extractor._fitted = _Fitted.of(extractor._declared, state)
+        schema = extractor.schema
         if schema.fingerprint != saved.fingerprint:
             raise SchemaMismatchError(
                 f"schema {saved.name!r} or its statistics were changed after saving: fingerprint {schema.fingerprint}, "
                 f"expected {shown(saved.fingerprint)}"
             )
-        extractor._fitted = schema, state
         return extractor
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rerankzoo.errors import SchemaMismatchError, shown
-from rerankzoo.features.columns import Table
-from rerankzoo.features.encoding import IdType, Moments, Statistics, id_type, transform
+from rerankzoo.features.encoding import IdEncoder, IdType, Moments, NumberEncoder, Statistics, id_type
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
+from rerankzoo.features.tables import Table
 from rerankzoo.features.vocabulary import (
     FIRST_ID,
-    IntegerCounter,
-    StringCounter,
+    IntegerVocabulary,
+    StringVocabulary,
     Vocabulary,
     extended_vocabulary,
     vocabulary_digest,
@@ -34,14 +34,22 @@ class FittedState:
     """What fitting learned, by field name.
 
     Args:
-        types: The type of every categorical field that owns its vocabulary; `None` if only missing values were seen.
-        vocabularies: Of the fields that have one of their own and do not hash.
+        types: The type of every categorical field that shares no other's vocabulary; `None` if only missing values were
+            seen.
+        vocabularies: Of those of them that do not hash.
         statistics: Of the fields with "standardize".
     """
 
     types: dict[str, IdType | None]
     vocabularies: dict[str, Vocabulary]
     statistics: dict[str, Statistics]
+
+    def encoder(self, schema: FeatureSchema, spec: FieldSpec) -> IdEncoder | NumberEncoder:
+        """What turns the columns of a field into inputs."""
+        if spec.kind != "categorical":
+            return NumberEncoder(spec, self.statistics.get(spec.name))
+        owner = schema.owner(spec)
+        return IdEncoder(owner.hash_size, self.vocabularies.get(owner.name), self.types[owner.name])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able part: all but the vocabularies, of which it has the digests."""
@@ -51,9 +59,7 @@ class FittedState:
                 name: {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()}
                 for name, statistics in self.statistics.items()
             },
-            "vocabulary_digests": {
-                name: vocabulary_digest(vocabulary) for name, vocabulary in self.vocabularies.items()
-            },
+            "vocabulary_digests": {name: vocabulary_digest(known) for name, known in self.vocabularies.items()},
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -74,38 +80,36 @@ class FittedState:
             SchemaMismatchError: If a vocabulary is missing or not the one that was saved, or anything else is not what
                 fitting writes; names the field.
         """
-        types, digests, statistics = (_entries(data, key) for key in ("types", "vocabulary_digests", "statistics"))
-        owners = [field.name for field in schema.fields if field.kind == "categorical" and field.shares is None]
+        owners = {field.name for field in schema.fields if field.kind == "categorical" and field.shares is None}
         scaled = {field.name: field.size for field in schema.fields if "standardize" in field.transforms}
-        _check_names("types", types, owners)
-        _check_names("statistics", statistics, scaled)
-        for name, known in types.items():
-            if known not in (None, *get_args(IdType)):
-                raise SchemaMismatchError(f"the saved type of field {name!r} is {shown(known)}")
+        types, statistics = _entries(data, "types", owners), _entries(data, "statistics", scaled)
+        hashed = {field.name for field in schema.fields if field.hash_size is not None}
+        digests = _entries(data, "vocabulary_digests", owners - hashed)
+        for name, kind in types.items():
+            if kind not in (None, *get_args(IdType)):
+                raise SchemaMismatchError(f"the saved type of field {name!r} is {shown(kind)}")
         return cls(
             types=types,
             vocabularies={
-                name: _saved_vocabulary(name, arrays, digests.get(name), types[name])
-                for name in _vocabulary_owners(schema)
+                field.name: _saved_vocabulary(field.name, arrays, digests[field.name], types[field.name])
+                for field in schema.fields
+                if field.name in digests
             },
             statistics={name: _saved_statistics(name, statistics[name], size) for name, size in scaled.items()},
         )
 
 
-def _entries(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = data.get(key)
-    if not isinstance(found, dict):
-        raise SchemaMismatchError(f"{key!r} of the saved state must be a mapping, got {shown(found)}")
-    return found
-
-
-def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    if wrong := set(found) ^ set(expected):
-        raise SchemaMismatchError(f"{what!r} of the saved state and the schema differ in field {shown(min(wrong))}")
+def _entries(data: Mapping[str, Any], key: str, expected: Iterable[str]) -> dict[str, Any]:
+    entries = data.get(key)
+    if not isinstance(entries, dict):
+        raise SchemaMismatchError(f"{key!r} of the saved state must be a mapping, got {shown(entries)}")
+    if wrong := set(entries) ^ set(expected):
+        raise SchemaMismatchError(f"{key!r} of the saved state and the schema differ in field {shown(min(wrong))}")
+    return entries
 
 
 def _saved_vocabulary(
-    name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any, known: IdType | None
+    name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any, kind: IdType | None
 ) -> Vocabulary:
     parts = {part: arrays[f"{part}/{name}"] for part in ("values", "bytes", "offsets") if f"{part}/{name}" in arrays}
     if set(parts) not in ({"values"}, {"bytes", "offsets"}):
@@ -114,32 +118,29 @@ def _saved_vocabulary(
         vocabulary = vocabulary_from_arrays(parts)
     except ValueError as error:
         raise SchemaMismatchError(f"the vocabulary of field {name!r} is damaged: {error}") from error
-    found = vocabulary_digest(vocabulary)
-    if found != digest:
+    saved = vocabulary_digest(vocabulary)
+    if saved != digest:
         raise SchemaMismatchError(
             f"the vocabulary of field {name!r} is not the one this extractor was saved with "
-            f"(digest {found[:12]}, expected {shown(digest)[1:13]})"
+            f"(digest {saved[:12]}, expected {shown(digest)[1:13]})"
         )
-    if len(vocabulary) and ("bytes" in parts) != (known == "string"):
-        raise SchemaMismatchError(f"the vocabulary of field {name!r} does not hold the saved type {known}")
+    if len(vocabulary) and ("bytes" in parts) != (kind == "string"):
+        raise SchemaMismatchError(f"the vocabulary of field {name!r} does not hold the saved type {kind}")
     return vocabulary
 
 
 def _saved_statistics(name: str, entry: Any, size: int) -> Statistics:
-    parts = [entry.get(key) if isinstance(entry, dict) else None for key in ("mean", "std")]
-    for part in parts:
-        if not isinstance(part, list) or len(part) != size or not all(map(_is_finite, part)):
-            raise SchemaMismatchError(
-                f"the statistics of field {name!r} must be {size} finite numbers each, got {shown(entry)}"
-            )
-    mean, std = (np.array(part, dtype=np.float64) for part in parts)
+    try:
+        mean, std = (np.array(entry[key], dtype=np.float64) for key in ("mean", "std"))
+        valid = mean.shape == std.shape == (size,) and np.isfinite(mean).all() and np.isfinite(std).all()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        valid = False
+    if not valid:
+        message = f"the statistics of field {name!r} must be {size} finite numbers each, got {shown(entry)}"
+        raise SchemaMismatchError(message)
     if not (std > 0).all():
         raise SchemaMismatchError(f"the deviation of field {name!r} must be above 0, got {std.min()}")
     return Statistics(mean=mean, std=std)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
 
 
 def fitted_schema(schema: FeatureSchema, state: FittedState) -> FeatureSchema:
@@ -154,14 +155,6 @@ def unfitted_schema(schema: FeatureSchema) -> FeatureSchema:
     """Returns the schema without what fitting sets."""
     fields = tuple(replace(field, num_embeddings=None) for field in schema.fields)
     return replace(schema, fields=fields, fingerprint=None)
-
-
-def _vocabulary_owners(schema: FeatureSchema) -> list[str]:
-    return [
-        field.name
-        for field in schema.fields
-        if field.kind == "categorical" and field.shares is None and field.hash_size is None
-    ]
 
 
 def _num_embeddings(schema: FeatureSchema, field: FieldSpec, state: FittedState) -> int | None:
@@ -183,18 +176,20 @@ def fit_state(schema: FeatureSchema, table: Table, types: Mapping[str, IdType | 
         RerankingDataError: If a value cannot be used.
     """
     owners = [spec for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
-    ids = [_IdFitter(spec, (types or {}).get(spec.name)) for spec in owners]
-    numbers = [_NumberFitter(spec) for spec in schema.fields if "standardize" in spec.transforms]
+    ids = {spec.name: _IdFitter(spec, (types or {}).get(spec.name)) for spec in owners}
+    scaled = [spec for spec in schema.fields if "standardize" in spec.transforms]
+    moments = {spec.name: Moments(spec.size) for spec in scaled}
     for start in range(0, table.rows, _SLICE_ROWS):
         rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
-        for id_fitter in ids:
-            id_fitter.update(rows)
-        for number_fitter in numbers:
-            number_fitter.update(rows)
+        for fitter in ids.values():
+            fitter.update(rows)
+        for spec in scaled:
+            column = rows.column(spec.name, spec.depth)
+            moments[spec.name].update(*NumberEncoder(spec, None).transform(column))
     return FittedState(
-        types={fitter.spec.name: fitter.type for fitter in ids},
-        vocabularies={fitter.spec.name: fitter.vocabulary() for fitter in ids if fitter.spec.hash_size is None},
-        statistics={fitter.spec.name: fitter.statistics() for fitter in numbers},
+        types={name: fitter.type for name, fitter in ids.items()},
+        vocabularies={name: fitter.vocabulary() for name, fitter in ids.items() if fitter.spec.hash_size is None},
+        statistics={name: moment.statistics() for name, moment in moments.items()},
     )
 
 
@@ -211,19 +206,12 @@ def extend_state(schema: FeatureSchema, state: FittedState, table: Table, update
         RerankingDataError: If a value cannot be used, or has another type than before.
     """
     new = fit_state(schema, table, state.types)
+    known = state.vocabularies.items()
     return FittedState(
         types=new.types,
-        vocabularies={
-            name: extended_vocabulary(vocabulary, new.vocabularies[name])
-            for name, vocabulary in state.vocabularies.items()
-        },
+        vocabularies={name: extended_vocabulary(vocabulary, new.vocabularies[name]) for name, vocabulary in known},
         statistics=new.statistics if update_statistics else state.statistics,
     )
-
-
-def field_depth(spec: FieldSpec) -> int:
-    """Returns how many lists deep a field's column is."""
-    return (spec.group != "request") + (spec.kind == "dense")
 
 
 class _IdFitter:
@@ -232,36 +220,20 @@ class _IdFitter:
     def __init__(self, spec: FieldSpec, expected: IdType | None) -> None:
         self.spec = spec
         self.type = expected
-        self._integers = IntegerCounter()
-        self._strings = StringCounter()
+        self._counts: Counter[Any] = Counter()
 
     def update(self, rows: Table) -> None:
-        column = rows.column(self.spec.name, field_depth(self.spec))
-        found = id_type(column, self.type)
-        self.type = self.type or found
-        if found is None or self.spec.hash_size is not None:
+        column = rows.column(self.spec.name, self.spec.depth)
+        kind = id_type(column, self.type)
+        self.type = self.type or kind
+        if kind is None or self.spec.hash_size is not None:
             return
-        values = column.values if column.missing is None else column.values[~column.missing]
-        if found == "string":
-            self._strings.update(column.strings, np.bincount(values, minlength=len(column.strings)))
-        else:
-            self._integers.update(values.astype(np.int64, copy=False))
+        missing = column.nulls[-1]
+        codes, counts = np.unique(column.values if missing is None else column.values[~missing], return_counts=True)
+        values = [column.strings[code] for code in codes] if kind == "string" else codes.astype(np.int64).tolist()
+        for value, count in zip(values, counts.tolist(), strict=True):
+            self._counts[value] += count
 
     def vocabulary(self) -> Vocabulary:
-        counter = self._strings if self.type == "string" else self._integers
-        return counter.vocabulary(self.spec.min_count)
-
-
-class _NumberFitter:
-    """Collects mean and standard deviation of a field, after the transforms that come before "standardize"."""
-
-    def __init__(self, spec: FieldSpec) -> None:
-        self.spec = spec
-        self._moments = Moments(spec.size)
-
-    def update(self, rows: Table) -> None:
-        column = rows.column(self.spec.name, field_depth(self.spec))
-        self._moments.update(*transform(column, self.spec, None))
-
-    def statistics(self) -> Statistics:
-        return Statistics(mean=self._moments.mean, std=self._moments.std())
+        values = sorted(value for value, count in self._counts.items() if count >= self.spec.min_count)
+        return StringVocabulary(values) if self.type == "string" else IntegerVocabulary(np.array(values, np.int64))

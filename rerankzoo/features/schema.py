@@ -93,6 +93,11 @@ class FieldSpec:
             self._refuse("hash_size", "min_count")
         self._check_transforms()
 
+    @property
+    def depth(self) -> int:
+        """How many lists deep the column is."""
+        return (self.group != "request") + (self.kind == "dense")
+
     def _refuse(self, *keys: str) -> None:
         for key in keys:
             if getattr(self, key) != _default(type(self), key):
@@ -144,7 +149,7 @@ class TargetSpec:
                 _require_name(getattr(self, key), f"{key} of target {self.name!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FeatureSchema:
     """The columns of a reranking log and what they mean.
 
@@ -188,6 +193,13 @@ class FeatureSchema:
         self._check_labels()
         self._check_shares()
         self._check_references()
+
+    def __repr__(self) -> str:
+        groups = {group: [field.name for field in self.fields if field.group == group] for group in get_args(Group)}
+        groups["targets"] = [target.name for target in self.targets]
+        listed = "".join(f", {group}={shown(names)}" for group, names in groups.items() if names)
+        state = "not fitted" if self.fingerprint is None else f"fingerprint {self.fingerprint[:12]}"
+        return f"FeatureSchema({self.name!r}, item_id={self.item_id!r}{listed}, {state})"
 
     def _check_item_id(self) -> None:
         for field in self.fields:

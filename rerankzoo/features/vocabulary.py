@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,8 +82,7 @@ class StringVocabulary:
 
     def encode(self, values: Sequence[str]) -> IntArray:
         """Returns one id per value."""
-        ids = self._ids
-        return np.array([ids.get(value, UNKNOWN_ID) for value in values], dtype=np.int64)
+        return np.fromiter(map(self._ids.get, values, itertools.repeat(UNKNOWN_ID)), np.int64, len(values))
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Returns the arrays to store: UTF-8 bytes and where each value starts."""
@@ -167,55 +165,6 @@ def hash_strings(values: Sequence[str], size: int) -> IntArray:
     """Hashes strings (BLAKE2b, 8 bytes, of their UTF-8) into ids 2 .. size + 1, the same on every machine."""
     digests = (hashlib.blake2b(_utf8(value), digest_size=8).digest() for value in values)
     return np.array([int.from_bytes(digest, "little") % size + FIRST_ID for digest in digests], dtype=np.int64)
-
-
-class IntegerCounter:
-    """Counts integers over many chunks; memory grows with the number of distinct values only."""
-
-    def __init__(self) -> None:
-        self._values: IntArray = np.empty(0, dtype=np.int64)
-        self._counts: IntArray = np.empty(0, dtype=np.int64)
-        self._pending: list[tuple[IntArray, IntArray]] = []
-        self._pending_size = 0
-
-    def update(self, values: IntArray) -> None:
-        """Adds the values of one chunk."""
-        distinct, counts = np.unique(values, return_counts=True)
-        self._pending.append((distinct, counts))
-        self._pending_size += len(distinct)
-        # Merging sorts everything seen so far: doing it only when the backlog is as large keeps the cost n log n.
-        if self._pending_size > max(len(self._values), _MIN_TABLE_SLOTS):
-            self._merge()
-
-    def _merge(self) -> None:
-        values = np.concatenate([self._values, *(distinct for distinct, _ in self._pending)])
-        counts = np.concatenate([self._counts, *(count for _, count in self._pending)])
-        self._values, inverse = np.unique(values, return_inverse=True)
-        self._counts = np.zeros(len(self._values), dtype=np.int64)
-        np.add.at(self._counts, inverse, counts)
-        self._pending, self._pending_size = [], 0
-
-    def vocabulary(self, min_count: int) -> IntegerVocabulary:
-        """Returns the vocabulary of the values seen at least `min_count` times."""
-        self._merge()
-        return IntegerVocabulary(self._values[self._counts >= min_count])
-
-
-class StringCounter:
-    """Counts strings over many chunks."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def update(self, values: Sequence[str], counts: IntArray) -> None:
-        """Adds the distinct values of one chunk and how often each was seen."""
-        for value, count in zip(values, counts.tolist(), strict=True):
-            if count:
-                self._counts[value] += count
-
-    def vocabulary(self, min_count: int) -> StringVocabulary:
-        """Returns the vocabulary of the values seen at least `min_count` times."""
-        return StringVocabulary(sorted(value for value, count in self._counts.items() if count >= min_count))
 
 
 def _utf8(value: str) -> bytes:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import AutoFeatureExtractor, PreTrainedConfig
 
-from rerankzoo.batch import ENTRIES
+from rerankzoo.batch import ENTRIES, Entry
 from rerankzoo.errors import RerankingDataError, SchemaError, SchemaMismatchError
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
@@ -187,6 +190,107 @@ def test_every_format_gives_the_same(
     assert fitted.schema == extractor.schema
     assert extractor.decode(torch.tensor([[2, 0], [1, -100]]), data) == [[13, 11], [14]]
     assert extractor.locate([14, 11, 99], data).tolist() == extractor.locate([14, 11, 99], rows).tolist()
+
+
+TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "bfloat16": lambda values: values.bfloat16(),
+    "float8": lambda values: values.to(torch.float8_e4m3fn),
+    "gradient": lambda values: values.requires_grad_(),
+    "sparse": lambda values: values.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_that_numpy_does_not_take(name: str, extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    rows[1]["price"] = [2.0, 5.0]
+    converted = [rows[0], {**rows[1], "price": TENSORS[name](torch.tensor([2.0, 5.0]))}]
+    assert same(extractor(converted), extractor(rows))
+
+
+def test_a_value_that_cannot_be_read_costs_its_row_only(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    parts, errors = extractor.usable([rows[0], {**rows[1], "price": torch.zeros(2, device="meta")}, rows[1]])
+    assert [part.rows for part in parts] == [slice(0, 1), slice(2, 3)]
+    assert list(errors) == [1]
+    assert "cannot read Tensor" in str(errors[1])
+
+
+ARROW_TYPES: dict[str, Callable[[Rows], pa.Array]] = {
+    "list view": lambda rows: pa.array([row["item_id"] for row in rows], pa.list_view(pa.int64())),
+    "fixed size list": lambda rows: pa.array([[11, 12], [12, 14]], pa.list_(pa.int64(), 2)),
+    "run ends": lambda rows: pa.ListArray.from_arrays([0, 2, 4], pc.run_end_encode(pa.array([11, 12, 12, 14]))),
+    "dictionary of integers": lambda rows: pa.ListArray.from_arrays(
+        [0, 2, 4], pa.array([11, 12, 12, 14]).dictionary_encode()
+    ),
+    "extension": lambda rows: pa.ExtensionArray.from_storage(
+        pa.opaque(pa.list_(pa.int64()), "ids", "test"), pa.array([[11, 12], [12, 14]])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARROW_TYPES)
+def test_every_arrow_type_of_ids(name: str) -> None:
+    rows: Rows = [{"item_id": [11, 12]}, {"item_id": [12, 14]}]
+    extractor = RerankingFeatureExtractor(FeatureSchema(name="s", item_id="item_id", fields=())).fit(rows)
+    table = pa.table({"item_id": ARROW_TYPES[name](rows)})
+    assert extractor.decode([[0, 1], [1, 0]], table) == [[11, 12], [14, 12]]
+
+
+@pytest.mark.parametrize(
+    "views", [pa.array(["ann", "bob"], pa.string_view()), pa.array(["ann", "bob"], pa.large_string())]
+)
+def test_a_dictionary_of_any_strings(views: pa.Array, extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    table = pa.Table.from_pylist(rows)
+    users = pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int16()), views)
+    assert same(extractor(table.set_column(0, "user", users)), extractor(rows))
+    assert same(extractor(table.set_column(0, "user", views)), extractor([rows[0], {**rows[1], "user": "bob"}]))
+
+
+def test_a_registered_entry_is_the_column_of_its_name(
+    extractor: RerankingFeatureExtractor, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, entry in {
+        "slate_score": Entry("BS", label=True),
+        "reference": Entry("BSM", fill=-1.0, label=True),
+        "stock": Entry("BN", torch.int64),
+        "times": Entry("BL"),
+        "weather": Entry("BF"),
+    }.items():
+        monkeypatch.setitem(ENTRIES, name, entry)
+    assert "stock" not in extractor(rows)
+    rows[0].update(slate_score=[0.5], reference=[0.25, 0.75], stock=[3, 0, 1], times=[2, 1], weather=[0.5, 1])
+    rows[1].update(slate_score=[1.5], reference=[0.5], stock=[2, 2], times=[], weather=[0, 2])
+    for data in (rows, pa.Table.from_pylist(rows)):
+        batch = extractor(data)
+        assert batch["slate_score"].tolist() == [[0.5], [1.5]]
+        assert batch["reference"].tolist() == [[[0.25, 0.75]], [[0.5, -1.0]]]
+        assert batch["stock"].tolist() == [[3, 0, 1], [2, 2, 0]]
+        assert batch["stock"].dtype == torch.int64
+        assert batch["times"].tolist() == [[2, 1], [0, 0]]
+        assert batch["weather"].tolist() == [[0.5, 1], [0, 2]]
+    for name, value, words in (
+        ("stock", [1], "1 entries, but 'item_id' has 2"),
+        ("reference", [0.5, 0.5], "2 entries, but 'slate' has 1"),
+        ("weather", [1.0], "1 entries, but the first has 2"),
+        ("stock", [1.5, 2], "an integer is required, got 1.5"),
+    ):
+        with pytest.raises(RerankingDataError, match=words) as caught:
+            extractor([rows[0], {**rows[1], name: value}])
+        assert (caught.value.field, caught.value.row) == (name, 1)
+
+
+def test_pickles_and_copies(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    for other in (pickle.loads(pickle.dumps(extractor)), copy.deepcopy(extractor)):  # noqa: S301
+        assert other.schema == extractor.schema
+        assert same(other(rows), extractor(rows))
+
+
+def test_representations_fit_a_screen(extractor: RerankingFeatureExtractor) -> None:
+    fields = tuple(FieldSpec(name=f"field_{number}", group="candidate", kind="numeric") for number in range(300))
+    long = RerankingFeatureExtractor(FeatureSchema(name="s", item_id="i", fields=fields))
+    for text in (repr(extractor), repr(extractor.schema), repr(long)):
+        assert len(text) < 500
+    assert "candidate=['item_id', 'score', 'vector', 'brand', 'price']" in repr(extractor)
+    assert extractor.schema.fingerprint[:12] in repr(extractor)
 
 
 def test_batches_are_writable_and_own_their_memory(extractor: RerankingFeatureExtractor, rows: Rows) -> None:

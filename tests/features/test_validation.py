@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from rerankzoo.errors import RerankingDataError, SchemaError
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor
@@ -53,6 +54,9 @@ BAD_VALUES: list[tuple[str, Any, list[str]]] = [
     ("age", "old", ["mixed", "'old'"]),
     ("age", NAN, ["nan"]),
     ("age", [40], ["[40]"]),
+    ("age", np.datetime64("2020-01-01", "ns"), ["datetime64"]),
+    ("past", np.array(["2020-01-01"], "datetime64[ns]"), ["datetime64"]),
+    ("price", torch.zeros(2, device="meta"), ["cannot read Tensor"]),
     ("vector", [[0.0, 1.0], [1.0]], ["length 2", "length 1"]),
     ("vector", [[0.0, 1.0], [1.0, NAN]], ["nan"]),
     ("vector", [[0.0, 1.0], 3.0], ["list", "3.0"]),
@@ -68,6 +72,8 @@ BAD_VALUES: list[tuple[str, Any, list[str]]] = [
     ("click", [1.0, 0.0], ["2 entries", "'slate' has 1"]),
     ("click", [None], ["feedback", "None"]),
     ("click", [NAN], ["nan"]),
+    ("click", [1.5], ["[0, 1]", "1.5"]),
+    ("order", [-0.5], ["[0, 1]", "-0.5"]),
     ("click", 1.0, ["list", "1.0"]),
     ("probability", [0.0], ["(0, 1]", "0.0"]),
     ("probability", [1.5], ["(0, 1]", "1.5"]),
@@ -92,7 +98,19 @@ ARROW_VALUES = [
     (name, value, words)
     for name, value, words in BAD_VALUES
     if not any(
-        word in ("mixed", "is too large", "list", "[40]", "{'eur': 3}", str(2**70), str(2**64 - 1)) for word in words
+        word
+        in (
+            "mixed",
+            "cannot read Tensor",
+            "datetime64",
+            "is too large",
+            "list",
+            "[40]",
+            "{'eur': 3}",
+            str(2**70),
+            str(2**64 - 1),
+        )
+        for word in words
     )
     or value is None
 ]
@@ -220,11 +238,11 @@ BAD_MINED: list[tuple[str, Any, list[str]]] = [
     ("soft_labels", None, ["list", "None"]),
     ("soft_labels", [[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]]], ["1 entries", "'slate' has 2"]),
     ("soft_labels", [[[0.25, 0.25, 0.5]], [[1.0, 0.0, 0.0]]], ["1 entries", "'slate' has 2"]),
-    ("soft_labels", [[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]]], ["2 soft labels", "3 candidates"]),
+    ("soft_labels", [[[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]]], ["2 entries", "'item_id' has 3"]),
     ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [0.5, 0, 0.25]]], ["sum to 1", "0.75"]),
     ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [2.0, 0, -1.0]]], ["negative", "-1.0"]),
     ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, NAN]]], ["nan"]),
-    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, None]]], ["soft label", "None"]),
+    ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, None]]], ["number", "None"]),
     ("soft_labels", [[[1, 0, 0], [1, 0, 0]], [[1, 0, 0], [0.5, 0.5, 0]]], ["position 2", "candidate 1", "before"]),
 ]
 

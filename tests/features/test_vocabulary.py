@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankzoo.features.vocabulary import (
-    IntegerCounter,
     IntegerVocabulary,
     StringVocabulary,
     begins_with,
@@ -72,13 +71,6 @@ def test_vocabularies_of_two_types_are_not_mixed() -> None:
     assert not begins_with(strings, integers)
     with pytest.raises(TypeError, match="IntegerVocabulary cannot be extended by a StringVocabulary"):
         extended_vocabulary(integers, strings)
-
-
-def test_counter_merges_chunks_and_drops_rare_values() -> None:
-    counter = IntegerCounter()
-    counter.update(np.array([5, 5, 7], dtype=np.int64))
-    counter.update(np.array([7, 9], dtype=np.int64))
-    assert counter.vocabulary(2).values.tolist() == [5, 7]
 
 
 def test_integer_hash_is_splitmix64() -> None:
