@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport, SlateWriter
+from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
 from rerankzoo.training.module import RerankingModule
+from rerankzoo.training.objectives import Companion, EvaluatorReward, Objective, ObjectiveOutput, Supervised
+from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
 
 __all__ = [
+    "Companion",
+    "EvaluatorReward",
     "ExactResume",
     "HubCheckpoint",
+    "Objective",
+    "ObjectiveOutput",
     "PretrainedExport",
     "RerankingModule",
     "SlateWriter",
+    "Supervised",
     "WholeCheckpointIO",
 ]

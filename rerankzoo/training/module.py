@@ -1,31 +1,54 @@
-"""One LightningModule for every model: `forward` computes the loss, this only steps, logs and optimises."""
+"""One LightningModule for every model: an objective computes the loss, this only steps, logs and optimises."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MetricCollection
+from torch.utils._pytree import tree_leaves
 from transformers.trainer_utils import SchedulerType
 
+from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.batch import Batch
+from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
-from rerankzoo.metrics import RequestMean, hit_at_k, ndcg_at_k
+from rerankzoo.metrics import hit_at_k, ndcg_at_k
+from rerankzoo.mining import weights_digest
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
-from rerankzoo.training.freezing import freeze_modules
-from rerankzoo.training.nonfinite import nonfinite_loss
-from rerankzoo.training.optimizer import make_optimizer, make_scheduler
-from rerankzoo.training.pretrained import (
+from rerankzoo.training.initial_weights import (
     continued_weights,
     copy_modules,
+    freeze_modules,
     inherited_values,
     load_pretrained,
     warn_of_frozen_ids,
 )
-from rerankzoo.training.processes import mean_over_processes, real_requests
+from rerankzoo.training.nonfinite_losses import LossGuard
+from rerankzoo.training.objectives import START, Companions, Objective, freeze, load_companion, make_objective
+from rerankzoo.training.optimizer import make_optimizer, make_scheduler
+from rerankzoo.training.request_means import mean_over_processes, real_requests
+from rerankzoo.training.run_data import data_of_run
+
+#: Beside the checkpoints of a run whose objective needs it: the weights that training started with.
+START_FILE = "start.safetensors"
+
+
+class ModelMaker(Callback):
+    """Stands before all other callbacks, whose `setup` may want the model's parameters."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the model, which Lightning would do after the callbacks."""
+        pl_module.setup(stage)
 
 
 class RerankingModule(L.LightningModule):
@@ -52,10 +75,12 @@ class RerankingModule(L.LightningModule):
         pretrained_modules: Take only the weights of these modules, such as `["item_encoder"]`; the checkpoint may be
             another class of the same family.
         freeze: Modules that are not trained, such as `["item_encoder"]`.
+        objective: What training minimises; default: `Supervised()`, the model's own loss. Its frozen companions are
+            loaded when training starts, and again when it goes on: they must be what they were.
 
     Raises:
-        ValueError: If the architecture, the scheduler or a field of the config is unknown, or modules are named
-            without a checkpoint.
+        ValueError: If the architecture, the scheduler or a field of the config is unknown, modules are named without a
+            checkpoint, or the objective is for models of another kind.
     """
 
     def __init__(
@@ -70,9 +95,13 @@ class RerankingModule(L.LightningModule):
         pretrained: str | None = None,
         pretrained_modules: list[str] | None = None,
         freeze: list[str] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.objective = make_objective(objective)  # from a checkpoint it comes as class and arguments
+        self.objective.companions = Companions()
+        self.save_hyperparameters(ignore="objective")
+        self.save_hyperparameters({"objective": self.objective.to_dict()})  # plain values: checkpoints load safely
         self.model_class = model_class(architecture)
         self.config_values = dict(config or {})
         self.generation_values = dict(generation or {})
@@ -84,6 +113,8 @@ class RerankingModule(L.LightningModule):
         self.pretrained_modules = pretrained_modules
         self.freeze_names = list(freeze or ())
         self.model: RerankingPreTrainedModel | None = None
+        self.companion_digests: dict[str, str] = {}
+        self._guard = LossGuard()
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -97,6 +128,9 @@ class RerankingModule(L.LightningModule):
             raise ValueError(
                 f"lr_scheduler_type {self.lr_scheduler_type!r} is not one of {[kind.value for kind in SchedulerType]}"
             )
+        if self.objective.generators_only and not self.model_class.can_generate():
+            name = type(self.objective).__name__
+            raise ValueError(f"objective {name} trains models that generate, got {self.model_class.__name__}")
         if self.pretrained is not None and self.pretrained_modules is None:
             self.model_class.config_class.check_names(self.config_values)  # the other values are the checkpoint's
         else:
@@ -104,27 +138,46 @@ class RerankingModule(L.LightningModule):
 
     # --- the model --------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Makes the model from the config and the data; called by Lightning after the data module's `setup`.
+    def configure_callbacks(self) -> list[Callback]:
+        """Lets the model be made before any callback's `setup`."""
+        if not any(isinstance(callback, ModelMaker) for callback in self.trainer.callbacks):
+            self.trainer.callbacks.insert(0, ModelMaker())
+        return []
 
-        `load_from_checkpoint` calls it too, without a trainer; there `on_load_checkpoint` makes the model.
+    def setup(self, stage: str) -> None:
+        """Makes the model from config and data, or checks that the data are encoded as the model was trained.
+
+        Raises:
+            SchemaMismatchError: If the data's extractor is another one than that of the model or of a companion.
+            ValueError: If there are neither a data module nor loaders of ours to tell the schema.
         """
-        if self.model is None and self._trainer is not None:
-            if self.pretrained is None:
-                self._build(self._complete_config())
-            else:
-                data = self.trainer.datamodule
-                source = load_pretrained(self.pretrained, data.extractor, data.update_statistics)
-                self._start_from(source)
-                warn_of_frozen_ids(source, self._made())
+        data = data_of_run(self.trainer)
+        if self.model is not None and data is not None:
+            self._check_vocabulary(data.extractor.schema)
+        elif data is not None:
+            self._make_model(data)
+        elif self.model is None and stage == "fit":
+            raise ValueError(
+                "the model is made from the data's schema: expected a data module, or loaders that one has made"
+            )
+        if self.model is not None and stage != "predict":
+            self._load_companions(self.model)
 
-    def _start_from(self, source: RerankingPreTrainedModel) -> None:
+    def _make_model(self, data: Any) -> None:
+        if self.pretrained is None:
+            self._build(self._complete_config(data))
+            return
+        source = load_pretrained(self.pretrained, data.extractor, getattr(data, "update_statistics", False))
+        self._start_from(source, data)
+        warn_of_frozen_ids(source, self._made())
+
+    def _start_from(self, source: RerankingPreTrainedModel, data: Any) -> None:
         """Makes the model with the weights of another one; called in every process, each reads the checkpoint."""
         message = f"{self.pretrained} holds a {type(source).__name__}, this is a {self.model_class.__name__}"
         if type(source.config) is not self.model_class.config_class:
             raise RerankingDataError(f"{message}: not of the same family", field="pretrained")
         if self.pretrained_modules:
-            self._build(self._complete_config())
+            self._build(self._complete_config(data))
             copy_modules(source, self._made(), self.pretrained_modules)
             return
         if type(source) is not self.model_class:
@@ -132,11 +185,10 @@ class RerankingModule(L.LightningModule):
         self.config_values = inherited_values(source.config, self.config_values)
         if source.can_generate():
             self.generation_values = source.generation_config.merged(**self.generation_values).parameters()
-        self._build(self._complete_config())
+        self._build(self._complete_config(data))
         self._made().load_state_dict(continued_weights(source, self._made()))
 
-    def _complete_config(self) -> RerankingConfig:
-        data = self.trainer.datamodule
+    def _complete_config(self, data: Any) -> RerankingConfig:
         values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
         if "slate_size" not in values:
             values["slate_size"] = data.slate_size()
@@ -149,19 +201,26 @@ class RerankingModule(L.LightningModule):
         freeze_modules(self.model, self.freeze_names)
         if self.generation_values:
             self.model.generation_config = self.model.generation_config_class(**self.generation_values)
-        weights = config.schema.targets
-        self.ranking = MetricCollection(
-            {
-                f"ndcg@{config.slate_size}": RequestMean(ndcg_at_k, k=config.slate_size),
-                f"hit@{config.slate_size}": RequestMean(hit_at_k, k=config.slate_size),
-            }
-        )
-        self.has_ranking = self.model.can_generate() and any(t.candidate_feedback for t in weights)
 
     def _made(self) -> RerankingPreTrainedModel:
         if self.model is None:
             raise RuntimeError("the model is made when training starts; call trainer.fit, or load a checkpoint")
         return self.model
+
+    def _check_vocabulary(self, schema: Any) -> None:
+        """Refuses data of another extractor, whose ids mean other items."""
+        try:
+            self._made().check_schema(schema)
+        except SchemaMismatchError as error:
+            raise SchemaMismatchError(f"{error}; give the run's own as the data's extractor") from error
+
+    def _check_loaders(self, loaders: Any) -> list[Any]:
+        """The loaders of a stage as a list; refuses those whose extractor is not the model's."""
+        loaders = tree_leaves(loaders)
+        for loader in loaders:
+            if isinstance(loader, RequestLoader):
+                self._check_vocabulary(loader.extractor.schema)
+        return loaders
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the completed config, so that the checkpoint loads without its training data.
@@ -169,6 +228,7 @@ class RerankingModule(L.LightningModule):
         What the run started from is in it by now: `--ckpt_path` takes the arguments from here.
         """
         checkpoint["model_config"] = self._made().config.to_dict()
+        checkpoint["companions"] = dict(self.companion_digests)
         if self.pretrained is not None:
             started = {"pretrained": None, "pretrained_modules": None}
             values = {"config": self.config_values, "generation": self.generation_values}
@@ -179,7 +239,7 @@ class RerankingModule(L.LightningModule):
 
         Raises:
             SchemaMismatchError: If the data's extractor is not the one of the run that is resumed or applied.
-            RerankingDataError: If the recipe makes another network.
+            RerankingDataError: If the recipe makes another network, or a companion is not the run's.
         """
         config = self.model_class.config_class.from_dict(checkpoint["model_config"])
         if self.model is None:
@@ -198,12 +258,84 @@ class RerankingModule(L.LightningModule):
                 f"the recipe gives {other[0]} the shape {shapes.get(other[0])}, the checkpoint {saved.get(other[0])}"
             )
             raise RerankingDataError(message, field="config")
+        for name, digest in checkpoint.get("companions", {}).items():
+            self._identify_companion(name, digest)
+        if self._trainer is not None and self.trainer.state.fn != "predict" and self._needs_start():
+            self._read_start(Path(str(self.trainer.ckpt_path)).parent / START_FILE)
+
+    # --- companions -------------------------------------------------------------------------------------------------
+
+    def _load_companions(self, model: RerankingPreTrainedModel) -> None:
+        """Loads the companions that have a path, in every process; those that are there are kept."""
+        for name, companion in self.objective.declare().items():
+            if companion.source != START and name not in self.objective.companions:
+                loaded = load_companion(name, companion, model.schema)
+                self._identify_companion(name, weights_digest(loaded))
+                self.objective.companions[name] = loaded
+
+    def _identify_companion(self, name: str, digest: str) -> None:
+        """Remembers which model a companion is; refuses another one in a run that goes on."""
+        if self.companion_digests.setdefault(name, digest) != digest:
+            message = f"companion {name!r} is not the model that the run began with: its weights differ"
+            raise RerankingDataError(message, field="objective")
+
+    def _needs_start(self) -> bool:
+        return any(companion.source == START for companion in self.objective.declare().values())
+
+    def _keep_start(self, start: RerankingPreTrainedModel) -> None:
+        """Makes the model as training started a companion."""
+        self._identify_companion(START, weights_digest(start))
+        for name, companion in self.objective.declare().items():
+            if companion.source == START:
+                self.objective.companions[name] = freeze(start)
+
+    def _read_start(self, file: Path) -> None:
+        """Reads what a run has left beside its checkpoints."""
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} not found: the objective needs the weights that training started with")
+        start = deepcopy(self._made())
+        start.load_state_dict(load_file(file))
+        self._keep_start(start)
+
+    def on_fit_start(self) -> None:
+        """Keeps the model as training starts, where the objective needs it, also in a file beside the checkpoints."""
+        trainer = self.trainer
+        if self._needs_start():
+            if trainer.ckpt_path is None:
+                self.companion_digests.pop(START, None)  # of an earlier call of `fit`
+                self._keep_start(deepcopy(self._made()))
+            if trainer.is_global_zero and not trainer.fast_dev_run:
+                folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir)
+                name = next(name for name, one in self.objective.declare().items() if one.source == START)
+                state = self.objective.companions[name].state_dict()
+                make_folder(folder)
+                write_atomically(
+                    folder / START_FILE, partial(save_file, {k: v.cpu().clone() for k, v in state.items()})
+                )
+        self._place_companions()
+
+    def _place_companions(self) -> None:
+        """Brings the companions to the module's device and type."""
+        for companion in self.objective.companions.values():
+            companion.to(device=self.device, dtype=self.dtype)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def forward(self, **batch: Tensor) -> Any:
         """The model's output for a batch."""
         return self._made()(**batch)
+
+    def on_train_start(self) -> None:
+        """Checks the loader, and does not shuffle what `overfit_batches` wants to see again and again.
+
+        Raises:
+            ValueError: If there are several training loaders.
+        """
+        loaders = self._check_loaders(self.trainer.train_dataloader)
+        if len(loaders) != 1:
+            raise ValueError(f"expected one training loader, got {len(loaders)}")
+        if self.trainer.overfit_batches and isinstance(loaders[0], RequestLoader):
+            loaders[0].shuffle = False
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch; logs the mean over the batches of all processes.
@@ -216,54 +348,100 @@ class RerankingModule(L.LightningModule):
         if self.trainer.world_size > 1:
             means, factor = mean_over_processes(means, batch, self.trainer.world_size)
             loss = loss * factor
-        if not bool(torch.isfinite(means[0])):
-            raise nonfinite_loss(self.trainer, self._made(), batch, losses)
+        self._guard.check(self, batch, losses, means[0])
         for name, mean in zip(losses, means, strict=True):
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=len(batch["candidate_mask"]))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the loss and, where all candidates are labelled, the ranking metrics of greedy slates."""
-        self._evaluate(batch, "val")
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leaves the weights alone where a loss is not finite."""
+        self._guard.skip_step(optimizer)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def on_train_end(self) -> None:
+        """Looks at the last loss."""
+        self._guard.finish(self)
+
+    def on_validation_start(self) -> None:
+        """Checks loaders and companions."""
+        self._start_evaluation(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        """Checks loaders and companions."""
+        self._start_evaluation(self.trainer.test_dataloaders)
+
+    def on_predict_start(self) -> None:
+        """Checks the loaders."""
+        self._check_loaders(self.trainer.predict_dataloaders)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs the loss and, where candidates are labelled, the ranking metrics of greedy slates.
+
+        Of several loaders the first has the plain names, such as `val/loss`, the others what Lightning appends.
+        """
+        self._evaluate(batch, batch_idx, "val", dataloader_idx)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Like `validation_step`, on the test split."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, batch_idx, "test", dataloader_idx)
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Slates of a batch with the model's own decoding parameters: exactly what `generate` returns."""
-        found = self._made().generate(**batch, return_dict_in_generate=True)
-        return {"request_index": batch["request_index"], "slates": found.slates, "scores": found.scores}
+        output = self._made().generate(**batch, return_dict_in_generate=True)
+        return {"request_index": batch["request_index"], "slates": output.slates, "scores": output.scores}
 
-    def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of a batch and its terms, by the names they are logged by."""
-        output = self(**batch)
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch, its terms and what else the objective measures, by the names they are logged by."""
+        output = self.objective.loss(self._made(), batch)
         if output.loss is None:
             raise self._no_loss(batch)
-        return {"loss": output.loss, **{f"{name}_loss": term for name, term in output.loss_terms.items()}}
+        terms = {f"{name}_loss": term for name, term in output.loss_terms.items()}
+        return {"loss": output.loss, **terms, **(getattr(output, "metrics", None) or {})}
 
-    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> None:
-        # Over several processes Lightning divides the weights by their number, and rounds the result down.
-        weight = int(real_requests(batch).sum()) * self.trainer.world_size
-        for name, value in self._losses(batch).items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=weight, sync_dist=True)
-        self._rank(batch, stage)
+    def _start_evaluation(self, loaders: Any) -> None:
+        self._check_loaders(loaders)
+        missing = self.objective.declare().keys() - self.objective.companions.keys()
+        if missing:  # the others are there since `setup`
+            raise ValueError(
+                f"{sorted(missing)} of the objective are known with a checkpoint alone: give it as ckpt_path"
+            )
+        self._place_companions()
 
-    def _no_loss(self, batch: dict[str, Tensor]) -> RerankingDataError:
+    def _evaluate(self, batch: Batch, batch_idx: int, stage: str, dataloader_idx: int) -> None:
+        with isolate_rng():  # what an objective draws is the same in every epoch, and training goes on as without it
+            torch.manual_seed(batch_idx)
+            losses = self._losses(batch)
+        real = real_requests(batch)
+        means = {**losses, **self._ranking(batch, real)}
+        for name, value in means.items():
+            self.log(
+                f"{stage}/{name}",
+                value,
+                prog_bar=name == "loss",
+                # Over several processes Lightning divides the weights by their number, and rounds the result down.
+                batch_size=int(real.sum()) * self.trainer.world_size,
+                sync_dist=True,
+                add_dataloader_idx=dataloader_idx > 0,
+            )
+
+    def _no_loss(self, batch: Batch) -> RerankingDataError:
         labels = sorted({"slates", "feedback", "slate_weights", "soft_labels"} & batch.keys())
         name, mined = self.model_class.__name__, "slate_weights" in batch
         reason = "mined slates have none, train on the log they were mined from" if mined else "this is no log"
         return RerankingDataError(f"{name} learns from it, the data has only {labels}: {reason}", field="feedback")
 
-    def _rank(self, batch: dict[str, Tensor], stage: str) -> None:
-        if not self.has_ranking or "candidate_feedback" not in batch:
-            return
-        slates, real = self._made().generate(**batch), real_requests(batch)
-        # The first target with labels: what the model is asked to find.
-        labels, known = batch["candidate_feedback"][..., 0], batch["candidate_feedback_mask"]
-        self.ranking.update(slates[real], labels[real], known[real])
-        for name, metric in self.ranking.items():
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+    def _ranking(self, batch: Batch, real: Tensor) -> dict[str, Tensor]:
+        """Mean ranking metrics of greedy slates; none where the data do not label candidates."""
+        model = self._made()
+        target = model.schema.label_target
+        if not model.can_generate() or target is None or "candidate_feedback" not in batch:
+            return {}
+        slates, labels, k = model.generate(**batch), batch["candidate_feedback"][..., target], model.config.slate_size
+        metrics = {f"ndcg@{k}": ndcg_at_k, f"hit@{k}": hit_at_k}
+        known = batch["candidate_feedback_mask"]
+        return {
+            name: metric(slates, labels, known, k=k)[real].sum() / real.sum().clamp_min(1)
+            for name, metric in metrics.items()
+        }
 
     # --- optimisation -----------------------------------------------------------------------------------------------
 

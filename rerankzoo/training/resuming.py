@@ -12,6 +12,7 @@ import signal
 import threading
 import uuid
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,11 +42,7 @@ LAST_FILE = "last.ckpt"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, and are checked to the last byte before they are loaded.
-
-    Lightning's own are written to the system's temporary folder and moved, which is a copy, and no single step, where
-    that folder is on another disk.
-    """
+    """Lightning's checkpoints, which appear in one step on any disk, and are checked to the last byte when loaded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """See `TorchCheckpointIO.save_checkpoint`.
@@ -53,11 +50,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             OutputError: If the file cannot be written; an earlier one of that name is as it was.
         """
-        if not _is_local(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
+        save = partial(super().save_checkpoint, checkpoint, storage_options=storage_options)
+        if "://" in str(path):
+            save(path)
             return
         make_folder(Path(path).parent)
-        write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
+        write_atomically(Path(path), save)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """See `TorchCheckpointIO.load_checkpoint`.
@@ -65,19 +63,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             UnreadableFileError: If the file is damaged.
         """
-        if _is_local(path) and Path(path).is_file():
+        if Path(path).is_file():
             check_checkpoint(Path(path))
         loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
         return loaded
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # not by its name: torch's own writer does not say why it fails
-        torch.save(checkpoint, file)
-
-
-def _is_local(path: Any) -> bool:
-    return "://" not in str(path)
 
 
 def check_checkpoint(path: Path) -> None:
@@ -111,22 +100,49 @@ def newest_checkpoint(folder: Path) -> Path | None:
         The file, one of the run that wrote there last; `None` where there is none. Damaged ones are named in a warning
         and left alone.
     """
-    if not folder.is_dir():
-        return None
-    run, found = _read_run(folder), []
+    run, whole = _read_run(folder), []
     for path in sorted(folder.glob("*.ckpt")):
         damage = _damage(path)
         if damage is not None:
             rank_zero_warn(f"{path} is damaged ({damage}) and passed over")
             continue
-        if path.is_dir():
-            found.append((path.name == LAST_FILE, 0, path.stat().st_mtime_ns, path))
-            continue
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
-        if "optimizer_states" in saved and (run is None or state.get("run") == run):
-            found.append((path.name == LAST_FILE, saved["global_step"], path.stat().st_mtime_ns, path))
-    return max(found)[-1] if found else None
+        steps = 0
+        if path.is_file():  # and no sharded one, of which nothing is known
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
+            if "optimizer_states" not in saved or run not in (None, state.get("run")):
+                continue
+            steps = saved["global_step"]
+        whole.append((path.name == LAST_FILE, steps, path.stat().st_mtime_ns, path))
+    return max(whole)[-1] if whole else None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run has found best so far.
+
+    Args:
+        folder: Such as a run's `checkpoints`.
+
+    Returns:
+        The file, as the newest checkpoint there tells; `None` where there is none.
+    """
+    newest = newest_checkpoint(folder)
+    if newest is None or not newest.is_file():
+        return None
+    callbacks = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    paths = [state["best_model_path"] for name, state in callbacks.items() if name.startswith("ModelCheckpoint")]
+    names = [Path(path).name for path in paths if path]  # the folder may have been moved
+    return folder / names[-1] if names and (folder / names[-1]).exists() else None
+
+
+def checkpoint_callback(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """The callback that chooses the best checkpoint: of several, the last that monitors something.
+
+    (The command line puts its own behind those of a recipe.)
+    """
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    monitoring = [callback for callback in callbacks if callback.monitor is not None]
+    return (monitoring or callbacks or [None])[-1]
 
 
 def _damage(path: Path) -> str | None:
@@ -147,7 +163,7 @@ def _damage(path: Path) -> str | None:
 def _read_run(folder: Path) -> str | None:
     try:
         run: str = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return run
 
@@ -158,24 +174,21 @@ def _read_run(folder: Path) -> str | None:
 def random_state() -> dict[str, Any]:
     """The state of all global random generators, as plain values and tensors."""
     name, keys, *rest = np.random.get_state()
-    state = {
+    return {
         "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Puts the random generators back to what `random_state` has returned."""
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+    random.setstate(state["python"])
+    if len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
@@ -217,9 +230,10 @@ class ExactResume(Checkpoint):
             ValueError: If there is no folder to write to.
         """
         if stage == "fit" and self.dirpath is None:
-            if not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            chosen = checkpoint_callback(trainer)
+            if chosen is None:
                 raise ValueError("ExactResume needs a dirpath, or a ModelCheckpoint callback before it")
-            self.dirpath = str(trainer.checkpoint_callback.dirpath)
+            self.dirpath = str(chosen.dirpath)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminate)
 
@@ -257,9 +271,9 @@ class ExactResume(Checkpoint):
             return
         self._at_epoch_end = _end_epoch(checkpoint["loops"]["fit_loop"]["epoch_progress"])
         trainer.should_stop = bool(checkpoint["callbacks"].get(self.state_key, {}).get("stopped"))
-        best = trainer.checkpoint_callback
-        if isinstance(best, ModelCheckpoint) and trainer.ckpt_path is not None:
-            _relocate(checkpoint["callbacks"].get(best.state_key, {}), str(best.dirpath), Path(trainer.ckpt_path))
+        chosen = checkpoint_callback(trainer)
+        if chosen is not None and trainer.ckpt_path is not None:
+            _relocate(checkpoint["callbacks"].get(chosen.state_key, {}), str(chosen.dirpath), Path(trainer.ckpt_path))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Marks the folder of checkpoints as this run's: no process goes on from those of an earlier one."""

@@ -30,8 +30,7 @@ from rerankzoo.models.degre import DeGReConfig, DeGReGenerator
 from rerankzoo.models.registry import load_families
 from rerankzoo.training import PretrainedExport, RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
-from rerankzoo.training.freezing import freeze_modules
-from rerankzoo.training.pretrained import continued_weights
+from rerankzoo.training.initial_weights import continued_weights, freeze_modules
 from tests.training.test_module import TINY, trainer
 from tests.training.test_pretrained import DEGRE, assert_same
 

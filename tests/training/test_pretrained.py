@@ -27,7 +27,7 @@ from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.models.registry import load_families
 from rerankzoo.training import RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
-from rerankzoo.training.pretrained import copy_modules
+from rerankzoo.training.initial_weights import copy_modules
 from tests.training.test_module import TINY, trainer
 
 DEGRE = {**TINY, "field_size": 8, "num_hidden_layers": 1, "num_decoder_layers": 1}

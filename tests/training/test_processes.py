@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rerankzoo.models.registry import load_families
-from rerankzoo.training.processes import mean_over_processes, real_requests
+from rerankzoo.training.request_means import mean_over_processes, real_requests
 from tests.training import processes
 from tests.training.processes import MODELS, STEPS, largest_difference
 

@@ -21,8 +21,14 @@ from torch import Tensor
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import OutputError, RerankingDataError, UnreadableFileError
-from rerankzoo.training import ExactResume, PretrainedExport, RerankingModule, SlateWriter, WholeCheckpointIO
-from rerankzoo.training import callbacks as training_callbacks
+from rerankzoo.training import (
+    ExactResume,
+    PretrainedExport,
+    RerankingModule,
+    SlateWriter,
+    WholeCheckpointIO,
+    predictions,
+)
 from rerankzoo.training.resuming import check_checkpoint, newest_checkpoint, random_state, set_random_state
 
 TINY = {"hidden_size": 16, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 16, "slate_size": 4}
@@ -272,7 +278,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_prediction_that_died_goes_on_exactly(
     undisturbed: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(training_callbacks, "PART_BATCHES", 2)
+    monkeypatch.setattr(predictions, "PART_BATCHES", 2)
     checkpoint = undisturbed / "checkpoints/best.ckpt"
     calls: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What several processes have to agree on: the mean of a loss over all their requests."""
+"""The mean of a loss over the requests of all processes, on which they have to agree."""
 
 from __future__ import annotations
 

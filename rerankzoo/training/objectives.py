@@ -1,0 +1,244 @@
+"""What training minimises: the model's own loss, or one that is computed with frozen companions.
+
+B requests, N candidates, M positions, S slates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModel
+from transformers.utils import ModelOutput
+
+from rerankzoo.batch import Batch, inputs
+from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.hub_errors import one_line_errors
+from rerankzoo.models.auto import evaluator_subfolder
+
+#: The source of a companion that is a frozen copy of the model as training starts.
+START = "start"
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A frozen model that an objective needs.
+
+    Args:
+        source: Folder or Hub id of its checkpoint, or `"start"`: a copy of the model as training starts.
+        evaluator: Whether an evaluator is wanted: the folder may then also be a generator's with one beside it.
+    """
+
+    source: str
+    evaluator: bool = False
+
+
+class Companions(dict[str, Any]):
+    """Frozen models by name. Copies of what holds them, such as averages of the weights, share them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Companions:
+        return self
+
+
+@dataclass
+class ObjectiveOutput(ModelOutput):
+    """What an objective computes.
+
+    Attributes:
+        loss: Scalar, the mean over requests, in which a blank request counts 0.
+        loss_terms: Each term of the loss before its weight, scalars by name.
+        metrics: Other scalars to log by their names, means over requests as well.
+    """
+
+    loss: Tensor | None = None
+    loss_terms: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+class Objective(ABC):
+    """What a training step minimises; a validation measures it too.
+
+    A subclass keeps every argument of its `__init__`, a plain value, in an attribute of that name: so checkpoints can
+    write the objective down and make it again.
+
+    Attributes:
+        companions: The frozen models of `declare`, by name: in evaluation mode, without gradients, on the model's
+            device. They are no part of the model, its optimiser, its averages or its checkpoints.
+        generators_only: Whether only models that generate can be trained with it.
+    """
+
+    companions: Companions
+    generators_only: ClassVar[bool] = False
+
+    def declare(self) -> dict[str, Companion]:
+        """The companions that `loss` needs, by name."""
+        return {}
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Batch) -> ModelOutput:
+        """The loss of a batch.
+
+        Args:
+            model: The model that is trained; its mode says whether this is training or validation.
+            batch: With labels, where the data have them.
+
+        Returns:
+            An output with `loss` (`None` where the batch lacks the labels for it) and `loss_terms`.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Class and arguments, as a recipe has them.
+
+        Raises:
+            ValueError: If an argument is not kept under its name.
+        """
+        names = list(inspect.signature(type(self)).parameters)
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise ValueError(f"{type(self).__name__} must keep its arguments {missing} in attributes of that name")
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"class_path": path, "init_args": {name: getattr(self, name) for name in names}}
+
+
+class Supervised(Objective):
+    """The loss that the model's own `forward` computes from the labels of the batch: the default."""
+
+    def loss(self, model: Any, batch: Batch) -> ModelOutput:
+        """See `Objective.loss`."""
+        output: ModelOutput = model(**batch)
+        return output
+
+
+class EvaluatorReward(Objective):
+    """Policy gradient: the generator learns to draw slates that a frozen evaluator values.
+
+    For each request S slates l_s are drawn from the model itself, without dropout, and valued: V_s. With
+    `A_s = V_s - mean(V)`, the advantage over the request's other slates, the loss is
+    `-1/S sum_s A_s log pi(l_s)` (REINFORCE with the group's mean as baseline), whose gradient pushes up slates that are
+    worth more than the rest. Neither feedback nor logged slates are needed; with `supervised_weight` the model's own
+    loss is added, which keeps the policy near what the log shows.
+
+    The loss itself says little; watch the metric `value`, the mean of V_s, in the evaluator's units of utility.
+
+    Args:
+        evaluator: Folder or Hub id of an evaluator, or of a generator with one beside it.
+        num_slates: S.
+        supervised_weight: Weight of the model's own loss; with 0 it is not computed.
+
+    Raises:
+        ValueError: If `num_slates` is below 2 or the weight is negative.
+
+    References:
+        Williams, 1992 (REINFORCE); Kool et al., 2019 (the other samples as baseline).
+    """
+
+    generators_only = True
+
+    def __init__(self, evaluator: str, num_slates: int = 8, supervised_weight: float = 0.0) -> None:
+        if num_slates < 2 or not 0 <= supervised_weight < float("inf"):
+            raise ValueError(
+                "expected num_slates of 2 or more and a finite supervised_weight of 0 or more, got "
+                f"{num_slates} and {supervised_weight}"
+            )
+        self.evaluator = evaluator
+        self.num_slates = num_slates
+        self.supervised_weight = supervised_weight
+
+    def declare(self) -> dict[str, Companion]:
+        """See `Objective.declare`."""
+        return {"evaluator": Companion(self.evaluator, evaluator=True)}
+
+    def loss(self, model: Any, batch: Batch) -> ModelOutput:
+        """See `Objective.loss`."""
+        known = inputs(batch)
+        slates = draw_slates(model, known, self.num_slates)
+        with torch.no_grad():
+            values = self.companions["evaluator"].score_slates(slates, **known).float()
+        values = values.masked_fill((slates < 0).all(-1), 0.0)  # of requests without candidates
+        advantages = values - values.mean(-1, keepdim=True)
+        policy = -(advantages * model.log_likelihood(slates, **known).sum(-1)).mean()
+        metrics = {"value": values.mean()}
+        if not self.supervised_weight:
+            return ObjectiveOutput(loss=policy, loss_terms={"policy": policy}, metrics=metrics)
+        supervised = model(**batch).loss
+        loss = None if supervised is None else policy + self.supervised_weight * supervised
+        return ObjectiveOutput(loss=loss, loss_terms={"policy": policy, "supervised": supervised}, metrics=metrics)
+
+
+def draw_slates(model: Any, batch: Batch, num_slates: int) -> Tensor:
+    """Draws slates from a generator's own distribution, without dropout and whatever its decoding parameters are.
+
+    Args:
+        model: The generator; its mode is restored.
+        batch: What is known of the requests (see `rerankzoo.batch.inputs`).
+        num_slates: S, drawn independently for each request; 2 or more.
+
+    Returns:
+        (B, S, M), -100 pads. Drawn with torch's global random state.
+    """
+    training = model.training
+    config = model.generation_config_class(do_sample=True, num_return_sequences=num_slates)
+    model.eval()
+    try:
+        slates: Tensor = model.generate(generation_config=config, **batch)
+    finally:
+        model.train(training)
+        torch.clear_autocast_cache()  # it holds the weights without their gradients
+    return slates
+
+
+def make_objective(objective: Objective | Mapping[str, Any] | None) -> Objective:
+    """The objective that a recipe, a checkpoint or a caller names; `Supervised` by default.
+
+    Raises:
+        ValueError: If what is named is no objective.
+    """
+    if objective is None:
+        return Supervised()
+    if isinstance(objective, Mapping):
+        known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _subclasses(Objective)}
+        path = objective.get("class_path")
+        if path not in known:  # nothing is imported that a checkpoint names
+            raise ValueError(f"objective {path!r} not found: import its module, or give an objective to load with")
+        objective = known[path](**objective.get("init_args", {}))
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective: expected an Objective, got {type(objective).__name__}")
+    return objective
+
+
+def _subclasses(kind: type[Objective]) -> list[type[Objective]]:
+    return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
+
+
+def load_companion(name: str, companion: Companion, schema: FeatureSchema) -> Any:
+    """Loads a companion, frozen.
+
+    Args:
+        name: Its name in the objective, for messages.
+        companion: What to load; not a copy of the start.
+        schema: That of the model that is trained.
+
+    Raises:
+        HubError: If there is no such checkpoint.
+        SchemaMismatchError: If it was trained with another extractor.
+    """
+    source = companion.source
+    subfolder = evaluator_subfolder(source) if companion.evaluator else ""
+    with one_line_errors(source, subfolder=subfolder):
+        model = AutoModel.from_pretrained(source, subfolder=subfolder)
+    try:
+        model.check_schema(schema)
+    except SchemaMismatchError as error:
+        raise SchemaMismatchError(f"companion {name!r} ({source}) does not fit the data: {error}") from error
+    return freeze(model)
+
+
+def freeze(model: Any) -> Any:
+    """The model in evaluation mode, without gradients."""
+    return model.eval().requires_grad_(False)
