@@ -38,7 +38,6 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_METHODS = {"extractall", "extract_all"}
 #: What stands in the code all the same, and why that is safe.
 HARMLESS = {
-    "training/resuming.py calls torch.save": "Lightning's checkpoints, which are loaded with weights_only=True",
     "training/resuming.py passes weights_only=False": "to save more than the weights, optimiser states say",
 }
 #: Where a module's name is not written in the code, and why that is safe.

@@ -402,7 +402,7 @@ class RerankingModule(L.LightningModule):
         missing = self.objective.declare().keys() - self.objective.companions.keys()
         if missing:  # the others are there since `setup`
             raise ValueError(
-                f"{sorted(missing)} of the objective are known with a checkpoint alone: give it as ckpt_path"
+                f"{sorted(missing)} of the objective are known with a checkpoint only: give it as ckpt_path"
             )
         self._place_companions()
 

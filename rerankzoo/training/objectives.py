@@ -13,14 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModel
 from transformers.utils import ModelOutput
 
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.hub_errors import one_line_errors
-from rerankzoo.models.auto import evaluator_subfolder
+from rerankzoo.models.auto import load_checkpoint, load_evaluator
 
 #: The source of a companion that is a frozen copy of the model as training starts.
 START = "start"
@@ -229,9 +227,7 @@ def load_companion(name: str, companion: Companion, schema: FeatureSchema) -> An
         SchemaMismatchError: If it was trained with another extractor.
     """
     source = companion.source
-    subfolder = evaluator_subfolder(source) if companion.evaluator else ""
-    with one_line_errors(source, subfolder=subfolder):
-        model = AutoModel.from_pretrained(source, subfolder=subfolder)
+    model = (load_evaluator if companion.evaluator else load_checkpoint)(source).model
     try:
         model.check_schema(schema)
     except SchemaMismatchError as error:

@@ -193,7 +193,7 @@ def test_training_raises_the_evaluators_value(data_folder: Path, evaluator: str,
         module = RerankingModule(
             "PointwiseForReranking",
             POINTWISE,
-            learning_rate=3e-2,
+            learning_rate=0.06,
             warmup_steps=0,
             generation={"do_sample": True, "temperature": 5.0},  # the model's own parameters are not those of training
             objective=EvaluatorReward(evaluator, num_slates=16),
@@ -202,8 +202,8 @@ def test_training_raises_the_evaluators_value(data_folder: Path, evaluator: str,
         values: list[float] = []
         trainer.callbacks.append(Record("val/value", values))
         trainer.fit(module, datamodule=RerankingDataModule(str(data_folder), batch_size=8))
-        spread = slate_values(module, data_folder).std().item()
-        assert values[-1] > values[0] + 0.3 * spread, (precision, values, spread)
+        spread = slate_values(module, data_folder).std(-1).mean().item()
+        assert values[-1] > values[0] + 0.5 * spread, (precision, values, spread)
         assert {"val/loss", "val/policy_loss", "val/ndcg@4"} <= set(trainer.callback_metrics)
 
 
