@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import ENTRIES
+from rerankzoo.batch import Batch, pad, take
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError, in_one_line
-from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation import Constraint, Evaluator, RerankingGenerationConfig, SlateGenerationOutput
+from rerankzoo.generation import Decoded, RerankingGenerationConfig, SlateGenerationMixin, SlateRules
+from rerankzoo.models.auto import model_class
+from rerankzoo.models.base import RerankingConfig
 from rerankzoo.text_files import read_json
 
 Format = Literal["onnx", "aoti"]
@@ -32,7 +33,7 @@ GRAPH_NAMES: Final[dict[Format, str]] = {"onnx": "model.onnx", "aoti": "model.pt
 OUTPUT_NAMES: Final = ("slates", "scores", "step_scores")
 
 #: From the batch's input tensors, by their keys, to slates (B, M), scores (B,) and step scores (B, M).
-Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+Run = Callable[[Batch], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,22 @@ class GraphSizes:
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """The length of the second axis by the group of tensors that has it."""
-        widths = {"candidate": self.num_candidates, "history": self.history_length}
-        return {group: width for group, width in widths.items() if width is not None}
+    def fit(self, batch: Batch) -> dict[str, Tensor]:
+        """Pads candidates and histories, or cuts their padding.
+
+        Raises:
+            RerankingDataError: If real entries would have to be cut.
+        """
+        sizes = {"N": self.num_candidates, "L": self.history_length}
+        for axis, name in {"N": "candidate_mask", "L": "history_mask"}.items():
+            size, mask = sizes[axis], batch.get(name)
+            if size is None or mask is None:
+                continue
+            if (beyond := mask[:, size:].any(-1)).any():
+                row = int(beyond.int().argmax())
+                message = f"{int(mask[row].sum())} entries, the graph was exported for at most {size}"
+                raise RerankingDataError(message, field=name, row=row)
+        return pad(batch, **{axis: size for axis, size in sizes.items() if size is not None})
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,39 @@ class GraphMetadata:
             raise UnreadableFileError(f"{path} does not describe an exported graph: {in_one_line(error)}") from error
 
 
-class ExportedModel:
+class GraphFile:
+    """A graph, opened from its file. A copy, or a pickle in another process, opens the file again.
+
+    Args:
+        path: The file.
+        format: Its format.
+    """
+
+    def __init__(self, path: str, format: Format) -> None:  # noqa: A002  (the command's own word)
+        self.path, self.format = os.path.abspath(path), format
+        self.run = _open_onnx(self.path) if format == "onnx" else _open_aoti(self.path)
+
+    def __call__(self, batch: Batch) -> Sequence[Tensor]:
+        """Runs the graph; see `Run`."""
+        return self.run(batch)
+
+    def __reduce__(self) -> tuple[type[GraphFile], tuple[str, Format]]:
+        return GraphFile, (self.path, self.format)
+
+
+class ExportedModel(SlateGenerationMixin):
     """An exported graph: `generate` with the decoding that is part of it, and nothing else of a model.
+
+    It runs on the CPU, in single precision.
 
     Args:
         metadata: What the graph is.
         run: Runs it.
+        config: Of the model that it was made from.
+        generation_config_class: Of the same model.
+
+    Raises:
+        SchemaMismatchError: If graph and config are of different schemas.
 
     Example:
         >>> model = ExportedModel.from_pretrained("outputs/onnx", "onnx")  # doctest: +SKIP
@@ -116,10 +155,26 @@ class ExportedModel:
     """
 
     device: Final = torch.device("cpu")
+    dtype: Final = torch.float32
 
-    def __init__(self, metadata: GraphMetadata, run: Run) -> None:
+    def __init__(
+        self,
+        metadata: GraphMetadata,
+        run: Run,
+        config: RerankingConfig,
+        generation_config_class: type[RerankingGenerationConfig] = RerankingGenerationConfig,
+    ) -> None:
         self.metadata = metadata
+        self.config, self.schema = config, config.schema
+        self.generation_config = generation_config_class(**metadata.decoding)
+        self.generation_config_class = generation_config_class  # type: ignore[misc]
+        self.strategies = ("greedy", *generation_config_class.strategies.values())  # type: ignore[misc]
         self._run = run
+        if metadata.fingerprint != self.schema.fingerprint:
+            raise SchemaMismatchError(
+                f"the graph was exported for a schema with fingerprint {metadata.fingerprint}, the config's is "
+                f"{self.schema.fingerprint}"
+            )
 
     @classmethod
     def from_pretrained(
@@ -141,84 +196,63 @@ class ExportedModel:
             FileNotFoundError: If there is no exported graph.
             ImportError: If onnxruntime is not installed.
         """
+        path = os.fspath(pretrained_model_name_or_path)
         if backend not in get_args(Format):
-            raise ValueError(f"backend {backend!r} is not one of {list(get_args(Backend))}")
-        if backend == "aoti" and not Path(pretrained_model_name_or_path).is_dir():
+            raise ValueError(f"backend must be one of {list(get_args(Backend))}, got {backend!r}")
+        if backend == "aoti" and not os.path.isdir(path):
             raise FileNotFoundError(
-                f"no folder {str(pretrained_model_name_or_path)!r}; an AOTInductor package is native code and is not "
-                "loaded from the Hub: download it yourself if you trust it"
+                f"folder {path!r} not found; an AOTInductor package is native code and is not loaded from the Hub: "
+                "download it yourself if you trust it"
             )
-        metadata = GraphMetadata.load(_locate(pretrained_model_name_or_path, METADATA_NAME, kwargs))
+        metadata = GraphMetadata.load(_locate(path, METADATA_NAME, kwargs))
         if metadata.format != backend:
             raise ValueError(
-                f"{pretrained_model_name_or_path} was exported as {metadata.format!r}, not {backend!r}; "
-                f"use backend={metadata.format!r} or backend='eager'"
+                f"{path} was exported as {metadata.format!r}, not {backend!r}; use backend={metadata.format!r} or "
+                "backend='eager'"
             )
-        graph = _locate(pretrained_model_name_or_path, GRAPH_NAMES[backend], kwargs)
-        return cls(metadata, _open_onnx(graph) if backend == "onnx" else _open_aoti(graph))
+        graph = GraphFile(_locate(path, GRAPH_NAMES[backend], kwargs), backend)
+        config = AutoConfig.from_pretrained(path, **kwargs)
+        return cls(metadata, graph, config, model_class(config.architectures[0]).generation_config_class)
 
-    def check_schema(self, schema: FeatureSchema) -> None:
-        """Refuses a feature extractor other than the one the model was trained with.
+    def to(self, *args: Any, **kwargs: Any) -> ExportedModel:
+        """As `torch.nn.Module.to`, for what changes nothing.
 
         Raises:
-            SchemaMismatchError: If the fingerprints differ.
+            ValueError: If another device or type is asked for.
         """
-        if self.metadata.fingerprint != schema.fingerprint:
-            raise SchemaMismatchError(
-                f"the graph was exported for a schema with fingerprint {self.metadata.fingerprint}, "
-                f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
-            )
+        moved = torch.empty(0).to(*args, **kwargs)
+        if (moved.device, moved.dtype) != (self.device, self.dtype):
+            raise ValueError(f"an exported graph stays {self.dtype} on the CPU, got {args or kwargs}; use the model")
+        return self
 
-    def generate(
-        self, evaluator: Evaluator | None = None, constraints: Sequence[Constraint] = (), **kwargs: Any
-    ) -> Tensor | SlateGenerationOutput:
-        """Decodes slates; see `SlateGenerationMixin.generate`.
-
-        Args:
-            evaluator: Must be `None`: an evaluator's choice is not part of a graph.
-            constraints: Must be empty: a graph keeps none.
-            **kwargs: The batch, by its keys, and decoding parameters, which may only repeat those of the graph.
-
-        Returns:
-            Slates (B, M), or a `SlateGenerationOutput` with `return_dict_in_generate`.
+    def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
+        """See `SlateGenerationMixin.decode`.
 
         Raises:
-            ValueError: If there are constraints or an evaluator, the batch lacks an input, a keyword is unknown, or
-                another decoding is asked for.
+            ValueError: If there are constraints, another decoding is asked for, or the batch lacks an input.
             RerankingDataError: If a request has more candidates, or a longer history, than the graph has room for.
         """
-        if evaluator is not None:
-            raise ValueError("an exported graph decodes one slate per request; an evaluator needs backend='eager'")
-        if constraints:
+        if rules is not None:
             raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
-        names = RerankingGenerationConfig.names()
-        unknown = sorted(set(kwargs) - set(names) - set(ENTRIES))
-        if unknown:
-            raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(names)}")
-        parameters = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
-        as_dictionary = parameters.pop("return_dict_in_generate", False)
-        if parameters:  # making a config takes longer than a whole decoding step
-            self._check_decoding(parameters)
-        missing = [key for key in self.metadata.inputs if kwargs.get(key) is None]
-        if missing:
+        expected, asked = self.metadata.decoding, decoding_parameters(config)
+        if asked != expected:
+            raise ValueError(
+                f"the graph decodes with {expected}, not with {asked}; export it anew, or use backend='eager'"
+            )
+        if missing := [name for name in self.metadata.inputs if name not in batch]:
             raise ValueError(f"the graph needs {missing}, which the batch lacks")
-        found = self._decode({key: kwargs[key] for key in self.metadata.inputs}, kwargs.get("request_index"))
-        return SlateGenerationOutput(*found) if as_dictionary else found[0]
+        outputs = self._decode({name: batch[name] for name in self.metadata.inputs})
+        return Decoded(*(tensor.unsqueeze(1) for tensor in outputs))
 
-    def _check_decoding(self, parameters: Mapping[str, Any]) -> None:
-        own = self.metadata.decoding
-        asked = decoding_parameters(RerankingGenerationConfig(**own).merged(**parameters))
-        if asked != own:
-            raise ValueError(f"the graph decodes with {own}, not with {asked}; export it anew, or use backend='eager'")
-
-    def _decode(self, batch: dict[str, Tensor], request_index: Tensor | None) -> Sequence[Tensor]:
-        sizes = self.metadata.sizes
+    def _decode(self, batch: dict[str, Tensor]) -> Sequence[Tensor]:
+        sizes, num_requests = self.metadata.sizes, len(batch["candidate_mask"])
         if sizes is None:
             return self._run(batch)
-        batch = _fit_widths(batch, sizes, request_index)
-        found = [self._run(chunk) for chunk in _chunks(batch, sizes.batch_size)]
-        num_requests = batch["candidate_mask"].shape[0]
-        return [torch.cat(parts)[:num_requests] for parts in zip(*found, strict=True)]
+        batch, size = sizes.fit(batch), sizes.batch_size
+        # Requests that fill up the last part have no candidates.
+        parts = (pad(take(batch, slice(start, start + size)), B=size) for start in range(0, num_requests, size))
+        outputs = [self._run({name: tensor.contiguous() for name, tensor in part.items()}) for part in parts]
+        return [torch.cat(tensors)[:num_requests] for tensors in zip(*outputs, strict=True)]
 
 
 def decoding_parameters(config: RerankingGenerationConfig) -> dict[str, Any]:
@@ -226,46 +260,6 @@ def decoding_parameters(config: RerankingGenerationConfig) -> dict[str, Any]:
     defaults = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
     given = {key: value for key, value in config.parameters().items() if key != "return_dict_in_generate"}
     return {key: value for key, value in given.items() if value != defaults.get(key)}
-
-
-def _fit_widths(batch: Mapping[str, Tensor], sizes: GraphSizes, request_index: Tensor | None) -> dict[str, Tensor]:
-    """Pads, or cuts padding from, the axes of candidates and history.
-
-    Raises:
-        RerankingDataError: If real entries would have to be cut.
-    """
-    for group, width in sizes.widths.items():
-        mask = batch[f"{group}_mask"]
-        beyond = mask[:, width:].any(-1)
-        if beyond.any():
-            row = int(beyond.int().argmax())
-            raise RerankingDataError(
-                f"{int(mask[row].sum())} entries, the graph was exported for at most {width}",
-                field=f"{group}_mask",
-                row=row if request_index is None else int(request_index[row]),
-            )
-    groups = {key: key.split("_")[0] for key in batch}
-    return {
-        key: _fit(value, 1, sizes.widths[groups[key]]) if groups[key] in sizes.widths else value
-        for key, value in batch.items()
-    }
-
-
-def _chunks(batch: Mapping[str, Tensor], size: int) -> Iterable[dict[str, Tensor]]:
-    """The batch in parts of exactly `size` requests; those that fill up the last one have no candidates."""
-    num_requests = batch["candidate_mask"].shape[0]
-    for start in range(0, num_requests, size):
-        yield {key: _fit(value[start : start + size], 0, size) for key, value in batch.items()}
-
-
-def _fit(value: Tensor, axis: int, size: int) -> Tensor:
-    """Pads an axis with zeros to `size`, or cuts it."""
-    missing = size - value.shape[axis]
-    if missing == 0:
-        return value
-    if missing < 0:
-        return value.narrow(axis, 0, size).contiguous()
-    return F.pad(value, [0, 0] * (value.dim() - axis - 1) + [0, missing])
 
 
 def _open_onnx(path: str) -> Run:
@@ -278,9 +272,9 @@ def _open_onnx(path: str) -> Run:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(batch: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        found = session.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in names})
-        return [torch.from_numpy(array) for array in found]
+    def run(batch: Batch) -> Sequence[Tensor]:
+        arrays = session.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in names})
+        return [torch.from_numpy(array) for array in arrays]
 
     return run
 

@@ -9,6 +9,7 @@ Callers need not know this module to catch them.
 from __future__ import annotations
 
 import reprlib
+from functools import partial
 from typing import Any
 
 
@@ -27,6 +28,9 @@ class RerankingDataError(ValueError):
         self.message = message
         self.field = field
         self.row = row
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), field=self.field, row=self.row), (self.message,)
 
 
 class SchemaError(ValueError):
@@ -62,6 +66,9 @@ class InfeasibleConstraintError(ValueError):
         self.message = message
         self.row = row
         self.constraints = constraints
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), row=self.row, constraints=self.constraints), (self.message,)
 
 
 class ExportError(ValueError):

@@ -6,28 +6,42 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, Literal, get_args
 
-from transformers import AutoModel
+import torch
+from torch import nn
+from transformers.utils import CONFIG_NAME
 
-from rerankzoo.backends import Backend, ExportedModel
-from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
+from rerankzoo.backends import METADATA_NAME, Backend, ExportedModel
+from rerankzoo.batch import to_device
+from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
 from rerankzoo.features.encoded import Encoded
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, RerankingGenerationConfig
 from rerankzoo.generation.constraints.constraint import constraint_list
+from rerankzoo.generation.ensembles import ENSEMBLE_FILE
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
 from rerankzoo.hub_errors import one_line_errors
-from rerankzoo.models.auto import EVALUATOR_FOLDER, AutoModelForReranking, evaluator_subfolder
-from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.models.auto import EVALUATOR_FOLDER, AutoModelForReranking, load_checkpoint, load_evaluator
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU's cache
 _CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
+
+#: What an earlier save or export may have left in a folder, as patterns.
+_EARLIER = (
+    EVALUATOR_FOLDER,
+    ENSEMBLE_FILE,
+    "member-*",
+    "model*.safetensors*",
+    METADATA_NAME,
+    "model.onnx*",
+    "model.pt2",
+)
 
 OnError = Literal["raise", "skip", "report"]
 RerankedItem = dict[str, Any]
@@ -38,10 +52,14 @@ Outcome = list[RerankedItem] | RerankingDataError | InfeasibleConstraintError | 
 class RerankingPipeline:
     """Reranks raw requests.
 
+    A pipeline can be copied, pickled, and sent to other processes, before and after its first call.
+
     Args:
-        model: A model that generates slates, or its exported graph.
+        model: A model that generates slates, a pool of them, or an exported graph.
         extractor: The feature extractor it was trained with.
-        evaluator: Chooses among several slates where `num_return_sequences` asks for them.
+        evaluator: Chooses among several slates where `num_return_sequences` asks for them: an evaluator, or an
+            ensemble.
+        generation_config: How to decode where a call does not say; default: as the model's own config says.
 
     Raises:
         SchemaMismatchError: If model or evaluator were trained with another extractor.
@@ -54,23 +72,29 @@ class RerankingPipeline:
 
     def __init__(
         self,
-        model: RerankingPreTrainedModel | ExportedModel,
+        model: Any,
         extractor: RerankingFeatureExtractor,
-        evaluator: RerankingPreTrainedModel | None = None,
+        evaluator: Any = None,
+        generation_config: RerankingGenerationConfig | Mapping[str, Any] | None = None,
     ) -> None:
         for part in (model, evaluator):
             if part is not None:
                 part.check_schema(extractor.schema)
-        self.model = model if isinstance(model, ExportedModel) else model.eval()
+            if isinstance(part, nn.Module):
+                part.eval()
+        self.model = model
         self.extractor = extractor
-        self.evaluator = None if evaluator is None else evaluator.eval()
+        self.evaluator = evaluator
+        self.generation_config = _as_config(generation_config, model)
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str,
-        evaluator: str | bool | None = None,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        evaluator: str | os.PathLike[str] | bool | None = None,
         backend: Backend = "eager",
+        device: torch.device | str | None = None,
+        generation_config: RerankingGenerationConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> RerankingPipeline:
         """Loads a checkpoint.
@@ -78,11 +102,14 @@ class RerankingPipeline:
         Args:
             pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
             evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or a folder or Hub id of an
-                evaluator, or of a generator with one beside it.
+                evaluator, of an ensemble, or of a generator with one beside it.
             backend: What decodes: `"eager"`, the model itself, or, from a folder made by `rerankzoo export`, its graph:
-                `"onnx"` or `"aoti"`. A graph decodes as it was exported to, and has no evaluator.
-            **kwargs: For every `from_pretrained`: `token`, `cache_dir`, `local_files_only`...; `revision` and
-                `subfolder` are of the checkpoint, and not of an evaluator elsewhere.
+                `"onnx"` or `"aoti"`. A graph decodes as it was exported to, on the CPU, and has no evaluator.
+            device: Where the models go; default: the CPU, or as `device_map` says.
+            generation_config: See the class.
+            **kwargs: For the models' `from_pretrained`: `dtype`, `attn_implementation`, `device_map`, `token`,
+                `cache_dir`, `local_files_only`... `revision` and `subfolder` are of the checkpoint, and not of an
+                evaluator elsewhere.
 
         Returns:
             The pipeline.
@@ -91,22 +118,58 @@ class RerankingPipeline:
             ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator was given
                 for a graph.
             FileNotFoundError: If a graph is asked for where there is none.
-            HubError: If anything is missing or cannot be reached; in one line that says what to do.
+            HubError: If anything is missing or cannot be reached, or an option is unknown; in one line that says what
+                to do.
         """
-        if backend != "eager" and evaluator:
+        path = os.fspath(pretrained_model_name_or_path)
+        if backend == "eager":
+            model, extractor = load_checkpoint(path, AutoModelForReranking, **kwargs)
+        elif evaluator:
             raise ValueError(f"backend {backend!r} decodes one slate per request; an evaluator needs backend='eager'")
-        path, revision = pretrained_model_name_or_path, kwargs.get("revision")
-        with one_line_errors(path, revision, kwargs.get("subfolder")):
-            model = (
-                _load_whole(AutoModelForReranking, path, kwargs)
-                if backend == "eager"
-                else ExportedModel.from_pretrained(path, backend, **kwargs)
-            )
-            extractor = RerankingFeatureExtractor.from_pretrained(path, **kwargs)
-        return cls(model, extractor, _load_evaluator(path, evaluator, kwargs) if evaluator else None)
+        else:
+            with one_line_errors(path, kwargs.get("revision"), kwargs.get("subfolder")):
+                extractor = RerankingFeatureExtractor.from_pretrained(path, **kwargs)
+                model = ExportedModel.from_pretrained(path, backend, **kwargs)
+        chooser = _load_evaluator(path, evaluator, kwargs) if evaluator else None
+        pipeline = cls(model, extractor, chooser, generation_config)
+        return pipeline if device is None else pipeline.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> RerankingPipeline:
+        """Moves or casts model and evaluator, as `torch.nn.Module.to`.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            ValueError: If an exported graph is asked to be anything else than it is.
+        """
+        for part in (self.model, self.evaluator):
+            if part is not None:
+                part.to(*args, **kwargs)
+        return self
+
+    def __repr__(self) -> str:
+        evaluator = "" if self.evaluator is None else f", evaluator={type(self.evaluator).__name__}"
+        schema = self.extractor.schema
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}, schema={schema.name!r}{evaluator}, "
+            f"device={str(self.device)!r}, dtype={self.dtype})"
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Saves the whole: model, feature extractor, the evaluator in the subfolder `evaluator`, and a model card.
+
+        What an earlier save or export left in the folder goes; other files stay.
 
         Args:
             save_directory: The folder, created if need be. A card that is there is kept.
@@ -117,12 +180,16 @@ class RerankingPipeline:
         if isinstance(self.model, ExportedModel):
             raise ValueError("an exported graph is not saved again: copy its folder, or save the model it is of")
         folder = Path(save_directory)
+        for path in (path for pattern in _EARLIER for path in folder.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.model.save_pretrained(folder)
         self.extractor.save_pretrained(folder)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
         if self.evaluator is not None:
             self.evaluator.save_pretrained(folder / EVALUATOR_FOLDER)
             self.extractor.save_pretrained(folder / EVALUATOR_FOLDER)
-        if not (folder / CARD_FILE).exists():
+        if not (folder / CARD_FILE).exists() and (folder / CONFIG_NAME).exists():  # a pool of models has no card
             write_card(folder)
 
     def push_to_hub(
@@ -161,28 +228,13 @@ class RerankingPipeline:
         shutil.rmtree(folder)  # only now: after a failure the files are all there is
         return pushed.url
 
-    @overload
-    def __call__(
-        self,
-        requests: Sequence[Mapping[str, Any]],
-        constraints: Sequence[Constraint] = (),
-        on_error: Literal["raise"] = "raise",
-        **parameters: Any,
-    ) -> list[list[RerankedItem]]: ...
-    @overload
     def __call__(
         self,
         requests: Any,
         constraints: Sequence[Constraint] = (),
-        on_error: Literal["raise"] = "raise",
+        on_error: OnError = "raise",
+        generation_config: RerankingGenerationConfig | Mapping[str, Any] | None = None,
         **parameters: Any,
-    ) -> list[RerankedItem] | list[list[RerankedItem]]: ...
-    @overload
-    def __call__(
-        self, requests: Any, constraints: Sequence[Constraint] = (), on_error: OnError = "raise", **parameters: Any
-    ) -> Outcome | list[Outcome]: ...
-    def __call__(
-        self, requests: Any, constraints: Sequence[Constraint] = (), on_error: OnError = "raise", **parameters: Any
     ) -> Any:
         """Chooses and orders the items of one request or of many.
 
@@ -197,12 +249,14 @@ class RerankingPipeline:
                 alone, and the answer stays as long as the requests, so that `zip(requests, answer)` is right. What is
                 wrong with the call or the whole table (a parameter, a constraint, a missing column of a DataFrame) is
                 raised in any case.
-            **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`).
+            generation_config: How to decode, instead of the pipeline's own or the model's.
+            **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`),
+                which replace those of the config.
 
         Returns:
             For one request a list of items in display order, each a dictionary with `item_id`, `index` (position among
             the request's candidates) and `score` (what the model's scorer gave to the choice: a log-probability, or the
-            value of the slate up to it). For many requests a list of such lists.
+            value of the slate up to it). For many requests a list of such lists; for no requests an empty one.
 
         Raises:
             RerankingDataError: If a request cannot be used; it names field and row.
@@ -213,98 +267,86 @@ class RerankingPipeline:
         constraints = constraint_list(constraints)
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
-        if unknown := sorted(set(parameters) - set(RerankingGenerationConfig.names())):
-            raise ValueError(
-                f"unknown parameters {unknown}; decoding parameters are {list(RerankingGenerationConfig.names())}"
-            )
-        parts, errors = self._read(requests, on_error)
+        names = self.model.generation_config_class.names()
+        if unknown := sorted(parameters.keys() - set(names)):
+            raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(names)}")
+        if isinstance(requests, Sized) and not isinstance(requests, Mapping | str | bytes) and len(requests) == 0:
+            return []
+        if on_error == "raise":
+            parts, errors = [self.extractor.read(requests)], {}
+        else:
+            parts, errors = self.extractor.usable(requests)
         answer: list[Outcome] = [None] * (sum(map(len, parts)) + len(errors))
         for row, error in errors.items():
             answer[row] = error
+        config = self.generation_config if generation_config is None else _as_config(generation_config, self.model)
+        options = {**parameters, "generation_config": config, "evaluator": self.evaluator}
         for part in parts:
-            whole = len(part) == len(answer)
             for constraint in constraints:
-                constraint.check_fit(len(answer), part.batch["candidate_mask"].shape[1] if whole else None)
+                width = part.batch["candidate_mask"].shape[1] if len(part) == len(answer) else None
+                constraint.check_fit(len(answer), width)
             for chunk in _chunks(part):
-                answer[chunk.rows] = self._rank(chunk, constraints, on_error, parameters)
+                answer[chunk.rows] = self._rank(chunk, constraints, on_error, options)
         if on_error == "skip":
             answer = _without_errors(answer)
         return answer[0] if self.extractor.is_single(requests) else answer
 
-    def _read(self, requests: Any, on_error: OnError) -> tuple[list[Encoded], dict[int, RerankingDataError]]:
-        """The usable rows, and the errors of the others."""
-        return ([self.extractor.read(requests)], {}) if on_error == "raise" else self.extractor.usable(requests)
-
     def _rank(
-        self,
-        chunk: Encoded,
-        constraints: Sequence[Constraint],
-        on_error: OnError,
-        parameters: Mapping[str, Any],
+        self, chunk: Encoded, constraints: Sequence[Constraint], on_error: OnError, options: Mapping[str, Any]
     ) -> list[Outcome]:
         """The items of some rows that are decoded together, or the error of those that cannot be."""
         try:
-            return self._decode(chunk, constraints, parameters)
+            return self._decode(chunk, constraints, options)
         except (InfeasibleConstraintError, RerankingDataError) as error:
             failed = _counted_from(chunk.rows.start, error)
             if on_error == "raise" or failed.row is None:
                 raise failed from error
         # Outside the handler: it keeps the failed decoding's tensors in memory.
         place = failed.row - chunk.rows.start
-        rest = (slice(0, place), slice(place + 1, len(chunk)))
         before, after = (
-            self._rank(chunk.take(rows), constraints, on_error, parameters) if rows.start < rows.stop else []
-            for rows in rest
+            self._rank(chunk.take(rows), constraints, on_error, options) if rows.start < rows.stop else []
+            for rows in (slice(0, place), slice(place + 1, len(chunk)))
         )
         return [*before, failed.with_traceback(None), *after]
 
-    def _decode(
-        self, chunk: Encoded, constraints: Sequence[Constraint], parameters: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def _decode(self, chunk: Encoded, constraints: Sequence[Constraint], options: Mapping[str, Any]) -> list[Outcome]:
         width = chunk.batch["candidate_mask"].shape[1]
-        own = [constraint.rows(chunk.rows, width).located(chunk.item_ids.locate) for constraint in constraints]
-        inputs = {key: value.to(self.model.device) for key, value in chunk.batch.items()}
-        options = {**parameters, "return_dict_in_generate": True}
-        output: Any = self.model.generate(**inputs, evaluator=self.evaluator, constraints=own, **options)
+        rules = [constraint.rows(chunk.rows, width).located(chunk.item_ids.locate) for constraint in constraints]
+        batch = to_device(chunk.batch, self.model.device)
+        output = self.model.generate(**batch, **options, constraints=rules, return_dict_in_generate=True)
         if output.slates.dim() == 3:
             raise ValueError("num_return_sequences above 1 needs an evaluator, which chooses one of the slates")
-        names = chunk.item_ids.decode(output.slates)
+        slates, scores = output.slates.tolist(), output.step_scores.tolist()
         return [
             [
                 {"item_id": item, "index": index, "score": score}
-                for item, index, score in zip(items, slate, scores, strict=False)  # padding at the end is left out
+                for item, index, score in zip(*request, strict=False)  # padding at the end is left out
             ]
-            for items, slate, scores in zip(names, output.slates.tolist(), output.step_scores.tolist(), strict=True)
+            for request in zip(chunk.item_ids.decode(output.slates), slates, scores, strict=True)
         ]
 
 
-def _load_evaluator(path: str, evaluator: str | bool, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
-    """The evaluator beside a checkpoint (`True`), or of its own folder or repository."""
-    shared = dict(options)
-    revision, subfolder = shared.pop("revision", None), shared.pop("subfolder", "")
-    if evaluator is True:
-        source, place = path, {"revision": revision, "subfolder": str(PurePosixPath(subfolder, EVALUATOR_FOLDER))}
-    else:
-        source = str(evaluator)
-        place = {"subfolder": evaluator_subfolder(source, **shared)}
-    with one_line_errors(source, **place):
-        return _load_whole(AutoModel, source, {**shared, **place})
-
-
-def _load_whole(auto: Any, path: str, options: Mapping[str, Any]) -> RerankingPreTrainedModel:
-    """A model all of whose weights are in its checkpoint.
+def _as_config(given: Any, model: Any) -> RerankingGenerationConfig | None:
+    """A model's decoding parameters, which may be given as a dictionary.
 
     Raises:
-        HubError: If some are missing: transformers would go on with random ones, and only print which.
+        ValueError: If they are something else, or invalid.
     """
-    # Without the flag transformers would ask on the terminal whether to run a checkpoint's code.
-    options = {"trust_remote_code": False, **options}
-    model, report = auto.from_pretrained(path, output_loading_info=True, **options)
-    if missing := sorted(map(str, report["missing_keys"])):
-        raise HubError(
-            f"cannot load {path}: its file of weights lacks {', '.join(missing[:3])} ({len(missing)} in all)"
-        )
-    return cast(RerankingPreTrainedModel, model)
+    if isinstance(given, Mapping):
+        given = model.generation_config_class(**given)
+    if not isinstance(given, RerankingGenerationConfig | None):
+        raise ValueError(f"generation_config must be a RerankingGenerationConfig or a dictionary, got {shown(given)}")
+    return given
+
+
+def _load_evaluator(path: str, evaluator: str | os.PathLike[str] | bool, options: Mapping[str, Any]) -> Any:
+    """The evaluator beside a checkpoint (`True`), or of its own folder or repository."""
+    if evaluator is True:
+        return load_checkpoint(
+            path, **{**options, "subfolder": str(PurePosixPath(options.get("subfolder", ""), EVALUATOR_FOLDER))}
+        ).model
+    elsewhere = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+    return load_evaluator(str(evaluator), **elsewhere).model
 
 
 def _chunks(part: Encoded) -> Iterator[Encoded]:
@@ -325,7 +367,8 @@ def _counted_from(
     """An error about a row of a chunk, as one about a row of all requests."""
     if isinstance(error, InfeasibleConstraintError):
         return InfeasibleConstraintError(error.message, row=first + error.row, constraints=error.constraints)
-    return error  # names the row by the batch's request_index
+    row = None if error.row is None else first + error.row
+    return RerankingDataError(error.message, field=error.field, row=row)
 
 
 def _without_errors(answer: list[Outcome]) -> list[Outcome]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
-from rerankzoo.batch import inputs
+from rerankzoo.batch import inputs, pad, take
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import Exclude, RerankingGenerationConfig
@@ -26,8 +26,8 @@ class Recorder:
 
     def __init__(self, extractor: RerankingFeatureExtractor, **decoding: Any) -> None:
         torch.manual_seed(0)
-        config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, embedding_size=4)
-        self.model = PointwiseForReranking(config).eval()
+        self.config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, embedding_size=4)
+        self.model = PointwiseForReranking(self.config).eval()
         self.graph = SlateGraph(self.model, RerankingGenerationConfig(**decoding))
         self.shapes: list[dict[str, tuple[int, ...]]] = []
 
@@ -43,7 +43,8 @@ def exported(
     decoding = {"slate_size": 4, **decoding}
     names = tuple(inputs(batch))
     metadata = GraphMetadata("aoti" if sizes else "onnx", names, decoding, str(extractor.schema.fingerprint), sizes)
-    return ExportedModel(metadata, Recorder(extractor, **decoding))
+    recorder = Recorder(extractor, **decoding)
+    return ExportedModel(metadata, recorder, recorder.config)
 
 
 def test_fixed_sizes_are_padded_and_chunked(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
@@ -60,28 +61,25 @@ def test_fixed_sizes_are_padded_and_chunked(extractor: RerankingFeatureExtractor
     assert shapes[0]["candidate_numeric"] == (3, 9, 5)
     assert shapes[0]["history_categorical"] == (3, 4, 1)
     assert shapes[0]["request_numeric"] == (3, 1)
+    assert len(fixed.generate(**take(batch, slice(0, 1)))) == 1
 
 
 def test_padding_beyond_the_fixed_width_is_cut(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
     fixed = exported(extractor, batch, SIZES)
-    wide = dict(batch)
-    for key in ("candidate_categorical", "candidate_numeric", "candidate_value", "candidate_mask"):
-        wide[key] = torch.cat([batch[key], torch.zeros_like(batch[key])], dim=1)
-    assert wide["candidate_mask"].shape[1] == 14
+    wide = pad(batch, N=14, L=9)
     assert torch.equal(fixed.generate(**wide), fixed.generate(**batch))
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (GraphSizes(3, 6, 4), "field 'candidate_mask', row 102: 7 entries, the graph was exported for at most 6"),
-        (GraphSizes(3, 9, 1), r"field 'history_mask', row 10\d: [23] entries, the graph was exported for at most 1"),
+        (GraphSizes(3, 6, 4), "field 'candidate_mask', row 2: 7 entries, the graph was exported for at most 6"),
+        (GraphSizes(3, 9, 1), r"field 'history_mask', row \d: [23] entries, the graph was exported for at most 1"),
     ],
 )
 def test_refuses_what_does_not_fit(
     extractor: RerankingFeatureExtractor, batch: Batch, sizes: GraphSizes, message: str
 ) -> None:
-    batch["request_index"] += 100  # a part of a larger table: its own row numbers are told
     with pytest.raises(RerankingDataError, match=message):
         exported(extractor, batch, sizes).generate(**batch)
 
@@ -110,12 +108,14 @@ def test_contrastive_without_a_penalty_is_not_greedy(extractor: RerankingFeature
 
 def test_refuses_what_a_graph_cannot_do(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
     model = exported(extractor, batch)
-    with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
-        model.generate(**batch, evaluator=model)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="constraints; they need backend='eager'"):
-        model.generate(**batch, constraints=[Exclude([0])])
+        model.generate(**batch, constraints=[Exclude(torch.zeros(8, 7, dtype=torch.bool))])
     with pytest.raises(ValueError, match="num_beam'"):
         model.generate(**batch, num_beam=3)
+    for other in (torch.float16, "meta"):
+        with pytest.raises(ValueError, match=r"stays torch\.float32 on the CPU"):
+            model.to(other)
+    assert model.to("cpu", torch.float32) is model
     del batch["history_mask"]
     with pytest.raises(ValueError, match=r"needs \['history_mask'\], which the batch lacks"):
         model.generate(**batch)
@@ -124,8 +124,11 @@ def test_refuses_what_a_graph_cannot_do(extractor: RerankingFeatureExtractor, ba
 def test_refuses_another_schema(extractor: RerankingFeatureExtractor, batch: Batch, make_rows: Any) -> None:
     model = exported(extractor, batch)
     model.check_schema(extractor.schema)
+    other = RerankingFeatureExtractor(extractor.schema).fit(make_rows(seed=7))
     with pytest.raises(SchemaMismatchError, match="fingerprint"):
-        model.check_schema(RerankingFeatureExtractor(extractor.schema).fit(make_rows(seed=7)).schema)
+        model.check_schema(other.schema)
+    with pytest.raises(SchemaMismatchError, match="the graph was exported for a schema with fingerprint"):
+        ExportedModel(model.metadata, model._run, Recorder(other).config)
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES])
@@ -140,7 +143,7 @@ def test_folder_without_a_graph(tmp_path: Path) -> None:
         ExportedModel.from_pretrained(tmp_path, "onnx")
     with pytest.raises(FileNotFoundError, match="not loaded from the Hub"):
         ExportedModel.from_pretrained(str(tmp_path / "org/model"), "aoti")
-    with pytest.raises(ValueError, match=r"'tensorrt' is not one of \['eager', 'onnx', 'aoti'\]"):
+    with pytest.raises(ValueError, match=r"must be one of \['eager', 'onnx', 'aoti'\], got 'tensorrt'"):
         ExportedModel.from_pretrained(tmp_path, "tensorrt")  # type: ignore[arg-type]
     GraphMetadata("onnx", (), {"slate_size": 4}, "abc").save(tmp_path)
     with pytest.raises(ValueError, match="was exported as 'onnx', not 'aoti'"):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import tempfile
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from rerankzoo import (
 from rerankzoo import pipeline as pipeline_module
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation import EvaluatorEnsemble, GeneratorPool, RerankingGenerationConfig
 from rerankzoo.hub.push import Push
 
 TINY: dict[str, Any] = {
@@ -54,6 +57,11 @@ def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPa
     return root
 
 
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> RerankingPipeline:
+    return RerankingPipeline.from_pretrained(folder)
+
+
 @pytest.fixture
 def requests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Raw requests as they come online, without labels."""
@@ -73,9 +81,8 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("parameters", [{}, {"num_beams": 4}, {"penalty_alpha": 0.3}, {"slate_size": 2}])
 def test_is_extraction_generation_and_decoding(
-    folder: Path, requests: list[dict[str, Any]], parameters: dict[str, Any]
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], parameters: dict[str, Any]
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     found = pipeline(requests, **parameters)
     output = pipeline.model.generate(**pipeline.extractor(requests), **parameters, return_dict_in_generate=True)
     for request, items, slate, scores in zip(
@@ -88,14 +95,12 @@ def test_is_extraction_generation_and_decoding(
         assert len(items) == min(parameters.get("slate_size", 4), len(request["item_id"]))
 
 
-def test_one_request_is_a_row_of_many(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_one_request_is_a_row_of_many(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     together = pipeline(requests)
     assert_same([pipeline(request) for request in requests], together)
 
 
-def test_takes_tables(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_takes_tables(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     expected = pipeline(requests)
     assert_same(pipeline(pd.DataFrame(requests)), expected)
     assert_same(pipeline({key: [request[key] for request in requests] for key in requests[0]}), expected)
@@ -103,16 +108,15 @@ def test_takes_tables(folder: Path, requests: list[dict[str, Any]]) -> None:
 
 
 def test_chunks_make_no_difference(
-    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     whole = pipeline(requests)
     monkeypatch.setattr(pipeline_module, "_CHUNK", 3)
     assert_same(pipeline(requests), whole)
 
 
 def test_evaluator_chooses(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder / "evaluator"))
+    pipeline = RerankingPipeline.from_pretrained(folder, evaluator=folder / "evaluator")
     chosen = pipeline(requests, num_beams=6, num_return_sequences=6)
     batch = pipeline.extractor(requests)
     slates = pipeline.model.generate(**batch, num_beams=6, num_return_sequences=6)
@@ -126,30 +130,43 @@ def test_evaluator_chooses(folder: Path, requests: list[dict[str, Any]]) -> None
 
 def test_evaluator_beside_the_model(folder: Path, requests: list[dict[str, Any]], tmp_path: Path) -> None:
     parameters = {"num_beams": 6, "num_return_sequences": 6}
-    expected = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder / "evaluator"))
-    assert RerankingPipeline.from_pretrained(str(folder)).evaluator is None
-    beside = RerankingPipeline.from_pretrained(str(folder), evaluator=True)
+    expected = RerankingPipeline.from_pretrained(folder, evaluator=folder / "evaluator")
+    assert RerankingPipeline.from_pretrained(folder).evaluator is None
+    beside = RerankingPipeline.from_pretrained(folder, evaluator=True)
     assert_same(beside(requests, **parameters), expected(requests, **parameters))
-    named = RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder))  # the generator's name will do
+    named = RerankingPipeline.from_pretrained(folder, evaluator=folder)  # the generator's name will do
     assert_same(named(requests, **parameters), expected(requests, **parameters))
     beside.save_pretrained(tmp_path / "root" / "copy")
-    nested = RerankingPipeline.from_pretrained(str(tmp_path / "root"), evaluator=True, subfolder="copy")
+    nested = RerankingPipeline.from_pretrained(tmp_path / "root", evaluator=True, subfolder="copy")
     assert_same(nested(requests, **parameters), expected(requests, **parameters))
-    elsewhere = str(folder / "evaluator")  # a subfolder is of the checkpoint alone
-    mixed = RerankingPipeline.from_pretrained(str(tmp_path / "root"), evaluator=elsewhere, subfolder="copy")
+    elsewhere = folder / "evaluator"  # a subfolder is of the checkpoint alone
+    mixed = RerankingPipeline.from_pretrained(tmp_path / "root", evaluator=elsewhere, subfolder="copy")
     assert_same(mixed(requests, **parameters), expected(requests, **parameters))
 
 
 def test_saves_the_whole(folder: Path, tmp_path: Path) -> None:
-    RerankingPipeline.from_pretrained(str(folder), evaluator=True).save_pretrained(tmp_path)
+    RerankingPipeline.from_pretrained(folder, evaluator=True).save_pretrained(tmp_path)
     model = {"config.json", "model.safetensors", "modeling_rerankzoo.py", "SHA256SUMS"}
     extractor = {"preprocessor_config.json", "vocabularies.safetensors"}
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     whole = model | extractor | {"generation_config.json", "README.md"}
     assert found == whole | {f"evaluator/{name}" for name in model | extractor}
-    (tmp_path / "README.md").write_text("by hand", encoding="utf-8")
-    RerankingPipeline.from_pretrained(str(folder)).save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "by hand"
+
+
+def test_saving_over_a_folder_leaves_nothing_of_what_was_there(
+    folder: Path, pipeline: RerankingPipeline, tmp_path: Path
+) -> None:
+    pipeline.save_pretrained(tmp_path / "fresh")
+    RerankingPipeline.from_pretrained(folder, evaluator=True).save_pretrained(tmp_path / "used")
+    own = {"README.md": "by hand", "notes.txt": "mine"}
+    earlier = ("export.json", "model.onnx", "model.onnx.data", "ensemble.json", "model-00001-of-00002.safetensors")
+    for name in (*own, *earlier, "evaluator/member-0/config.json", "member-1/config.json"):
+        (tmp_path / "used" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "used" / name).write_text(own.get(name, ""), encoding="utf-8")
+    pipeline.save_pretrained(tmp_path / "used")
+    fresh, used = ({path.relative_to(root) for path in root.rglob("*")} for root in tmp_path.iterdir())
+    assert fresh ^ used == {Path("notes.txt")}
+    assert {name: (tmp_path / "used" / name).read_text(encoding="utf-8") for name in own} == own
 
 
 def test_failed_push_keeps_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,14 +176,13 @@ def test_failed_push_keeps_the_files(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pipeline_module, "push_folder", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(HubError, match="was not pushed") as refused:
-        RerankingPipeline.from_pretrained(str(folder)).push_to_hub("org/a")
+        RerankingPipeline.from_pretrained(folder).push_to_hub("org/a")
     kept = Path(str(refused.value).split(" was ")[0])
     assert kept.parent == tmp_path
-    assert RerankingPipeline.from_pretrained(str(kept)).evaluator is None
+    assert RerankingPipeline.from_pretrained(kept).evaluator is None
 
 
-def test_several_slates_need_an_evaluator(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_several_slates_need_an_evaluator(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="needs an evaluator"):
         pipeline(requests, num_beams=3, num_return_sequences=3)
 
@@ -177,10 +193,9 @@ def shown(found: Any) -> list[list[Any]]:
 
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_constraints_name_items_by_their_ids(
-    folder: Path, requests: list[dict[str, Any]], chunk: int, monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_CHUNK", chunk)
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     last = [[request["item_id"][-1]] for request in requests]
     best = shown(pipeline(requests))
     assert [items[0] for items in shown(pipeline(requests, constraints=[Pin(last, 0)]))] == [item for (item,) in last]
@@ -204,10 +219,9 @@ def test_constraints_name_items_by_their_ids(
 
 
 def test_constraints_that_cannot_be_kept_name_the_request(
-    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_CHUNK", 3)
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     own = [[request["item_id"][0]] for request in requests]
     with pytest.raises(InfeasibleConstraintError, match=r"row 4: .*\[0\] Pin.* and .*\[2\] Exclude") as caught:
         pipeline(requests, constraints=[Pin(own, 0), AtMost(9, "brand"), Exclude([[]] * 4 + [own[4]] + [[]] * 3)])
@@ -224,15 +238,150 @@ def test_constraints_that_cannot_be_kept_name_the_request(
             pipeline(requests, constraints=nothing)  # type: ignore[arg-type]
 
 
-def test_refuses_another_extractor(folder: Path, rows: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+# --- options, casts, copies -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": torch.bfloat16},
+        {"dtype": "float16"},
+        {"attn_implementation": "eager"},
+        {"device_map": "cpu"},
+        {"device": "cpu", "local_files_only": True},
+    ],
+    ids=str,
+)
+def test_takes_the_options_of_a_model(folder: Path, requests: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(folder, evaluator=True, **options)
+    dtypes = {"float16": torch.float16, torch.bfloat16: torch.bfloat16}
+    assert (pipeline.device, pipeline.dtype) == (torch.device("cpu"), dtypes.get(options.get("dtype"), torch.float32))
+    assert pipeline.evaluator.dtype == pipeline.dtype
+    for items, request in zip(pipeline(requests, num_beams=3, num_return_sequences=3), requests, strict=True):
+        assert len(items) == min(4, len(request["item_id"])) == len({item["item_id"] for item in items})
+        assert all(type(item["score"]) is float for item in items)
+
+
+def test_refuses_unknown_options(folder: Path) -> None:
+    with pytest.raises(HubError, match="unexpected keyword argument 'datatype'"):
+        RerankingPipeline.from_pretrained(folder, datatype="float16")
+
+
+def test_moves_and_casts_model_and_evaluator(folder: Path, requests: list[dict[str, Any]]) -> None:
+    pipeline = RerankingPipeline.from_pretrained(folder, evaluator=True)
+    assert pipeline.to(torch.float16) is pipeline
+    assert pipeline.dtype == pipeline.evaluator.dtype == torch.float16
+    assert len(pipeline(requests, num_beams=2, num_return_sequences=2)) == 8
+    pipeline.model.float()
+    assert len(pipeline(requests)) == 8
+    assert pipeline.to("meta").device == pipeline.evaluator.device == torch.device("meta")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*", "ignore:.*quantization.*")
+def test_serves_a_model_whose_linear_layers_are_quantised(
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]]
+) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(pipeline.model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert [len(items) for items in RerankingPipeline(quantised, pipeline.extractor)(requests)] == [
+        4,
+        3,
+        4,
+        4,
+        2,
+        4,
+        4,
+        4,
+    ]
+
+
+def test_decodes_as_its_generation_config_says(
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    config = RerankingGenerationConfig(slate_size=2, penalty_alpha=0.3)
+    expected = pipeline(requests, slate_size=2, penalty_alpha=0.3)
+    assert_same(pipeline(requests, generation_config=config), expected)
+    assert_same(pipeline(requests, generation_config=config.parameters()), expected)
+    configured = RerankingPipeline(pipeline.model, pipeline.extractor, generation_config=config)
+    assert_same(configured(requests), expected)
+    assert_same(configured(requests, num_beams=2), pipeline(requests, slate_size=2, num_beams=2))
+    assert_same(configured(requests, generation_config=RerankingGenerationConfig()), pipeline(requests))
+    configured.save_pretrained(tmp_path)
+    assert_same(RerankingPipeline.from_pretrained(tmp_path)(requests), expected)
+    assert pipeline.model.generation_config.strategy == "greedy"
+    loaded = RerankingPipeline.from_pretrained(tmp_path, generation_config={"num_beams": 3})
+    assert_same(loaded(requests), pipeline(requests, num_beams=3))
+
+
+@pytest.mark.parametrize("config", [{"slatesize": 2}, "beam", 3], ids=str)
+def test_refuses_what_is_no_generation_config(
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], config: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"slatesize|generation_config"):
+        pipeline(requests, generation_config=config)
+    with pytest.raises(ValueError, match=r"slatesize|generation_config"):
+        RerankingPipeline(pipeline.model, pipeline.extractor, generation_config=config)
+
+
+def test_no_requests_have_no_answers(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(requests)
+    for nothing in ([], (), frame[:0], pa.Table.from_pandas(frame)[:0], Dataset.from_list(requests).select([])):
+        assert pipeline(nothing) == pipeline(nothing, on_error="report") == []
+    for other in ("", iter(requests), None):
+        with pytest.raises(RerankingDataError, match="cannot read"):
+            pipeline(other)
+
+
+def test_an_ensemble_chooses(folder: Path, pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
+    evaluators = [NAR4RecEvaluator.from_pretrained(folder / "evaluator") for _ in range(2)]
+    parameters = {"num_beams": 6, "num_return_sequences": 6}
+    expected = RerankingPipeline(pipeline.model, pipeline.extractor, evaluators[0])(requests, **parameters)
+    both = RerankingPipeline(pipeline.model, pipeline.extractor, EvaluatorEnsemble(evaluators))
+    assert_same(both(requests, **parameters), expected)
+
+
+def test_a_pool_proposes(folder: Path, requests: list[dict[str, Any]], tmp_path: Path) -> None:
+    one = RerankingPipeline.from_pretrained(folder, evaluator=True)
+    pool = GeneratorPool([one.model, copy.deepcopy(one.model)])
+    pooled = RerankingPipeline(pool, one.extractor, EvaluatorEnsemble([one.evaluator]))
+    parameters = {"num_beams": 3, "num_return_sequences": 3}
+    assert_same(pooled(requests, **parameters), one(requests, **parameters))
+    pooled.save_pretrained(tmp_path)
+    loaded = RerankingPipeline.from_pretrained(tmp_path, evaluator=True)
+    assert_same(loaded(requests, **parameters), one(requests, **parameters))
+
+
+def test_is_shown_on_a_screen(folder: Path) -> None:
+    shown = repr(RerankingPipeline.from_pretrained(folder, evaluator=True))
+    assert shown == (
+        "RerankingPipeline(NAR4RecForReranking, schema='tiny', evaluator=NAR4RecEvaluator, device='cpu', "
+        "dtype=torch.float32)"
+    )
+
+
+@pytest.mark.parametrize("send", [copy.deepcopy, lambda value: pickle.loads(ForkingPickler.dumps(value))])  # noqa: S301
+def test_goes_to_other_processes(folder: Path, requests: list[dict[str, Any]], send: Callable[[Any], Any]) -> None:
+    """By the pickler of multiprocessing; joblib's extends pickle's own in the same way."""
+    pipeline = RerankingPipeline.from_pretrained(folder, evaluator=True)
+    spoiled = spoil(requests, {2: ("item_id", [])})
+    parameters = {"num_beams": 3, "num_return_sequences": 3, "constraints": [Pin([[], [999], *[[]] * 6], 0)]}
+    answer = pipeline(spoiled, on_error="report", **parameters)
+    received = send(pipeline)(spoiled, on_error="report", **parameters)
+    assert [str(received[row]) for row in (1, 2)] == [str(answer[row]) for row in (1, 2)]
+    assert_same([received[0], *received[3:]], [answer[0], *answer[3:]])
+    for error in map(send, answer[1:3]):
+        assert (error.row, str(error)) in [(row, str(answer[row])) for row in (1, 2)]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_refuses_another_extractor(pipeline: RerankingPipeline, rows: list[dict[str, Any]]) -> None:
     other = RerankingFeatureExtractor(pipeline.extractor.schema).fit(rows[:2])
     with pytest.raises(SchemaMismatchError, match="fingerprint"):
         RerankingPipeline(pipeline.model, other)
 
 
-def test_names_the_bad_request(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_names_the_bad_request(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     price = requests[2]["price"]
     requests[2]["price"] = [price[0], float("nan"), *price[2:]]  # not in place: other tests have the same rows
     with pytest.raises(RerankingDataError, match=r"field 'price', row 2: .*nan"):
@@ -259,9 +408,8 @@ def spoil(requests: list[dict[str, Any]], changes: dict[int, tuple[str, Any]]) -
 @pytest.mark.parametrize("name", CONVERT)
 @pytest.mark.parametrize("bad", [{2}, {0, 7}, {1, 2, 3}, set(range(8)), set()])
 def test_bad_requests_do_not_cost_the_others(
-    folder: Path, requests: list[dict[str, Any]], name: str, bad: set[int]
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], name: str, bad: set[int]
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     expected = pipeline(requests)
     spoiled = CONVERT[name](spoil(requests, dict.fromkeys(bad, ("item_id", []))))
     reported = pipeline(spoiled, on_error="report")
@@ -281,9 +429,8 @@ def test_bad_requests_do_not_cost_the_others(
             pipeline(spoiled)
 
 
-def test_each_request_is_judged_alone(folder: Path, requests: list[dict[str, Any]]) -> None:
+def test_each_request_is_judged_alone(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     """A first request of a wrong type makes all others look wrong, if they are read together."""
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     expected = pipeline(requests)
     strings = [f"{item}" for item in requests[0]["item_id"]]
     lacking = {key: value for key, value in requests[3].items() if key != "price"}
@@ -297,8 +444,7 @@ def test_each_request_is_judged_alone(folder: Path, requests: list[dict[str, Any
     assert_same([found[row] for row in good], [expected[row] for row in good])
 
 
-def test_one_request_gets_its_own_error(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_one_request_gets_its_own_error(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
     [lacking] = spoil(requests[:1], {})
     lacking = {key: value for key, value in lacking.items() if key != "price"}
     error = pipeline(lacking, on_error="report")
@@ -308,8 +454,9 @@ def test_one_request_gets_its_own_error(folder: Path, requests: list[dict[str, A
     assert_same([pipeline(requests[0], on_error="report")], [pipeline(requests[0])])
 
 
-def test_skipping_is_logged(folder: Path, requests: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_skipping_is_logged(
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     pipeline(spoil(requests, {4: ("hour", "noon"), 6: ("hour", "noon")}), on_error="skip")
     assert "2 of 8 requests were skipped; the first: field 'hour', row 4" in caplog.text
 
@@ -317,10 +464,9 @@ def test_skipping_is_logged(folder: Path, requests: list[dict[str, Any]], caplog
 @pytest.mark.parametrize("chunk", [3, 256])
 @pytest.mark.parametrize("name", CONVERT)
 def test_a_request_without_a_slate_does_not_cost_the_others(
-    folder: Path, requests: list[dict[str, Any]], name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_CHUNK", chunk)
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     last = [[request["item_id"][-1]] for request in requests]
     expected = pipeline(requests, constraints=[Pin(last, 0)])
     pinned = [*last[:1], [999], *last[2:4], [999], *last[5:]]  # 1 and 4 ask for what is no candidate
@@ -341,8 +487,9 @@ def test_a_request_without_a_slate_does_not_cost_the_others(
             assert_same([outcome], [expected[row]])
 
 
-def test_tensors_of_constraints_follow_their_requests(folder: Path, requests: list[dict[str, Any]]) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
+def test_tensors_of_constraints_follow_their_requests(
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]]
+) -> None:
     widest = max(len(request["item_id"]) for request in requests)
     hidden = torch.zeros(8, widest, dtype=torch.bool)
     hidden[:, 0] = True
@@ -361,14 +508,12 @@ def test_tensors_of_constraints_follow_their_requests(folder: Path, requests: li
 
 @pytest.mark.parametrize("on_error", ["report", "skip"])
 def test_what_is_wrong_with_the_call_is_raised_in_any_case(
-    folder: Path, requests: list[dict[str, Any]], on_error: Any
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], on_error: Any
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     frame = pd.DataFrame(requests)
     calls: list[tuple[Any, dict[str, Any], str]] = [
         (frame.drop(columns="price"), {}, "'price': missing column"),
         (pa.Table.from_pandas(frame).drop_columns("price"), {}, "'price': missing column"),
-        ([], {}, "the data has no rows"),
         (3, {}, "cannot read"),
         (requests, {"slate_size": 0}, "slate_size must be"),
         (requests, {"slatesize": 2}, "slatesize"),
@@ -384,9 +529,8 @@ def test_what_is_wrong_with_the_call_is_raised_in_any_case(
 
 
 def test_the_good_path_reads_once(
-    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     calls = {"encode": 0, "generate": 0}
     encode, generate = pipeline.extractor._encode, pipeline.model.generate
 
@@ -406,9 +550,8 @@ def test_the_good_path_reads_once(
 
 
 def test_an_enormous_request_does_not_widen_the_others(
-    folder: Path, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    pipeline: RerankingPipeline, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
     expected = pipeline(requests)
     many = 2_000
     enormous = {

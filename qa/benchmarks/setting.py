@@ -75,7 +75,4 @@ def make_model(kind: type, num_items: int = NUM_ITEMS, **values: Any) -> Any:
 
 def full_batch(num_requests: int, num_candidates: int, num_items: int = NUM_ITEMS, seed: int = 0) -> dict[str, Tensor]:
     """Requests that have all of their candidates."""
-    batch = random_batch(make_extractor(num_items).schema, num_requests, num_candidates, seed=seed)
-    batch["candidate_mask"] = torch.ones_like(batch["candidate_mask"])
-    batch["candidate_value"] = torch.ones_like(batch["candidate_value"])  # the schema's target has no value column
-    return batch
+    return random_batch(make_extractor(num_items), num_requests, num_candidates, seed=seed, ragged=False)

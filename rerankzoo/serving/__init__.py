@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rerankzoo.serving.export import export_model
-from rerankzoo.serving.inputs import random_batch, random_requests
+from rerankzoo.serving.random_inputs import random_batch, random_requests
 
 __all__ = ["export_model", "random_batch", "random_requests"]

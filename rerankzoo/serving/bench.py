@@ -1,4 +1,4 @@
-"""Measuring what a model costs to serve: latency, throughput, memory, and how far it is from the hardware's floor.
+"""What a model costs to serve: latency, throughput, memory, and how far it is from the hardware's floor.
 
 B requests, N candidates, M positions, W beams.
 """
@@ -9,7 +9,7 @@ import copy
 import gc
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.backends import Backend, ExportedModel, GraphSizes
+from rerankzoo.backends import Backend, ExportedModel, Format, GraphSizes
+from rerankzoo.batch import to_device
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.export import export_model
-from rerankzoo.serving.inputs import random_batch, random_requests
-from rerankzoo.serving.measure import Call, count_flops, describe_machine, gemm_rate, in_turns
+from rerankzoo.serving.random_inputs import random_batch, random_requests
+from rerankzoo.serving.timing import Call, Times, count_flops, describe_machine, finished, gemm_rate, in_turns
 
 HISTORY_LENGTH = 20  # of the random requests, where the schema has history fields
 
@@ -55,31 +55,23 @@ class Load:
         return {"slate_size": self.slate_size, **({"num_beams": self.num_beams} if self.num_beams > 1 else {})}
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, kw_only=True)
+class Measured(Load):
     """What a load costs with a backend.
 
     Attributes:
         backend: What decoded.
-        num_candidates: N.
-        slate_size: M.
-        batch_size: B.
-        num_beams: W.
         p50_ms: Median latency of a call by the wall clock, milliseconds.
         p99_ms: Its 99th percentile.
         cpu_ms: Median CPU time of a call.
-        requests_per_second: Of one core: B over the mean CPU time.
-        peak_memory_mb: Largest resident memory of the whole process while it was measured; `None` where the system does
-            not tell.
+        requests_per_second: Of one core, or of the accelerator: B over the mean time.
+        peak_memory_mb: Largest resident memory of the whole process while it was measured, or memory taken of the
+            accelerator; `None` where the system does not tell.
         mflops: Floating-point operations of a call, in millions, counted in eager mode.
-        floor_ratio: CPU time over the time that these operations take at the rate of the machine's GEMM.
+        floor_ratio: The time over what these operations take at the rate of the device's GEMM.
     """
 
     backend: Backend
-    num_candidates: int
-    slate_size: int
-    batch_size: int
-    num_beams: int
     p50_ms: float
     p99_ms: float
     cpu_ms: float
@@ -95,6 +87,7 @@ def bench_model(
     loads: Sequence[Load],
     backends: Sequence[Backend] = ("eager",),
     seconds: float = 2.0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Measured]:
     """Measures a model on random requests.
 
@@ -105,84 +98,78 @@ def bench_model(
         backends: `"eager"`, `"onnx"`, `"aoti"`. Graphs are exported first: one per decoding for ONNX, one per load for
             AOTInductor, which compiles for a minute or so.
         seconds: Wall time of each load and backend.
+        device: Where the model runs. On an accelerator the clock on the wall counts instead of CPU time.
 
     Yields:
         One entry per load and backend, as soon as it is measured.
 
     Raises:
-        ValueError: If a load has more positions than the model; before anything is measured.
+        ValueError: If a load has more positions than the model, or a graph is asked for on an accelerator; before
+            anything is measured.
         ExportError: If the model cannot be exported.
     """
+    device = torch.device(device)
     for load in loads:
         if load.slate_size > model.config.slate_size:
             raise ValueError(f"slate_size {load.slate_size} exceeds the model's {model.config.slate_size}")
+    if device.type != "cpu" and set(backends) != {"eager"}:
+        raise ValueError(f"graphs run on the CPU: expected backend 'eager' on {device}, got {list(backends)}")
     # The counter of operations hooks into gradients, which a view of a parameter has no function for under no_grad.
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
     with tempfile.TemporaryDirectory() as folder:
-        graphs = _Graphs(model, extractor, Path(folder))
         for load in loads:
-            batch = random_batch(extractor.schema, load.batch_size, load.num_candidates, HISTORY_LENGTH)
-            batch["candidate_mask"] = torch.ones_like(batch["candidate_mask"])
-            eager = partial(model.generate, **batch, **load.decoding)
-            flops = count_flops(eager)
-            floor = flops / gemm_rate(load.batch_size * load.num_candidates, model.config.hidden_size)
+            sizes = (load.batch_size, load.num_candidates, HISTORY_LENGTH)
+            batch = to_device(random_batch(extractor, *sizes, ragged=False), device)
+            flops = count_flops(partial(model.generate, **batch, **load.decoding))
+            floor = flops / gemm_rate(load.batch_size * load.num_candidates, model.config.hidden_size, device=device)
             for backend in backends:
-                decoder: Any = model if backend == "eager" else graphs.get(backend, load)
-                decoding = load.decoding if backend == "eager" else {}
-                yield _measure(partial(decoder.generate, **batch, **decoding), backend, load, seconds, flops, floor)
+                decoder = model if backend == "eager" else _export(model, extractor, Path(folder), backend, load)
+                call = partial(decoder.generate, **batch, **(load.decoding if backend == "eager" else {}))
+                times, memory = _measure(call, seconds, device)
+                spent, milliseconds = times.on(device), 1e3 * times.wall
+                yield Measured(
+                    **asdict(load),
+                    backend=backend,
+                    p50_ms=float(np.median(milliseconds)),
+                    p99_ms=float(np.quantile(milliseconds, 0.99)),
+                    cpu_ms=float(np.median(times.cpu)) * 1e3,
+                    requests_per_second=load.batch_size / float(spent.mean()),
+                    peak_memory_mb=memory,
+                    mflops=flops / 1e6,
+                    floor_ratio=float(np.median(spent)) / floor,
+                )
 
 
-def _measure(call: Call, backend: Backend, load: Load, seconds: float, flops: int, floor: float) -> Measured:
+def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, float | None]:
+    """The times of a call, and the peak of memory meanwhile in MB, where the system tells it."""
     gc.collect()
-    told = _forget_peak_memory()
-    times = in_turns({backend: call}, seconds)[backend]
-    cpu = float(np.median(times.cpu))
-    return Measured(
-        backend=backend,
-        **asdict(load),
-        p50_ms=float(np.median(times.wall)) * 1e3,
-        p99_ms=float(np.quantile(times.wall, 0.99)) * 1e3,
-        cpu_ms=cpu * 1e3,
-        requests_per_second=load.batch_size / float(times.cpu.mean()),
-        peak_memory_mb=_peak_memory() if told else None,
-        mflops=flops / 1e6,
-        floor_ratio=cpu / floor,
-    )
-
-
-class _Graphs:
-    """Exports what is asked for, once."""
-
-    def __init__(self, model: Any, extractor: RerankingFeatureExtractor, folder: Path) -> None:
-        self.model, self.extractor, self.folder = model, extractor, folder
-
-    def get(self, backend: Backend, load: Load) -> ExportedModel:
-        """The graph of a load."""
-        if backend == "eager":
-            raise ValueError("backend 'eager' has no graph")
-        name = f"{backend}-{load.slate_size}-{load.num_beams}"
-        if backend == "aoti":
-            name += f"-{load.num_candidates}-{load.batch_size}"
-        if not (self.folder / name).is_dir():
-            config: RerankingGenerationConfig = self.model.generation_config.merged(**load.decoding)
-            history = HISTORY_LENGTH if self.extractor.schema.select("history", "categorical") else None
-            sizes = GraphSizes(load.batch_size, load.num_candidates, history) if backend == "aoti" else None
-            export_model(self.model, self.extractor, self.folder / name, backend, config, sizes)
-        return ExportedModel.from_pretrained(self.folder / name, backend)
-
-
-def _forget_peak_memory() -> bool:
-    """Starts the peak of this process's resident memory anew; False where the system cannot."""
+    module = None if device.type == "cpu" else torch.get_device_module(device)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
+        if module is None:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        else:
+            module.reset_peak_memory_stats(device)
+    except (OSError, AttributeError):  # another system than Linux; a device that does not count
+        return in_turns({"call": finished(call, device)}, seconds)["call"], None
+    times = in_turns({"call": finished(call, device)}, seconds)["call"]
+    if module is not None:
+        return times, module.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return times, next(float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
-def _peak_memory() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+def _export(
+    model: Any, extractor: RerankingFeatureExtractor, folder: Path, backend: Format, load: Load
+) -> ExportedModel:
+    """The graph of a load, exported unless it was before."""
+    graph, sizes = folder / f"{backend}-{load.slate_size}-{load.num_beams}", None
+    if backend == "aoti":
+        graph = folder / f"{graph.name}-{load.num_candidates}-{load.batch_size}"
+        history = HISTORY_LENGTH if extractor.schema.select("history", "categorical") else None
+        sizes = GraphSizes(load.batch_size, load.num_candidates, history)
+    if not graph.is_dir():
+        export_model(model, extractor, graph, backend, model.generation_config.merged(**load.decoding), sizes)
+    return ExportedModel.from_pretrained(graph, backend)
 
 
 # --- from JSON to JSON ----------------------------------------------------------------------------------------------
@@ -194,39 +181,36 @@ def end_to_end(
     """Where the time goes from the JSON of some requests to the JSON of their answers.
 
     Args:
-        pipeline: What serves.
+        pipeline: What serves, wherever it is.
         requests: Raw requests.
         seconds: Wall time of the measurement.
         **parameters: Decoding parameters.
 
     Returns:
-        Milliseconds of CPU time, medians: `"parse"` (JSON to Python), `"extract"` (features), `"decode"` (the model),
-        `"answer"` (the rest: item ids, dictionaries, JSON) and `"whole"`.
+        Milliseconds, medians: `"parse"` (JSON to Python), `"extract"` (features), `"decode"` (the model), `"answer"`
+        (the rest: item ids, dictionaries, JSON) and `"whole"`. CPU time, or on an accelerator the clock on the wall.
     """
-    text = json.dumps(list(requests))
-    inputs: dict[str, Any] = {**pipeline.extractor(requests), **parameters}
-
-    def serve() -> str:
-        return json.dumps(pipeline(json.loads(text), **parameters))
-
+    text, device = json.dumps(list(requests)), torch.device(pipeline.device)
+    inputs: dict[str, Any] = {**to_device(pipeline.extractor(requests), device), **parameters}
+    decode = partial(pipeline.model.generate, evaluator=pipeline.evaluator, **inputs)
     calls: dict[str, Call] = {
         "parse": partial(json.loads, text),
         "extract": partial(pipeline.extractor, requests),
-        "decode": partial(pipeline.model.generate, evaluator=pipeline.evaluator, **inputs),
-        "whole": serve,
+        "decode": finished(decode, device),
+        "whole": lambda: json.dumps(pipeline(json.loads(text), **parameters)),
     }
-    times = {name: float(np.median(spent.cpu)) * 1e3 for name, spent in in_turns(calls, seconds).items()}
+    times = {name: float(np.median(spent.on(device))) * 1e3 for name, spent in in_turns(calls, seconds).items()}
     whole = times.pop("whole")
     return {**times, "answer": max(0.0, whole - sum(times.values())), "whole": whole}
 
 
 def bench_pipeline(pipeline: RerankingPipeline, loads: Sequence[Load], seconds: float) -> dict[Load, dict[str, float]]:
     """`end_to_end` for random requests of some loads."""
-    found = {}
+    shares = {}
     for load in loads:
         requests = random_requests(pipeline.extractor, load.batch_size, load.num_candidates, HISTORY_LENGTH)
-        found[load] = end_to_end(pipeline, requests, seconds, **load.decoding)
-    return found
+        shares[load] = end_to_end(pipeline, requests, seconds, **load.decoding)
+    return shares
 
 
 # --- telling it -----------------------------------------------------------------------------------------------------
@@ -241,58 +225,53 @@ def loads_of(
 
 def print_measured(measured: Sequence[Measured]) -> None:
     """A table."""
-    table = Table(title="One call on random requests", title_justify="left")
-    names = (
-        "backend",
-        "n",
-        "m",
-        "batch",
-        "beams",
-        "p50 ms",
-        "p99 ms",
-        "CPU ms",
-        "requests/s",
-        "MB",
-        "MFLOP",
-        "x floor",
-    )
-    for name in names:
-        table.add_column(name, justify="left" if name == "backend" else "right")
-    for entry in measured:
-        sizes = (entry.num_candidates, entry.slate_size, entry.batch_size, entry.num_beams)
-        memory = "-" if entry.peak_memory_mb is None else f"{entry.peak_memory_mb:.0f}"
-        table.add_row(
-            entry.backend,
-            *map(str, sizes),
-            *(f"{value:.2f}" for value in (entry.p50_ms, entry.p99_ms, entry.cpu_ms)),
-            f"{entry.requests_per_second:.0f}",
-            memory,
-            f"{entry.mflops:.1f}",
-            f"{entry.floor_ratio:.1f}",
-        )
-    Console(width=120).print(table)
+    header = "n, m, batch, beams, backend, p50 ms, p99 ms, CPU ms, requests/s, MB, MFLOP, x floor"
+    formats = ("", "", "", "", "", ".2f", ".2f", ".2f", ".0f", ".0f", ".1f", ".1f")
+    lines = [
+        [
+            "-" if value is None else format(value, text)
+            for value, text in zip(asdict(entry).values(), formats, strict=True)
+        ]
+        for entry in measured
+    ]
+    _print_table("One call on random requests", header, lines)
 
 
 def print_shares(shares: Mapping[Any, Mapping[str, float]]) -> None:
     """A table of `end_to_end` by load, or by whatever the keys are."""
-    table = Table(title="From JSON to JSON, CPU time", title_justify="left")
-    for name in ("requests", "parse", "extract", "decode", "answer", "whole ms"):
-        table.add_column(name, justify="left" if name == "requests" else "right")
+    lines = []
     for key, times in shares.items():
         label = f"{key.batch_size} x {key.num_candidates}, m={key.slate_size}" if isinstance(key, Load) else str(key)
-        parts = (f"{times[name] / times['whole']:.0%}" for name in ("parse", "extract", "decode", "answer"))
-        table.add_row(label, *parts, f"{times['whole']:.2f}")
+        parts = [f"{time / times['whole']:.0%}" for name, time in times.items() if name != "whole"]
+        lines.append([label, *parts, f"{times['whole']:.2f}"])
+    _print_table("From JSON to JSON", "requests, parse, extract, decode, answer, whole ms", lines)
+
+
+def _print_table(title: str, header: str, lines: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header.split(", ")):
+        table.add_column(name, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*line)
     Console(width=120).print(table)
 
 
-def write_bench(folder: Path, measured: Sequence[Measured], shares: Mapping[Load, Mapping[str, float]]) -> None:
+def write_bench(
+    folder: Path,
+    measured: Sequence[Measured],
+    shares: Mapping[Load, Mapping[str, float]],
+    device: torch.device | str = "cpu",
+) -> None:
     """Writes `bench.json` and `bench.svg` (latency by number of requests) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    ends = [
-        {**asdict(load), **{f"{name}_ms": value for name, value in times.items()}} for load, times in shares.items()
-    ]
-    calls = [asdict(entry) for entry in measured]
-    text = json.dumps({"machine": describe_machine(), "calls": calls, "end_to_end": ends}, indent=2) + "\n"
+    figures = {
+        "machine": describe_machine(device),
+        "calls": [asdict(entry) for entry in measured],
+        "end_to_end": [
+            {**asdict(load), **{f"{name}_ms": time for name, time in times.items()}} for load, times in shares.items()
+        ],
+    }
+    text = json.dumps(figures, indent=2) + "\n"
     write_atomically(folder / "bench.json", lambda path: path.write_text(text, encoding="utf-8"))
     _plot(folder / "bench.svg", measured)
 
@@ -303,24 +282,18 @@ def _plot(path: Path, measured: Sequence[Measured]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (latency, throughput) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    key: Callable[[Measured], tuple] = lambda entry: (  # noqa: E731
-        entry.backend,
-        entry.num_candidates,
-        entry.slate_size,
-        entry.num_beams,
-    )
-    for series in dict.fromkeys(map(key, measured)):
-        entries = sorted((entry for entry in measured if key(entry) == series), key=lambda entry: entry.batch_size)
-        label = f"{series[0]}, n={series[1]} m={series[2]}" + (f" W={series[3]}" if series[3] > 1 else "")
-        sizes = [entry.batch_size for entry in entries]
-        latency.plot(sizes, [entry.p50_ms for entry in entries], marker="o", label=label)
-        throughput.plot(sizes, [entry.requests_per_second for entry in entries], marker="o")
-    latency.set(ylabel="latency p50, ms")
-    throughput.set(ylabel="requests per second and core")
-    for panel in (latency, throughput):
-        panel.set(xlabel="requests per call", xscale="log", yscale="log")
+    series: dict[str, list[Measured]] = {}
+    for entry in sorted(measured, key=lambda entry: entry.batch_size):
+        beams = f" W={entry.num_beams}" if entry.num_beams > 1 else ""
+        label = f"{entry.backend}, n={entry.num_candidates} m={entry.slate_size}{beams}"
+        series.setdefault(label, []).append(entry)
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    names = {"p50_ms": "latency p50, ms", "requests_per_second": "requests per second"}
+    for panel, (name, label) in zip(panels, names.items(), strict=True):
+        for entries in series.values():
+            panel.plot([entry.batch_size for entry in entries], [getattr(entry, name) for entry in entries], marker="o")
+        panel.set(xlabel="requests per call", ylabel=label, xscale="log", yscale="log")
         panel.grid(alpha=0.3)
-    latency.legend(frameon=False, fontsize=7)
+    panels[0].legend(series, frameon=False, fontsize=7)
     figure.savefig(path)
     pyplot.close(figure)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from rerankzoo.atomic_writing import write_folder_atomically
 from rerankzoo.backends import (
@@ -28,12 +29,13 @@ from rerankzoo.backends import (
     GraphSizes,
     decoding_parameters,
 )
+from rerankzoo.batch import entry_of
 from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.base import RerankingPreTrainedModel
-from rerankzoo.serving.inputs import random_batch
+from rerankzoo.serving.random_inputs import random_batch
 
 #: Slates (B, M), scores (B,), step scores (B, M).
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -57,8 +59,8 @@ class SlateGraph(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Slates (B, M), scores (B,) and step scores (B, M); the loop over positions is unrolled when traced."""
-        found = self.model.decode(batch, self.config)
-        return found.slates[:, 0], found.scores[:, 0], found.step_scores[:, 0]
+        decoded = self.model.decode(batch, self.config)
+        return decoded.slates[:, 0], decoded.scores[:, 0], decoded.step_scores[:, 0]
 
 
 def export_model(
@@ -99,9 +101,9 @@ def export_model(
         raise FileExistsError(f"{folder} is there already; name a new folder")
     config = _complete(generation_config or model.generation_config, model.config.slate_size)
     _check_sizes(schema, format, sizes)
-    model = copy.deepcopy(model).eval().cpu()
+    model = copy.deepcopy(model).eval().cpu().float()
     model.generation_config = config
-    batch = _traced_batch(schema, config, sizes)
+    batch = _traced_batch(extractor, config, sizes)
     try:
         model.generate(**batch)
     except ValueError as error:
@@ -115,7 +117,7 @@ def export_model(
         _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
         inputs, decoding = tuple(batch), decoding_parameters(config)
         GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
-        check_graph(ExportedModel.from_pretrained(target, format), model, schema)
+        check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
 
     write_folder_atomically(folder, write)
     return folder
@@ -141,10 +143,9 @@ def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None
         return
     if sizes is None:
         raise ExportError("format 'aoti' needs fixed sizes: batch size and number of candidates")
-    has_history = bool(schema.select("history", "categorical"))
-    if has_history != (sizes.history_length is not None):
-        what = "has history fields: history_length is needed" if has_history else "has no history fields"
-        raise ExportError(f"schema {schema.name!r} {what}, got history_length {sizes.history_length}")
+    if bool(schema.select("history", "categorical")) != (sizes.history_length is not None):
+        need = "needs none" if sizes.history_length else "needs one"
+        raise ExportError(f"history_length {sizes.history_length}: schema {schema.name!r} {need}")
     _check_compiler()
 
 
@@ -162,26 +163,26 @@ def _check_compiler() -> None:
 
 
 def _traced_batch(
-    schema: FeatureSchema, config: RerankingGenerationConfig, sizes: GraphSizes | None
+    extractor: RerankingFeatureExtractor, config: RerankingGenerationConfig, sizes: GraphSizes | None
 ) -> dict[str, Tensor]:
     if sizes is not None:
-        return random_batch(schema, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
+        return random_batch(extractor, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
     # No size of the traced batch is 1, which is never dynamic, or less than what a search can use.
-    return random_batch(schema, 3, 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1), 4)
+    return random_batch(extractor, 3, 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1), 4)
 
 
 def _trace(graph: SlateGraph, batch: dict[str, Tensor], dynamic: bool) -> ExportedProgram:
-    shapes = {key: dict.fromkeys(_axes(key), Dim.DYNAMIC) if dynamic else None for key in batch}
+    shapes = {name: dict.fromkeys(_dynamic_axes(name), Dim.DYNAMIC) if dynamic else None for name in batch}
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(graph, (batch,), dynamic_shapes=(shapes,), strict=False)
-    except torch._dynamo.exc.UserError as error:
+    except (torch._dynamo.exc.UserError, GuardOnDataDependentSymNode) as error:
         raise ExportError(f"an axis of {type(graph.model).__name__}'s graph is frozen: {error}") from error
 
 
-def _axes(key: str) -> tuple[int, ...]:
-    """The axes of an input or output that may have any size."""
-    return (0, 1) if key.startswith(("candidate_", "history_")) else (0,)
+def _dynamic_axes(name: str) -> tuple[int, ...]:
+    """The axes of an input that may have any size: requests, candidates, history."""
+    return tuple(number for number, axis in enumerate(entry_of(name).axes) if axis in "BNL")
 
 
 def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Path) -> None:
@@ -196,9 +197,10 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
     with _quiet():
         converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
-    for entry in (*converted.model.graph.inputs, *converted.model.graph.outputs):
-        frozen = [axis for axis in _axes(entry.name) if isinstance(entry.shape[axis], int)]
-        if frozen:
+    graph = converted.model.graph
+    axes = {**{entry: _dynamic_axes(entry.name) for entry in graph.inputs}, **dict.fromkeys(graph.outputs, (0,))}
+    for entry, dynamic in axes.items():
+        if frozen := [axis for axis in dynamic if isinstance(entry.shape[axis], int)]:
             raise ExportError(f"axes {frozen} of {entry.name!r} are frozen: its shape is {entry.shape}")
     converted.save(path)
 
@@ -225,8 +227,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, schema: FeatureSchema) -> None:
-    """Compares a graph with its model on random batches of other sizes (or, where they are fixed, other masks).
+def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, extractor: RerankingFeatureExtractor) -> None:
+    """Compares a graph with its model on random requests of other sizes (or, where they are fixed, other masks).
 
     Slates must be identical and scores equal up to `TOLERANCE`. A slate may differ where two choices tie, that is where
     the scores of the first choices that differ (or, of beams, of the whole slates) are equal up to `TOLERANCE`.
@@ -234,22 +236,21 @@ def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, schema
     Args:
         exported: The graph.
         model: What it was made from.
-        schema: The schema of both.
+        extractor: The feature extractor of both.
 
     Raises:
         ExportError: If they differ, or the graph cannot run at some size.
     """
     decoding = exported.metadata.decoding
-    for seed, (num_requests, num_candidates, history_length) in enumerate(_other_sizes(exported.metadata), start=1):
-        batch: dict[str, Any] = random_batch(schema, num_requests, num_candidates, history_length, seed)
+    for seed, sizes in enumerate(_other_sizes(exported.metadata), start=1):
+        batch: dict[str, Any] = random_batch(extractor, *sizes, seed=seed)
         expected = _parts(model.generate(**batch, **decoding, return_dict_in_generate=True))
-        place = f"{num_requests} requests with {num_candidates} candidates"
+        place = f"{sizes[0]} requests with {sizes[1]} candidates"
         try:
-            found = _parts(exported.generate(**batch, return_dict_in_generate=True))
+            decoded = _parts(exported.generate(**batch, return_dict_in_generate=True))
         except Exception as error:  # onnxruntime's errors have no common base
             raise ExportError(f"the graph cannot run on {place}: {error}") from error
-        differences = _differences(found, expected, beams="num_beams" in decoding)
-        if differences:
+        if differences := _differences(decoded, expected, beams="num_beams" in decoding):
             raise ExportError(f"on {place}, {differences}")
 
 
@@ -266,22 +267,21 @@ def _parts(output: Any) -> Parts:
     return output.slates, output.scores, output.step_scores
 
 
-def _differences(found: Parts, expected: Parts, beams: bool) -> str | None:
+def _differences(decoded: Parts, expected: Parts, beams: bool) -> str | None:
     """How graph and model differ; `None` if they do not."""
-    (slates, *_), (own_slates, *_) = found, expected
     scores, steps = (
         torch.isclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
-        for one, other in zip(found[1:], expected[1:], strict=True)
+        for one, other in zip(decoded[1:], expected[1:], strict=True)
     )
-    differs = slates != own_slates  # (B, M)
+    differs = decoded[0] != expected[0]  # (B, M)
     first, same = differs.int().argmax(-1, keepdim=True), ~differs.any(-1)
     tied = scores if beams else steps.gather(1, first).squeeze(1)
     wrong = ~(same | tied)
     if wrong.any():
         row = int(wrong.int().argmax())
-        both = f"{slates[row].tolist()}, the model {own_slates[row].tolist()}"
+        both = f"{decoded[0][row].tolist()}, the model {expected[0][row].tolist()}"
         return f"{int(wrong.sum())} slates differ: of request {row} the graph decodes {both}"
     if not (scores & steps.all(-1))[same].all():
-        worst = float((found[2] - expected[2]).abs()[same].max())
+        worst = float((decoded[2] - expected[2]).abs()[same].max())
         return f"the slates are the same, but the scores of their choices differ by up to {worst:.2g}"
     return None

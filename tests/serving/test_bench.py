@@ -20,7 +20,7 @@ from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.serving import random_requests
 from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
-from rerankzoo.serving.measure import count_flops, gemm_rate, in_turns
+from rerankzoo.serving.timing import count_flops, gemm_rate, in_turns
 from tests.serving.test_export import make_model as make_tiny
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -37,16 +37,6 @@ def test_counts_the_operations_of_a_product() -> None:
     left, right = torch.ones(3, 4), torch.ones(4, 5)
     assert count_flops(lambda: left @ right) == 2 * 3 * 4 * 5
     assert gemm_rate(16, 8, seconds=0.0) > 0
-
-
-def test_random_requests_are_read(extractor: RerankingFeatureExtractor) -> None:
-    requests = json.loads(json.dumps(random_requests(extractor, 3, 5, history_length=2)))
-    batch = extractor(requests)
-    assert batch["candidate_mask"].shape == (3, 5)
-    assert batch["history_mask"].shape == (3, 2)
-    item = [field.name for field in extractor.schema.select("candidate", "categorical")].index("item_id")
-    assert (batch["candidate_categorical"][..., item] >= 2).all()  # known to the vocabulary
-    assert requests != random_requests(extractor, 3, 5, history_length=2, seed=1)
 
 
 def test_measures_every_load(extractor: RerankingFeatureExtractor) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ from torch import Tensor
 from qa.scale.service import Call, serve
 from rerankzoo import RerankingPipeline
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
-from rerankzoo.batch import inputs
+from rerankzoo.batch import ENTRIES, inputs
 from rerankzoo.cli.main import main
-from rerankzoo.errors import ExportError, SchemaMismatchError
+from rerankzoo.errors import ExportError, HubError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
@@ -92,6 +95,23 @@ def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dic
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("send", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])  # noqa: S301
+def test_an_exported_pipeline_goes_to_other_processes(
+    folder: Path, requests: list[dict[str, Any]], send: Callable[[Any], Any]
+) -> None:
+    onnx = RerankingPipeline.from_pretrained(folder, backend="onnx")
+    expected = onnx(requests)
+    assert_same(send(onnx)(requests), expected)
+
+
+def test_a_graph_of_an_earlier_version_answers_the_same() -> None:
+    kept = Path(__file__).parents[1] / "checkpoints" / "613eba1"
+    requests, answers = (json.loads((kept / name).read_text()) for name in ("requests.json", "answers.json"))
+    onnx = RerankingPipeline.from_pretrained(kept / "pointwise-onnx", backend="onnx")
+    assert_same(onnx(requests), answers["pointwise"]["slates"]["greedy"])
+
+
+@pytest.mark.slow
 def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
         RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder), backend="onnx")
@@ -100,6 +120,10 @@ def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[s
     other = RerankingFeatureExtractor(RerankingFeatureExtractor.from_pretrained(folder).schema).fit(rows[:2])
     with pytest.raises(SchemaMismatchError, match="fingerprint"):
         RerankingPipeline(ExportedModel.from_pretrained(folder, "onnx"), other)
+    with pytest.raises(ValueError, match=r"stays torch\.float32 on the CPU"):
+        RerankingPipeline.from_pretrained(folder, backend="onnx", device="meta")
+    with pytest.raises(HubError, match="dtype"):
+        RerankingPipeline.from_pretrained(folder, backend="onnx", dtype="float16")
 
 
 @pytest.mark.slow
@@ -107,20 +131,21 @@ def test_every_axis_of_the_graph_is_named(folder: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     for entry in session.get_inputs():
-        dynamic = 2 if entry.name.startswith(("candidate_", "history_")) else 1
-        assert all(isinstance(size, str) for size in entry.shape[:dynamic]), entry.name
+        named = [
+            axis for axis, size in zip(ENTRIES[entry.name].axes, entry.shape, strict=True) if isinstance(size, str)
+        ]
+        assert named == [axis for axis in ENTRIES[entry.name].axes if axis in "BNL"], entry.name
     assert [entry.name for entry in session.get_outputs()] == ["slates", "scores", "step_scores"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "decoding", [{"num_beams": 5}, {"penalty_alpha": 0.4}, {"penalty_alpha": 0.4, "top_k": 2}], ids=str
-)
+@pytest.mark.parametrize("decoding", [{"num_beams": 5}, {"penalty_alpha": 0.4, "top_k": 2}], ids=str)
 def test_exports_every_strategy(
     extractor: RerankingFeatureExtractor, requests: list[dict[str, Any]], tmp_path: Path, decoding: dict[str, Any]
 ) -> None:
-    model = make_model(extractor)
+    model = make_model(extractor).bfloat16()  # graphs are of single precision
     export_model(model, extractor, tmp_path / "graph", "onnx", RerankingGenerationConfig(slate_size=3, **decoding))
+    model.float()
     pipeline = RerankingPipeline.from_pretrained(str(tmp_path / "graph"), backend="onnx")
     expected = RerankingPipeline(model, extractor)(requests, slate_size=3, **decoding)
     assert_same(pipeline(requests), expected)
@@ -150,7 +175,7 @@ def test_exports_to_aotinductor(
         ({"generation_config": {"num_beams": 3, "num_return_sequences": 2}}, "one slate per request, not 2"),
         ({"sizes": GraphSizes(1, 9, 4)}, "an ONNX graph takes any sizes"),
         ({"format": "aoti"}, "needs fixed sizes"),
-        ({"format": "aoti", "sizes": GraphSizes(1, 9)}, "history_length is needed, got history_length None"),
+        ({"format": "aoti", "sizes": GraphSizes(1, 9)}, "history_length None: schema 'tiny' needs one"),
     ],
 )
 def test_refuses_what_cannot_be_exported(
@@ -217,7 +242,8 @@ def exported(extractor: RerankingFeatureExtractor, batch: Mapping[str, Tensor], 
     config = graph.graph.config
     decoding = {"slate_size": config.slate_size, **({"num_beams": config.num_beams} if config.num_beams else {})}
     names = tuple(inputs(batch))
-    return ExportedModel(GraphMetadata("onnx", names, decoding, str(extractor.schema.fingerprint)), graph)
+    metadata = GraphMetadata("onnx", names, decoding, str(extractor.schema.fingerprint))
+    return ExportedModel(metadata, graph, graph.graph.model.config)
 
 
 @pytest.fixture(params=[{"slate_size": 3}, {"slate_size": 3, "num_beams": 2}], ids=["greedy", "beam"])
@@ -229,7 +255,7 @@ def test_check_accepts_the_model_itself(
     extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], decoding: dict[str, Any]
 ) -> None:
     model = make_model(extractor)
-    check_graph(exported(extractor, batch, Graph(model, decoding)), model, extractor.schema)
+    check_graph(exported(extractor, batch, Graph(model, decoding)), model, extractor)
 
 
 def test_check_refuses_another_model(
@@ -237,7 +263,7 @@ def test_check_refuses_another_model(
 ) -> None:
     graph = exported(extractor, batch, Graph(make_model(extractor, seed=1), decoding))
     with pytest.raises(ExportError, match=r"\d+ slates differ: of request \d+ the graph decodes \["):
-        check_graph(graph, make_model(extractor), extractor.schema)
+        check_graph(graph, make_model(extractor), extractor)
 
 
 @pytest.mark.parametrize("part", [1, 2])
@@ -248,7 +274,7 @@ def test_check_refuses_other_scores(extractor: RerankingFeatureExtractor, batch:
     model = make_model(extractor)
     graph = exported(extractor, batch, Graph(model, {"slate_size": 3}, spoil))
     with pytest.raises(ExportError, match="the slates are the same, but"):
-        check_graph(graph, model, extractor.schema)
+        check_graph(graph, model, extractor)
 
 
 def test_check_refuses_a_graph_of_one_size(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]) -> None:
@@ -258,7 +284,7 @@ def test_check_refuses_a_graph_of_one_size(extractor: RerankingFeatureExtractor,
     model = make_model(extractor)
     graph = exported(extractor, batch, Graph(model, {"slate_size": 3}, spoil))
     with pytest.raises(ExportError, match="the graph cannot run on 1 requests with 53 candidates: shape"):
-        check_graph(graph, model, extractor.schema)
+        check_graph(graph, model, extractor)
 
 
 def test_check_accepts_ties(
@@ -270,12 +296,12 @@ def test_check_accepts_ties(
         model.heads.bias.fill_(-100.0)
 
     def last_first(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        turned = {key: value.flip(1) if key.startswith("candidate_") else value for key, value in batch.items()}
+        turned = {key: value.flip(1) if "N" in ENTRIES[key].axes else value for key, value in batch.items()}
         slates, *scores = graph(turned)
         last = batch["candidate_mask"].shape[1] - 1
         return (torch.where(slates < 0, slates, last - slates), *scores)
 
     graph = Graph(model, decoding)
-    tied = ExportedModel(exported(extractor, batch, graph).metadata, last_first)
+    tied = ExportedModel(exported(extractor, batch, graph).metadata, last_first, model.config)
     assert not torch.equal(tied.generate(**batch), model.generate(**batch, **decoding))
-    check_graph(tied, model, extractor.schema)
+    check_graph(tied, model, extractor)

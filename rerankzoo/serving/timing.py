@@ -1,4 +1,4 @@
-"""Measuring: CPU time of calls taken in turns, floating-point operations, and what the machine's GEMM reaches.
+"""Timing: CPU time of calls taken in turns, floating-point operations, and what the machine's GEMM reaches.
 
 CPU time and not wall time, because other processes of the machine lengthen the latter; in turns, because they also
 slow down the former, by the caches they share, and then slow down all that is compared alike.
@@ -24,10 +24,16 @@ Call = Callable[[], Any]
 WARM_UP = 2
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads that torch uses, load, torch's version; what the system hides is left out."""
+def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, load, torch's version; what the system hides is left out.
+
+    Args:
+        device: Where models run; an accelerator is named.
+    """
+    accelerator = torch.device(device).type != "cpu"
     known = {
         "processor": _processor(),
+        "accelerator": torch.get_device_module(device).get_device_name(device) if accelerator else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -48,6 +54,10 @@ class Times(NamedTuple):
 
     cpu: np.ndarray
     wall: np.ndarray
+
+    def on(self, device: torch.device) -> np.ndarray:
+        """The time that counts: of a CPU its own, of an accelerator the wall's."""
+        return self.cpu if device.type == "cpu" else self.wall
 
 
 def in_turns(calls: Mapping[str, Call], seconds: float, fewest: int = 7) -> dict[str, Times]:
@@ -76,6 +86,20 @@ def in_turns(calls: Mapping[str, Call], seconds: float, fewest: int = 7) -> dict
     return {name: Times(*np.array(values).T) for name, values in times.items()}
 
 
+def finished(call: Call, device: torch.device) -> Call:
+    """A call that ends when the device is done: an accelerator answers before it has computed."""
+    if device.type == "cpu":
+        return call
+    module = torch.get_device_module(device)
+
+    def wait() -> Any:
+        result = call()
+        module.synchronize(device)
+        return result
+
+    return wait
+
+
 def count_flops(call: Call) -> int:
     """Floating-point operations of the matrix products and attentions of a call in eager mode."""
     with FlopCounterMode(display=False) as counter:
@@ -83,22 +107,26 @@ def count_flops(call: Call) -> int:
     return int(counter.get_total_flops())
 
 
-def gemm_call(rows: int, hidden_size: int) -> tuple[Call, int]:
-    """A matrix product as wide as a feed-forward layer, `rows` x D x 4 D, and its floating-point operations."""
+def gemm_rate(rows: int, hidden_size: int, seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
+    """Operations per second that the device's GEMM reaches with a product as wide as a feed-forward layer.
+
+    Args:
+        rows: Of the left matrix, `rows` x D; the right one is D x 4 D. Both are of single precision.
+        hidden_size: D.
+        seconds: Wall time of the measurement.
+        device: A CPU's rate is by CPU time, an accelerator's by the clock on the wall.
+    """
+    device = torch.device(device)
     random = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, hidden_size, generator=random)
-    right = torch.randn(hidden_size, 4 * hidden_size, generator=random)
-    out = torch.empty(rows, 4 * hidden_size)
-    return lambda: torch.mm(left, right, out=out), 8 * rows * hidden_size**2
-
-
-def gemm_rate(rows: int, hidden_size: int, seconds: float = 0.2) -> float:
-    """Operations per second of CPU time that the machine's single-precision GEMM reaches at this size."""
-    call, flops = gemm_call(rows, hidden_size)
+    left = torch.randn(rows, hidden_size, generator=random).to(device)
+    right = torch.randn(hidden_size, 4 * hidden_size, generator=random).to(device)
+    out = torch.empty(rows, 4 * hidden_size, device=device)
+    flops = 8 * rows * hidden_size**2
     repeats = max(1, 20_000_000 // flops)  # a single small product is too short for the clock
 
-    def many() -> None:
+    def multiply() -> None:
         for _ in range(repeats):
-            call()
+            torch.mm(left, right, out=out)
 
-    return flops * repeats / float(np.median(in_turns({"gemm": many}, seconds)["gemm"].cpu))
+    times = in_turns({"gemm": finished(multiply, device)}, seconds)["gemm"]
+    return flops * repeats / float(np.median(times.on(device)))
