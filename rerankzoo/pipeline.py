@@ -115,8 +115,9 @@ class RerankingPipeline:
             The pipeline.
 
         Raises:
-            ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator was given
-                for a graph.
+            ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator or another
+                device was given for a graph.
+            TypeError: If an option of a model was given for a graph.
             FileNotFoundError: If a graph is asked for where there is none.
             HubError: If anything is missing or cannot be reached, or an option is unknown; in one line that says what
                 to do.

@@ -115,15 +115,15 @@ class Comparisons:
         if num_beams > 1:
             naive = partial(peers.naive_beam, num_beams=num_beams)
         return {
-            "transformers": lambda: wrapper.slates(model.encode(batch, mask), mask, slate_size, num_beams),
-            "naive": lambda: naive(model, model.encode(batch, mask), mask, slate_size),
+            "transformers": lambda: wrapper.slates(model.encode(batch), mask, slate_size, num_beams),
+            "naive": lambda: naive(model, model.encode(batch), mask, slate_size),
         }
 
     def parts_of(self, batch: Batch) -> dict[str, Call]:
         """What a generation spends before its first position."""
         model, mask = self.generator, batch["candidate_mask"]
         return {
-            "encode": lambda: model.encode(batch, mask),
+            "encode": lambda: model.encode(batch),
             "fields": lambda: model.item_encoder(batch),
         }
 

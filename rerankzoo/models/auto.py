@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from typing import Any, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
@@ -81,7 +82,7 @@ def load_checkpoint(path: str | os.PathLike[str], auto: Any = AutoModel, **optio
     name = os.fspath(path)
     with one_line_errors(name, place.get("revision"), place.get("subfolder")):
         model = _load_ensemble(name, place, options) or _load_whole(name, auto, options)
-        extractor = _load_extractor(model, name, place)
+        extractor = RerankingFeatureExtractor.from_pretrained(name, **place)
     model.check_schema(extractor.schema)
     return Checkpoint(model.eval(), extractor)
 
@@ -106,17 +107,10 @@ def _load_ensemble(path: str, place: dict[str, Any], options: dict[str, Any]) ->
     if file is None:
         return None
     kinds = {kind.__name__: kind for kind in (ensembles.EvaluatorEnsemble, ensembles.GeneratorPool)}
-    kind = read_json(file).get("class")
+    kind = read_json(Path(file)).get("class")
     if kind not in kinds:
         raise HubError(f"cannot load {path}: {kind!r} is no ensemble, expected one of {sorted(kinds)}")
     return kinds[kind].from_pretrained(path, **options)
-
-
-def _load_extractor(model: Any, path: str, place: dict[str, Any]) -> RerankingFeatureExtractor:
-    """The extractor beside a model, or of an ensemble, beside its first member."""
-    if hasattr(model, "members"):
-        place = {**place, "subfolder": f"{place.get('subfolder', '')}/member-0".lstrip("/")}
-    return cast(RerankingFeatureExtractor, RerankingFeatureExtractor.from_pretrained(path, **place))
 
 
 def load_evaluator(path: str | os.PathLike[str], **options: Any) -> Checkpoint:

@@ -723,7 +723,7 @@ class GeneratorTestSuite(ModelTestSuite):
         model, config = self.make_model(extractor), RerankingGenerationConfig(slate_size=2)
         export_model(model, extractor, tmp_path / "graph", "onnx", config)
         exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
-        fresh = random_batch(extractor.schema, num_requests=5, num_candidates=23, history_length=7, seed=99)
+        fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)
         assert torch.equal(exported.generate(**fresh), model.generate(**fresh, slate_size=2))
 
     def test_predict_writes_what_generate_returns(self, data_folder: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_command_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_peers_decode_the_same_slates(num_beams: int) -> None:
     model, batch = make_model(DeGReGenerator), full_batch(3, 9)
     mask = batch["candidate_mask"]
-    encoded = model.encode(batch, mask)
+    encoded = model.encode(batch)
     wrapper = peers.TransformersGenerator(model, 9).eval()
     options = {"num_beams": num_beams} if num_beams > 1 else {}
     naive = peers.naive_beam(model, encoded, mask, 4, num_beams) if num_beams > 1 else None

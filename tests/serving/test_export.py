@@ -17,7 +17,7 @@ from rerankzoo import RerankingPipeline
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
 from rerankzoo.batch import ENTRIES, inputs
 from rerankzoo.cli.main import main
-from rerankzoo.errors import ExportError, HubError, SchemaMismatchError
+from rerankzoo.errors import ExportError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
@@ -122,7 +122,7 @@ def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[s
         RerankingPipeline(ExportedModel.from_pretrained(folder, "onnx"), other)
     with pytest.raises(ValueError, match=r"stays torch\.float32 on the CPU"):
         RerankingPipeline.from_pretrained(folder, backend="onnx", device="meta")
-    with pytest.raises(HubError, match="dtype"):
+    with pytest.raises(TypeError, match="unknown arguments: dtype"):
         RerankingPipeline.from_pretrained(folder, backend="onnx", dtype="float16")
 
 
