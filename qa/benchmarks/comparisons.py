@@ -121,7 +121,7 @@ class Comparisons:
 
     def parts_of(self, batch: Batch) -> dict[str, Call]:
         """What a generation spends before its first position."""
-        model, mask = self.generator, batch["candidate_mask"]
+        model = self.generator
         return {
             "encode": lambda: model.encode(batch),
             "fields": lambda: model.item_encoder(batch),
