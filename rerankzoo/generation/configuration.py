@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from transformers import GenerationConfig, PreTrainedConfig
 
 from rerankzoo.errors import shown
@@ -55,6 +56,10 @@ class RerankingGenerationConfig(GenerationConfig):
         for name in ("slate_size", *self.extra_parameters):
             setattr(self, name, kwargs.pop(name, None))
         super().__init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Scalars of numpy become Python's."""
+        super().__setattr__(name, value.item() if isinstance(value, np.generic) else value)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
 from rerankzoo.batch import ENTRIES, Batch, inputs
-from rerankzoo.errors import SchemaMismatchError, UnreadableFileError
+from rerankzoo.errors import SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
@@ -91,9 +91,9 @@ class SlateGenerationMixin(SchemaBound):
 
     def generate(
         self,
-        generation_config: RerankingGenerationConfig | None = None,
+        generation_config: RerankingGenerationConfig | Mapping[str, Any] | None = None,
         evaluator: Evaluator | None = None,
-        constraints: Sequence[Constraint] = (),
+        constraints: Constraint | Iterable[Constraint] = (),
         **kwargs: Any,
     ) -> Tensor | SlateGenerationOutput:
         """Decodes slates: no candidate twice, none that `candidate_mask` leaves out.
@@ -103,7 +103,7 @@ class SlateGenerationMixin(SchemaBound):
         Greedy, beam and contrastive decoding are deterministic; sampling uses torch's global random state.
 
         Args:
-            generation_config: Decoding parameters; default: the model's own.
+            generation_config: Decoding parameters, also as a dictionary; default: the model's own.
             evaluator: Chooses, by predicted utility, one of the `num_return_sequences` slates of each request.
             constraints: What slates must keep, whatever the strategy (see `rerankzoo.generation.constraints`).
             **kwargs: The batch, by its keys (labels in it are ignored), and decoding parameters that replace those of
@@ -115,12 +115,19 @@ class SlateGenerationMixin(SchemaBound):
             them, then -100.
 
         Raises:
-            ValueError: If a keyword is neither a batch key nor a decoding parameter, the parameters contradict one
-                another or the batch, the model has no such strategy, or a constraint does not fit the batch.
+            ValueError: If an argument is not what it should be, a keyword is neither a batch key nor a decoding
+                parameter, the parameters contradict one another or the batch, the model has no such strategy, or a
+                constraint does not fit the batch.
             InfeasibleConstraintError: If a request has no slate that keeps the constraints; raised before decoding.
         """
-        config = self._decoding(generation_config or self.generation_config, kwargs)
+        config = self._decoding(self._config_of(generation_config), kwargs)
         batch = {name: tensor for name, tensor in inputs(kwargs).items() if tensor is not None}
+        if wrong := [name for name, tensor in batch.items() if not isinstance(tensor, Tensor)]:
+            raise ValueError(f"generate() expected tensors, got {shown(batch[wrong[0]])} as {wrong[0]}")
+        if "candidate_mask" not in batch:
+            raise ValueError("generate() got no candidate_mask; pass the batch by its keys: generate(**batch)")
+        if evaluator is not None and not hasattr(evaluator, "score_slates"):
+            raise ValueError(f"evaluator must have score_slates(), got {shown(evaluator)}")
         with torch.inference_mode():
             rules = bind(constraints, batch, config.slate_size, self.schema)
             decoded = self.decode(batch, config, rules)
@@ -129,6 +136,18 @@ class SlateGenerationMixin(SchemaBound):
         if not config.return_dict_in_generate:
             return output["slates"].clone()
         return SlateGenerationOutput(**{name: tensor.clone() for name, tensor in output.items()})
+
+    def _config_of(self, config: Any) -> RerankingGenerationConfig:
+        """Decoding parameters, however they were handed over."""
+        if config is None or isinstance(config, self.generation_config_class):
+            return self.generation_config if config is None else config
+        if isinstance(config, RerankingGenerationConfig):
+            return self.generation_config_class(**config.parameters())
+        if isinstance(config, Mapping) and not config.keys() & ENTRIES.keys():
+            return self.generation_config_class(**config)
+        hint = "; pass the batch by its keys: generate(**batch)" if isinstance(config, Mapping) else ""
+        expected = self.generation_config_class.__name__
+        raise ValueError(f"generation_config must be a {expected} or a dictionary, got {type(config).__name__}{hint}")
 
     def _decoding(self, config: RerankingGenerationConfig, keywords: dict[str, Any]) -> RerankingGenerationConfig:
         """The decoding that a call asks for, with its slate size."""
@@ -190,7 +209,7 @@ class SlateGenerationMixin(SchemaBound):
     ) -> None:
         """Called by `from_pretrained`: loads the generation config saved beside the weights, where there is one."""
         if generation_config is not None:
-            self.generation_config = generation_config
+            self.generation_config = self._config_of(generation_config)
             return
         if pretrained_model_name_or_path is None:  # weights were given as a state dict
             return

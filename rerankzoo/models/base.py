@@ -11,9 +11,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError
@@ -64,6 +66,16 @@ _BASE_NAMES = {
 }
 
 
+def _takes_numpy(make: Callable[..., None]) -> Callable[..., None]:
+    """The `__init__` of a config, with scalars of numpy as Python's: `@strict` takes them for wrong types."""
+
+    @wraps(make)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **{k: v.item() if isinstance(v, np.generic) else v for k, v in kwargs.items()})
+
+    return __init__
+
+
 @strict
 class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     """Fields that all models have. Unknown names and wrong types are refused, unless they stand in a saved file.
@@ -106,6 +118,7 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         for base in cls.__mro__[: cls.__mro__.index(RerankingConfig) + 1]:
             for name, kind in inspect.get_annotations(base, eval_str=True).items():
                 cls.__dataclass_fields__[name].type = kind
+        cls.__init__ = _takes_numpy(cls.__init__)  # type: ignore[method-assign]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check_names(kwargs)

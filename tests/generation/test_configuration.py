@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rerankzoo.generation import RerankingGenerationConfig
@@ -23,6 +24,19 @@ from rerankzoo.generation import RerankingGenerationConfig
 )
 def test_strategy_follows_from_the_parameters(parameters: dict[str, Any], strategy: str) -> None:
     assert RerankingGenerationConfig(**parameters).strategy == strategy
+
+
+def test_scalars_of_numpy_become_numbers_of_python(tmp_path: Path) -> None:
+    config = RerankingGenerationConfig(
+        do_sample=np.True_, temperature=np.float32(0.5), top_k=np.int64(3), slate_size=np.uint8(4)
+    )
+    assert config.parameters() == {"do_sample": True, "temperature": 0.5, "top_k": 3, "slate_size": 4}
+    assert {type(value) for value in config.parameters().values()} == {bool, float, int}
+    config.top_k = np.int16(2)
+    config.save_pretrained(tmp_path)
+    assert RerankingGenerationConfig.from_pretrained(tmp_path).top_k == 2
+    with pytest.raises(ValueError, match="num_beams must be a positive integer"):
+        config.merged(num_beams=np.float64(2))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig
 
 from rerankzoo.errors import InfeasibleConstraintError, SchemaError
 from rerankzoo.features.schema import FeatureSchema
@@ -664,3 +665,52 @@ def test_no_constraints_change_nothing(model: SlateGenerationMixin, batch: dict[
         assert torch.equal(free.slates, bound.slates)
         assert torch.equal(free.scores, bound.scores)
         assert torch.equal(free.step_scores, bound.step_scores)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda batch: ((batch,), {}), r"pass the batch by its keys: generate\(\*\*batch\)"),
+        (lambda batch: ((), {}), "generate.. got no candidate_mask; pass the batch by its keys"),
+        (
+            lambda batch: ((GenerationConfig(num_beams=2),), batch),
+            "or a dictionary, got GenerationConfig",
+        ),
+        (
+            lambda batch: (("beam",), batch),
+            "generation_config must be a Reranking.*, got str",
+        ),
+        (lambda batch: (({"num_beam": 2},), batch), r"unknown decoding parameters \['num_beam'\]"),
+        (lambda batch: ((None, "folder"), batch), r"evaluator must have score_slates\(\), got 'folder'"),
+        (
+            lambda batch: ((), {**batch, "candidate_mask": batch["candidate_mask"].numpy()}),
+            "expected tensors, got arr",
+        ),
+        (lambda batch: ((), {**batch, "constraints": {"exclude": 1}}), "constraints must be a list of them"),
+    ],
+)
+def test_generate_refuses_in_a_line_what_it_cannot_take(
+    model: SlateGenerationMixin, batch: dict[str, Tensor], arguments: Callable[..., Any], message: str
+) -> None:
+    positional, keywords = arguments(batch)
+    with pytest.raises(ValueError, match=message) as caught:
+        model.generate(*positional, **keywords)
+    assert "\n" not in str(caught.value)
+
+
+def test_generate_takes_numbers_of_numpy_and_dictionaries(
+    model: SlateGenerationMixin, batch: dict[str, Tensor]
+) -> None:
+    options: dict[str, Any] = {"num_beams": np.int32(3), "slate_size": np.int64(3), "num_return_sequences": np.uint8(2)}
+    expected: Any = model.generate(**batch, num_beams=3, slate_size=3, num_return_sequences=2)
+    for slates in (
+        model.generate(**batch, **options),
+        model.generate(options, **batch),
+        model.generate(RerankingGenerationConfig(**options), **batch),
+    ):
+        assert torch.equal(expected, slates)  # type: ignore[arg-type]
+    excluded = Exclude(torch.zeros(len(expected), 1, dtype=torch.long))
+    assert torch.equal(
+        model.generate(**batch, constraints=excluded),
+        model.generate(**batch, constraints=iter([excluded])),  # type: ignore[arg-type]
+    )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -149,3 +151,11 @@ def test_score_of_a_candidate_depends_on_the_others(
 def test_config_refuses_values_out_of_range(key: str) -> None:
     with pytest.raises(StrictDataclassError, match=key):
         PRMConfig(**{**TINY, key: 0})
+
+
+def test_config_takes_numbers_of_numpy() -> None:
+    config = PRMConfig(slate_size=np.int64(3), hidden_size=np.uint16(16), hidden_dropout_prob=np.float32(0.5))
+    assert config.to_diff_dict() == PRMConfig(slate_size=3, hidden_size=16, hidden_dropout_prob=0.5).to_diff_dict()
+    assert json.loads(config.to_json_string())["slate_size"] == 3
+    with pytest.raises(StrictDataclassError, match="expected int, got float"):
+        PRMConfig(slate_size=np.float64(3))
