@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,3 +167,10 @@ def gather_candidates(values: Tensor, slates: Tensor) -> Tensor:
     rows = torch.arange(slates.shape[0], device=slates.device).view(-1, *[1] * (slates.dim() - 1))
     gathered = values[rows, slates.masked_fill(~real, 0)]
     return gathered.masked_fill(~real.view(*real.shape, *[1] * (values.dim() - 2)), 0)
+
+
+def widened(value: Any) -> Any:
+    """A half-precision tensor as float32; anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value

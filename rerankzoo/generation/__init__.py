@@ -10,11 +10,10 @@ from rerankzoo.generation.constraints.constraint import AtLeast, AtMost, Boost, 
 from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
-from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
-from rerankzoo.generation.search import Decoded
+from rerankzoo.generation.search import Decoded, greedy_search
 
 __all__ = [
     "AtLeast",

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound="RerankingGenerationConfig")
 
+#: Values by which a parameter that switches to a strategy does not.
+_OFF: dict[str, Any] = {"num_beams": 1, "do_sample": False}
 _BOOKKEEPING = ("_from_model_config", "transformers_version", "_commit_hash")
 
 
@@ -62,6 +65,7 @@ class RerankingGenerationConfig(GenerationConfig):
         super().__setattr__(name, value.item() if isinstance(value, np.generic) else value)
 
     @classmethod
+    @cache
     def names(cls) -> tuple[str, ...]:
         """All parameters. The words are transformers', so that nobody has to learn new ones."""
         common = ("num_beams", "num_return_sequences", "do_sample", "temperature", "top_k", "penalty_alpha")
@@ -95,14 +99,12 @@ class RerankingGenerationConfig(GenerationConfig):
         """
         if unknown := sorted(overrides.keys() - set(self.names())):
             raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
-        new = copy.copy(self)
-        if any(overrides.get(name) is not None for name in self.strategies):
-            for name in self.names():
-                if name not in ("slate_size", "return_dict_in_generate"):
-                    setattr(new, name, None)
-        for name, value in overrides.items():
-            if value is not None:
-                setattr(new, name, value)
+        new, changed = copy.copy(self), {name: value for name, value in overrides.items() if value is not None}
+        if not self.strategies.keys().isdisjoint(changed):
+            for name in set(self.names()) - {"slate_size", "return_dict_in_generate"}:
+                setattr(new, name, None)
+        for name, value in changed.items():
+            setattr(new, name, value)
         new.validate()
         return new
 
@@ -113,9 +115,11 @@ class RerankingGenerationConfig(GenerationConfig):
 
     def _chosen(self) -> dict[str, str]:
         """The parameters that switch to a strategy, and the strategies."""
-        off: dict[str, Any] = {"num_beams": 1, "do_sample": False}
-        values = {name: getattr(self, name) for name in self.strategies}
-        return {name: self.strategies[name] for name, value in values.items() if value not in (None, off.get(name))}
+        chosen = {}
+        for name, strategy in self.strategies.items():
+            if getattr(self, name) not in (None, _OFF.get(name)):
+                chosen[name] = strategy
+        return chosen
 
     def validate(self, strict: bool = False, **kwargs: Any) -> None:
         """Checks ranges and contradictions; see the class for what is raised."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rerankzoo.batch import PADDING, Batch
+from rerankzoo.batch import PADDING, Batch, widened
 from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows
-from rerankzoo.losses import widened
 
 INFINITE = float("inf")
 

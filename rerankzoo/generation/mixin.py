@@ -21,10 +21,9 @@ from rerankzoo.generation.constraints.binding import bind
 from rerankzoo.generation.constraints.constraint import Constraint
 from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.contrastive import contrastive_search
-from rerankzoo.generation.greedy import greedy_search
 from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
-from rerankzoo.generation.search import Decoded
+from rerankzoo.generation.search import Decoded, greedy_search
 
 
 @dataclass
@@ -129,7 +128,7 @@ class SlateGenerationMixin(SchemaBound):
         if evaluator is not None and not hasattr(evaluator, "score_slates"):
             raise ValueError(f"evaluator must have score_slates(), got {shown(evaluator)}")
         with torch.inference_mode():
-            rules = bind(constraints, batch, config.slate_size, self.schema)
+            rules = bind(constraints, batch, config.slate_size, self.schema) if constraints else None
             decoded = self.decode(batch, config, rules)
             output = _output(decoded) if evaluator is None else _best_by(evaluator, decoded, batch)
         # Copies, because what inference mode makes cannot take part in training: slates as indexes of a loss, say.
@@ -157,7 +156,7 @@ class SlateGenerationMixin(SchemaBound):
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(names)}")
         if config.slate_size is None and parameters.get("slate_size") is None:
             parameters["slate_size"] = self.config.slate_size
-        config = config.merged(**parameters) if parameters else config
+        config = config.merged(**parameters)
         if config.strategy not in self.strategies:
             raise ValueError(f"{type(self).__name__} decodes by {list(self.strategies)}, got {config.strategy!r}")
         return config
@@ -240,13 +239,13 @@ def decode(
     rules: SlateRules | None = None,
 ) -> Decoded:
     """Runs the decoding routine that the parameters ask for, with any scorer."""
-    sequences = config.num_return_sequences or 1
-    if config.strategy == "sample":
+    sequences, strategy = config.num_return_sequences or 1, config.strategy
+    if strategy == "sample":
         temperature = 1.0 if config.temperature is None else config.temperature
         return sample_slates(scorer, batch, slate_size, sequences, temperature, config.top_k, rules)
-    if config.strategy == "contrastive":
+    if strategy == "contrastive":
         return contrastive_search(scorer, batch, slate_size, float(config.penalty_alpha), config.top_k, rules)
-    if config.strategy == "beam":
+    if strategy == "beam":
         return beam_search(scorer, batch, slate_size, config.num_beams, sequences, rules=rules)
     return greedy_search(scorer, batch, slate_size, rules)
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rerankzoo.batch import Batch
-from rerankzoo.losses import widened
+from rerankzoo.batch import Batch, widened
 
 Cache = dict[str, Any]
 
@@ -103,14 +102,13 @@ class Scorer(ABC):
         Returns:
             The state with R' rows.
         """
+        request, available, prefix = state.request, state.available, state.prefix
+        if parent is not None:
+            request, available, prefix = (rows.index_select(0, parent) for rows in (request, available, prefix))
         chosen = index.unsqueeze(-1)
-        candidate = torch.arange(state.available.shape[1], device=index.device)
-        available = take_rows(state.available, parent) & (chosen != candidate)
-        prefix = torch.cat([take_rows(state.prefix, parent), chosen], dim=-1)
-        kept = self.select(cache, parent, index)
-        return ScorerState(
-            take_rows(state.request, parent), available, prefix, state.memory, kept, state.single and parent is None
-        )
+        available = available & (chosen != torch.arange(available.shape[1], device=index.device))
+        prefix, single = torch.cat([prefix, chosen], dim=-1), state.single and parent is None
+        return ScorerState(request, available, prefix, state.memory, self.select(cache, parent, index), single)
 
     def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
         """The new rows' cache from the one that `step` has returned; arguments as of `extend`."""

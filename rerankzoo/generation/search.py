@@ -1,4 +1,4 @@
-"""What all decoding routines share: the running score of a prefix and the result."""
+"""Greedy decoding, and what all decoding routines share: the running score of a prefix and the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from rerankzoo.batch import PADDING, Batch
 from rerankzoo.generation.constraints.progress import Progress
 from rerankzoo.generation.constraints.rules import SlateRules
-from rerankzoo.generation.scorer import Cache, Scorer, ScorerState, take_rows
+from rerankzoo.generation.scorer import Cache, Scorer, ScorerState
 
 
 @dataclass
@@ -77,16 +77,18 @@ class Rows:
             parent: (R',) or `None`.
             index: (R',).
         """
-        step = take_rows(scores, parent).gather(1, index.unsqueeze(-1)).squeeze(-1)
-        previous, finished = take_rows(self.total, parent), self.finished
+        previous, steps, finished = self.total, self.steps, self.finished
+        if parent is not None:
+            scores, previous, steps = (tensor.index_select(0, parent) for tensor in (scores, previous, steps))
+            finished = None if finished is None else finished[parent]
+        step = scores.gather(1, index.unsqueeze(-1)).squeeze(-1)
         total = previous + step if self.scorer.kind == "log_prob" else step
         if finished is not None:
-            finished = take_rows(finished, parent)
             step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
             total = torch.where(finished, previous, total)
         state = self.scorer.extend(self.state, cache, parent, index)
         progress = None if self.progress is None else self.progress.extend(parent, index)
-        steps = torch.cat([take_rows(self.steps, parent), step.unsqueeze(-1)], dim=-1)
+        steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
         return Rows(self.scorer, state, total, steps, progress, self.may_finish)
 
     def decoded(self, num_requests: int) -> Decoded:
@@ -106,3 +108,22 @@ def may_run_out(available: Tensor, slate_size: int) -> bool:
     if torch.compiler.is_compiling() or slate_size > available.shape[1]:
         return True
     return bool((available.sum(-1) < slate_size).any())
+
+
+def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Decoded:
+    """Takes the best-scored candidate at every position.
+
+    Args:
+        scorer: Scores the continuations of a prefix.
+        batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
+        slate_size: M.
+        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
+
+    Returns:
+        One slate per request.
+    """
+    rows = Rows.start(scorer, batch, slate_size, rules)
+    for _ in range(slate_size):
+        scores, cache = scorer.step(rows.state)
+        rows = rows.extend(scores, cache, None, rows.preferences(scores).argmax(-1))
+    return rows.decoded(rows.total.shape[0])

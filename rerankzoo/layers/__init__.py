@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from rerankzoo.layers.embedding import FEATURES, FeatureEmbedding, FieldEmbedding, PackedEmbedding
 from rerankzoo.layers.feedback import FeedbackHead
-from rerankzoo.layers.field_attention import InterFieldAttention
-from rerankzoo.layers.normalization import GatedFieldNorm
+from rerankzoo.layers.fields import GatedFieldNorm, InterFieldAttention
 from rerankzoo.layers.pointer import PointerHead
-from rerankzoo.layers.token_block import TokenBlock, linear_function, norm_function
 from rerankzoo.layers.transformer import (
     MultiHeadAttention,
+    TokenBlock,
     TransformerBlock,
     additive_mask,
     attend,
     causal_mask,
     key_mask,
+    linear_function,
+    norm_function,
 )
 
 __all__ = [

@@ -191,19 +191,21 @@ class FieldEmbedding(nn.Module):
         self.field_size = field_size
         self.embedding = PackedEmbedding(num_embeddings, owners, embedding_size)
         self.projections = nn.ModuleDict()
+        self._runs: dict[str, list[tuple[int, int]]] = {}  # of each group, width and number of like fields side by side
         for group, blocks in owners.items():
             sizes = [*[embedding_size] * len(blocks), *numeric_sizes.get(group, ())]
             self.projections[group] = nn.ModuleList(nn.Linear(size, field_size) for size in sizes)
+            self._runs[group] = [(size, len(list(run))) for size, run in groupby(sizes)]
 
     @property
     def num_candidate_fields(self) -> int:
         """Fields of a candidate."""
-        return len(self._maps("candidate"))
+        return len(cast(nn.ModuleList, self.projections["candidate"]))
 
     @property
     def num_request_fields(self) -> int:
         """Fields that all candidates of a request share: the request's and the history's."""
-        return len(self._maps("request")) + len(self._maps("history"))
+        return sum(len(cast(nn.ModuleList, self.projections[group])) for group in ("request", "history"))
 
     def forward(
         self,
@@ -223,14 +225,11 @@ class FieldEmbedding(nn.Module):
         embedded = self.embedding(candidate_categorical, "candidate")
         candidates = self._embed("candidate", embedded, candidate_numeric)
         shared = [candidates.new_empty(candidates.shape[0], 0, self.field_size)]
-        if self._maps("request"):
+        if self._runs["request"]:
             shared.append(self._embed("request", self.embedding(request_categorical, "request"), request_numeric))
-        if self._maps("history"):
+        if self._runs["history"]:
             shared.append(self._embed("history", mean_history(self.embedding, history_categorical, history_mask)))
         return candidates, torch.cat(shared, dim=1)
-
-    def _maps(self, group: str) -> list[nn.Linear]:
-        return cast(list[nn.Linear], list(cast(nn.ModuleList, self.projections[group])))
 
     def _embed(self, group: str, embedded: Tensor, numeric: Tensor | None = None) -> Tensor:
         """(..., F, D) from the embeddings (..., F', E) of a group's categorical fields and its numeric columns."""
@@ -238,12 +237,15 @@ class FieldEmbedding(nn.Module):
         joined = embedded.flatten(-2)
         if numeric is not None:
             joined = torch.cat([joined, bounded(numeric, embedded.dtype)], dim=-1)
-        runs = [list(run) for _, run in groupby(self._maps(group), key=lambda linear: linear.in_features)]
-        parts = joined.split([sum(linear.in_features for linear in run) for run in runs], dim=-1)
-        return torch.cat([_map_each(part, run) for part, run in zip(parts, runs, strict=True)], dim=-2)
+        maps, runs, first = cast(nn.ModuleList, self.projections[group]), self._runs[group], 0
+        mapped = []
+        for part, (_, number) in zip(joined.split([size * number for size, number in runs], dim=-1), runs, strict=True):
+            mapped.append(_map_each(part, maps[first : first + number]))
+            first += number
+        return torch.cat(mapped, dim=-2)
 
 
-def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
+def _map_each(columns: Tensor, maps: nn.ModuleList) -> Tensor:
     """What F linear maps of K numbers each make of the columns (..., F * K): (..., F, D), in one call for all.
 
     Maps that are more than a plain `nn.Linear` (quantised, adapted) are called one by one.

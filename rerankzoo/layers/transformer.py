@@ -1,19 +1,27 @@
 """Attention and Transformer blocks, pre-norm, with padding masks. Plain modules: flat arguments, no config.
 
-B batch, Q queries, K keys, D hidden, H heads.
+B batch, R rows being decoded, Q queries, K keys, D hidden, H heads.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    implementation: str = "sdpa",
 ) -> Tensor:
     """Scaled dot-product attention.
 
@@ -23,8 +31,8 @@ def attend(
         value: (B, H, K, D/H).
         mask: Broadcastable to (B, H, Q, K): boolean, True where a key may be attended to, or numbers that are added to
             the logits (see `additive_mask`). Every query needs at least one key.
-        implementation: `"sdpa"` (torch's fused kernels) or `"eager"` (spelled out, for inspection and parity tests).
         dropout: Probability of dropping an attention weight.
+        implementation: `"sdpa"` (torch's fused kernels) or `"eager"` (spelled out, for inspection and parity tests).
 
     Returns:
         (B, H, Q, D/H).
@@ -137,11 +145,11 @@ class MultiHeadAttention(nn.Module):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, mask, implementation, dropout)
+        mixed = attend(query, key, value, mask, dropout, implementation)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(GradientCheckpointingLayer):
     """A pre-norm Transformer block: self-attention, optionally cross-attention, feed-forward; each with a residual.
 
     Args:
@@ -272,3 +280,98 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     """An attention mask (1, 1, M, M), True where a position may look: at itself and at those before it."""
     position = torch.arange(length, device=device)
     return (position[:, None] >= position)[None, None]
+
+
+class TokenBlock:
+    """A block made ready to take sequences on by one token each, many times.
+
+    The same numbers as the block's `forward` with a causal mask on each sequence extended by its token. For a single
+    request the time goes into calls, not arithmetic: tokens are rows of a matrix here, and weights are looked up once.
+    Submodules that are more than a plain `nn.Linear` or `nn.LayerNorm` (adapters, hooks) are called as they are.
+    Without dropout: this is for decoding.
+
+    Args:
+        block: The block; a change of its weights' values shows here, new tensors in their place do not.
+        implementation: See `attend`.
+    """
+
+    def __init__(self, block: TransformerBlock, implementation: str = "sdpa") -> None:
+        self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
+        self._attention_norm = norm_function(block.attention_norm)
+        self._query_key_value = linear_function(block.attention.query_key_value)
+        self._attention_output = linear_function(block.attention.output)
+        if block.has_cross_attention:
+            self._cross_norm = norm_function(block.cross_attention_norm)
+            self._cross_query = linear_function(block.cross_attention.query)
+            self._cross_output = linear_function(block.cross_attention.output)
+        self._feed_forward_norm = norm_function(block.feed_forward_norm)
+        first, activation, last = block.feed_forward
+        self._widen, self._narrow = linear_function(first), linear_function(last)
+        self._activation = activation if activation._forward_hooks else activation.forward
+        self._attend = (
+            F.scaled_dot_product_attention
+            if implementation == "sdpa"
+            else partial(attend, implementation=implementation)
+        )
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        past: Tensor | None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the block.
+
+        Args:
+            hidden: (R, D), the next token of each of R sequences.
+            past: (R, 2 * H, t, D/H), keys and values of the tokens before it; `None` for the first token.
+            memory: The keys and the values (B, H, K, D/H) of a second sequence, where the block has cross-attention; R
+                is a multiple of B, and the R / B rows of a request are neighbours: they share them without a copy.
+            memory_mask: See `attend`.
+
+        Returns:
+            (R, D), and the keys and values (R, 2 * H, t + 1, D/H) with the token's own.
+        """
+        mixed, key_value = self._attend_to_past(self._query_key_value(self._attention_norm(hidden)), past)
+        hidden = hidden + self._attention_output(mixed)
+        if memory is not None:
+            mixed = self._attend_to_memory(self._cross_query(self._cross_norm(hidden)), memory, memory_mask)
+            hidden = hidden + self._cross_output(mixed)
+        wide = self._activation(self._widen(self._feed_forward_norm(hidden)))
+        return hidden + self._narrow(wide), key_value
+
+    def _attend_to_past(self, projected: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the tokens read (R, D), and the keys and values with their own."""
+        heads = self.num_attention_heads
+        split = projected.view(-1, 3 * heads, 1, self.head_size)
+        fresh = split[:, heads:]
+        if past is None:  # the first token sees itself alone
+            return projected[:, 2 * heads * self.head_size :], fresh
+        key_value = torch.cat([past, fresh], dim=2)
+        key, value = key_value.chunk(2, dim=1)
+        mixed = self._attend(split[:, :heads], key, value)
+        return mixed.reshape(-1, heads * self.head_size), key_value
+
+    def _attend_to_memory(self, query: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """What the rows (R, D) of each request read from its memory: (R, D)."""
+        key, value = memory
+        split = query.view(key.shape[0], -1, self.num_attention_heads, self.head_size).transpose(1, 2)
+        return self._attend(split, key, value, mask).transpose(1, 2).reshape(query.shape)
+
+
+def linear_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a linear layer does to a matrix (R, K): one call of torch where it is plain, the module itself elsewhere."""
+    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return module
+    if module.bias is None:
+        return partial(torch.matmul, other=module.weight.t())
+    return partial(torch.addmm, module.bias, mat2=module.weight.t())
+
+
+def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a norm does: one call of torch where it is a plain `nn.LayerNorm`, the module itself elsewhere."""
+    if type(module) is not nn.LayerNorm or module._forward_hooks or module._forward_pre_hooks:
+        return module
+    shape, weight, bias = list(module.normalized_shape), module.weight, module.bias
+    return partial(torch.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=module.eps)

@@ -7,7 +7,7 @@ stays part of the graph, so that distributed training does not wait for paramete
 
 from __future__ import annotations
 
-from rerankzoo.losses._precision import in_single_precision, widened
+from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
 from rerankzoo.losses.feedback import feedback_loss
@@ -32,5 +32,4 @@ __all__ = [
     "slate_mean",
     "soft_label_loss",
     "unlikelihood_loss",
-    "widened",
 ]

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from rerankzoo.batch import widened
+
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
@@ -35,10 +37,3 @@ def in_single_precision(loss: Loss) -> Loss:
             return loss(*args, **kwargs)
 
     return cast(Loss, computed)
-
-
-def widened(value: Any) -> Any:
-    """A half-precision tensor as float32; anything else as it is."""
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value

@@ -32,7 +32,7 @@ def test_attention_is_a_masked_average(implementation: str, kind: str) -> None:
     query, key, value = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
     real = torch.tensor([[True, True, False, True, False], [True] * 5])
     mask = key_mask(real) if kind == "padding" else causal_mask(5, query.device)
-    found = attend(query, key, value, mask, implementation)
+    found = attend(query, key, value, mask, implementation=implementation)
     torch.testing.assert_close(found, naive_attention(query, key, value, mask))
 
 
@@ -41,7 +41,7 @@ def test_attention_without_a_mask(implementation: str) -> None:
     query, key, value = random(2, 3, 2, 4), random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
     every = torch.ones(1, 1, 1, 5, dtype=torch.bool)
     torch.testing.assert_close(
-        attend(query, key, value, None, implementation), naive_attention(query, key, value, every)
+        attend(query, key, value, None, implementation=implementation), naive_attention(query, key, value, every)
     )
 
 
@@ -49,14 +49,14 @@ def test_attention_without_a_mask(implementation: str) -> None:
 def test_attention_drops_weights(implementation: str) -> None:
     query, value = torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 4000, 4)
     torch.manual_seed(0)
-    found = attend(query, torch.zeros(1, 1, 4000, 4), value, None, implementation, dropout=0.5)
+    found = attend(query, torch.zeros(1, 1, 4000, 4), value, dropout=0.5, implementation=implementation)
     assert found.mean().item() == pytest.approx(1.0, abs=0.1)  # rescaled
     assert not torch.equal(found, torch.ones_like(found))
 
 
 def test_attention_refuses_other_implementations() -> None:
     with pytest.raises(ValueError, match="'flash' is not one of"):
-        attend(random(1, 1, 1, 4), random(1, 1, 1, 4), random(1, 1, 1, 4), None, "flash")
+        attend(random(1, 1, 1, 4), random(1, 1, 1, 4), random(1, 1, 1, 4), implementation="flash")
 
 
 def test_heads_must_divide_the_hidden_size() -> None:
@@ -166,8 +166,10 @@ def test_step_is_forward_on_every_extended_sequence(cross: bool, past: int) -> N
 def test_additive_masks_are_boolean_ones(implementation: str) -> None:
     query, key, value = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
     mask = key_mask(torch.tensor([[True, True, False, True, False], [True] * 5]))
-    expected = attend(query, key, value, mask, implementation)
-    torch.testing.assert_close(attend(query, key, value, additive_mask(mask, query.dtype), implementation), expected)
+    expected = attend(query, key, value, mask, implementation=implementation)
+    torch.testing.assert_close(
+        attend(query, key, value, additive_mask(mask, query.dtype), implementation=implementation), expected
+    )
 
 
 def test_rows_share_a_memory() -> None:

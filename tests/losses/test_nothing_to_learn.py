@@ -154,5 +154,5 @@ def test_every_loss_is_tested_here() -> None:
     source = inspect.getsource(inspect.getmodule(test_every_loss_is_tested_here))  # type: ignore[arg-type]
     cases = source[source.index("NOTHING: dict") : source.index("def test_autocast")]
     for name in losses.__all__:
-        helpers = {"in_single_precision", "log_probabilities", "position_log_likelihood", "likelihood_loss", "widened"}
+        helpers = {"in_single_precision", "log_probabilities", "position_log_likelihood", "likelihood_loss"}
         assert name in helpers or f"{name}(" in cases, name

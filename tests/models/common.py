@@ -10,6 +10,8 @@ another wording. `test_auto.py` holds that every registered model has such a cla
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import fields
 from itertools import permutations
 from pathlib import Path
@@ -30,7 +32,8 @@ from rerankzoo.batch import gather_candidates, inputs
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.generation import RerankingGenerationConfig, beam_search
+from rerankzoo.generation import RerankingGenerationConfig, Scorer, beam_search
+from rerankzoo.generation.scorer import remaining_log_probs
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
 from rerankzoo.serving import export_model, random_batch
@@ -227,6 +230,28 @@ class WeighedItems:
         return (gather_candidates(batch["candidate_numeric"][..., 0], slates) * weights).sum(-1)
 
 
+class PolicyOf(Scorer):
+    """What sampling at temperature 1 draws from, spelled out: the softmax of any scorer's scores."""
+
+    kind = "log_prob"
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError  # start is the other scorer's
+
+    def start(self, batch: Batch) -> Any:
+        return self.scorer.start(batch)
+
+    def step(self, state: Any) -> Any:
+        scores, cache = self.scorer.step(state)
+        return remaining_log_probs(scores, state.available), cache
+
+    def extend(self, state: Any, cache: Any, parent: Any, index: Tensor) -> Any:
+        return self.scorer.extend(state, cache, parent, index)
+
+
 class ValidationLosses(L.Callback):
     """The loss on the validation split, before training and after every epoch."""
 
@@ -349,6 +374,60 @@ class ModelTestSuite:
         other = RerankingFeatureExtractor(extractor.schema).fit(make_rows(seed=7))
         with pytest.raises(SchemaMismatchError, match="fingerprint"):
             model.check_schema(other.schema)
+
+    def test_travels_in_a_pickle_and_as_a_deep_copy(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor)
+        with torch.no_grad():
+            expected = pytree.tree_leaves(model(**batch))
+            for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):  # noqa: S301  (our own bytes)
+                assert all(torch.equal(a, b) for a, b in zip(pytree.tree_leaves(other(**batch)), expected, strict=True))
+        assert model.get_input_embeddings() is copy.copy(model).get_input_embeddings()
+        assert model.get_input_embeddings().num_embeddings == sum(
+            field.num_embeddings or 0 for field in extractor.schema.fields if field.shares is None
+        )
+
+    # other precisions
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_computes_in_half_precision(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, tmp_path: Path, dtype: torch.dtype
+    ) -> None:
+        model = self.make_model(extractor)
+        model.save_pretrained(tmp_path)
+        half = self.model_class.from_pretrained(tmp_path, dtype=dtype)
+        assert half.dtype == dtype
+        assert torch.equal(copy.deepcopy(model).to(dtype)(**mined_batch).loss, half(**mined_batch).loss)
+        with torch.no_grad():
+            expected, output = model(**mined_batch), half(**mined_batch)
+        assert output.loss.dtype == torch.float32
+        torch.testing.assert_close(output.loss, expected.loss, rtol=0.1, atol=0.1)
+        # What is compared with what it would be worth: the same up to the precision of the products.
+        for name, value in real_entries(output, mined_batch).items():
+            exact = real_entries(expected, mined_batch)[name]
+            usual = exact > -1e30
+            torch.testing.assert_close(value.float()[usual], exact[usual], rtol=0.1, atol=0.15)
+
+    def test_computes_with_quantised_linear_layers(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
+    ) -> None:
+        model = self.make_model(extractor)
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
+        assert any("quantized" in type(part).__module__ for part in quantised.modules())
+        with torch.no_grad():
+            expected, output = model(**mined_batch), quantised(**mined_batch)
+        torch.testing.assert_close(output.loss, expected.loss, rtol=0.1, atol=0.1)
+
+    def test_gradient_checkpointing_changes_nothing(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
+    ) -> None:
+        gradients = []
+        for checkpointing in (False, self.model_class.supports_gradient_checkpointing):
+            model = self.make_model(extractor).train()
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(**mined_batch).loss.backward()
+            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        assert_close(gradients[1], gradients[0])
 
     # invariance
 
@@ -629,6 +708,64 @@ class GeneratorTestSuite(ModelTestSuite):
             scores, steps = play(model.scorer(), batch, found.slates.unsqueeze(1))
         torch.testing.assert_close(found.scores, scores[:, 0])
         torch.testing.assert_close(found.step_scores, steps[:, 0])
+
+    @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if "top_k" not in STRATEGIES[name]])
+    def test_log_likelihood_is_what_it_decodes_by(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+    ) -> None:
+        model = self.make_model(extractor)
+        found = model.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
+        likelihood = model.log_likelihood(found.slates.unsqueeze(1), **batch)
+        if model.scorer().kind == "log_prob":
+            torch.testing.assert_close(likelihood[:, 0], found.step_scores)
+        every = torch.arange(7).view(1, 7, 1).expand(8, -1, -1)
+        torch.testing.assert_close(model.log_likelihood(every, **batch).exp().sum((1, 2)), torch.ones(8))
+        shown = found.slates >= 0
+        with torch.no_grad():
+            sampled, _ = play(PolicyOf(model.scorer()), batch, found.slates.unsqueeze(1))
+        torch.testing.assert_close(likelihood[:, 0].sum(-1), sampled[:, 0])
+        assert torch.isfinite(likelihood[:, 0][shown]).all()
+
+    def test_log_likelihood_has_gradients(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        likelihood = model.log_likelihood(mined_batch["slates"], **mined_batch)
+        assert likelihood.shape == mined_batch["slates"].shape
+        assert (likelihood[mined_batch["slates"] < 0] == 0).all()
+        likelihood.sum().backward()
+        assert_finite(likelihood.sum(), model)
+        assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_decodes_in_half_precision_what_it_decodes_in_single(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, dtype: torch.dtype
+    ) -> None:
+        model = self.make_model(extractor)
+        half = copy.deepcopy(model).to(dtype)
+        for strategy in STRATEGIES:
+            found = half.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
+            assert_valid_slates(found.slates, batch["candidate_mask"])
+            assert found.scores.dtype == torch.float32
+        greedy, expected = half.generate(**batch), model.generate(**batch)
+        with torch.no_grad():
+            (_, steps), (_, best) = (play(model.scorer(), batch, s.unsqueeze(1)) for s in (greedy, expected))
+        first = (greedy != expected).int().argmax(-1, keepdim=True)
+        # Where the choices part, single precision sees hardly a difference.
+        torch.testing.assert_close(steps[:, 0].gather(1, first), best[:, 0].gather(1, first), rtol=0.02, atol=0.05)
+
+    def test_decodes_with_quantised_linear_layers(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor)
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
+        for strategy in STRATEGIES:
+            assert_valid_slates(quantised.generate(**batch, **STRATEGIES[strategy]), batch["candidate_mask"])
+
+    def test_refuses_a_strategy_that_it_does_not_declare(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = self.make_model(extractor)
+        monkeypatch.setattr(type(model), "strategies", ("greedy",))
+        assert torch.equal(model.generate(**batch, num_beams=1), model.generate(**batch))
+        with pytest.raises(ValueError, match=r"decodes by \['greedy'\], got 'beam'"):
+            model.generate(**batch, num_beams=2)
 
     def test_what_it_generates_can_take_part_in_training(
         self, extractor: RerankingFeatureExtractor, batch: Batch

@@ -28,7 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rerankzoo.batch import PADDING, Batch, gather_candidates
+from rerankzoo.batch import PADDING, Batch, gather_candidates, widened
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.utility import position_utility, slate_utility
 from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
@@ -52,7 +52,6 @@ from rerankzoo.losses import (
     log_probabilities,
     slate_mean,
     soft_label_loss,
-    widened,
 )
 from rerankzoo.models.base import (
     EvaluatorOutput,

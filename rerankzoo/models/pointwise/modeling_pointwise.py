@@ -24,6 +24,7 @@ class PointwiseForReranking(ScoreAndSortModel):
 
     config: PointwiseConfig
     config_class = PointwiseConfig
+    supports_gradient_checkpointing = False  # it has no blocks
 
     def __init__(self, config: PointwiseConfig) -> None:
         super().__init__(config)
