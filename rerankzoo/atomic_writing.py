@@ -1,19 +1,18 @@
 """Writing files and folders so that they appear whole or not at all, whatever happens meanwhile.
 
-What is written goes to a hidden temporary name beside its target, reaches the disk, and takes the target's place in one
-step. A process that is killed leaves at most its temporary names behind; the next one that writes the same target
-removes them.
+What is written goes into a hidden temporary folder beside its target, reaches the disk, and then takes the target's
+place. A symbolic link is written through. A process that is killed leaves at most its temporary folder behind, and the
+next one that writes the same target removes it: a folder in use is locked, and locks end with their processes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,64 +21,64 @@ from typing import Any
 
 from rerankzoo.errors import OutputError, UnreadableFileError
 
-#: What a folder says of its large files.
+#: What a checkpoint says of its weights.
 CHECKSUMS_FILE = "SHA256SUMS"
-_BLOCK = 1 << 20
-#: A temporary name of another machine, whose processes we do not see, is a leftover after so many seconds.
+#: Within a temporary folder: the folder whose place is being taken.
+_REPLACED = ".replaced"
+#: Where the file system has no locks, a temporary folder is a leftover after so many seconds.
 _LEFTOVER_AGE = 24 * 3600.0
-#: `renameat2`: both names exist before and after, and never neither.
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+#: What a disk answers that takes nothing more.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+#: Of torch's writer, which does not tell the system's answer.
+_TORCH_WRITER = re.compile(r"inline_container\.cc.*unexpected pos|iostream error|PytorchStreamWriter failed")
 
 
 def write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name in the target's folder, then moves the file into place.
+    """Calls `write` with a temporary path, then moves the file into place.
 
     Args:
         target: The file; its folder exists.
-        write: Writes a file of the name it is given.
+        write: Writes a file of the path it is given, which has the target's name.
 
     Raises:
         OutputError: If the file cannot be written (a full disk, a read-only folder); the target is as it was.
     """
-    with _naming(target):
-        remove_leftovers(target)
-        temporary = temporary_name(target)
-        try:
-            write(temporary)
-            _sync(temporary)
-            os.replace(temporary, target)
-            _sync(target.parent)
-        finally:
-            _remove(temporary)
+    target = Path(os.path.realpath(target))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+    with temporary_folder(target) as work:
+        fresh = work / target.name
+        write(fresh)
+        _finish(fresh, work)
+        os.replace(fresh, target)
+        _sync(target.parent)
 
 
 def write_folder_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary folder beside the target, which then takes the target's place.
-
-    The files get the permissions of any new file: safetensors makes its own readable to their owner only.
+    """Calls `write` with a temporary folder, which then takes the target's place.
 
     Args:
         target: The folder, which is replaced as a whole; the folders above it are made if they are missing.
-        write: Writes what belongs into the folder that it is given.
+        write: Writes what belongs into the folder that it is given, which has the target's name.
 
     Raises:
         OutputError: If the folder cannot be written or replaced; it is as it was.
     """
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
-        fresh = temporary_name(target)
-        try:
-            fresh.mkdir()
-            write(fresh)
-            _share_like_new_files(fresh)
-            for path in sorted(fresh.rglob("*")):
-                _sync(path)
-            _take_place(fresh, target)
-            _sync(target.parent)
-        finally:
-            _remove(fresh)
+    target = Path(os.path.realpath(target))
+    with temporary_folder(target) as work:
+        fresh = work / target.name
+        fresh.mkdir()
+        write(fresh)
+        for path in (fresh, *sorted(fresh.rglob("*"))):
+            _finish(path, work)
+        _take_place(fresh, target)
+        _sync(target.parent)
+
+
+def _take_place(fresh: Path, target: Path) -> None:
+    if target.exists():
+        os.rename(target, fresh.with_name(_REPLACED))  # whatever happens from here to the next line, it is put back
+    os.rename(fresh, target)
 
 
 def make_folder(folder: Path) -> None:
@@ -94,100 +93,83 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A folder beside a target for work files, gone afterwards; one that a killed process left is removed first."""
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target, "work")
-        folder = temporary_name(target, "work")
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        _remove(folder)
-
-
-def temporary_name(target: Path, kind: str = "tmp") -> Path:
-    """A hidden name beside a target that no other process uses at the same time.
+    """A hidden folder beside a target for what becomes the target; gone afterwards.
 
     Args:
-        target: What it stands for.
-        kind: Its purpose; leftovers are told apart by it.
+        target: The file or folder; the folders above it are made if they are missing.
+
+    Yields:
+        The folder. What killed processes have left of theirs for the same target is gone.
+
+    Raises:
+        OutputError: Instead of whatever a library raises of a disk that takes nothing more, while the folder is used.
     """
-    return target.with_name(f".{target.name}.{_machine()}.{os.getpid()}.{kind}")
-
-
-def remove_leftovers(target: Path, kind: str = "tmp") -> None:
-    """Removes the temporary names of a target whose processes are gone.
-
-    A folder that was being replaced where the file system cannot do it in one step is put back first.
-    """
-    if not target.parent.is_dir():
-        return
-    if not target.exists():
-        for old in _leftovers(target, "old"):
-            with suppress(OSError):
-                old.rename(target)
-    for path in [*_leftovers(target, kind), *_leftovers(target, "old")]:
-        _remove(path)
-
-
-def _leftovers(target: Path, kind: str) -> list[Path]:
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(?P<machine>[\w-]+)\.(?P<process>\d+)\.{kind}")
-    found = []
-    for entry in sorted(os.listdir(target.parent)):
-        name = pattern.fullmatch(entry)
-        if name and _is_leftover(target.parent / entry, name["machine"], int(name["process"])):
-            found.append(target.parent / entry)
-    return found
-
-
-def _is_leftover(path: Path, machine: str, process: int) -> bool:
-    if machine != _machine():
+    target = Path(os.path.realpath(target))
+    with _naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(os.listdir(target.parent)):
+            if re.fullmatch(rf"\.{re.escape(target.name)}\.\w+\.tmp", entry):
+                _discard_leftover(target.parent / entry, target)
+        work, lock = _make_locked(target)
         try:
-            return time.time() - path.lstat().st_mtime > _LEFTOVER_AGE
-        except FileNotFoundError:  # its owner has just moved it into place
-            return False
-    if process == os.getpid():  # numbers are used again: it is not ours, for we have not begun
-        return True
+            yield work
+        finally:
+            _discard(work, target)
+            os.close(lock)
+
+
+def _make_locked(target: Path) -> tuple[Path, int]:
+    while True:
+        work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        work.mkdir()
+        with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
+            lock = os.open(work, os.O_RDONLY)
+            _lock(lock)
+            if work.is_dir():
+                return work, lock
+            os.close(lock)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Takes a lock that ends with the process; False if another one has it, `None` where there are no locks."""
     try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
-def _machine() -> str:
-    return re.sub(r"[^\w-]", "-", socket.gethostname())
+def _discard_leftover(work: Path, target: Path) -> None:
+    """Removes a temporary folder that no process uses."""
+    with suppress(OSError):  # its process has just removed it, or it is another user's
+        descriptor = os.open(work, os.O_RDONLY)
+        try:
+            locked = _lock(descriptor)
+            if locked or (locked is None and time.time() - work.stat().st_mtime > _LEFTOVER_AGE):
+                _discard(work, target)
+        finally:
+            os.close(descriptor)
 
 
-def _take_place(fresh: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(fresh, target)
-    elif not _exchange(fresh, target):
-        old = temporary_name(target, "old")
-        os.rename(target, old)  # killed from here to the next line, the old folder is put back by the next process
-        os.rename(fresh, target)
-        _remove(old)
+def _discard(work: Path, target: Path) -> None:
+    """Removes a temporary folder; what it was about to replace is put back first."""
+    if not target.exists() and (work / _REPLACED).exists():
+        os.rename(work / _REPLACED, target)
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two names in one step; False where the system cannot."""
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
-        return False
-    if swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _NO_EXCHANGE:
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+def _finish(path: Path, work: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk; a file gets the permissions of any new one."""
+    if path.is_file() and path.stat().st_nlink == 1:  # not those of a link to somebody else's
+        path.chmod(work.stat().st_mode & 0o666)  # safetensors makes its files readable to their owner only
+    _sync(path)
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,12 +180,56 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+# --- errors of the disk ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Says which output an error of the disk concerns."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):  # they name what they concern
+        raise
+    except Exception as error:
+        reason = _refused(error, target) or disk_error(error)
+        if reason is None:
+            raise
+        raise OutputError(f"cannot write {target}: {reason}; what was there before is unchanged") from error
+
+
+def _refused(error: Exception, target: Path) -> str | None:
+    """What the system says of the target, the folder it is in, or a temporary folder beside it."""
+    if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, str | bytes):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    if path != target.parent:
+        entry = path.relative_to(target.parent).parts[0] if path.is_relative_to(target.parent) else ""
+        if entry != target.name and not entry.startswith(f".{target.name}."):
+            return None
+    return os.strerror(error.errno)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What the system says of a disk that takes nothing more, in an error of whatever library, or behind it.
+
+    pyarrow, matplotlib and datasets pass its `OSError` on or raise their own from it, DuckDB and safetensors quote it.
+
+    Returns:
+        The system's words; `None` if the error is about something else.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        text, own_number = str(link), getattr(link, "errno", None)
+        for number in _DISK_ERRORS:
+            if own_number == number or os.strerror(number) in text or f"(os error {number})" in text:
+                return os.strerror(number)
+        if isinstance(link, RuntimeError) and _TORCH_WRITER.search(text):
+            return "the file was not taken whole, as on a full disk"
+        link = link.__cause__ or link.__context__
+    return None
+
+
+# --- checksums ------------------------------------------------------------------------------------------------------
 
 
 def write_checksums(folder: Path, names: str) -> None:
@@ -218,63 +244,24 @@ def write_checksums(folder: Path, names: str) -> None:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compares the files of a folder with its SHA256SUMS, if it has one.
+    """Compares the files of a folder with its SHA256SUMS.
 
     Raises:
-        UnreadableFileError: If a file is not what was written.
+        UnreadableFileError: If a file is missing or not what was written, or the folder has no checksums.
     """
     sums = folder / CHECKSUMS_FILE
-    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else ():
+    if not sums.is_file():
+        raise UnreadableFileError(f"{folder} cannot be verified: {CHECKSUMS_FILE} not found")
+    for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         path = folder / Path(name).name
-        if path.is_file() and _sha256(path) != digest:
-            raise UnreadableFileError(
-                f"{path} is damaged: it is not the file that {sums} tells of (delete that one, if it was changed on "
-                "purpose)"
-            )
+        if not path.is_file() or _sha256(path) != digest:
+            raise UnreadableFileError(f"{path} is damaged: its SHA-256 is not the one in {sums}")
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Says which output an error of the operating system concerns."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError):  # they name what they concern
-        raise
-    except Exception as error:
-        reason = _system_error(error, target.parent)
-        if reason is None:
-            raise
-        raise OutputError(f"cannot write {target}: {reason}; what was there before is unchanged") from error
-
-
-def _system_error(error: BaseException, folder: Path) -> str | None:
-    """What the system says of writing below a folder, in an error or behind it; `None` where it is about nothing such.
-
-    Of an `OSError` of a file's write, torch makes a RuntimeError; of the system's answer, safetensors one of its own.
-    """
-    if isinstance(error, OSError):
-        other = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder)
-        return None if error.errno is None or other else os.strerror(error.errno)
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        return _system_error(error.__context__, folder)
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(number[1])) if number else None
-
-
-def _share_like_new_files(folder: Path) -> None:
-    probe = folder / ".probe"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)

@@ -147,7 +147,7 @@ def _watch(log: Path, fault: Fault) -> None:
 
     def watched_sync(path: Path) -> None:
         if not path.is_dir():
-            step(f"half of {_plain(path)}", lambda: os.truncate(path, path.stat().st_size // 2))
+            step(f"half of {path.name}", lambda: os.truncate(path, path.stat().st_size // 2))
         sync(path)
 
     def watched_take_place(fresh: Path, target: Path) -> None:
@@ -177,10 +177,3 @@ def _watch(log: Path, fault: Fault) -> None:
 
     client.send = watched_send
     files._sync, files._take_place, os.replace = watched_sync, watched_take_place, watched_replace  # type: ignore[assignment]
-
-
-def _plain(path: Path) -> str:
-    """A name without the number of the process."""
-    return ".".join(
-        part for part in path.name.split(".") if part and not part.isdigit() and part != atomic_writing._machine()
-    )

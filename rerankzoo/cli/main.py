@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
+from rerankzoo.atomic_writing import disk_error
 from rerankzoo.errors import NonFiniteLossError, in_one_line
 
 #: Command -> (module with a `main(arguments)` function, one line of help).
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return _refuse(command, error, status=1)
     except Exception as error:
-        if not import_module("rerankzoo.hub_errors").is_refusal(error):
+        if disk_error(error) is None and not import_module("rerankzoo.hub_errors").is_refusal(error):
             raise
         return _refuse(command, error)
     return 0
@@ -90,15 +92,30 @@ def _refuse(command: str, error: Exception, status: int = 2) -> int:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Ends the command on SIGTERM like any other exception, so that nothing temporary is left."""
+    """Ends the command on SIGTERM like any other exception, so that nothing temporary is left.
+
+    A library that is interrupted in its own code may make an error of its own of it, as DuckDB does, or swallow it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    arrived = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except BaseException as error:
+        if not arrived or isinstance(error, SystemExit):
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if arrived:
+        sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from threading import Thread
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from rerankzoo.atomic_writing import remove_leftovers, temporary_name, write_folder_atomically
+from rerankzoo.atomic_writing import temporary_folder, write_folder_atomically
 from rerankzoo.data.folder import link_or_copy
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.hub.card import CardDetails, write_card
@@ -226,21 +227,21 @@ class HubCheckpoint(Callback):
             return
         push = Push(folder, self.repo_id, evaluator=self.evaluator, **self.options)
         # The folder may be written anew while it is read; links to its files stay what they are.
-        remove_leftovers(folder, "push")
-        snapshot = temporary_name(folder, "push")
-        shutil.copytree(folder, snapshot, copy_function=link_or_copy)
-        self._thread = Thread(target=self._push, args=(push, snapshot, metrics), daemon=True)
+        with ExitStack() as stack:
+            snapshot = stack.enter_context(temporary_folder(folder)) / folder.name
+            shutil.copytree(folder, snapshot, copy_function=link_or_copy)
+            used = stack.pop_all()
+        self._thread = Thread(target=self._push, args=(push, snapshot, metrics, used), daemon=True)
         self._thread.start()
 
-    def _push(self, push: Push, snapshot: Path, metrics: bytes) -> None:
-        try:
-            pushed = push_folder(push, snapshot=snapshot)
-            self._pushed = metrics
-            print(f"{push.folder} is on the Hub: {pushed.url}", flush=True)
-        except (OSError, ValueError) as error:
-            rank_zero_warn(redact(str(error)))
-        finally:
-            shutil.rmtree(snapshot, ignore_errors=True)
+    def _push(self, push: Push, snapshot: Path, metrics: bytes, used: ExitStack) -> None:
+        with used:
+            try:
+                pushed = push_folder(push, snapshot=snapshot)
+                self._pushed = metrics
+                print(f"{push.folder} is on the Hub: {pushed.url}", flush=True)
+            except (OSError, ValueError) as error:
+                rank_zero_warn(redact(str(error)))
 
 
 def _find_export(trainer: L.Trainer) -> PretrainedExport:

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -66,12 +69,31 @@ def test_a_full_disk_is_one_line_and_status_2(
     assert "out.json" in line
 
 
-def test_sigterm_ends_a_command_with_status_143(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_python() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def in_a_query() -> None:
+    """DuckDB makes an error of its own of what interrupts it."""
+    import duckdb
+
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    duckdb.sql("SELECT sum(hash(range)) FROM range(1000000000)").fetchall()
+
+
+def in_what_swallows_it() -> None:
+    with suppress(BaseException):
+        in_python()
+
+
+@pytest.mark.parametrize("ended_in", [in_python, in_a_query, in_what_swallows_it])
+def test_sigterm_ends_a_command_with_status_143(ended_in: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     cleaned = []
 
     def run(arguments: list[str]) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            ended_in()
         finally:
             cleaned.append(True)
 
