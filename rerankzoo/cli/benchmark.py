@@ -18,7 +18,7 @@ from rerankzoo.errors import RecipeError, RerankingDataError, shown
 from rerankzoo.evaluation import (
     Decoding,
     Evaluation,
-    Judges,
+    Evaluators,
     Point,
     default_decodings,
     evaluate,
@@ -233,7 +233,8 @@ def _entry(name: Any, values: Mapping[str, Any]) -> Entry:
     if entry.recipe is not None:
         find_recipe(entry.recipe)
     try:
-        _decodings(entry)
+        for decoding in _decodings(entry) or ():
+            decoding.check()
     except ValueError as error:
         raise RecipeError(f"models.{name}.decodings: {error}") from error
     return entry
@@ -283,11 +284,11 @@ class Jury:
         self.evaluator = None if evaluator is None else evaluator.load()
         self.referee = None if referee is None else referee.load()
         item_id = data.extractor.schema.item_id
-        self.judges = {
-            "validation": Judges.of(data.split("validation"), item_id, data.metadata, self.evaluator),
-            "test": Judges.of(data.split("test"), item_id, data.metadata, self.evaluator, self.referee),
+        self.evaluators = {
+            "validation": Evaluators.of(data.split("validation"), item_id, data.metadata, self.evaluator),
+            "test": Evaluators.of(data.split("test"), item_id, data.metadata, self.evaluator, self.referee),
         }
-        if truth := self.judges["validation"].truth:
+        if truth := self.evaluators["validation"].truth:
             truth.num_samples = _TUNING_SAMPLES
         self.quality: dict[str, float] = {}
         if self.evaluator is not None:
@@ -316,7 +317,6 @@ class Jury:
         """
         model: Any = self.evaluator if generator is self.trained else generator.load()
         extractor = RerankingFeatureExtractor.from_pretrained(generator.folder)
-        shared: dict[str, Any] = {"metadata": self.data.metadata, "evaluator": self.evaluator}
         notes: dict[str, Any] = {}
         with console.status(f"evaluating {name}, seed {seed}"):
             if decodings is None:
@@ -324,22 +324,21 @@ class Jury:
                     model,
                     self.data.split("validation"),
                     extractor,
-                    judges=self.judges["validation"],
+                    self.data.metadata,
+                    evaluators=self.evaluators["validation"],
                     num_requests=_TUNING_REQUESTS,
-                    **shared,
                 )
                 decodings = default_decodings(self.evaluator is not None, alpha)
             found = evaluate(
                 model,
                 self.data.split("test"),
                 extractor,
+                self.data.metadata,
                 name=name,
                 decodings=decodings,
-                judge=self.referee,
-                judges=self.judges["test"],
+                evaluators=self.evaluators["test"],
                 seed=seed,
                 hr_requests=hr_requests,
-                **shared,
             )
         return found.with_protocol(**notes)
 

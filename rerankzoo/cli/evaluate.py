@@ -18,7 +18,7 @@ from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.evaluation import (
     Evaluation,
-    Judges,
+    Evaluators,
     default_decodings,
     evaluate,
     evaluator_quality,
@@ -97,13 +97,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     runs: Counter[str] = Counter()
     evaluations: list[Evaluation] = []
-    judges = _judges(options, evaluator, judge, splits, metadata)
+    evaluators = _evaluators(options, evaluator, judge, splits, metadata)
     with _progress() as progress:
         for path, model in zip(options.models, models, strict=True):
             name = model.config.model_type
             seed = options.seed + runs[name]
             runs[name] += 1
-            found = _evaluate(path, model, judges, dict(splits), metadata, options, seed, progress)
+            found = _evaluate(path, model, evaluators, dict(splits), metadata, options, seed, progress)
             evaluations.append(found)
     quality = _quality(options, models, evaluator, splits, metadata)
     evaluations = [
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate(
     path: str,
     model: RerankingPreTrainedModel,
-    judges: dict[str, Judges],
+    evaluators: dict[str, Evaluators],
     splits: dict[str, Dataset],
     metadata: dict[str, Any] | None,
     options: argparse.Namespace,
@@ -131,15 +131,17 @@ def _evaluate(
     alpha, notes = options.penalty_alpha, {"model": path, "evaluator": options.evaluator, "split": options.split}
     if options.judge:
         notes["judge_model"] = options.judge
-    own = judges[options.split]
-    evaluator = own.evaluator.evaluator if own.evaluator else None
-    judge = own.judge.evaluator if own.judge else None
-    shared: dict[str, Any] = {"evaluator": evaluator, "num_requests": options.num_requests}
     if options.tune_alpha:
         validation = splits["validation"]
         step = _task(progress, f"tuning alpha of {path}", validation, options.num_requests)
         alpha, notes["penalty_alpha"] = tune_penalty_alpha(
-            model, validation, extractor, metadata, judges=judges["tuning"], on_progress=step, **shared
+            model,
+            validation,
+            extractor,
+            metadata,
+            evaluators=evaluators["tuning"],
+            num_requests=options.num_requests,
+            on_progress=step,
         )
     data = splits[options.split]
     found = evaluate(
@@ -148,30 +150,29 @@ def _evaluate(
         extractor,
         metadata,
         name=model.config.model_type,
-        decodings=default_decodings(evaluator is not None, alpha),
-        judge=judge,
-        judges=own,
+        decodings=default_decodings(options.evaluator is not None, alpha),
+        evaluators=evaluators[options.split],
         seed=seed,
         hr_requests=options.hr_requests,
+        num_requests=options.num_requests,
         on_progress=_task(progress, f"evaluating {path}", data, options.num_requests),
-        **shared,
     )
     return found.with_protocol(**notes)
 
 
-def _judges(
+def _evaluators(
     options: argparse.Namespace,
     evaluator: RerankingPreTrainedModel | None,
     judge: RerankingPreTrainedModel | None,
     splits: Mapping[str, Dataset],
     metadata: dict[str, Any] | None,
-) -> dict[str, Judges]:
+) -> dict[str, Evaluators]:
     """What values slates, for all models: of the split that is evaluated on, and of the one that alpha is tuned on."""
     item_id = FeatureSchema.from_yaml(options.data / SCHEMA_FILE).item_id
-    judges = {options.split: Judges.of(splits[options.split], item_id, metadata, evaluator, judge)}
+    evaluators = {options.split: Evaluators.of(splits[options.split], item_id, metadata, evaluator, judge)}
     if options.tune_alpha:
-        judges["tuning"] = Judges.of(splits["validation"], item_id, metadata, evaluator)
-    return judges
+        evaluators["tuning"] = Evaluators.of(splits["validation"], item_id, metadata, evaluator)
+    return evaluators
 
 
 def _quality(

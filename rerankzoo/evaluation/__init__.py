@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from rerankzoo.evaluation.evaluators import evaluator_quality
-from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, Judges, SimulatorJudge
-from rerankzoo.evaluation.protocol import (
-    PENALTY_ALPHAS,
-    Decoding,
-    default_decodings,
-    evaluate,
-    tune_penalty_alpha,
-)
-from rerankzoo.evaluation.report import Point, print_table, write_curve, write_report
+from typing import Any
+
+from rerankzoo.evaluation.evaluator_quality import evaluator_quality
+from rerankzoo.evaluation.policies import Decoding, default_decodings
+from rerankzoo.evaluation.protocol import PENALTY_ALPHAS, evaluate, tune_penalty_alpha
+from rerankzoo.evaluation.report import print_table, write_report
 from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, aggregate, compare, differences
+from rerankzoo.evaluation.slate_ranks import EvaluatorRanks, Evaluators, SimulatorTruth, SlateRanks
 
 __all__ = [
     "PENALTY_ALPHAS",
     "Comparison",
     "Decoding",
     "Evaluation",
-    "EvaluatorJudge",
-    "Judge",
-    "Judges",
+    "EvaluatorRanks",
+    "Evaluators",
     "Point",
     "Row",
-    "SimulatorJudge",
+    "SimulatorTruth",
+    "SlateRanks",
     "Summary",
     "aggregate",
     "compare",
@@ -37,3 +34,11 @@ __all__ = [
     "write_curve",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Point", "write_curve"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rerankzoo.evaluation import plots  # matplotlib is loaded by what draws
+
+    return getattr(plots, name)

@@ -1,4 +1,4 @@
-"""How models are judged: on the same requests, beside the same baselines, by the same judges.
+"""How models are compared: on the same requests, beside the same baselines, by the same evaluators.
 
 What is measured depends on what is known of the data:
 
@@ -6,10 +6,11 @@ What is measured depends on what is known of the data:
   positive and a negative label;
 - *the truth* (simulator): `utility`, the true expected utility as a share of the best slate's, `regret` = 1 - utility,
   and `true_hr@1%`, `true_hr@10%`, the share of slates among the truly best 1 % (10 %) of all slates of their request;
-- *an evaluator*: `value`, its mean predicted utility, and `hr@1%`, `hr@10%` by it. It may have chosen the slates itself
-  or taught the generator, so these tell agreement with the evaluator, not quality; with the truth, `gap` tells how far
-  it deceives itself: (mean predicted - mean true utility) / mean true utility of the best slates;
-- *a judge*, an independent evaluator: `judge_value`, `judge_hr@1%`, `judge_hr@10%`;
+- *a judge*, an independent evaluator that chose and taught nothing: `judge_value`, its mean predicted utility, and
+  `judge_hr@1%`, `judge_hr@10%`, the hit rates by it;
+- *an evaluator*: `value`, `hr@1%`, `hr@10%`. It may have chosen the slates itself or taught the generator, so these
+  tell agreement with it, not quality, and get no confidence interval; with the truth, `gap` tells how far it deceives
+  itself: (mean predicted - mean true utility) / mean true utility of the best slates;
 - always `coverage`, the distinct items shown as a share of those among the candidates, and `ild`, the mean cosine
   distance between the items of a slate.
 
@@ -20,82 +21,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from rerankzoo.batch import PADDING, inputs
+from rerankzoo.batch import to_device
 from rerankzoo.data.loader import RequestLoader
-from rerankzoo.evaluation.judges import Judge, Judges
-from rerankzoo.evaluation.measures import Catalogue, Measurements, diversity_fields
-from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Evaluation, Key, Row
+from rerankzoo.evaluation.evaluator_quality import device_of
+from rerankzoo.evaluation.measurements import Catalogue, Measurements, diversity_fields
+from rerankzoo.evaluation.policies import Decoding, baselines, decoder
+from rerankzoo.evaluation.results import Evaluation, Row
+from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation import Batch, Evaluator, RerankingGenerationConfig
-from rerankzoo.metrics import uniform_slates
+from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.models.base import RerankingPreTrainedModel
 
 PENALTY_ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """The grid of `tune_penalty_alpha`; 0 is greedy decoding."""
-
-Policy = Callable[[Batch, int], Tensor]  # (batch, seed of the batch) -> slates (B, M)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """One way to ask a model for slates.
-
-    Attributes:
-        name: What the table calls it.
-        parameters: Decoding parameters of `generate`; they name the strategy, so that the model's own defaults do not
-            matter (`{"num_beams": 1}` is greedy).
-        use_evaluator: Whether the evaluator chooses one of `num_return_sequences` slates.
-
-    Raises:
-        ValueError: If the parameters are unknown or contradict one another, or if they ask for several slates and no
-            evaluator to choose.
-    """
-
-    name: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    use_evaluator: bool = False
-
-    def __post_init__(self) -> None:
-        config = RerankingGenerationConfig(**self.parameters)
-        if (config.num_return_sequences or 1) > 1 and not self.use_evaluator:
-            raise ValueError(
-                f"decoding {self.name!r} returns {config.num_return_sequences} slates per request; "
-                "use_evaluator=True chooses one"
-            )
-
-
-def default_decodings(has_evaluator: bool = False, penalty_alpha: float | None = 0.1) -> list[Decoding]:
-    """The decodings that are compared unless others are asked for.
-
-    Args:
-        has_evaluator: Whether to let an evaluator choose among slates.
-        penalty_alpha: Of contrastive decoding; `None` for models that have no candidate representations.
-
-    Returns:
-        Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
-        16 beams.
-    """
-    decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
-    if penalty_alpha is not None:
-        decodings.append(Decoding("contrastive", {"penalty_alpha": penalty_alpha}))
-    decodings.append(Decoding("sampling", {"do_sample": True}))
-    if has_evaluator:
-        samples, beams = {"do_sample": True, "num_return_sequences": 16}, {"num_beams": 16, "num_return_sequences": 16}
-        few = {"num_beams": 4, "num_return_sequences": 4}
-        decodings.append(Decoding("4 beams + evaluator", few, use_evaluator=True))
-        decodings.append(Decoding("16 samples + evaluator", samples, use_evaluator=True))
-        decodings.append(Decoding("16 beams + evaluator", beams, use_evaluator=True))
-    return decodings
 
 
 def evaluate(
@@ -108,7 +54,7 @@ def evaluate(
     decodings: Sequence[Decoding],
     evaluator: Evaluator | None = None,
     judge: Evaluator | None = None,
-    judges: Judges | None = None,
+    evaluators: Evaluators | None = None,
     seed: int = 0,
     num_requests: int | None = None,
     batch_size: int = 256,
@@ -122,16 +68,16 @@ def evaluate(
     same arguments give the same figures; sampling does not touch torch's global random state.
 
     Args:
-        model: Has `generate`.
+        model: Has `generate`. Batches go to its device.
         data: Requests to evaluate on, usually the test split.
         extractor: Fitted on the training split, as the model's.
         metadata: Of the data folder (`dataset.json`); a simulator's reveals the truth.
         name: Of the model, in the table.
-        decodings: How to decode, with distinct names.
-        evaluator: Values every row's slates and chooses where a decoding says so; on the model's device.
+        decodings: How to decode, with distinct names and parameters that the model's generation config knows.
+        evaluator: Values every row's slates and chooses where a decoding says so; an ensemble may be one.
         judge: Values every row's slates too, but chooses and taught nothing: an evaluator trained on another log.
-        judges: What values slates, of `Judges.of` with the same data, evaluator and judge; given again for the next
-            model, it does not value all slates of a request again. Default: made anew.
+        evaluators: Instead of evaluator and judge, of `Evaluators.of` with the same data; given again for the next
+            model, they do not value all slates of a request again.
         seed: Of this run: random slates, sampling and sampled ranks depend on it.
         num_requests: Evaluate on this many first requests; default: all.
         batch_size: Requests at a time; which slates are sampled depends on it.
@@ -143,36 +89,46 @@ def evaluate(
         Rows, protocol and the primary metric of every request.
 
     Raises:
-        ValueError: If there are no requests, decodings repeat a name or need an evaluator that is not given, a number
-            is out of its range, or `judges` are of another evaluator or judge.
+        ValueError: If there are no requests, decodings repeat a name, have parameters that the model does not know, or
+            need an evaluator that is not given; a number is out of its range; `evaluators` are given beside evaluator
+            or judge, or one of them is on another device than the model.
         SchemaMismatchError: If model, evaluator and extractor were not made for the same schema.
     """
-    _check(model, extractor, decodings, evaluator, judge, num_requests, hr_requests)
+    if evaluators is not None and (evaluator, judge) != (None, None):
+        raise ValueError("expected evaluators, or evaluator and judge, got both")
     if num_requests is not None:
+        if num_requests < 1:
+            raise ValueError(f"num_requests must be at least 1, got {num_requests}")
         data = data.select(range(min(num_requests, len(data))))
+    if hr_requests < 0:
+        raise ValueError(f"hr_requests must not be negative, got {hr_requests}")
     if not len(data):
         raise ValueError("there are no requests to evaluate on")
-    if judges is None:
-        judges = Judges.of(data, extractor.schema.item_id, metadata, evaluator, judge)
-    _check_judges(judges, evaluator, judge)
-    measurements = _measurements(model, data, extractor.schema, judges, hr_requests)
-    policies = _baselines(data, extractor.schema, measurements)
-    policies.update({(name, decoding.name): _decoder(model, decoding, evaluator) for decoding in decodings})
-    with _evaluating(model, evaluator, judge):
+    schema = extractor.schema
+    if evaluators is None:
+        evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator, judge)
+    chooser = evaluators.evaluator and evaluators.evaluator.evaluator
+    parts = {"model": model, "evaluator": chooser, "judge": evaluators.judge and evaluators.judge.evaluator}
+    _check_parts(parts, schema)
+    _check_decodings(decodings, model, chooser)
+    size = model.generation_config.slate_size or model.config.slate_size
+    measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests)
+    policies = baselines(data, schema, size, evaluators.truth)
+    policies.update({(name, decoding.name): decoder(model, decoding, chooser) for decoding in decodings})
+    with _evaluating(*parts.values()):
         for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
-            batch = {key: value.to(model.device) for key, value in batch.items()}
+            batch = to_device(batch, model.device)
             batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            slates = [policy(batch, batch_seed).cpu() for policy in policies.values()]
-            measurements.add(batch, torch.stack(slates, dim=1), batch_seed)
+            slates = torch.stack([policy(batch, batch_seed).cpu() for policy in policies.values()], dim=1)
+            measurements.add(batch, slates, batch_seed)
             if on_progress is not None:
-                on_progress(len(slates[0]))
+                on_progress(len(slates))
     rows = [Row(*key, seed, values) for key, values in zip(policies, measurements.metrics(), strict=True)]
     protocol = _protocol(measurements, metadata, decodings, batch_size)
     primary = measurements.primary()
     columns = measurements.per_request(primary).unbind(1) if primary else ()
-    return Evaluation(
-        rows, protocol, primary, dict(zip(policies, columns, strict=False)), measurements.catalogue.digest
-    )
+    per_request = dict(zip(policies, columns, strict=False))
+    return Evaluation(rows, protocol, primary, per_request, measurements.catalogue.digest)
 
 
 def tune_penalty_alpha(
@@ -182,11 +138,7 @@ def tune_penalty_alpha(
     metadata: Mapping[str, Any] | None = None,
     *,
     alphas: Sequence[float] = PENALTY_ALPHAS,
-    evaluator: Evaluator | None = None,
-    judges: Judges | None = None,
-    num_requests: int | None = None,
-    batch_size: int = 256,
-    on_progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> tuple[float, dict[str, Any]]:
     """Chooses the penalty of contrastive decoding by the primary metric, on the validation split.
 
@@ -196,11 +148,8 @@ def tune_penalty_alpha(
         extractor: See `evaluate`.
         metadata: See `evaluate`.
         alphas: The grid; the smallest of equally good values wins.
-        evaluator: Needed only where nothing else tells slates apart.
-        judges: See `evaluate`.
-        num_requests: Use this many first requests; default: all.
-        batch_size: See `evaluate`.
-        on_progress: See `evaluate`.
+        **options: Further ones of `evaluate`, such as evaluator (needed only where nothing else tells slates apart),
+            evaluators, num_requests.
 
     Returns:
         The chosen alpha, and a JSON-able record of the choice for the protocol.
@@ -210,24 +159,13 @@ def tune_penalty_alpha(
     """
     if not alphas:
         raise ValueError("tune_penalty_alpha needs at least one alpha")
-    decodings = [Decoding(f"alpha {alpha:g}", {"penalty_alpha": alpha}) for alpha in sorted(alphas)]
-    found = evaluate(
-        model,
-        data,
-        extractor,
-        metadata,
-        name="tuned",
-        decodings=decodings,
-        evaluator=evaluator,
-        judges=judges,
-        num_requests=num_requests,
-        batch_size=batch_size,
-        hr_requests=0,
-        on_progress=on_progress,
-    )
+    names = {alpha: f"alpha {alpha:g}" for alpha in sorted(alphas)}
+    decodings = [Decoding(name, {"penalty_alpha": alpha}) for alpha, name in names.items()]
+    options = {"name": "tuned", "decodings": decodings, "hr_requests": 0, **options}
+    found = evaluate(model, data, extractor, metadata, **options)
     if found.primary is None:
         raise ValueError("penalty_alpha cannot be tuned: there is no truth, no candidate labels and no evaluator")
-    scores = {alpha: found.row("tuned", f"alpha {alpha:g}").metrics[found.primary] for alpha in sorted(alphas)}
+    scores = {alpha: found.row("tuned", name).metrics[found.primary] for alpha, name in names.items()}
     chosen = max(scores, key=lambda alpha: scores[alpha])
     record = {
         "chosen": chosen,
@@ -238,95 +176,25 @@ def tune_penalty_alpha(
     return chosen, record
 
 
-def _check(
-    model: RerankingPreTrainedModel,
-    extractor: RerankingFeatureExtractor,
-    decodings: Sequence[Decoding],
-    evaluator: Evaluator | None,
-    judge: Evaluator | None,
-    num_requests: int | None,
-    hr_requests: int,
-) -> None:
-    for part in (model, evaluator, judge):
-        if isinstance(part, RerankingPreTrainedModel):
-            part.check_schema(extractor.schema)
+def _check_parts(parts: Mapping[str, Any], schema: FeatureSchema) -> None:
+    """Model, evaluator and judge must share the schema and the device."""
+    device = parts["model"].device
+    for name, part in parts.items():
+        if isinstance(part, SchemaBound):
+            part.check_schema(schema)
+        if isinstance(part, nn.Module) and device_of(part) != device:
+            raise ValueError(f"the {name} is on {device_of(part)}, the model on {device}; move one to the other")
+
+
+def _check_decodings(decodings: Sequence[Decoding], model: Any, evaluator: Evaluator | None) -> None:
     names = [decoding.name for decoding in decodings]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"decodings must have distinct names, at least one, got {names}")
+    for decoding in decodings:
+        decoding.check(model)
     needy = [decoding.name for decoding in decodings if decoding.use_evaluator]
     if needy and evaluator is None:
         raise ValueError(f"decodings {needy} need an evaluator")
-    if num_requests is not None and num_requests < 1:
-        raise ValueError(f"num_requests must be at least 1, got {num_requests}")
-    if hr_requests < 0:
-        raise ValueError(f"hr_requests must not be negative, got {hr_requests}")
-
-
-def _check_judges(judges: Judges, evaluator: Evaluator | None, judge: Evaluator | None) -> None:
-    for name, held, given in (("evaluator", judges.evaluator, evaluator), ("judge", judges.judge, judge)):
-        if (held and held.evaluator) is not given:
-            raise ValueError(f"judges were made with another {name} than the one given")
-
-
-def _measurements(
-    model: RerankingPreTrainedModel, data: Dataset, schema: FeatureSchema, judges: Judges, hr_requests: int
-) -> Measurements:
-    return Measurements(
-        schema=schema,
-        slate_size=model.generation_config.slate_size or model.config.slate_size,
-        catalogue=Catalogue.of(data, schema.item_id),
-        truth=judges.truth,
-        evaluator=judges.evaluator,
-        judge=judges.judge,
-        evaluator_requests=hr_requests,
-    )
-
-
-# Policies: whose slates are compared
-
-
-def _baselines(data: Dataset, schema: FeatureSchema, measurements: Measurements) -> dict[Key, Policy]:
-    size, truth = measurements.slate_size, measurements.truth
-    policies: dict[Key, Policy] = {}
-    if schema.upstream_score is not None:
-        column = schema.position(schema.upstream_score)
-        policies[UPSTREAM] = lambda batch, seed: _sort(batch["candidate_numeric"][..., column], batch, size)
-    policies[RANDOM] = lambda batch, seed: _random(batch, size, seed)
-    if schema.slate in data.column_names and not isinstance(data[0][schema.slate][0], list):
-        policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], size)
-    if truth is not None:
-        policies[ORACLE] = lambda batch, seed: truth.pointwise(batch, size)
-    return policies
-
-
-def _sort(scores: Tensor, batch: Batch, slate_size: int) -> Tensor:
-    """The slates (B, M) of the highest scores (B, N); the transforms of a score keep its order."""
-    order = scores.masked_fill(~batch["candidate_mask"], float("-inf")).argsort(dim=1, descending=True, stable=True)
-    real = batch["candidate_mask"].gather(1, order)
-    return _fit(order.masked_fill(~real, PADDING), slate_size)
-
-
-def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
-    mask = batch["candidate_mask"].cpu()
-    generator = torch.Generator().manual_seed(seed)
-    return _fit(uniform_slates(mask, min(slate_size, mask.shape[1]), 1, generator)[:, 0], slate_size)
-
-
-def _decoder(model: RerankingPreTrainedModel, decoding: Decoding, evaluator: Evaluator | None) -> Policy:
-    chooser = evaluator if decoding.use_evaluator else None
-    devices = [model.device] if model.device.type == "cuda" else []
-
-    def decode(batch: Batch, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            return model.generate(**inputs(batch), evaluator=chooser, **decoding.parameters)
-
-    return decode
-
-
-def _fit(slates: Tensor, slate_size: int) -> Tensor:
-    """Cuts or pads slates (B, M') to (B, M)."""
-    return F.pad(slates[:, :slate_size], (0, max(0, slate_size - slates.shape[1])), value=PADDING)
 
 
 @contextmanager
@@ -349,66 +217,59 @@ def _evaluating(*parts: object) -> Iterator[None]:
 def _protocol(
     measurements: Measurements, metadata: Mapping[str, Any] | None, decodings: Sequence[Decoding], batch_size: int
 ) -> dict[str, Any]:
-    schema, size = measurements.schema, measurements.slate_size
+    schema, size, evaluators = measurements.schema, measurements.slate_size, measurements.evaluators
+    catalogue = measurements.catalogue
     protocol: dict[str, Any] = {
         "data": {key: value for key, value in (metadata or {"source": schema.name}).items() if key != "rows"},
         "num_requests": measurements.num_requests,
-        "requests_digest": measurements.catalogue.digest,
+        "requests_digest": catalogue.digest,
         "slate_size": size,
-        "num_candidates": measurements.catalogue.codes.shape[1],
+        "num_candidates": int(np.diff(catalogue.offsets).max()),
         "batch_size": batch_size,
         "primary_metric": measurements.primary(),
         "decodings": {one.name: {**one.parameters, "evaluator": one.use_evaluator} for one in decodings},
-        "baselines": _baseline_notes(schema, measurements),
-        f"coverage@{size}": f"distinct items shown / the {measurements.catalogue.num_items} among the candidates",
+        "baselines": _baseline_notes(schema, evaluators),
+        f"coverage@{size}": f"distinct items shown / the {catalogue.num_items} among the candidates",
     }
     if fields := diversity_fields(schema):
         protocol[f"ild@{size}"] = f"mean cosine distance over pairs of a slate, by candidate fields {', '.join(fields)}"
-    if measurements.truth is not None:
-        protocol["truth"] = _space_note(measurements.truth, "true_", measurements) + (
+    if evaluators.truth is not None:
+        protocol["truth"] = _space_note(evaluators.truth, measurements.exact("true_")) + (
             ""
             if measurements.exact("true_")
             else "; the optimum is the best known: of local searches on the truth from the best of these, of a beam "
             "search and of the slates in the table"
         )
-    if measurements.evaluator is not None and measurements.evaluator_requests:
-        count = min(measurements.evaluator_requests, measurements.num_requests)
-        note = _space_note(measurements.evaluator, "", measurements)
+    if evaluators.evaluator is not None and measurements.hr_requests:
+        count = min(measurements.hr_requests, measurements.num_requests)
+        note = _space_note(evaluators.evaluator, measurements.exact(""))
         protocol["hr@p%"] = f"by the evaluator, on the first {count} requests, {note}"
         protocol["hr_requests"] = count
-    if measurements.judge is not None:
+    if evaluators.judge is not None:
         protocol["judge"] = "judge_hr@p% and judge_value: by an evaluator that chose and taught nothing"
-    if target := measurements.num_labelled():
-        protocol["labels"] = _label_note(schema, target, measurements)
+    if count := measurements.num_labelled():
+        protocol["labels"] = {
+            "column": schema.targets[schema.label_target or 0].candidate_feedback,
+            "num_requests": count,
+            "requests": "those with at least one positive and one negative label",
+            "definition": f"cut at {size}; linear gain, ideal order over all labelled candidates; "
+            "average precision over min(positives, cut); recall over all positives",
+        }
     return protocol
 
 
-def _baseline_notes(schema: FeatureSchema, measurements: Measurements) -> dict[str, str]:
+def _baseline_notes(schema: FeatureSchema, evaluators: Evaluators) -> dict[str, str]:
     notes = {"random": "uniformly drawn slates"}
     if schema.upstream_score is not None:
         notes["upstream"] = f"candidates sorted by {schema.upstream_score!r}"
-    if measurements.truth is not None:
+    if evaluators.truth is not None:
         notes["oracle"] = "candidates sorted by their true stand-alone value: the limit of every pointwise ranker"
     return notes
 
 
-def _space_note(judge: Judge, prefix: str, measurements: Measurements) -> str:
-    space = "all slates" if measurements.exact(prefix) else f"{judge.num_samples} uniformly sampled slates"
+def _space_note(ranks: SlateRanks, exact: bool) -> str:
+    space = "all slates" if exact else f"{ranks.num_samples} uniformly sampled slates"
     return (
         f"against {space} of each request; a hit if fewer than the share of them are better by more than "
-        f"{judge.tolerance:g} (relative)"
+        f"{ranks.tolerance:g} (relative)"
     )
-
-
-def _label_note(schema: FeatureSchema, num_labelled: int, measurements: Measurements) -> dict[str, Any]:
-    index = schema.label_target
-    target = schema.targets[index or 0]
-    return {
-        "column": target.candidate_feedback,
-        "num_requests": num_labelled,
-        "requests": "those with at least one positive and one negative label",
-        "definition": (
-            f"cut at {measurements.slate_size}; linear gain, ideal order over all labelled candidates; "
-            "average precision over min(positives, cut); recall over all positives"
-        ),
-    }

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerankzoo.metrics import Estimate, Spread, mean_and_spread, paired_bootstrap
+from rerankzoo.metrics import Spread, mean_and_spread, paired_bootstrap
 
 UPSTREAM = ("upstream", "sort")
 RANDOM = ("random", "sample")
 LOGGED = ("logged", "log")
 ORACLE = ("oracle", "pointwise")
 BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE)
+
+#: What an evaluator says of slates that it may have chosen or taught: agreement with it, not quality.
+OPINIONS = ("value", "gap", "hr@1%", "hr@10%")
 
 # Slates of equal value may change their order with the batching of an evaluator: a hit more or less among hundreds.
 _NOISE = 0.01
@@ -48,8 +51,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """One line of the table over several runs: `Row` with mean and sample standard deviation of each metric."""
+
+    model: str
+    decoding: str
+    metrics: dict[str, Spread]
+
+    @property
+    def key(self) -> Key:
+        """Model and decoding."""
+        return self.model, self.decoding
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found for one run of one model.
+    """What `evaluate` measured of one run of one model.
 
     Attributes:
         rows: Baselines first, then the model under each decoding.
@@ -87,79 +104,63 @@ class Evaluation:
 
     def with_metrics(self, model: str, metrics: Callable[[str], Mapping[str, float]]) -> Evaluation:
         """A copy whose rows of a model say more; `metrics` tells what, by the name of the decoding."""
-        rows = [
-            replace(row, metrics={**row.metrics, **metrics(row.decoding)}) if row.model == model else row
-            for row in self.rows
-        ]
-        return replace(self, rows=rows)
+        return self._with_rows(
+            lambda row: {**row.metrics, **metrics(row.decoding)} if row.model == model else row.metrics
+        )
 
     def with_own_evaluator(self) -> Evaluation:
-        """A copy whose baselines lack the evaluator's opinion: the models of its table have different evaluators."""
-        rows = [
-            replace(row, metrics={name: value for name, value in row.metrics.items() if not _is_opinion(name)})
-            if row.key in BASELINES
-            else row
-            for row in self.rows
-        ]
-        return replace(self, rows=rows)
+        """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
+        return self._with_rows(
+            lambda row: (
+                {name: value for name, value in row.metrics.items() if not _is_by_evaluator(name)}
+                if row.key in BASELINES
+                else row.metrics
+            )
+        )
+
+    def _with_rows(self, metrics: Callable[[Row], dict[str, float]]) -> Evaluation:
+        return replace(self, rows=[replace(row, metrics=metrics(row)) for row in self.rows])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference a - b of the primary metric, with its 95 % interval.
+    """A paired difference a - b of the primary metric.
 
     Attributes:
         metric: The primary metric.
         a: Model and decoding.
         b: Model and decoding.
-        difference: Mean of a - b and its interval.
+        mean: Of a - b over the requests.
+        low: Lower end of its 95 % interval; `None` where the metric is an evaluator's opinion of slates that it may
+            have chosen or taught: no number of requests makes agreement with it certain to be quality.
+        high: Upper end.
+        num_requests: How many it rests on.
     """
 
     metric: str
     a: Key
     b: Key
-    difference: Estimate
+    mean: float
+    low: float | None
+    high: float | None
+    num_requests: int
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the interval leaves out 0; `None` without one."""
+        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; `significant` where the interval leaves out 0."""
-        found = self.difference
-        return {
-            "metric": self.metric,
-            "a": dict(zip(("model", "decoding"), self.a, strict=True)),
-            "b": dict(zip(("model", "decoding"), self.b, strict=True)),
-            "mean": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "num_requests": found.num_requests,
-            "significant": found.low > 0 or found.high < 0,
-        }
+        """The JSON form."""
+        sides = {side: dict(zip(("model", "decoding"), getattr(self, side), strict=True)) for side in ("a", "b")}
+        numbers = {name: getattr(self, name) for name in ("mean", "low", "high", "num_requests", "significant")}
+        return {"metric": self.metric, **sides, **numbers}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """Reads the JSON form."""
         a, b = ((values[side]["model"], values[side]["decoding"]) for side in ("a", "b"))
-        found = Estimate(values["mean"], values["low"], values["high"], values["num_requests"])
-        return cls(values["metric"], a, b, found)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One line of the table over several runs.
-
-    Attributes:
-        model: See `Row`.
-        decoding: See `Row`.
-        metrics: Mean and sample standard deviation over the runs.
-    """
-
-    model: str
-    decoding: str
-    metrics: dict[str, Spread]
-
-    @property
-    def key(self) -> Key:
-        """Model and decoding."""
-        return self.model, self.decoding
+        return cls(values["metric"], a, b, *(values[name] for name in ("mean", "low", "high", "num_requests")))
 
 
 def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
@@ -202,14 +203,19 @@ def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
     """Mean and sample standard deviation of the rows of each model and decoding, in the order of their first rows."""
-    groups: dict[Key, list[Row]] = {}
+    values: dict[Key, dict[str, list[float]]] = {}
     for row in rows:
-        groups.setdefault(row.key, []).append(row)
-    return [Summary(*key, metrics=_spreads(same)) for key, same in groups.items()]
+        metrics = values.setdefault(row.key, {})
+        for name, value in row.metrics.items():
+            metrics.setdefault(name, []).append(value)
+    return [
+        Summary(*key, {name: mean_and_spread(each) for name, each in metrics.items()})
+        for key, metrics in values.items()
+    ]
 
 
 def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> Comparison:
-    """Paired bootstrap interval (95 %, over requests) of the difference of two rows in the primary metric.
+    """The difference of two rows in the primary metric, with a paired bootstrap interval (95 %, over requests).
 
     Runs on the same requests are averaged request by request before the requests are resampled, for they are not
     independent; runs on other requests (of another simulated world) add theirs. The spread over training runs is not in
@@ -221,7 +227,7 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
         b: Model and decoding.
 
     Returns:
-        The difference a - b.
+        The difference a - b, without an interval if the primary metric is one of `OPINIONS`.
 
     Raises:
         ValueError: If there is no primary metric, if it differs between evaluations, or if a or b is not there.
@@ -230,13 +236,13 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
     metrics = {run.primary for run in runs}
     if len(metrics) != 1 or None in metrics:
         raise ValueError(f"evaluations must share one primary metric, got {sorted(map(str, metrics))}")
-    values: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for requests in dict.fromkeys(run.requests for run in runs):
-        same = [run for run in runs if run.requests == requests]
-        for key, parts in zip((a, b), values, strict=True):
-            parts.append(_mean_of_runs(same, key))
     metric = str(metrics.pop())
-    return Comparison(metric, a, b, paired_bootstrap(torch.cat(values[0]), torch.cat(values[1])))
+    same = [[run for run in runs if run.requests == requests] for requests in {run.requests: None for run in runs}]
+    first, second = (torch.cat([_mean_of_runs(group, key) for group in same]) for key in (a, b))
+    if metric in OPINIONS:
+        return Comparison(metric, a, b, (first - second).mean().item(), None, None, len(first))
+    found = paired_bootstrap(first, second)
+    return Comparison(metric, a, b, found.mean, found.low, found.high, found.num_requests)
 
 
 def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
@@ -252,44 +258,40 @@ def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     metric = str(evaluations[0].primary)
     pairs = dict.fromkeys((row.key, reference) for row in rows)
     for model in dict.fromkeys(row.model for row in rows):
-        own = [row for row in rows if row.model == model]
-        best = max(own, key=lambda row: row.metrics[metric].mean)
-        pairs.update(dict.fromkeys((row.key, own[0].key) for row in own[1:]))
-        pairs.update(dict.fromkeys((best.key, row.key) for row in own if row.key not in (best.key, own[0].key)))
+        first, *others = same = [row for row in rows if row.model == model]
+        best = max(same, key=lambda row: row.metrics[metric].mean)
+        pairs.update(dict.fromkeys((row.key, first.key) for row in others))
+        pairs.update(dict.fromkeys((best.key, row.key) for row in others if row is not best))
     return [compare(evaluations, a, b) for a, b in pairs]
 
 
 def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The protocol of several runs: what they share once, and what differs as a list with one entry per run."""
-    keys = dict.fromkeys(key for run in evaluations for key in run.protocol)
     merged: dict[str, Any] = {}
-    for key in keys:
+    for key in dict.fromkeys(key for run in evaluations for key in run.protocol):
         values = [run.protocol.get(key) for run in evaluations]
         merged[key] = values[0] if all(value == values[0] for value in values) else values
     return merged
 
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two measurements say the same, but for an evaluator's opinion, which one of them may lack."""
+    """Whether two measurements say the same, but for what an evaluator says, which one of them may lack."""
     return all(
-        math.isclose(one[name], other[name], abs_tol=_NOISE) if name in one and name in other else _is_opinion(name)
+        math.isclose(one[name], other[name], abs_tol=_NOISE)
+        if name in one and name in other
+        else _is_by_evaluator(name)
         for name in one.keys() | other.keys()
     )
 
 
-def _is_opinion(name: str) -> bool:
-    """Whether a metric is what an evaluator thinks."""
-    return name.startswith(("hr@", "judge_")) or name in ("value", "gap")
+def _is_by_evaluator(name: str) -> bool:
+    """Whether a metric is what an evaluator says, the judge included."""
+    return name in OPINIONS or name.startswith("judge_")
 
 
 def _mean_of_runs(runs: Iterable[Evaluation], key: Key) -> Tensor:
     """(R,), the mean over the runs that have this row, one per seed."""
-    found = {run.seed: run.per_request[key] for run in runs if key in run.per_request}
-    if not found:
+    by_seed = {run.seed: run.per_request[key] for run in runs if key in run.per_request}
+    if not by_seed:
         raise ValueError(f"no evaluation on these requests has the row {key}")
-    return torch.stack(list(found.values())).mean(0)
-
-
-def _spreads(rows: Sequence[Row]) -> dict[str, Spread]:
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    return {name: mean_and_spread([row.metrics[name] for row in rows if name in row.metrics]) for name in names}
+    return torch.stack(list(by_seed.values())).mean(0)

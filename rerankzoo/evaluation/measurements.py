@@ -17,16 +17,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rerankzoo.evaluation.judges import EvaluatorJudge, Judge, Ranking, SimulatorJudge
+from rerankzoo.batch import Batch, take
+from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.features.tables import Ragged
-from rerankzoo.generation import Batch
 from rerankzoo.metrics import (
     RankEstimate,
     average_precision_at_k,
     hit_at_k,
     intra_list_distance,
-    item_coverage,
     ndcg_at_k,
     recall_at_k,
     reciprocal_rank_at_k,
@@ -49,12 +47,14 @@ class Catalogue:
     """The items among the candidates of all requests.
 
     Attributes:
-        codes: (R, N) int64, a number for every candidate's item id.
+        codes: A number for every candidate's item id, request after request.
+        offsets: (R + 1,), where each request's codes begin.
         num_items: How many different items there are.
         digest: Hash of all ids in order: results with the same digest were measured on the same requests.
     """
 
-    codes: Tensor
+    codes: np.ndarray
+    offsets: np.ndarray
     num_items: int
     digest: str
 
@@ -67,8 +67,14 @@ class Catalogue:
         codes = encoded.indices.to_numpy().astype(np.int64)
         digest = hashlib.sha256(repr(encoded.dictionary.to_pylist()).encode())
         digest.update(lengths.tobytes() + codes.tobytes())
-        layout = Ragged(np.concatenate([[0], np.cumsum(lengths)]))
-        return cls(torch.from_numpy(layout.pad(codes)), len(encoded.dictionary), digest.hexdigest()[:16])
+        return cls(codes, np.append(0, lengths.cumsum()), len(encoded.dictionary), digest.hexdigest()[:16])
+
+    def coverage(self, slates: Tensor) -> Tensor:
+        """Distinct items shown over distinct items among the candidates (K,), of slates (R, K, M)."""
+        places = self.offsets[:-1, None] + slates.transpose(0, 1).numpy()  # of padding: meaningless
+        shown = slates.transpose(0, 1).numpy() >= 0
+        counts = [len(np.unique(self.codes[row[real]])) for row, real in zip(places, shown, strict=True)]
+        return torch.tensor(counts) / self.num_items
 
 
 @dataclass
@@ -79,130 +85,111 @@ class Measurements:
         schema: The fitted schema.
         slate_size: M.
         catalogue: The items among the candidates.
-        truth: Values slates truly, where that is known.
-        evaluator: Values slates by prediction, where there is an evaluator.
-        judge: An independent evaluator, trained on another log and used by nobody to choose or to teach.
-        evaluator_requests: HR@p% by evaluator and judge looks at this many first requests.
+        evaluators: What values slates.
+        hr_requests: HR@p% by evaluator and judge looks at this many first requests.
     """
 
     schema: FeatureSchema
     slate_size: int
     catalogue: Catalogue
-    truth: SimulatorJudge | None = None
-    evaluator: EvaluatorJudge | None = None
-    judge: EvaluatorJudge | None = None
-    evaluator_requests: int = 0
+    evaluators: Evaluators
+    hr_requests: int = 0
     num_requests: int = 0
     _columns: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    _rankings: dict[str, list[Ranking]] = field(default_factory=lambda: defaultdict(list))
+    _ranks: dict[str, list[tuple[RankEstimate, bool]]] = field(default_factory=lambda: defaultdict(list))
     _slates: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, slates: Tensor, seed: int) -> None:
-        """Measures slates (B, K, M) of a batch; `seed` is that of sampled ranks."""
-        self._slates.append(slates.cpu())
-        if self.truth is not None:
-            self._judge("true_", self.truth, batch, slates, len(slates), seed)
-        for prefix, evaluator in (("", self.evaluator), ("judge_", self.judge)):
-            if evaluator is not None:
-                self._judge(prefix, evaluator, batch, slates, self.evaluator_requests - self.num_requests, seed)
-        self._label(batch, slates)
-        self._diversity(batch, slates)
+        """Measures slates (B, K, M), on the CPU, of a batch; `seed` is that of sampled ranks."""
+        self._slates.append(slates)
+        self._add_values(batch, slates, seed)
+        self._add_label_metrics(batch, slates)
+        columns = [place for name in diversity_fields(self.schema) for place in _places(self.schema, name)]
+        if columns and self.slate_size > 1:
+            vectors = batch["candidate_numeric"][..., columns].cpu()
+            self._add_column("ild", slates, lambda one, k: intra_list_distance(one, vectors, k=k))
         self.num_requests += len(slates)
 
-    def _judge(self, prefix: str, judge: Judge, batch: Batch, slates: Tensor, num_ranked: int, seed: int) -> None:
-        """Values of all slates, and ranks of those of the first `num_ranked` requests."""
-        values = judge.values(batch, slates)
-        self._columns[f"{prefix}value"].append(values)
-        if num_ranked > 0:
-            first = {key: value[:num_ranked] for key, value in batch.items()}
-            ranking = judge.rank(first, slates[:num_ranked], values[:num_ranked], self.slate_size, seed)
-            self._rankings[prefix].append(ranking)
+    def _add_values(self, batch: Batch, slates: Tensor, seed: int) -> None:
+        """Values of all slates, and ranks: by the truth of all requests, else of the first ones."""
+        for prefix, evaluator in self.evaluators.by_prefix().items():
+            values = evaluator.values(batch, slates)
+            self._columns[f"{prefix}value"].append(values)
+            count = len(slates) if prefix == "true_" else min(len(slates), self.hr_requests - self.num_requests)
+            if count > 0:
+                first = take(batch, slice(count))
+                self._ranks[prefix].append(evaluator.rank(first, values[:count], self.slate_size, seed))
+        if truth := self.evaluators.truth:
+            best = truth.best(batch, slates, self._columns["true_value"][-1], self.slate_size)
+            self._columns["true_best"].append(best)
 
-    def _label(self, batch: Batch, slates: Tensor) -> None:
+    def _add_label_metrics(self, batch: Batch, slates: Tensor) -> None:
         """Ranking metrics of the requests that have a positive and a negative label."""
         target = self.schema.label_target
         if target is None or "candidate_feedback" not in batch:
             return
-        mask = batch["candidate_feedback_mask"].cpu()
-        relevance = batch["candidate_feedback"][..., target].cpu()
-        positive = relevance > 0
-        usable = (positive & mask).any(1) & (~positive & mask).any(1)
-        inputs = relevance[usable], mask[usable]
+        mask, relevance = batch["candidate_feedback_mask"].cpu(), batch["candidate_feedback"][..., target].cpu()
+        usable = ((relevance > 0) & mask).any(1) & ((relevance <= 0) & mask).any(1)
+        labels = relevance[usable], mask[usable]
         for name, metric in _LABEL_METRICS.items():
-            values = [metric(one[usable], *inputs, k=self.slate_size).double() for one in slates.cpu().unbind(1)]
-            self._columns[f"{name}@{self.slate_size}"].append(torch.stack(values, dim=1))
+            self._add_column(name, slates[usable], lambda one, k, metric=metric: metric(one, *labels, k=k))
 
-    def _diversity(self, batch: Batch, slates: Tensor) -> None:
-        columns = [position for name in diversity_fields(self.schema) for position in _places(self.schema, name)]
-        if columns and self.slate_size > 1:
-            vectors = batch["candidate_numeric"][..., columns].cpu()
-            values = [intra_list_distance(one, vectors, k=self.slate_size).double() for one in slates.cpu().unbind(1)]
-            self._columns[f"ild@{self.slate_size}"].append(torch.stack(values, dim=1))
+    def _add_column(self, name: str, slates: Tensor, metric: Callable[..., Tensor]) -> None:
+        values = [metric(one, k=self.slate_size).double() for one in slates.unbind(1)]
+        self._columns[f"{name}@{self.slate_size}"].append(torch.stack(values, dim=1))
 
     def per_request(self, name: str) -> Tensor:
         """A measure's values (R', K), one row per request that has one."""
         if name == "utility":
-            best = self._best()[:, None]
+            best = torch.cat(self._columns["true_best"])[:, None]
             return torch.stack([utility_share(best, one) for one in self.per_request("true_value").unbind(1)], dim=1)
         return torch.cat(self._columns[name])
 
     def exact(self, prefix: str) -> bool:
-        """Whether the judge of this prefix ("true_", "" or "judge_") valued all slates of the requests it ranked."""
-        return all(ranking.exact for ranking in self._rankings[prefix])
+        """Whether all slates of the requests that were ranked were valued, by the evaluator of this prefix."""
+        return all(exact for _, exact in self._ranks[prefix])
 
     def num_labelled(self) -> int:
         """Requests with a positive and a negative label."""
         return sum(len(part) for part in self._columns.get(f"ndcg@{self.slate_size}", []))
 
     def primary(self) -> str | None:
-        """The metric by which rows are compared: truth where known, else labels, else the evaluator's opinion."""
-        if self.truth is not None:
+        """The metric by which rows are compared: truth where known, else labels, else what judge or evaluator says."""
+        if self.evaluators.truth is not None:
             return "utility"
         if self.num_labelled():
             return f"ndcg@{self.slate_size}"
-        return "value" if self.evaluator is not None else None
+        if self.evaluators.judge is not None:
+            return "judge_value"
+        return "value" if self.evaluators.evaluator is not None else None
 
     def metrics(self) -> list[dict[str, float]]:
         """All metrics of each of the K rows."""
         rows: list[dict[str, float]] = [{} for _ in range(self._slates[0].shape[1])]
-        if self.truth is not None:
+        if self.evaluators.truth is not None:
             for row, utility in zip(rows, self.per_request("utility").mean(0).tolist(), strict=True):
                 row.update({"utility": utility, "regret": 1 - utility})
-        for prefix in ("true_", "", "judge_"):
+        for prefix in [prefix for prefix, found in self._ranks.items() if found]:
             self._add_hit_rates(rows, prefix)
-        if self.truth is not None and self.evaluator is not None:
-            gap = (self.per_request("value") - self.per_request("true_value")).mean(0) / self._best().mean()
-            _add(rows, "gap", gap)
-        means = {name: torch.cat(parts) for name, parts in self._columns.items() if name != "true_value"}
-        for name, values in means.items():
-            if len(values):
-                _add(rows, name, values.mean(0))
-        _add(rows, f"coverage@{self.slate_size}", self._coverage())
+        if self.evaluators.truth is not None and self.evaluators.evaluator is not None:
+            excess = (self.per_request("value") - self.per_request("true_value")).mean(0)
+            _add(rows, "gap", excess / self.per_request("true_best").mean())
+        for name, parts in self._columns.items():
+            if not name.startswith("true_") and sum(map(len, parts)):
+                _add(rows, name, torch.cat(parts).mean(0))
+        _add(rows, f"coverage@{self.slate_size}", self.catalogue.coverage(torch.cat(self._slates)))
         return rows
 
-    def _best(self) -> Tensor:
-        return torch.cat([ranking.best for ranking in self._rankings["true_"]])
-
     def _add_hit_rates(self, rows: list[dict[str, float]], prefix: str) -> None:
-        rankings = self._rankings.get(prefix)
-        if not rankings:
-            return
-        whole = RankEstimate(
-            *(torch.cat(parts) for parts in zip(*(ranking.ranks for ranking in rankings), strict=True))
-        )
+        estimates = [estimate for estimate, _ in self._ranks[prefix]]
         for index, row in enumerate(rows):
-            rank = RankEstimate(*(part[:, index] for part in whole))
+            rank = RankEstimate(*(torch.cat(parts)[:, index] for parts in zip(*estimates, strict=True)))
             for name, share in SHARES.items():
                 rate = sampled_hit_rate(rank, share)
                 row[f"{prefix}{name}"] = rate.mean
-                if not self.exact(prefix):
+                # What an evaluator says of slates that it may have chosen or taught gets no interval.
+                if prefix and not self.exact(prefix):
                     row.update({f"{prefix}{name}_low": rate.low, f"{prefix}{name}_high": rate.high})
-
-    def _coverage(self) -> Tensor:
-        """(K,), distinct items shown over distinct items among the candidates."""
-        codes, num_items = self.catalogue.codes, self.catalogue.num_items
-        shown = torch.cat(self._slates).unbind(1)
-        return torch.stack([item_coverage(one, codes, num_items, k=self.slate_size) for one in shown])
 
 
 def diversity_fields(schema: FeatureSchema) -> list[str]:

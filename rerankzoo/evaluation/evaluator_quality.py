@@ -1,0 +1,84 @@
+"""How good an evaluator is: against held-out feedback and, on the simulator, against the truth.
+
+B requests of a batch, S slates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torchmetrics.functional import spearman_corrcoef
+
+from rerankzoo.batch import to_device
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.evaluation.slate_ranks import Evaluators
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
+from rerankzoo.generation import Evaluator
+from rerankzoo.slates import uniform_slates
+
+_BATCH = 64
+
+
+def evaluator_quality(
+    evaluator: Evaluator,
+    data: Dataset,
+    extractor: RerankingFeatureExtractor,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    slate_size: int,
+    num_requests: int = 300,
+    num_slates: int = 400,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Measures an evaluator on held-out requests.
+
+    Args:
+        evaluator: Values whole slates, on its own device.
+        data: Held-out requests.
+        extractor: The evaluator's.
+        metadata: Of the data folder; a simulator's reveals the truth.
+        slate_size: M, of the slates that evaluator and truth are compared on.
+        num_requests: Use this many first requests.
+        num_slates: S, random slates per request for the comparison with the truth.
+        seed: Of these slates.
+
+    Returns:
+        With logged slates and their feedback `calibration`, the mean predicted over the mean observed utility (1 is
+        perfect); with the truth `spearman`, the mean over requests of the rank correlation of predicted and true
+        utility over random slates: it orders evaluators as the quality of their best slates does, which the AUC of
+        clicks does not.
+    """
+    data = data.select(range(min(num_requests, len(data))))
+    schema = extractor.schema
+    evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator)
+    ranks, truth = evaluators.by_prefix()[""], evaluators.truth
+    has_feedback = {schema.slate, *(target.name for target in schema.targets)} <= set(data.column_names)
+    generator = torch.Generator().manual_seed(seed)
+    predicted, observed, correlations = [], [], []
+    for batch in RequestLoader(data, extractor, _BATCH):
+        on_device = to_device(batch, device_of(evaluator))
+        if has_feedback:
+            slates, feedback = batch["slates"], batch["feedback"]
+            predicted.append(ranks.values(on_device, slates))
+            observed.append(slate_utility(feedback, slates, batch["candidate_value"], schema).double())
+        if truth is not None:
+            slates = uniform_slates(batch["candidate_mask"], slate_size, num_slates, generator)
+            values, true = ranks.values(on_device, slates), truth.values(batch, slates)
+            correlations.append(spearman_corrcoef(values.T.contiguous(), true.T.contiguous()).reshape(-1))
+    measured = {}
+    if predicted:
+        measured["calibration"] = float(torch.cat(predicted).mean() / torch.cat(observed).mean().clamp_min(1e-12))
+    if correlations:
+        measured["spearman"] = float(torch.cat(correlations).mean())
+    return measured
+
+
+def device_of(evaluator: object) -> torch.device:
+    """Where a module's weights are; the CPU for what has none."""
+    weights = evaluator.parameters() if isinstance(evaluator, nn.Module) else iter(())
+    return next((weight.device for weight in weights), torch.device("cpu"))

@@ -1,0 +1,167 @@
+"""Pictures of results: bars of one metric, and curves over a quantity that tells models apart.
+
+Figures belong to no window and need no display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.evaluation.report import heading, label, shown_as
+from rerankzoo.evaluation.results import BASELINES, ORACLE, UPSTREAM, Evaluation, Summary, aggregate
+
+CURVE_FILE = "curve.png"
+
+_TITLES = {
+    "utility": "True expected utility, % of the best possible slate",
+    "value": "Utility predicted by the evaluator",
+}
+_COLOURS = {"baseline": "#c3c9d1", "model": "#a3c9ec", "evaluator": "#5a9fdc"}
+_LINE, _TEXT, _FAINT = "#c2522d", "#24292f", "#57606a"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's place in a curve.
+
+    Attributes:
+        model: The model; of its decodings the first is drawn.
+        series: Of which line.
+        at: Where on the axis; several models at one place of a line are not meant.
+    """
+
+    model: str
+    series: str
+    at: float
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a picture in one step, into a folder that is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+    return path
+
+
+def write_curve(
+    evaluations: Sequence[Evaluation],
+    out_dir: str | Path,
+    points: Sequence[Point],
+    axis: str,
+    metrics: Sequence[str],
+    *,
+    log: bool = False,
+) -> Path:
+    """Draws metrics of several models against a quantity that tells the models apart, into `curve.png`.
+
+    Args:
+        evaluations: Of the models.
+        out_dir: The folder, made if it is missing.
+        points: Which models, and where.
+        axis: What the axis is.
+        metrics: One panel each.
+        log: Whether the axis is logarithmic.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ValueError: If there are no points, or a model or metric is not there.
+    """
+    return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / CURVE_FILE)
+
+
+def draw_curve(
+    summaries: Sequence[Summary], points: Sequence[Point], axis: str, metrics: Sequence[str], *, log: bool = False
+) -> Figure:
+    """Draws what `write_curve` writes; arguments and errors are its own."""
+    first: dict[str, Summary] = {}
+    for row in summaries:
+        first.setdefault(row.model, row)
+    missing = [(point.model, name) for point in points for name in metrics
+               if point.model not in first or name not in first[point.model].metrics]  # fmt: skip
+    if missing or not points or not metrics:
+        raise ValueError(f"a curve needs models, and each of its metrics of each of them; missing: {missing}")
+    figure = Figure(figsize=(3.6 * len(metrics) + 0.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        for series in dict.fromkeys(point.series for point in points):
+            line = sorted((point for point in points if point.series == series), key=lambda point: point.at)
+            means, deviations = _bars([first[point.model] for point in line], metric)
+            places = [point.at for point in line]
+            panel.errorbar(places, means, yerr=deviations, label=series, marker="o", markersize=4, capsize=2.5)
+        _style_panel(panel, axis, metric, sorted({point.at for point in points}), log)
+    if any(point.series for point in points):
+        panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figure:
+    """Draws one metric as horizontal bars, with lines at the upstream order and the oracle.
+
+    Args:
+        summaries: Lines of the table.
+        metric: A metric that at least one line has.
+        subtitle: What it was measured on.
+    """
+    rows = [row for row in summaries if metric in row.metrics]
+    means, deviations = _bars(rows, metric)
+    figure = Figure(figsize=(8.4, 1.2 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    _draw_bars(axes, rows, means, deviations)
+    for row, mean in zip(rows, means, strict=True):
+        if row.key in (UPSTREAM, ORACLE):
+            style, name = ("--", "upstream order") if row.key == UPSTREAM else (":", "pointwise oracle")
+            axes.axvline(mean, color=_LINE, linestyle=style, zorder=0, label=name)
+    if axes.get_legend_handles_labels()[0]:
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderaxespad": 0.0}
+        axes.legend(**place, ncols=2, frameon=False, fontsize=8, labelcolor=_FAINT)
+    title = _TITLES.get(metric, f"{metric.upper()}, %")
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=_FAINT, va="bottom")
+    return figure
+
+
+def _bars(rows: Sequence[Summary], metric: str) -> tuple[list[float], list[float]]:
+    """Means and standard deviations of a metric, as they are shown."""
+    scale, spreads = shown_as(metric).scale, [row.metrics[metric] for row in rows]
+    return [scale * spread.mean for spread in spreads], [scale * (spread.sd or 0.0) for spread in spreads]
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Summary], means: Sequence[float], deviations: Sequence[float]) -> None:
+    """One bar per row, with its figure inside where there is room."""
+    kinds = [
+        "baseline" if row.key in BASELINES else "evaluator" if "evaluator" in row.decoding else "model" for row in rows
+    ]
+    axes.barh(range(len(rows)), means, color=[_COLOURS[kind] for kind in kinds], height=0.72)
+    if any(deviations):
+        axes.errorbar(means, range(len(rows)), xerr=deviations, fmt="none", ecolor=_TEXT, elinewidth=1, capsize=2.5)
+    reach = max(abs(mean) + deviation for mean, deviation in zip(means, deviations, strict=True)) or 1.0
+    for middle, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
+        inside = mean - deviation > 0.2 * reach
+        end = mean - deviation - 0.01 * reach if inside else max(0.0, mean + deviation) + 0.01 * reach
+        text = f"{mean:.1f} ± {deviation:.1f}" if deviation else f"{mean:.1f}"
+        axes.text(end, middle, text, va="center_baseline", ha="right" if inside else "left", fontsize=9, color=_TEXT)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.02)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, colors=_FAINT)
+
+
+def _style_panel(panel: Axes, axis: str, metric: str, places: Sequence[float], log: bool) -> None:
+    if log:
+        panel.set_xscale("log")
+        panel.minorticks_off()
+    panel.set_xticks(places, [f"{place:,.0f}" if place >= 1 else f"{place:g}" for place in places], fontsize=8)
+    panel.set_xlabel(axis, fontsize=9, color=_FAINT)
+    panel.set_title(heading(metric) + ("" if shown_as(metric).scale == 1 else ", %"), fontsize=10, loc="left")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8, colors=_FAINT)
+    panel.grid(axis="y", alpha=0.25)

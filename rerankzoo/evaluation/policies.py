@@ -1,0 +1,157 @@
+"""Whose slates are compared: a model's under several decodings, and those of the baselines.
+
+B requests, N candidates, M positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+
+from rerankzoo.batch import PADDING, Batch, inputs
+from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Key
+from rerankzoo.evaluation.slate_ranks import SimulatorTruth
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.generation import Evaluator, SlateGenerationMixin
+from rerankzoo.slates import uniform_slates
+
+Policy = Callable[[Batch, int], Tensor]  # (batch, seed of the batch) -> slates (B, M)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One way to ask a model for slates.
+
+    Attributes:
+        name: What the table calls it.
+        parameters: Decoding parameters of the model's own generation config; they name the strategy, so that the
+            model's defaults do not matter (`{"num_beams": 1}` is greedy).
+        use_evaluator: Whether the evaluator chooses one of `num_return_sequences` slates.
+
+    Raises:
+        ValueError: If the parameters ask for several slates and no evaluator to choose.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    use_evaluator: bool = False
+
+    def __post_init__(self) -> None:
+        sequences = self.parameters.get("num_return_sequences") or 1
+        if sequences != 1 and not self.use_evaluator:
+            raise ValueError(
+                f"decoding {self.name!r} returns {sequences} slates per request; use_evaluator=True chooses one"
+            )
+
+    def check(self, model: type[SlateGenerationMixin] | SlateGenerationMixin = SlateGenerationMixin) -> None:
+        """Checks the parameters with a model's own generation config; default: of those without one of their own.
+
+        Raises:
+            ValueError: If they are unknown to it or contradict one another, if the model has no such strategy, or if they
+                ask for another slate size: all rows of a table have slates of one size.
+        """
+        strategy = model.generation_config_class(**self.parameters).strategy
+        if strategy not in model.strategies:
+            raise ValueError(f"decoding {self.name!r} is {strategy!r}, expected one of {list(model.strategies)}")
+        if "slate_size" in self.parameters:
+            raise ValueError(f"decoding {self.name!r}: slate_size is the model's, not a decoding's")
+
+
+def default_decodings(
+    has_evaluator: bool = False,
+    penalty_alpha: float | None = 0.1,
+    strategies: Sequence[str] = SlateGenerationMixin.strategies,
+) -> list[Decoding]:
+    """The decodings that are compared unless others are asked for.
+
+    Args:
+        has_evaluator: Whether to let an evaluator choose among slates.
+        penalty_alpha: Of contrastive decoding; `None` for models that have no candidate representations.
+        strategies: The model's: what it has not is left out.
+
+    Returns:
+        Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
+        16 beams.
+    """
+    decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
+    if penalty_alpha is not None:
+        decodings.append(Decoding("contrastive", {"penalty_alpha": penalty_alpha}))
+    decodings.append(Decoding("sampling", {"do_sample": True}))
+    if has_evaluator:
+        choices = {
+            "4 beams": {"num_beams": 4, "num_return_sequences": 4},
+            "16 samples": {"do_sample": True, "num_return_sequences": 16},
+            "16 beams": {"num_beams": 16, "num_return_sequences": 16},
+        }
+        decodings += [Decoding(f"{name} + evaluator", asked, use_evaluator=True) for name, asked in choices.items()]
+    config_class = SlateGenerationMixin.generation_config_class
+    return [one for one in decodings if config_class(**one.parameters).strategy in strategies]
+
+
+def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: SimulatorTruth | None) -> dict[Key, Policy]:
+    """The baselines that a table of requests allows.
+
+    Args:
+        data: The requests.
+        schema: The fitted schema.
+        slate_size: M.
+        truth: Of the simulated world, if it is one.
+
+    Returns:
+        The upstream order (where the schema names a score), uniformly random slates, the logged slates (where there is
+        one per request), and with the truth the order by the true stand-alone value.
+    """
+    policies: dict[Key, Policy] = {}
+    if schema.upstream_score is not None:
+        column = schema.position(schema.upstream_score)
+        policies[UPSTREAM] = lambda batch, seed: _sort(batch["candidate_numeric"][..., column], batch, slate_size)
+    policies[RANDOM] = lambda batch, seed: _random(batch, slate_size, seed)
+    if schema.slate in data.column_names and not isinstance(data[0][schema.slate][0], list):
+        policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], slate_size)
+    if truth is not None:
+        policies[ORACLE] = lambda batch, seed: truth.pointwise(batch, slate_size)
+    return policies
+
+
+def decoder(model: Any, decoding: Decoding, evaluator: Evaluator | None) -> Policy:
+    """A model's slates under a decoding; sampling is seeded, and leaves torch's global random state alone.
+
+    Args:
+        model: Has `generate`.
+        decoding: How.
+        evaluator: Chooses, where the decoding says so.
+    """
+    chooser = evaluator if decoding.use_evaluator else None
+    devices = [model.device] if model.device.type == "cuda" else []
+
+    def decode(batch: Batch, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            slates: Tensor = model.generate(**inputs(batch), evaluator=chooser, **decoding.parameters)
+            return slates
+
+    return decode
+
+
+def _sort(scores: Tensor, batch: Batch, slate_size: int) -> Tensor:
+    """The slates (B, M) of the highest scores (B, N); the transforms of a score keep its order."""
+    order = scores.masked_fill(~batch["candidate_mask"], float("-inf")).argsort(dim=1, descending=True, stable=True)
+    real = batch["candidate_mask"].gather(1, order)
+    return _fit(order.masked_fill(~real, PADDING), slate_size)
+
+
+def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
+    mask = batch["candidate_mask"].cpu()
+    generator = torch.Generator().manual_seed(seed)
+    return _fit(uniform_slates(mask, min(slate_size, mask.shape[1]), 1, generator)[:, 0], slate_size)
+
+
+def _fit(slates: Tensor, slate_size: int) -> Tensor:
+    """Cuts or pads slates (B, M') to (B, M)."""
+    return F.pad(slates[:, :slate_size], (0, max(0, slate_size - slates.shape[1])), value=PADDING)

@@ -1,0 +1,284 @@
+"""What values slates, evaluators and the truth of a simulated world, and where slates stand among all by that value.
+
+B requests, N candidates, M positions, S slates, K chosen slates per request (one per row of the table that is made), P
+slates of the space of a request, or of a sample of it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+
+from rerankzoo.batch import PADDING, Batch, inputs, take
+from rerankzoo.data.simulator import Simulator
+from rerankzoo.generation import Evaluator
+from rerankzoo.metrics import RankEstimate, count_better, estimate_rank
+from rerankzoo.slates import all_slates, uniform_slates
+
+_CHUNK_VALUES = 2**18  # slates of the space valued for one group of requests: sampling keys are N times as many
+_CHUNK_SLATES = 2**14  # slates in one forward pass of an evaluator
+_TRUTH_BEAMS = 16
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Requests of a batch that have equally many candidates, hence equally many slates.
+
+    Attributes:
+        rows: Their places in the batch.
+        batch: The requests.
+        num_candidates: n of each.
+        length: Of their slates.
+        listed: Whether all their slates are valued, not a sample.
+    """
+
+    rows: Tensor
+    batch: Batch
+    num_candidates: int
+    length: int
+    listed: bool
+
+    def keys(self) -> list[tuple[int, int]]:
+        """What tells their spaces apart: row of the table and length of the slates."""
+        return [(index, self.length) for index in self.batch["request_index"].tolist()]
+
+
+class SlateRanks(ABC):
+    """Values slates, and ranks a slate among all A(n, m) = n! / (n - m)! of its request.
+
+    The values of all slates of a request are kept: the slates of the next model on the same requests are ranked without
+    valuing them again. The object therefore belongs to one table of requests, told apart by `request_index`.
+
+    Attributes:
+        max_exact: Where a request has more slates than this, `num_samples` uniformly drawn ones stand for them.
+        num_samples: Slates drawn then.
+        tolerance: A slate is better if it exceeds the chosen one by more than this share of the larger of the two.
+    """
+
+    max_exact: int
+    num_samples: int
+    tolerance: float
+
+    def __init__(self) -> None:
+        self._spaces: dict[tuple[int, int], Tensor] = {}
+
+    @abstractmethod
+    def values(self, batch: Batch, slates: Tensor) -> Tensor:
+        """Values (B, S) float64, on the CPU, of slates (B, S, M), -100 pads."""
+
+    def rank(self, batch: Batch, chosen: Tensor, slate_size: int, seed: int) -> tuple[RankEstimate, bool]:
+        """Ranks chosen slates among all slates of their request.
+
+        Args:
+            batch: The requests, whose numbers of candidates may differ.
+            chosen: (B, K), the values of the chosen slates.
+            slate_size: M. A request with fewer candidates has slates of all of them.
+            seed: Of the sampling, where there is any.
+
+        Returns:
+            Share of all slates that are strictly better, with an interval, each (B, K) float64, and whether all slates
+            of all requests were valued: the interval then has no width.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        ranks = RankEstimate(*(torch.zeros(chosen.shape, dtype=torch.float64) for _ in range(3)))
+        exact = True
+        for group in self._groups(batch, slate_size):
+            exact &= group.listed
+            values = self._space(group, generator)
+            for column in range(chosen.shape[1]):
+                for ends, part in zip(ranks, self._estimate(values, chosen[group.rows, column], group), strict=True):
+                    ends[group.rows, column] = part
+        return ranks, exact
+
+    def _groups(self, batch: Batch, slate_size: int) -> Iterator[_Group]:
+        sizes = batch["candidate_mask"].sum(1).cpu()
+        for size in sizes.unique().tolist():
+            length = min(size, slate_size)
+            listed = math.perm(size, length) <= self.max_exact
+            num_slates = math.perm(size, length) if listed else self.num_samples
+            for rows in (sizes == size).nonzero()[:, 0].split(max(1, _CHUNK_VALUES // num_slates)):
+                part = take(batch, rows.to(batch["candidate_mask"].device))
+                yield _Group(rows, part, size, length, listed)
+
+    def _space(self, group: _Group, generator: torch.Generator) -> Tensor:
+        """Values (B, P) of all slates of a group's requests, or of a sample, found once."""
+        keys = group.keys()
+        if not all(key in self._spaces for key in keys):
+            values = self._explore(group, generator)
+            self._spaces.update({key: row.clone() for key, row in zip(keys, values, strict=True)})
+        return torch.stack([self._spaces[key] for key in keys])
+
+    def _explore(self, group: _Group, generator: torch.Generator) -> Tensor:
+        return self.values(group.batch, self._slates(group, generator))
+
+    def _slates(self, group: _Group, generator: torch.Generator) -> Tensor:
+        """All slates (B, P, M) of a group's requests, or a sample."""
+        mask = group.batch["candidate_mask"].cpu()
+        if not group.listed:
+            return uniform_slates(mask, group.length, self.num_samples, generator)
+        # Real candidates first, in order; they need not be a prefix of the padded ones.
+        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : group.num_candidates]
+        return order[:, torch.tensor(all_slates(group.num_candidates, group.length))]
+
+    def _estimate(self, values: Tensor, chosen: Tensor, group: _Group) -> RankEstimate:
+        """Ranks (B,) of one chosen slate per request."""
+        if not group.listed:
+            return estimate_rank(values, chosen, tolerance=self.tolerance)
+        share = count_better(values, chosen, tolerance=self.tolerance).double() / values.shape[1]
+        return RankEstimate(share, share, share)
+
+
+class EvaluatorRanks(SlateRanks):
+    """Values slates by their predicted utility.
+
+    Args:
+        evaluator: Values whole slates; on the device of the batches.
+    """
+
+    max_exact = 20_000
+    num_samples = 10_000
+    tolerance = 1e-5  # float32 noise between two batchings of one slate
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__()
+        self.evaluator = evaluator
+
+    @torch.no_grad()
+    def values(self, batch: Batch, slates: Tensor) -> Tensor:
+        """See `SlateRanks.values`."""
+        known = inputs(batch)
+        parts = slates.to(batch["candidate_mask"].device).split(max(1, _CHUNK_SLATES // len(slates)), dim=1)
+        return torch.cat([self.evaluator.score_slates(part, **known).cpu().double() for part in parts], dim=1)
+
+
+class SimulatorTruth(SlateRanks):
+    """Values slates by their exact expected utility in the simulated world that the requests come from.
+
+    Args:
+        simulator: The world.
+        data: The requests, whose row numbers are the batches' `request_index`.
+        item_id: The column of the candidates' ids.
+    """
+
+    max_exact = 200_000
+    num_samples = 100_000
+    tolerance = 1e-6
+
+    def __init__(self, simulator: Simulator, data: Dataset, item_id: str) -> None:
+        super().__init__()
+        table = data.with_format("arrow")[:]
+        self.simulator = simulator
+        self.users = table["user_id"].to_numpy()
+        # Retrieval returns equally many candidates for every request.
+        self.items = table[item_id].combine_chunks().flatten().to_numpy().reshape(len(self.users), -1)
+        self._best: dict[tuple[int, int], Tensor] = {}
+
+    def values(self, batch: Batch, slates: Tensor) -> Tensor:
+        """See `SlateRanks.values`."""
+        positions = slates[..., : self.items.shape[1]].cpu().numpy()
+        return torch.from_numpy(self.simulator.expected_utility(*self._ids(batch), positions))
+
+    def best(self, batch: Batch, slates: Tensor, chosen: Tensor, slate_size: int) -> Tensor:
+        """The value of each request's best slate, after `rank`.
+
+        Where not all slates were valued, it is the best that is known: of local searches from the best drawn one, from
+        a beam search and from the best of the chosen ones.
+
+        Args:
+            batch: The requests.
+            slates: (B, K, M), the chosen slates.
+            chosen: (B, K), their values.
+            slate_size: M.
+
+        Returns:
+            (B,) float64.
+        """
+        best = torch.zeros(len(chosen), dtype=torch.float64)
+        for group in self._groups(batch, slate_size):
+            keys = group.keys()
+            if not group.listed:
+                rows = group.rows
+                improved = self._improved(group, slates.cpu()[rows, chosen[rows].argmax(1), : group.length])
+                self._best.update({key: max(self._best[key], one) for key, one in zip(keys, improved, strict=True)})
+            best[group.rows] = torch.stack([self._best[key] for key in keys])
+        return best
+
+    def pointwise(self, batch: Batch, slate_size: int) -> Tensor:
+        """The slates (B, M) of a ranker that knows the true stand-alone value of every candidate."""
+        length = min(slate_size, self.items.shape[1])
+        oracle = torch.from_numpy(self.simulator.pointwise_oracle(*self._ids(batch), length))
+        return F.pad(oracle, (0, slate_size - length), value=PADDING)
+
+    def _explore(self, group: _Group, generator: torch.Generator) -> Tensor:
+        slates = self._slates(group, generator)
+        values = self.values(group.batch, slates)
+        best = values.amax(1)
+        if not group.listed:
+            drawn = slates[torch.arange(len(slates)), values.argmax(1)]
+            searched = self.simulator.beam(*self._ids(group.batch), group.length, num_beams=_TRUTH_BEAMS)
+            best = torch.maximum(self._improved(group, drawn), self._improved(group, torch.from_numpy(searched)))
+        self._best.update({key: one.clone() for key, one in zip(group.keys(), best, strict=True)})
+        return values
+
+    def _improved(self, group: _Group, slates: Tensor) -> Tensor:
+        """Values (B,) of the local optima that are reached from slates (B, M)."""
+        found = self.simulator.local_search(*self._ids(group.batch), slates.numpy())
+        return self.values(group.batch, torch.from_numpy(found)[:, None])[:, 0]
+
+    def _ids(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        index = batch["request_index"].cpu().numpy()
+        return self.users[index], self.items[index]
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """All that values the slates of one table of requests; for several models on it, made once.
+
+    Attributes:
+        truth: Of the simulated world, where the data is simulated.
+        evaluator: Values every row's slates; it may also choose and teach.
+        judge: An independent evaluator: values every row's slates, chooses and teaches nothing.
+    """
+
+    truth: SimulatorTruth | None = None
+    evaluator: EvaluatorRanks | None = None
+    judge: EvaluatorRanks | None = None
+
+    @classmethod
+    def of(
+        cls,
+        data: Dataset,
+        item_id: str,
+        metadata: Mapping[str, Any] | None = None,
+        evaluator: Evaluator | None = None,
+        judge: Evaluator | None = None,
+    ) -> Evaluators:
+        """Makes those of a table.
+
+        Args:
+            data: The requests.
+            item_id: The column of the candidates' ids.
+            metadata: Of the data folder; a simulator's reveals the truth.
+            evaluator: See above.
+            judge: See above.
+        """
+        simulated = metadata is not None and metadata.get("source") == "simulator"
+        return cls(
+            truth=SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id) if simulated else None,
+            evaluator=EvaluatorRanks(evaluator) if evaluator is not None else None,
+            judge=EvaluatorRanks(judge) if judge is not None else None,
+        )
+
+    def by_prefix(self) -> dict[str, SlateRanks]:
+        """Those that there are, by the prefix of their metrics."""
+        known = {"true_": self.truth, "": self.evaluator, "judge_": self.judge}
+        return {prefix: ranks for prefix, ranks in known.items() if ranks is not None}
