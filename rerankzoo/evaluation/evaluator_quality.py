@@ -60,7 +60,7 @@ def evaluator_quality(
     has_feedback = {schema.slate, *(target.name for target in schema.targets)} <= set(data.column_names)
     generator = torch.Generator().manual_seed(seed)
     predicted, observed, correlations = [], [], []
-    for batch in RequestLoader(data, extractor, _BATCH):
+    for batch in RequestLoader(data, extractor, _BATCH) if has_feedback or truth is not None else ():
         on_device = to_device(batch, device_of(evaluator))
         if has_feedback:
             slates, feedback = batch["slates"], batch["feedback"]

@@ -175,7 +175,7 @@ class Measurements:
             excess = (self.per_request("value") - self.per_request("true_value")).mean(0)
             _add(rows, "gap", excess / self.per_request("true_best").mean())
         for name, parts in self._columns.items():
-            if not name.startswith("true_") and sum(map(len, parts)):
+            if not name.startswith("true_") and any(len(part) for part in parts):
                 _add(rows, name, torch.cat(parts).mean(0))
         _add(rows, f"coverage@{self.slate_size}", self.catalogue.coverage(torch.cat(self._slates)))
         return rows

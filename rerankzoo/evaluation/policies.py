@@ -53,8 +53,8 @@ class Decoding:
         """Checks the parameters with a model's own generation config; default: of those without one of their own.
 
         Raises:
-            ValueError: If they are unknown to it or contradict one another, if the model has no such strategy, or if they
-                ask for another slate size: all rows of a table have slates of one size.
+            ValueError: If they are unknown to it or contradict one another, if the model has no such strategy, or if
+                they ask for another slate size: all rows of a table have slates of one size.
         """
         strategy = model.generation_config_class(**self.parameters).strategy
         if strategy not in model.strategies:
@@ -77,7 +77,7 @@ def default_decodings(
 
     Returns:
         Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
-        16 beams.
+        16 beams. Of a model that has none of them: its default.
     """
     decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
     if penalty_alpha is not None:
@@ -91,7 +91,8 @@ def default_decodings(
         }
         decodings += [Decoding(f"{name} + evaluator", asked, use_evaluator=True) for name, asked in choices.items()]
     config_class = SlateGenerationMixin.generation_config_class
-    return [one for one in decodings if config_class(**one.parameters).strategy in strategies]
+    known = [one for one in decodings if config_class(**one.parameters).strategy in strategies]
+    return known or [Decoding("default")]
 
 
 def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: SimulatorTruth | None) -> dict[Key, Policy]:

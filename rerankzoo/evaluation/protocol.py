@@ -107,7 +107,7 @@ def evaluate(
     schema = extractor.schema
     if evaluators is None:
         evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator, judge)
-    chooser = evaluators.evaluator and evaluators.evaluator.evaluator
+    chooser = evaluators.evaluator.evaluator if evaluators.evaluator else None
     parts = {"model": model, "evaluator": chooser, "judge": evaluators.judge and evaluators.judge.evaluator}
     _check_parts(parts, schema)
     _check_decodings(decodings, model, chooser)

@@ -191,11 +191,11 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     table = _Table(aggregate(evaluations))
     fitting = table.fitting(console.width)
     console.print(table.console(fitting))
-    for line in (evaluator_line(table.rows), opinion_line(table.rows)):
+    hidden = ", ".join(table.columns[fitting:])
+    missing = f"[dim]not shown, for want of width: {hidden}[/dim]" if hidden else None
+    for line in (evaluator_line(table.rows), missing, opinion_line(table.rows)):
         if line:
             console.print(line, soft_wrap=True)
-    if hidden := table.columns[fitting:]:
-        console.print(f"[dim]not shown, for want of width: {', '.join(hidden)}[/dim]", soft_wrap=True)
     for comparison in differences(evaluations):
         if comparison.b in BASELINES:
             console.print(comparison_text(comparison), soft_wrap=True)

@@ -6,8 +6,11 @@ The functions need torch only. The class needs torchmetrics (`pip install "reran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from rerankzoo.metrics.classification import auc, calibration, gauc, grouped_auc, log_loss
 from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage
@@ -77,7 +80,7 @@ __all__ = [
 ]
 
 
-_MEANS = {
+_MEANS: dict[str, Callable[..., Tensor]] = {
     "ILAD": ilad,
     "MRR": reciprocal_rank_at_k,
     "NDCG": ndcg_at_k,

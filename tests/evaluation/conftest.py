@@ -15,8 +15,9 @@ from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.data.simulator import Simulator, SimulatorSettings, write_simulator_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
-from rerankzoo.metrics import all_slates
+from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
+from rerankzoo.slates import all_slates
 
 NUM_REQUESTS = 60
 
@@ -25,6 +26,8 @@ class ScriptedModel:
     """Returns prepared slates (R, M), batch by batch; stands in for a model under a single decoding."""
 
     device = torch.device("cpu")
+    generation_config_class = RerankingGenerationConfig
+    strategies = ("greedy",)
 
     def __init__(self, slates: Tensor) -> None:
         self.slates = slates

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from rerankzoo.errors import SchemaMismatchError
-from rerankzoo.evaluation import Decoding, Evaluation, Judges, default_decodings, evaluate, tune_penalty_alpha
-from rerankzoo.metrics import all_slates
+from rerankzoo.evaluation import (
+    Decoding,
+    Evaluation,
+    Evaluators,
+    compare,
+    default_decodings,
+    evaluate,
+    tune_penalty_alpha,
+)
+from rerankzoo.generation import EvaluatorEnsemble, RerankingGenerationConfig
+from rerankzoo.models.nar4rec import NAR4RecForReranking
+from rerankzoo.slates import all_slates
 
 GREEDY = [Decoding("greedy", {"num_beams": 1})]
+MODEL = ("model", "greedy")
 BASELINES = [("upstream", "sort"), ("random", "sample"), ("logged", "log"), ("oracle", "pointwise")]
 
 
@@ -35,11 +46,46 @@ def test_default_decodings() -> None:
     assert default_decodings(penalty_alpha=0.25)[2].parameters == {"penalty_alpha": 0.25}
 
 
-def test_a_decoding_refuses_what_generate_would() -> None:
-    with pytest.raises(ValueError, match="unknown decoding parameters"):
-        Decoding("wrong", {"beams": 2})
+class BlockConfig(RerankingGenerationConfig):
+    """Of a family with a decoding of its own."""
+
+    extra_parameters = ("num_blocks",)
+    strategies: ClassVar = {**RerankingGenerationConfig.strategies, "num_blocks": "blockwise"}
+
+
+class Blockwise(NAR4RecForReranking):
+    generation_config_class = BlockConfig
+    strategies = ("blockwise",)
+
+    def decode(self, batch: Any, config: Any, rules: Any = None) -> Any:
+        assert config.num_blocks == 2
+        return super().decode(batch, RerankingGenerationConfig(slate_size=config.slate_size), rules)
+
+
+def test_a_decoding_refuses_what_generate_would(simulated: Any) -> None:
+    for parameters, message in (
+        ({"beams": 2}, "unknown decoding parameters"),
+        ({"num_beams": 2, "do_sample": True}, "choose one decoding strategy"),
+        ({"slate_size": 2}, "slate_size is the model's"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(simulated, simulated.model(), decodings=[Decoding("wrong", parameters)])
     with pytest.raises(ValueError, match="'many' returns 3 slates per request"):
         Decoding("many", {"num_beams": 3, "num_return_sequences": 3})
+
+
+def test_a_model_is_asked_in_its_own_words(simulated: Any) -> None:
+    plain = simulated.model()
+    model = Blockwise(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    row = run(simulated, model, decodings=[Decoding("blocks", {"num_blocks": 2})]).row("model", "blocks")
+    assert row.metrics == run(simulated, plain).row("model", "greedy").metrics
+    with pytest.raises(ValueError, match=r"decoding 'greedy' is 'greedy', expected one of \['blockwise'\]"):
+        run(simulated, model)
+    with pytest.raises(ValueError, match="unknown decoding parameters"):
+        run(simulated, plain, decodings=[Decoding("blocks", {"num_blocks": 2})])
+    assert default_decodings(strategies=model.strategies) == [Decoding("default")]
+    assert [one.name for one in default_decodings(strategies=("greedy", "sample"))] == ["greedy", "sampling"]
 
 
 # The truth
@@ -96,8 +142,8 @@ def test_sampled_truth_is_near_the_exact_one(
     simulated: Any, scripted: Any, best_slates: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = run(simulated, scripted(best_slates))
-    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.max_exact", 100)
-    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.num_samples", 2_000)
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks.SimulatorTruth.max_exact", 100)
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks.SimulatorTruth.num_samples", 2_000)
     sampled = run(simulated, scripted(best_slates))
     assert "2000 uniformly sampled slates" in sampled.protocol["truth"]
     assert sampled.row("model", "greedy").metrics["utility"] == 1.0
@@ -112,9 +158,9 @@ def test_sampled_truth_is_near_the_exact_one(
 def test_a_known_optimum_is_improved_by_local_search(
     simulated: Any, scripted: Any, best_slates: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.max_exact", 1)
-    monkeypatch.setattr("rerankzoo.evaluation.judges.SimulatorJudge.num_samples", 1)
-    monkeypatch.setattr("rerankzoo.evaluation.judges._TRUTH_BEAMS", 1)
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks.SimulatorTruth.max_exact", 1)
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks.SimulatorTruth.num_samples", 1)
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks._TRUTH_BEAMS", 1)
     shares = simulated.utility(best_slates.flip(1).numpy())
     found = run(simulated, scripted(best_slates.flip(1)))
     measured = found.per_request["model", "greedy"].numpy()
@@ -122,20 +168,19 @@ def test_a_known_optimum_is_improved_by_local_search(
     assert measured.mean() < shares.mean() + 0.03  # and local searches hardly miss it
 
 
-# Judges that are shared
+# Evaluators that are shared
 
 
-def test_shared_judges_find_the_same(simulated: Any, scripted: Any, best_slates: torch.Tensor) -> None:
+def test_shared_evaluators_find_the_same(simulated: Any, scripted: Any, best_slates: torch.Tensor) -> None:
     evaluator, judge = simulated.evaluator(), simulated.evaluator(1)
-    judges = Judges.of(simulated.data, "item_id", simulated.metadata, evaluator, judge)
-    options = {"evaluator": evaluator, "judge": judge, "hr_requests": 30}
+    evaluators = Evaluators.of(simulated.data, "item_id", simulated.metadata, evaluator, judge)
     for slates in (best_slates, best_slates.flip(1)):
-        alone = run(simulated, scripted(slates), **options)
-        shared = run(simulated, scripted(slates), judges=judges, **options)
+        alone = run(simulated, scripted(slates), evaluator=evaluator, judge=judge, hr_requests=30)
+        shared = run(simulated, scripted(slates), evaluators=evaluators, hr_requests=30)
         assert shared.rows == alone.rows
 
 
-def test_shared_judges_value_all_slates_once(simulated: Any, scripted: Any, best_slates: torch.Tensor) -> None:
+def test_shared_evaluators_value_all_slates_once(simulated: Any, scripted: Any, best_slates: torch.Tensor) -> None:
     class Counting:
         slates = 0
 
@@ -143,22 +188,20 @@ def test_shared_judges_value_all_slates_once(simulated: Any, scripted: Any, best
             Counting.slates += slates[..., 0].numel()
             return slates.sum(-1).float()
 
-    evaluator = Counting()
-    judges = Judges.of(simulated.data, "item_id", simulated.metadata, evaluator)
+    evaluators = Evaluators.of(simulated.data, "item_id", simulated.metadata, Counting())
     counts = []
     for _ in range(2):
         before = Counting.slates
-        run(simulated, scripted(best_slates), evaluator=evaluator, judges=judges, hr_requests=60)
+        run(simulated, scripted(best_slates), evaluators=evaluators, hr_requests=60)
         counts.append(Counting.slates - before)
     assert counts == [60 * (120 + 5), 60 * 5]  # the five rows of the table, and at first all 120 slates
 
 
-def test_judges_of_another_evaluator_are_refused(simulated: Any) -> None:
-    judges = Judges.of(simulated.data, "item_id", simulated.metadata, simulated.evaluator())
-    with pytest.raises(ValueError, match="judges were made with another evaluator"):
-        run(simulated, simulated.model(), evaluator=simulated.evaluator(), judges=judges)
-    with pytest.raises(ValueError, match="judges were made with another judge"):
-        run(simulated, simulated.model(), judge=simulated.evaluator(), judges=Judges.of(simulated.data, "item_id"))
+def test_evaluators_are_given_once(simulated: Any) -> None:
+    evaluators = Evaluators.of(simulated.data, "item_id", simulated.metadata, simulated.evaluator())
+    for name in ("evaluator", "judge"):
+        with pytest.raises(ValueError, match="expected evaluators, or evaluator and judge, got both"):
+            run(simulated, simulated.model(), evaluators=evaluators, **{name: simulated.evaluator()})
 
 
 # The evaluator
@@ -218,6 +261,40 @@ def test_the_evaluator_chooses_among_slates(simulated: Any) -> None:
             assert math.isfinite(value)
             if name not in ("gap", "value", "ild@3"):
                 assert 0 <= value <= 1, (row.key, name)
+
+
+def test_what_an_evaluator_says_of_its_own_slates_has_no_interval(
+    simulated: Any, scripted: Any, best_slates: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerankzoo.evaluation.slate_ranks.EvaluatorRanks.max_exact", 100)
+    options = {"evaluator": simulated.evaluator(), "judge": simulated.evaluator(1), "hr_requests": 30}
+    metrics = run(simulated, scripted(best_slates), **options).row("model", "greedy").metrics
+    assert [name for name in metrics if name.endswith("_low")] == ["judge_hr@1%_low", "judge_hr@10%_low"]
+
+
+def test_without_truth_and_labels_rows_are_compared_by_the_judge_else_by_the_evaluator(simulated: Any) -> None:
+    options = {"name": "model", "decodings": GREEDY, "num_requests": 20, "hr_requests": 0}
+    data = simulated.model(), simulated.data, simulated.extractor
+    by_evaluator = compare(evaluate(*data, evaluator=simulated.evaluator(), **options), MODEL, BASELINES[0])
+    assert (by_evaluator.metric, by_evaluator.low, by_evaluator.high) == ("value", None, None)
+    assert by_evaluator.significant is None
+    judged = evaluate(*data, evaluator=simulated.evaluator(), judge=simulated.evaluator(1), **options)
+    by_judge = compare(judged, MODEL, BASELINES[0])
+    assert by_judge.metric == "judge_value"
+    assert by_judge.low < by_judge.mean < by_judge.high
+
+
+def test_an_ensemble_is_an_evaluator(simulated: Any) -> None:
+    members = [simulated.evaluator(seed) for seed in range(2)]
+    options = {"decodings": default_decodings(has_evaluator=True)[-1:], "num_requests": 20, "hr_requests": 5}
+    metrics = run(simulated, simulated.model(), evaluator=EvaluatorEnsemble(members), **options).rows[0].metrics
+    alone = [run(simulated, simulated.model(), evaluator=one, **options).rows[0].metrics for one in members]
+    assert metrics["value"] == pytest.approx(np.mean([one["value"] for one in alone]), rel=1e-5)
+
+
+def test_parts_on_different_devices_are_refused(simulated: Any) -> None:
+    with pytest.raises(ValueError, match="the judge is on meta, the model on cpu; move one to the other"):
+        run(simulated, simulated.model(), judge=simulated.evaluator().to("meta"))
 
 
 # Labels

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from rerankzoo.evaluation import (
+    Decoding,
     Evaluation,
     Point,
     default_decodings,
@@ -17,7 +18,8 @@ from rerankzoo.evaluation import (
     write_curve,
     write_report,
 )
-from rerankzoo.evaluation.report import draw, draw_curve, markdown_table
+from rerankzoo.evaluation.plots import draw, draw_curve
+from rerankzoo.evaluation.report import markdown_table
 from rerankzoo.evaluation.results import Summary
 from rerankzoo.metrics import Spread
 
@@ -156,3 +158,19 @@ def test_a_narrow_console_leaves_out_the_least_important_columns(evaluations: li
 def test_the_same_seed_prints_the_same_table_twice(evaluations: list[Evaluation]) -> None:
     assert printed(evaluations, 100) == printed(evaluations, 100)
     assert "nar4rec greedy - upstream: " in printed(evaluations, 100)
+
+
+def test_what_the_evaluator_says_is_not_called_quality(simulated: Any, tmp_path: Path) -> None:
+    """Nothing but the evaluator is known: rows are compared by it, without intervals, and no row is the best."""
+    options = {"name": "nar4rec", "decodings": [Decoding("greedy", {"num_beams": 1})], "num_requests": 20}
+    found = evaluate(simulated.model(), simulated.data, simulated.extractor, evaluator=simulated.evaluator(), **options)
+    assert found.primary == "value"
+    page = write_report([found], tmp_path)["markdown"].read_text()
+    for text in (page, printed([found], 400)):
+        assert "by the evaluator: value, HR@1%, HR@10%. It may have chosen these slates or taught" in text
+        assert "agreement with it, not quality, and has no confidence interval" in text
+        assert " of value, by the evaluator, hence without an interval (20 requests)" in text
+        assert "95 %" not in text
+        assert "**" not in text
+    differences = json.loads((tmp_path / "results.json").read_text())["differences"]
+    assert {(one["low"], one["high"], one["significant"]) for one in differences} == {(None, None, None)}

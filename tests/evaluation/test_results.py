@@ -65,13 +65,13 @@ def test_rows_measured_in_two_ways_are_refused() -> None:
 
 def test_runs_on_the_same_requests_are_averaged_before_the_bootstrap() -> None:
     runs = [evaluation([0.5, 1.0], seed=0), evaluation([1.0, 0.5], seed=1)]
-    found = compare(runs, MODEL, UPSTREAM).difference
+    found = compare(runs, MODEL, UPSTREAM)
     assert (found.mean, found.low, found.high, found.num_requests) == (0.25, 0.25, 0.25, 2)
 
 
 def test_runs_on_other_requests_add_theirs() -> None:
     runs = [evaluation([0.5, 1.0], requests="r"), evaluation([1.0, 0.5], seed=1, requests="s")]
-    found = compare(runs, MODEL, UPSTREAM).difference
+    found = compare(runs, MODEL, UPSTREAM)
     assert found.num_requests == 4
     assert found.mean == 0.25
     assert found.low < 0.25 < found.high
