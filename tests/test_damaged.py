@@ -41,17 +41,20 @@ def change(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, change])
-def test_weights(checkpoint: Path, damage: Callable[[Path], None]) -> None:
-    AutoModel.from_pretrained(checkpoint)
+def test_weights_are_verified_when_asked_for(checkpoint: Path, damage: Callable[[Path], None]) -> None:
+    loaders = (AutoModel.from_pretrained, NAR4RecForReranking.from_pretrained, RerankingPipeline.from_pretrained)
+    for load in loaders:
+        load(str(checkpoint), verify=True)
     damage(checkpoint / "model.safetensors")
-    for load in (AutoModel.from_pretrained, NAR4RecForReranking.from_pretrained, RerankingPipeline.from_pretrained):
+    for load in loaders:
         with pytest.raises(UnreadableFileError, match=r"best/model\.safetensors is damaged"):
-            load(str(checkpoint))
-
-
-def test_weights_without_checksums(checkpoint: Path) -> None:
+            load(str(checkpoint), verify=True)
     (checkpoint / "SHA256SUMS").unlink()
-    AutoModel.from_pretrained(checkpoint)
+    with pytest.raises(UnreadableFileError, match=r"best cannot be verified: SHA256SUMS not found"):
+        AutoModel.from_pretrained(checkpoint, verify=True)
+
+
+def test_weights_that_are_cut_off_are_named_in_any_case(checkpoint: Path) -> None:
     cut(checkpoint / "model.safetensors")
     with pytest.raises(UnreadableFileError, match=r"the weights of .*best are damaged"):
         AutoModel.from_pretrained(checkpoint)
@@ -116,4 +119,4 @@ def test_a_damaged_file_is_one_line_and_status_2(
     arguments: list[Any] = ["evaluate", checkpoint, "--data", data_folder]
     assert main(list(map(str, arguments))) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"rerankzoo evaluate: {checkpoint}/model.safetensors is damaged")
+    assert error.startswith(f"rerankzoo evaluate: the weights of {checkpoint} are damaged")

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.type_validators import interval
 
-from rerankzoo.atomic_writing import verify_checksums, write_checksums
+from rerankzoo.atomic_writing import CHECKSUMS_FILE, verify_checksums, write_checksums
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
@@ -271,16 +272,26 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        verify: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Loads a model from safetensors files only; see `transformers.PreTrainedModel.from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: A folder or Hub id.
+            *args: See transformers.
+            verify: Whether to compare the weights with their SHA256SUMS first, for which they are read once more.
+            **kwargs: See transformers.
 
         Raises:
             UnreadableFileError: If the weights are damaged.
         """
         name = pretrained_model_name_or_path
-        if name is not None and Path(name).is_dir():
-            verify_checksums(Path(name) / kwargs.get("subfolder", ""))
+        if verify and name is not None:
+            _verify(name, **kwargs)
         try:
             return super().from_pretrained(name, *args, **{**kwargs, "use_safetensors": True})
         except SafetensorError as error:
@@ -510,3 +521,13 @@ class SlateEvaluator(RerankingPreTrainedModel):
         """
         utilities: Tensor = self(slates=slates, **inputs(batch)).utilities
         return utilities
+
+
+def _verify(name: str | os.PathLike[str], subfolder: str = "", **options: Any) -> None:
+    """Compares the weights of a folder or repository with their checksums."""
+    folder = Path(name)
+    if not folder.is_dir():
+        place = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+        wanted = [str(PurePosixPath(subfolder, file)) for file in (CHECKSUMS_FILE, "model*.safetensors")]
+        folder = Path(snapshot_download(str(name), allow_patterns=wanted, **place))
+    verify_checksums(folder / subfolder)
