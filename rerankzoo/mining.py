@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,11 +27,9 @@ from datasets import Dataset
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel
 
-import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import PADDING
+from rerankzoo.batch import PADDING, Batch, inputs, take, to_device, trim
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import (
     METADATA_FILE,
@@ -43,21 +40,16 @@ from rerankzoo.data.folder import (
     link_or_copy,
     local_folder,
     read_metadata,
-    read_parquet,
-    write_parquet,
 )
 from rerankzoo.data.loader import logged_utilities
+from rerankzoo.data.shards import has_shard, write_shard
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
-from rerankzoo.generation import Batch, BeamStep, Constraint, Scorer, beam_search, bind
-from rerankzoo.hub_errors import one_line_errors
-from rerankzoo.models.auto import evaluator_subfolder
-from rerankzoo.models.degre import DeGReEvaluatorEnsemble
+from rerankzoo.generation import BeamStep, Constraint, EvaluatorEnsemble, Scorer, beam_search, bind
+from rerankzoo.models.auto import load_evaluator
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
-
-logger = logging.getLogger(__name__)
 
 #: Scores per evaluator call (requests x beams x candidates), unless a batch size is given. A CPU gains nothing beyond.
 _SCORES_PER_CALL = {"cpu": 8_192}
@@ -131,13 +123,9 @@ def mine_batch(
     scorer: Scorer,
     batch: Batch,
     slate_size: int,
-    num_beams: int = MiningSettings.num_beams,
-    keep: int = MiningSettings.keep,
-    soft_label: SoftLabel = MiningSettings.soft_label,
-    weight_temperature: float = MiningSettings.weight_temperature,
-    label_temperature: float = MiningSettings.label_temperature,
     constraints: Sequence[Constraint] = (),
     schema: FeatureSchema | None = None,
+    **settings: Any,
 ) -> MinedSlates:
     """Mines slates: beam search by the evaluator's values, whose scores are also the source of the soft labels.
 
@@ -152,15 +140,11 @@ def mine_batch(
     Args:
         scorer: Of an evaluator: its kind is `"value"`.
         batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
-        slate_size: See `MiningSettings`, as all that follow.
-        num_beams: W.
-        keep: S.
-        soft_label: Kind of soft label.
-        weight_temperature: tau_w.
-        label_temperature: tau_q.
+        slate_size: M.
         constraints: What slates must keep. Labels are then distributions over the candidates that are allowed; boosts
             count as value in the search, the weights and the labels, not in the values returned.
         schema: The batch's, where a constraint names a field.
+        **settings: Other entries of `MiningSettings`.
 
     Returns:
         The S best slates of the beam, exactly those of `beam_search`.
@@ -172,28 +156,21 @@ def mine_batch(
     References:
         DeGRe (arXiv:2605.25749), look-ahead sequence mining and dense supervision.
     """
-    settings = MiningSettings(
-        slate_size=slate_size,
-        num_beams=num_beams,
-        keep=keep,
-        soft_label=soft_label,
-        weight_temperature=weight_temperature,
-        label_temperature=label_temperature,
-    )
+    options = MiningSettings(slate_size=slate_size, **settings)
     if scorer.kind != "value":
         raise ValueError(f"mining needs an evaluator, whose scorer has kind 'value', got {scorer.kind!r}")
     history: list[BeamStep] = []
     rules = bind(constraints, batch, slate_size, schema)
-    found = beam_search(scorer, batch, slate_size, num_beams, keep, history, rules)
-    spread = value_spread(history, len(found.slates))
-    worth = found.scores if rules is None else found.scores + rules.boosts(found.slates)
-    weights = tempered_softmax(worth, spread * weight_temperature)
-    if settings.soft_label == "none":
-        return MinedSlates(found.slates, found.scores, weights, None)
-    targets = _step_targets(history, len(found.slates), keep, settings.soft_label == "look_ahead")
-    labels = tempered_softmax(targets, spread * label_temperature)
-    labels = F.pad(labels, (0, 0, 0, 0, 0, keep - labels.shape[1]))  # fewer prefixes exist than slates are asked for
-    return MinedSlates(found.slates, found.scores, weights, labels.masked_fill((found.slates == PADDING)[..., None], 0))
+    best = beam_search(scorer, batch, slate_size, options.num_beams, options.keep, history, rules)
+    spread = value_spread(history, len(best.slates))
+    worth = best.scores if rules is None else best.scores + rules.boosts(best.slates)
+    weights = tempered_softmax(worth, spread * options.weight_temperature)
+    if options.soft_label == "none":
+        return MinedSlates(best.slates, best.scores, weights, None)
+    targets = _step_targets(history, len(best.slates), options.keep, options.soft_label == "look_ahead")
+    labels = tempered_softmax(targets, spread * options.label_temperature)
+    labels = F.pad(labels, (0, 0, 0, 0, 0, options.keep - labels.shape[1]))  # fewer prefixes exist than are asked for
+    return MinedSlates(best.slates, best.scores, weights, labels.masked_fill((best.slates == PADDING)[..., None], 0))
 
 
 def value_spread(history: Sequence[BeamStep], num_requests: int) -> Tensor:
@@ -307,13 +284,13 @@ def plan_shards(split: str, source: str, available: int, num_requests: int | Non
     ]
 
 
-def mined_table(rows: pa.Table, batch: Mapping[str, Tensor], found: MinedSlates, schema: FeatureSchema) -> pa.Table:
+def mined_table(rows: pa.Table, batch: Batch, mined: MinedSlates, schema: FeatureSchema) -> pa.Table:
     """The rows of a log with mined slates in place of the logged ones.
 
     Args:
         rows: Rows of the source; labels of the logged slates are dropped.
         batch: The same rows as a batch.
-        found: What was mined for them.
+        mined: What was mined for them.
         schema: Tells which columns are labels, and the name of the slate column.
 
     Returns:
@@ -321,17 +298,17 @@ def mined_table(rows: pa.Table, batch: Mapping[str, Tensor], found: MinedSlates,
     """
     labels = {*schema.label_columns(), *MINED_COLUMNS}
     columns = {name: rows.column(name) for name in rows.column_names if name not in labels}
-    slates, values = found.slates.cpu().numpy(), found.values.float().cpu().numpy()
+    slates, values = mined.slates.cpu().numpy(), mined.values.float().cpu().numpy()
     exists, shown = values > _NEVER, slates != PADDING
     per_row, per_slate = exists.sum(-1), shown.sum(-1)[exists]
     columns[schema.slate] = _lists(slates[shown].astype(np.int32), per_slate, per_row)
-    columns[SLATE_WEIGHTS] = _lists(found.weights.float().cpu().numpy()[exists], per_row)
+    columns[SLATE_WEIGHTS] = _lists(mined.weights.float().cpu().numpy()[exists], per_row)
     columns[SLATE_VALUES] = _lists(values[exists], per_row)
-    if found.soft_labels is not None:
+    if mined.soft_labels is not None:
         candidates = batch["candidate_mask"].cpu().numpy()
         real = shown[..., None] & candidates[:, None, None, :]
         sizes = np.broadcast_to(candidates.sum(-1)[:, None, None], shown.shape)[shown]
-        flat = found.soft_labels.half().cpu().numpy()[real]
+        flat = mined.soft_labels.half().cpu().numpy()[real]
         columns[SOFT_LABELS] = _lists(flat, sizes, per_slate, per_row)
     return pa.table(columns)
 
@@ -401,7 +378,7 @@ def mine_folder(
         raise ValueError(f"cannot mine {num_requests} requests and {num_validation} for validation")
     fabric = fabric or Fabric(accelerator="auto", devices=1)
     source = _Source(local_folder(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
-    miner = _Miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
+    miner = _load_miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
     shards, out = source.shards(shard_size), Path(out)
     record = {
         "evaluator": weights_digest(miner.evaluator),
@@ -417,69 +394,64 @@ def mine_folder(
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         _write_json(out / SETTINGS_FILE, record)
-    missing = [shard for shard in shards if not _is_mined(out / shard.name, shard)]
+    missing = [shard for shard in shards if not has_shard(out / shard.name, len(shard.rows))]
     fabric.barrier()  # nobody writes before everybody has seen what is missing
-    own = missing[fabric.global_rank :: fabric.world_size]
-    done, total = 0, sum(len(shard.rows) for shard in own)
-    for shard in own:
+    share = missing[fabric.global_rank :: fabric.world_size]
+    done, total = 0, sum(len(shard.rows) for shard in share)
+    for shard in share:
         tables = []
         for table in miner.tables(source.splits[shard.source], shard.rows, batch_size):
             tables.append(table)
             done += table.num_rows
             if on_progress is not None:
                 on_progress(done, total)
-        write_atomically(out / shard.name, partial(write_parquet, pa.concat_tables(tables)))
+        write_shard(out / shard.name, tables)
     fabric.barrier()
     if fabric.is_global_zero:
-        _complete(out, source, miner, shards, record, list(evaluators))
+        _complete(out, source, miner.extractor, shards, record, list(evaluators))
     fabric.barrier()
     return out
 
 
+@dataclass(frozen=True)
 class _Miner:
-    """The evaluator, one or an ensemble, ready to mine."""
+    """An evaluator, its extractor and how it searches."""
 
-    def __init__(
-        self,
-        evaluators: Sequence[str],
-        spread_penalty: float,
-        device: torch.device,
-        slate_size: int | None,
-        settings: Mapping[str, Any],
-    ) -> None:
-        places = [evaluator_subfolder(path) for path in evaluators]
-        models = [_load_evaluator(path, subfolder) for path, subfolder in zip(evaluators, places, strict=True)]
-        with one_line_errors(evaluators[0], subfolder=places[0]):
-            self.extractor = RerankingFeatureExtractor.from_pretrained(evaluators[0], subfolder=places[0])
-        for model in models:
-            model.check_schema(self.extractor.schema)
-        self.evaluator = models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models, spread_penalty)
-        self.evaluator.to(device).eval()
-        self.settings = MiningSettings(slate_size=slate_size or models[0].config.slate_size, **settings)
-        self.device = device
+    evaluator: Any
+    extractor: RerankingFeatureExtractor
+    settings: MiningSettings
+    device: torch.device
 
     def tables(self, dataset: Dataset, rows: np.ndarray, batch_size: int | None) -> Iterator[pa.Table]:
         """Mines some rows, and yields a table for each batch of them."""
         source = dataset.with_format("arrow")[rows.tolist()]
-        size = batch_size or self._batch_size(source)
-        for start in range(0, len(rows), size):
-            part = source.slice(start, size)
-            batch = {key: value.to(self.device) for key, value in self.extractor(part).items()}
-            found = mine_batch(self.evaluator.scorer(), batch, **asdict(self.settings))
-            yield mined_table(part, batch, found, self.extractor.schema)
-
-    def _batch_size(self, table: pa.Table) -> int:
-        widest = int(np.diff(table.column(self.extractor.schema.item_id).combine_chunks().offsets.to_numpy()).max())
+        encoded = inputs(self.extractor(source))
         scores = _SCORES_PER_CALL.get(self.device.type, _SCORES_PER_CALL_ELSEWHERE)
-        return max(1, scores // (self.settings.num_beams * widest))
+        widest = encoded["candidate_mask"].shape[1]
+        size = batch_size or max(1, scores // (self.settings.num_beams * widest))
+        for start in range(0, len(rows), size):
+            batch = to_device(trim(take(encoded, slice(start, start + size))), self.device)
+            mined = mine_batch(self.evaluator.scorer(), batch, **asdict(self.settings))
+            yield mined_table(source.slice(start, size), batch, mined, self.extractor.schema)
 
 
-def _load_evaluator(path: str, subfolder: str) -> Any:
-    with one_line_errors(path, subfolder=subfolder):
-        model = AutoModel.from_pretrained(path, subfolder=subfolder)
-    if not hasattr(model, "scorer") or model.scorer().kind != "value":
-        raise RerankingDataError(f"a {type(model).__name__} ({path}) gives prefixes no value", field="evaluator")
-    return model
+def _load_miner(
+    evaluators: Sequence[str],
+    spread_penalty: float,
+    device: torch.device,
+    slate_size: int | None,
+    settings: Mapping[str, Any],
+) -> _Miner:
+    checkpoints = [load_evaluator(path) for path in evaluators]
+    models = [checkpoint.model for checkpoint in checkpoints]
+    for path, model in zip(evaluators, models, strict=True):
+        for member in getattr(model, "members", [model]):  # an ensemble searches with its members' scorers
+            if not hasattr(member, "scorer") or member.scorer().kind != "value":
+                message = f"a {type(member).__name__} ({path}) gives prefixes no value"
+                raise RerankingDataError(message, field="evaluator")
+    evaluator = models[0] if len(models) == 1 else EvaluatorEnsemble(models, spread_penalty)
+    options = MiningSettings(slate_size=slate_size or models[0].config.slate_size, **settings)
+    return _Miner(evaluator.to(device).eval(), checkpoints[0].extractor, options, device)
 
 
 class _Source:
@@ -527,20 +499,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _is_mined(path: Path, shard: Shard) -> bool:
-    """Whether a shard is there and whole; a damaged one is named and mined again."""
-    if not path.is_file():
-        return False
-    try:
-        rows = read_parquet(path).num_rows
-    except UnreadableFileError as error:
-        logger.warning("%s; it is mined again", error)
-        return False
-    if rows != len(shard.rows):
-        logger.warning("%s has %d rows, not %d; it is mined again", path, rows, len(shard.rows))
-    return rows == len(shard.rows)
-
-
 def _check_settings(out: Path, record: dict[str, Any]) -> None:
     """Refuses to continue a folder that was begun with other settings."""
     path = out / SETTINGS_FILE
@@ -559,12 +517,17 @@ def _check_settings(out: Path, record: dict[str, Any]) -> None:
 
 
 def _complete(
-    out: Path, source: _Source, miner: _Miner, shards: Sequence[Shard], record: dict[str, Any], evaluators: list[str]
+    out: Path,
+    source: _Source,
+    extractor: RerankingFeatureExtractor,
+    shards: Sequence[Shard],
+    record: dict[str, Any],
+    evaluators: list[str],
 ) -> None:
     """Writes what makes the shards a data folder."""
     for path in source.folder.glob("test*.parquet"):
         write_atomically(out / path.name, partial(link_or_copy, path))
-    miner.extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
+    extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
     rows = {split: sum(len(shard.rows) for shard in shards if shard.split == split) for split in source.wanted}
     if "test" in source.splits:
         rows["test"] = len(source.splits["test"])
@@ -575,7 +538,7 @@ def _complete(
         "evaluators": evaluators,
         "settings": record,
         "origin": source.metadata,
-        UTILITY_QUANTILES: _utility_quantiles(source, source.wanted["train"][0], miner.extractor),
+        UTILITY_QUANTILES: _utility_quantiles(source, source.wanted["train"][0], extractor),
         "rows": rows,
     }
     FeatureSchema.from_yaml(source.folder / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
@@ -593,8 +556,8 @@ def _utility_quantiles(source: _Source, split: str, extractor: RerankingFeatureE
         return known
     if not {schema.slate, *(target.name for target in schema.targets)} <= set(log.column_names):
         return None
-    found: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
-    return found
+    quantiles: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
+    return quantiles
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

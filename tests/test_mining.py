@@ -28,9 +28,9 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.generation import BeamStep, beam_search
+from rerankzoo.generation import BeamStep, EvaluatorEnsemble, beam_search
 from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
-from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
+from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.training import RerankingModule
 from tests.generation.common import TableScorer
@@ -530,11 +530,17 @@ def test_several_evaluators_are_an_ensemble(
     other = save_evaluator(extractor, tmp_path / "evaluator", seed=1)
     both = [evaluator, other]
     out = mine_folder(both, data_folder, tmp_path / "out", spread_penalty=0.5, **SETTINGS)
-    ensemble = DeGReEvaluatorEnsemble([DeGReEvaluator.from_pretrained(path) for path in both], 0.5).eval()
+    ensemble = EvaluatorEnsemble([DeGReEvaluator.from_pretrained(path) for path in both], 0.5).eval()
     rows = pq.read_table(data_folder / "train.parquet").take(np.arange(20) * 24 // 20)
     found = mine_batch(ensemble.scorer(), extractor(rows), 4, num_beams=3, keep=2)
     table = pa.concat_tables([pq.read_table(out / name) for name in SHARDS[:4]])
     assert torch.equal(extractor(table)["slates"], found.slates)
+    for part in (ensemble, extractor):  # the same as one folder
+        part.save_pretrained(tmp_path / "ensemble")
+    mine_folder([str(tmp_path / "ensemble")], data_folder, tmp_path / "again", **SETTINGS)
+    assert [pq.read_table(tmp_path / "again" / name) for name in SHARDS] == [
+        pq.read_table(out / name) for name in SHARDS
+    ]
     with pytest.raises(RerankingDataError, match="was begun with"):
         mine_folder(both, data_folder, out, **SETTINGS)
 
@@ -560,6 +566,7 @@ def test_what_cannot_mine_is_named(
         mine_folder([str(tmp_path / "generator")], data_folder, out)
     beside = tmp_path / "generator/evaluator"
     NAR4RecEvaluator(NAR4RecConfig(feature_schema=extractor.schema.to_dict(), **TINY)).save_pretrained(beside)
+    extractor.save_pretrained(beside)
     with pytest.raises(RerankingDataError, match=r"NAR4RecEvaluator .* gives prefixes no value"):
         mine_folder([str(tmp_path / "generator")], data_folder, out)
     (tmp_path / "empty").mkdir()

@@ -23,7 +23,7 @@ from rerankzoo.data.folder import (
     read_metadata,
     read_origin,
 )
-from rerankzoo.data.loader import RequestLoader, logged_utilities
+from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import OutputError, SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -179,8 +179,7 @@ class RerankingDataModule(L.LightningDataModule):
 
     def slate_size(self) -> int:
         """The longest logged slate of the first training rows."""
-        rows = self.split("train").with_format("arrow")[: self.eval_batch_size]
-        return self.extractor(rows)["slates"].shape[-1]
+        return self.loader("train").slate_size()
 
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates of the training split (see `logged_utilities`).
@@ -188,9 +187,8 @@ class RerankingDataModule(L.LightningDataModule):
         Of a mined split: that of the log it was mined from, as `rerankzoo mine` measured it; `None` if the log had no
         feedback.
         """
-        train = self.split("train")
-        if SLATE_WEIGHTS not in train.column_names:
-            return float(np.quantile(logged_utilities(train, self.extractor, self.eval_batch_size), quantile))
+        if SLATE_WEIGHTS not in self.split("train").column_names:
+            return self.loader("train").utility_quantile(quantile)
         folder = self._find_folder()
         described = (folder / METADATA_FILE).is_file()
         known = read_metadata(folder).get(UTILITY_QUANTILES) if described else None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rerankzoo.batch import PADDING
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import SLATE_WEIGHTS
 from rerankzoo.features.utility import slate_utility
 
 #: Batches that are read, encoded and shuffled together. More shuffles better and takes more memory.
@@ -83,6 +84,16 @@ class RequestLoader:
     def __len__(self) -> int:
         """Batches of one pass, the same in all processes."""
         return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+    def slate_size(self) -> int:
+        """The longest logged slate of the first rows."""
+        return self.extractor(self.dataset[: self.batch_size])["slates"].shape[-1]
+
+    def utility_quantile(self, quantile: float) -> float | None:
+        """A quantile of the utility of the logged slates (see `logged_utilities`); `None` of mined ones."""
+        if SLATE_WEIGHTS in self.dataset.column_names:
+            return None
+        return float(np.quantile(logged_utilities(self.dataset, self.extractor, self.batch_size), quantile))
 
     def state_dict(self) -> dict[str, int]:
         """The pass and the position in it."""

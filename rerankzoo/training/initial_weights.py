@@ -7,65 +7,44 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.layers import PackedEmbedding
+from rerankzoo.models.auto import load_checkpoint
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 
 
 def load_pretrained(
     path: str, extractor: RerankingFeatureExtractor, other_statistics: bool = False
 ) -> RerankingPreTrainedModel:
-    """Loads a checkpoint to start from; safetensors only.
+    """Loads a checkpoint to start from, whole.
 
     Args:
         path: Folder or Hub id.
         extractor: Of the training data: the checkpoint's, or one that extends it.
         other_statistics: Whether the extractor may standardise numbers otherwise than the checkpoint's.
 
-    Returns:
-        The model, whole: a checkpoint that lacks weights, or has others, is refused.
-
     Raises:
-        HubError: If there is no checkpoint at the path, or the Hub cannot be reached.
-        RerankingDataError: If the checkpoint is no model of ours, or its weights do not fit its config.
+        HubError: If there is no checkpoint at the path, it lacks weights, or the Hub cannot be reached.
+        RerankingDataError: If it is an ensemble.
         SchemaMismatchError: If the data's extractor does not extend the one that it was trained with; lists the fields.
     """
-    with one_line_errors(path):
-        model, info = AutoModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+    model, trained_with = load_checkpoint(path)
     if not isinstance(model, RerankingPreTrainedModel):
-        raise RerankingDataError(f"{path} holds a {type(model).__name__}, no model of rerankzoo", field="pretrained")
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise RerankingDataError(f"{path} has {problem} {sorted(info[problem])}", field="pretrained")
-    if model.schema.fingerprint != extractor.schema.fingerprint:
-        _check_extractor(path, model, extractor, other_statistics)
-    return model
-
-
-def _check_extractor(
-    path: str, model: RerankingPreTrainedModel, extractor: RerankingFeatureExtractor, other_statistics: bool
-) -> None:
-    """Refuses data whose extractor does not extend the checkpoint's."""
-    with one_line_errors(path):
-        own = RerankingFeatureExtractor.from_pretrained(path)
-    model.check_schema(own.schema)
+        raise RerankingDataError(f"{path} holds a {type(model).__name__}, expected one model", field="pretrained")
     try:
-        extractor.schema.check_same(own.schema)
+        extractor.schema.check_same(trained_with.schema)
     except SchemaMismatchError as error:
         raise SchemaMismatchError(f"the data does not fit {path}: {error}") from error
     try:
-        extractor.check_extends(own, other_statistics)
+        extractor.check_extends(trained_with, other_statistics)
     except SchemaMismatchError as error:
-        hint = (
-            f"start with its own, --data.init_args.extractor {path}, and --data.init_args.extend_extractor true where "
-            "the data has new ids"
-        )
-        message = f"{path} was trained with another extractor than the data's: {error}; {hint}"
-        raise SchemaMismatchError(message) from error
+        raise SchemaMismatchError(
+            f"{path} was trained with another extractor than the data's: {error}; start with its own, "
+            f"--data.init_args.extractor {path}, and --data.init_args.extend_extractor true where the data has new ids"
+        ) from error
+    return model
 
 
 def inherited_values(config: RerankingConfig, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,13 +61,13 @@ def inherited_values(config: RerankingConfig, given: Mapping[str, Any]) -> dict[
     Raises:
         RerankingDataError: If a field contradicts the checkpoint.
     """
-    own = {name: getattr(config, name) for name in config.own_fields()}
-    for name in own.keys() & given.keys() - config.training_fields - config.measured_fields:
-        if given[name] != own[name]:
-            message = f"{given[name]!r} is asked for, the checkpoint to start from has {own[name]!r}"
+    saved = {name: getattr(config, name) for name in config.own_fields()}
+    for name in saved.keys() & given.keys() - config.training_fields - config.measured_fields:
+        if given[name] != saved[name]:
+            message = f"{given[name]!r} is asked for, the checkpoint to start from has {saved[name]!r}"
             raise RerankingDataError(message, field=f"config.{name}")
     dropped = {"feature_schema", *config.measured_fields}
-    return {**{name: value for name, value in own.items() if name not in dropped}, **given}
+    return {**{name: value for name, value in saved.items() if name not in dropped}, **given}
 
 
 def continued_weights(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
@@ -131,24 +110,25 @@ def copy_modules(source: nn.Module, target: nn.Module, names: Sequence[str]) -> 
         names: Modules that both have, such as `"item_encoder"` or `"item_encoder.fields"`.
 
     Raises:
-        RerankingDataError: If a model lacks a module, or the tensors of a module differ in name or shape.
+        RerankingDataError: If a model lacks a module, or the tensors of one differ; then nothing is copied.
     """
     parts = [[find_module(model, name, "pretrained_modules") for model in (source, target)] for name in names]
     states = [continued_weights(old, new) for old, new in parts]
-    for name, state, (_, new) in zip(names, states, parts, strict=True):
-        _check_tensors(name, state, new.state_dict())
-    for state, (_, new) in zip(states, parts, strict=True):
-        new.load_state_dict(state)
-
-
-def _check_tensors(name: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Refuses modules whose tensors differ, before any of them is copied."""
-    old, new = ({key: tuple(value.shape) for key, value in state.items()} for state in (source, target))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            shapes = [shapes.get(key, "missing") for shapes in (old, new)]
-            message = f"{name}: tensor {key!r} is {shapes[0]} in the checkpoint and {shapes[1]} in the model"
+    for name, state, (_, part) in zip(names, states, parts, strict=True):
+        difference = first_difference(state, part.state_dict())
+        if difference is not None:
+            key, old, new = difference
+            message = f"{name}: tensor {key!r} is {old} in the checkpoint and {new} in the model"
             raise RerankingDataError(message, field="pretrained_modules")
+    for state, (_, part) in zip(states, parts, strict=True):
+        part.load_state_dict(state)
+
+
+def first_difference(saved: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> tuple[str, Any, Any] | None:
+    """The first tensor that two states do not have in the same shape: its name and both shapes; `None`: all agree."""
+    old, new = ({key: list(value.shape) for key, value in state.items()} for state in (saved, made))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return (keys[0], old.get(keys[0], "missing"), new.get(keys[0], "missing")) if keys else None
 
 
 def find_module(model: nn.Module, name: str, field: str) -> nn.Module:

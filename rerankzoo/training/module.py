@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,31 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from transformers.trainer_utils import SchedulerType
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.batch import Batch
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.metrics import hit_at_k, ndcg_at_k
-from rerankzoo.mining import weights_digest
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 from rerankzoo.training.initial_weights import (
     continued_weights,
     copy_modules,
+    first_difference,
     freeze_modules,
     inherited_values,
     load_pretrained,
     warn_of_frozen_ids,
 )
 from rerankzoo.training.nonfinite_losses import LossGuard
-from rerankzoo.training.objectives import START, Companions, Objective, freeze, load_companion, make_objective
+from rerankzoo.training.objectives import Companions, Objective, make_objective, read_start, save_start
 from rerankzoo.training.optimizer import make_optimizer, make_scheduler
 from rerankzoo.training.request_means import mean_over_processes, real_requests
 from rerankzoo.training.run_data import data_of_run
-
-#: Beside the checkpoints of a run whose objective needs it: the weights that training started with.
-START_FILE = "start.safetensors"
 
 
 class ModelMaker(Callback):
@@ -113,7 +107,6 @@ class RerankingModule(L.LightningModule):
         self.pretrained_modules = pretrained_modules
         self.freeze_names = list(freeze or ())
         self.model: RerankingPreTrainedModel | None = None
-        self.companion_digests: dict[str, str] = {}
         self._guard = LossGuard()
         self._check_arguments()
 
@@ -161,7 +154,7 @@ class RerankingModule(L.LightningModule):
                 "the model is made from the data's schema: expected a data module, or loaders that one has made"
             )
         if self.model is not None and stage != "predict":
-            self._load_companions(self.model)
+            self.objective.load_companions(self.model.schema)
 
     def _make_model(self, data: Any) -> None:
         if self.pretrained is None:
@@ -228,7 +221,7 @@ class RerankingModule(L.LightningModule):
         What the run started from is in it by now: `--ckpt_path` takes the arguments from here.
         """
         checkpoint["model_config"] = self._made().config.to_dict()
-        checkpoint["companions"] = dict(self.companion_digests)
+        checkpoint["companions"] = dict(self.objective.companions.digests)
         if self.pretrained is not None:
             started = {"pretrained": None, "pretrained_modules": None}
             values = {"config": self.config_values, "generation": self.generation_values}
@@ -250,72 +243,33 @@ class RerankingModule(L.LightningModule):
                 f"the data's extractor has fingerprint {self.model.schema.fingerprint}; give the run's own as "
                 "--data.init_args.extractor"
             )
-        shapes = {name: list(value.shape) for name, value in self.state_dict().items()}
-        saved = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
-        other = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
-        if other:
-            message = (
-                f"the recipe gives {other[0]} the shape {shapes.get(other[0])}, the checkpoint {saved.get(other[0])}"
+        difference = first_difference(checkpoint["state_dict"], self.state_dict())
+        if difference is not None:
+            name, saved, made = difference
+            raise RerankingDataError(
+                f"the recipe gives {name} the shape {made}, the checkpoint {saved}", field="config"
             )
-            raise RerankingDataError(message, field="config")
-        for name, digest in checkpoint.get("companions", {}).items():
-            self._identify_companion(name, digest)
-        if self._trainer is not None and self.trainer.state.fn != "predict" and self._needs_start():
-            self._read_start(Path(str(self.trainer.ckpt_path)).parent / START_FILE)
+        self.objective.companions.identify(checkpoint.get("companions", {}))
+        start = self.objective.start_name()
+        if start is not None and self._trainer is not None and self.trainer.state.fn != "predict":
+            folder = Path(str(self.trainer.ckpt_path)).parent
+            self.objective.companions.keep(start, read_start(deepcopy(self._made()), folder))
 
     # --- companions -------------------------------------------------------------------------------------------------
 
-    def _load_companions(self, model: RerankingPreTrainedModel) -> None:
-        """Loads the companions that have a path, in every process; those that are there are kept."""
-        for name, companion in self.objective.declare().items():
-            if companion.source != START and name not in self.objective.companions:
-                loaded = load_companion(name, companion, model.schema)
-                self._identify_companion(name, weights_digest(loaded))
-                self.objective.companions[name] = loaded
-
-    def _identify_companion(self, name: str, digest: str) -> None:
-        """Remembers which model a companion is; refuses another one in a run that goes on."""
-        if self.companion_digests.setdefault(name, digest) != digest:
-            message = f"companion {name!r} is not the model that the run began with: its weights differ"
-            raise RerankingDataError(message, field="objective")
-
-    def _needs_start(self) -> bool:
-        return any(companion.source == START for companion in self.objective.declare().values())
-
-    def _keep_start(self, start: RerankingPreTrainedModel) -> None:
-        """Makes the model as training started a companion."""
-        self._identify_companion(START, weights_digest(start))
-        for name, companion in self.objective.declare().items():
-            if companion.source == START:
-                self.objective.companions[name] = freeze(start)
-
-    def _read_start(self, file: Path) -> None:
-        """Reads what a run has left beside its checkpoints."""
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} not found: the objective needs the weights that training started with")
-        start = deepcopy(self._made())
-        start.load_state_dict(load_file(file))
-        self._keep_start(start)
-
     def on_fit_start(self) -> None:
         """Keeps the model as training starts, where the objective needs it, also in a file beside the checkpoints."""
-        trainer = self.trainer
-        if self._needs_start():
+        trainer, companions, start = self.trainer, self.objective.companions, self.objective.start_name()
+        if start is not None:
             if trainer.ckpt_path is None:
-                self.companion_digests.pop(START, None)  # of an earlier call of `fit`
-                self._keep_start(deepcopy(self._made()))
+                companions.digests.pop(start, None)  # of an earlier call of `fit`
+                companions.keep(start, deepcopy(self._made()))
             if trainer.is_global_zero and not trainer.fast_dev_run:
-                folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir)
-                name = next(name for name, one in self.objective.declare().items() if one.source == START)
-                state = self.objective.companions[name].state_dict()
-                make_folder(folder)
-                write_atomically(
-                    folder / START_FILE, partial(save_file, {k: v.cpu().clone() for k, v in state.items()})
-                )
+                folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+                save_start(companions[start], Path(folder))
         self._place_companions()
 
     def _place_companions(self) -> None:
-        """Brings the companions to the module's device and type."""
         for companion in self.objective.companions.values():
             companion.to(device=self.device, dtype=self.dtype)
 

@@ -9,17 +9,24 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.batch import Batch, inputs
-from rerankzoo.errors import SchemaMismatchError
+from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.mining import weights_digest
 from rerankzoo.models.auto import load_checkpoint, load_evaluator
 
+#: Beside the checkpoints of a run whose objective needs it: the weights that training started with.
+START_FILE = "start.safetensors"
 #: The source of a companion that is a frozen copy of the model as training starts.
 START = "start"
 
@@ -38,10 +45,34 @@ class Companion:
 
 
 class Companions(dict[str, Any]):
-    """Frozen models by name. Copies of what holds them, such as averages of the weights, share them."""
+    """Frozen models by name. Copies of what holds them, such as averages of the weights, share them.
+
+    Attributes:
+        digests: Of their weights, by which a run that goes on knows them again.
+    """
+
+    def __init__(self, **models: Any) -> None:
+        super().__init__(**models)
+        self.digests: dict[str, str] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Companions:
         return self
+
+    def keep(self, name: str, model: Any) -> None:
+        """Takes in a model, frozen.
+
+        Raises:
+            RerankingDataError: If it is not the one that the run began with.
+        """
+        self.identify({name: weights_digest(model)})
+        self[name] = model.eval().requires_grad_(False)
+
+    def identify(self, digests: Mapping[str, str]) -> None:
+        """Compares digests of companions with those that are known, and remembers them."""
+        for name, digest in digests.items():
+            if self.digests.setdefault(name, digest) != digest:
+                message = f"companion {name!r} is not the model that the run began with: its weights differ"
+                raise RerankingDataError(message, field="objective")
 
 
 @dataclass
@@ -89,6 +120,32 @@ class Objective(ABC):
         Returns:
             An output with `loss` (`None` where the batch lacks the labels for it) and `loss_terms`.
         """
+
+    def load_companions(self, schema: FeatureSchema) -> None:
+        """Loads the companions that have a path; those that are there are kept. Every process does.
+
+        Args:
+            schema: That of the model that is trained.
+
+        Raises:
+            HubError: If there is no such checkpoint.
+            SchemaMismatchError: If it was trained with another extractor.
+            RerankingDataError: If it is not the model that the run began with.
+        """
+        for name, companion in self.declare().items():
+            if companion.source == START or name in self.companions:
+                continue
+            model = (load_evaluator if companion.evaluator else load_checkpoint)(companion.source).model
+            try:
+                model.check_schema(schema)
+            except SchemaMismatchError as error:
+                message = f"companion {name!r} ({companion.source}) does not fit the data: {error}"
+                raise SchemaMismatchError(message) from error
+            self.companions.keep(name, model)
+
+    def start_name(self) -> str | None:
+        """The companion that is a copy of the model as training starts; `None`: there is none."""
+        return next((name for name, companion in self.declare().items() if companion.source == START), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Class and arguments, as a recipe has them.
@@ -210,31 +267,25 @@ def make_objective(objective: Objective | Mapping[str, Any] | None) -> Objective
     return objective
 
 
-def _subclasses(kind: type[Objective]) -> list[type[Objective]]:
+def _subclasses(kind: type) -> list[type]:
     return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
 
 
-def load_companion(name: str, companion: Companion, schema: FeatureSchema) -> Any:
-    """Loads a companion, frozen.
+def save_start(model: Any, folder: Path) -> None:
+    """Writes the weights that training started with beside its checkpoints."""
+    make_folder(folder)
+    state = {key: value.cpu().clone() for key, value in model.state_dict().items()}
+    write_atomically(folder / START_FILE, partial(save_file, state))
 
-    Args:
-        name: Its name in the objective, for messages.
-        companion: What to load; not a copy of the start.
-        schema: That of the model that is trained.
+
+def read_start(model: Any, folder: Path) -> Any:
+    """Gives a model the weights that training started with.
 
     Raises:
-        HubError: If there is no such checkpoint.
-        SchemaMismatchError: If it was trained with another extractor.
+        FileNotFoundError: If they are not beside the checkpoints.
     """
-    source = companion.source
-    model = (load_evaluator if companion.evaluator else load_checkpoint)(source).model
-    try:
-        model.check_schema(schema)
-    except SchemaMismatchError as error:
-        raise SchemaMismatchError(f"companion {name!r} ({source}) does not fit the data: {error}") from error
-    return freeze(model)
-
-
-def freeze(model: Any) -> Any:
-    """The model in evaluation mode, without gradients."""
-    return model.eval().requires_grad_(False)
+    file = folder / START_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} not found: the objective needs the weights that training started with")
+    model.load_state_dict(load_file(file))
+    return model
