@@ -195,7 +195,7 @@ def test_unknown_modules_are_refused(
 
 def test_widths_must_agree(data_folder: Path, tmp_path: Path, evaluator: str) -> None:
     config = {**DEGRE, "hidden_size": 32}
-    message = r"item_encoder: tensor 'candidate_projection.bias' is \(16,\) in the checkpoint and \(32,\) in the model"
+    message = r"item_encoder: tensor 'candidate_projection.bias' is \[16\] in the checkpoint and \[32\] in the model"
     with pytest.raises(RerankingDataError, match=message):
         started(data_folder, tmp_path, pretrained=evaluator, pretrained_modules=["item_encoder"], config=config)
 
@@ -203,7 +203,7 @@ def test_widths_must_agree(data_folder: Path, tmp_path: Path, evaluator: str) ->
 def test_nothing_is_copied_where_a_tensor_does_not_fit() -> None:
     source, target = (nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, size)}) for size in (2, 3))
     before: dict[str, Tensor] = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(RerankingDataError, match=r"b: tensor 'bias' is \(2,\) in the checkpoint and \(3,\)"):
+    with pytest.raises(RerankingDataError, match=r"b: tensor 'bias' is \[2\] in the checkpoint and \[3\]"):
         copy_modules(source, target, ["a", "b"])
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
     with pytest.raises(RerankingDataError, match=r"'0\.weight' is missing in the checkpoint"):
