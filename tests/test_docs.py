@@ -41,7 +41,7 @@ from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.models.pointwise import PointwiseConfig
 from rerankzoo.models.prm import PRMConfig
-from tests.models.common import GeneratorTestSuite
+from tests.models.common import ScorerTestSuite
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -304,7 +304,7 @@ def test_example_model_passes_the_common_suite(toy: Any, request: pytest.Fixture
     assert f"config_values: ClassVar[dict[str, Any]] = {values}".replace("'", '"') in (
         DOCS / "adding-a-model.md"
     ).read_text(encoding="utf-8")
-    suite: Any = type("TestToyForReranking", (GeneratorTestSuite,), {"model_class": toy, "config_values": values})()
+    suite: Any = type("TestToyForReranking", (ScorerTestSuite,), {"model_class": toy, "config_values": values})()
     extractor, rows = request.getfixturevalue("extractor"), request.getfixturevalue("rows")
     checks = [name for name in dir(suite) if name.startswith("test_")]
     assert len(checks) > 20

@@ -1,8 +1,16 @@
 """The checks that every model passes. A model gets them all from a subclass of a few lines:
 
-    class TestNAR4RecForReranking(GeneratorTestSuite):
+    class TestNAR4RecForReranking(ScorerTestSuite):
         model_class = NAR4RecForReranking
         config_values = {"hidden_size": 32, ...}    # tiny, no dropout, every loss term on
+
+| suite | of |
+|---|---|
+| `VariantTestSuite` | another config of a model that has a whole suite: its loss, gradients, padding |
+| `ModelTestSuite` | any model: the same, saving, configs, precisions, Lightning |
+| `GeneratorTestSuite` | any generator, by its slates: every strategy that it declares |
+| `ScorerTestSuite` | a generator with a scorer: slates and scores are what the scorer says |
+| `EvaluatorTestSuite` | any evaluator |
 
 There is nothing to skip and nothing to override: a model that cannot pass a check needs another design, or the check
 another wording. `test_auto.py` holds that every registered model has such a class.
@@ -23,12 +31,13 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor
+from torch.export import Dim
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from rerankzoo.backends import ExportedModel
-from rerankzoo.batch import gather_candidates, inputs
+from rerankzoo.batch import ENTRIES, PADDING, gather_candidates, inputs, pad, take, trim
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
@@ -37,12 +46,14 @@ from rerankzoo.generation.scorer import remaining_log_probs
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
 from rerankzoo.serving import export_model, random_batch
+from rerankzoo.serving.export import SlateGraph
 from rerankzoo.training import RerankingModule, SlateWriter
 from tests.generation.common import play
 
 Batch = dict[str, Tensor]
 
-STRATEGIES: dict[str, dict[str, Any]] = {
+#: Calls of `generate`; the first word is the strategy.
+CALLS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beam": {"num_beams": 3},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 3},
@@ -50,10 +61,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sample": {"do_sample": True, "temperature": 1.5},
     "sample of the best": {"do_sample": True, "top_k": 2},
 }
+#: Calls that give several slates; the first word is the strategy.
+SEVERAL: dict[str, dict[str, Any]] = {"beam": {"num_beams": 6}, "sample": {"do_sample": True}}
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
 #: Large (its square is infinite), infinite, denormal.
 EXTREMES = [1e30, torch.inf, 1e-40]
-DETERMINISTIC = [name for name in STRATEGIES if not name.startswith("sample")]
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -99,51 +111,39 @@ def real_entries(output: Any, batch: Batch, rows: Tensor | None = None, candidat
     return found
 
 
+def sizes_of(batch: Batch) -> dict[str, int]:
+    """The size of every axis, by its letter."""
+    named = ((ENTRIES[name].axes, tensor.shape) for name, tensor in batch.items())
+    return {axis: size for axes, shape in named for axis, size in zip(axes, shape, strict=True) if axis not in "FT"}
+
+
 def pick_candidates(batch: Batch, order: Tensor) -> Batch:
     """The batch with its candidates in another order; slates point to the same items."""
-    moved = {key: value[:, order] if key.startswith("candidate_") else value for key, value in batch.items()}
-    place = order.argsort()
-    moved["slates"] = torch.where(batch["slates"] < 0, -100, place[batch["slates"].clamp_min(0)])
-    if "soft_labels" in batch:
-        moved["soft_labels"] = batch["soft_labels"][..., order]
+    moved = {
+        name: tensor.index_select(ENTRIES[name].axes.index("N"), order) if "N" in ENTRIES[name].axes else tensor
+        for name, tensor in batch.items()
+    }
+    moved["slates"] = torch.where(batch["slates"] < 0, PADDING, order.argsort()[batch["slates"].clamp_min(0)])
     return moved
 
 
 def single_row(batch: Batch, row: int) -> Batch:
     """One request without anything that pads it."""
-    single = {key: value[row : row + 1] for key, value in batch.items()}
-    size, past = int(single["candidate_mask"].sum()), max(1, int(single["history_mask"].sum()))
-    shown = single["slates"][0] >= 0
-    slates, length = int(shown.any(-1).sum()), int(shown.sum(-1).max())
-    cut = {"candidate_": (slice(None), slice(size)), "history_": (slice(None), slice(past))}
-    for key, value in single.items():
-        if key in ("slates", "feedback", "soft_labels"):
-            single[key] = value[:, :slates, :length]
-        if key == "soft_labels":
-            single[key] = single[key][..., :size]
-        if key == "slate_weights":
-            single[key] = value[:, :slates]
-        for prefix, place in cut.items():
-            if key.startswith(prefix):
-                single[key] = value[place]
-    return single
+    return trim(take(batch, [row]))
 
 
-def with_padding(batch: Batch, candidates: int = 0, past: int = 0, slates: int = 0) -> Batch:
-    """The batch with more padding, which holds rubbish where the batch format does not say what padding holds."""
-    padded = dict(batch)
-    for key, value in batch.items():
-        if key.startswith(("candidate_", "history_")):
-            extra = candidates if key.startswith("candidate_") else past
-            rubbish = 0 if key.endswith("mask") else 1
-            padded[key] = torch.cat([value, value.new_full((len(value), extra, *value.shape[2:]), rubbish)], dim=1)
-    size = (len(batch["slates"]), slates, batch["slates"].shape[2])
-    padded["slates"] = torch.cat([batch["slates"], torch.full(size, -100)], dim=1)
-    rubbish = torch.full((*size, batch["feedback"].shape[-1]), torch.nan)
-    padded["feedback"] = torch.cat([batch["feedback"], rubbish], dim=1)
-    if "slate_weights" in batch:
-        padded["slate_weights"] = F.pad(batch["slate_weights"], (0, slates))
-        padded["soft_labels"] = F.pad(batch["soft_labels"], (0, candidates, 0, 0, 0, slates))
+#: What the batch format says padding holds; everywhere else it may hold anything.
+KEPT_CLEAN = ("candidate_mask", "history_mask", "candidate_feedback_mask", "slates", "slate_weights", "soft_labels")
+
+
+def with_padding(batch: Batch, **extra: int) -> Batch:
+    """The batch with more padding on some axes: rubbish where the batch format does not say what it holds."""
+    sizes = sizes_of(batch)
+    padded = pad(batch, **{axis: sizes[axis] + more for axis, more in extra.items()})
+    for name, tensor in padded.items():
+        for axis in set(extra) & set(ENTRIES[name].axes) if name not in KEPT_CLEAN else ():
+            rubbish = torch.nan if name == "feedback" else 1
+            tensor.narrow(ENTRIES[name].axes.index(axis), sizes[axis], extra[axis]).fill_(rubbish)
     return padded
 
 
@@ -275,23 +275,22 @@ def trainer(folder: Path, **kwargs: Any) -> L.Trainer:
     )
 
 
-# --- what every model does ------------------------------------------------------------------------------------------
+# --- what every config of a model does ------------------------------------------------------------------------------
 
 
-class ModelTestSuite:
-    """Checks of any model.
+class VariantTestSuite:
+    """Checks of another config of a model: that its loss is right in the way that all losses are, and learned from.
 
     Attributes:
         model_class: The class under test.
         config_values: Fields of its config beside the schema: tiny sizes, `slate_size` 4, no dropout, and every loss
             term with a weight. NAR4Rec's `utility_threshold` must split the rows of the `batch` fixture.
-        precision_steps: Steps of training in each precision; fewer in a second suite of the same model, as they take
-            long. `test_auto.py` holds that every model is trained for 200.
+        shallow: Fields that make it as small as it can be, for what takes long.
     """
 
     model_class: ClassVar[type[RerankingPreTrainedModel]]
     config_values: ClassVar[dict[str, Any]]
-    precision_steps: ClassVar[int] = 200
+    shallow: ClassVar[dict[str, Any]] = {"num_hidden_layers": 1}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -309,7 +308,127 @@ class ModelTestSuite:
         )
         return self.model_class(config).eval()
 
-    # saving and loading
+    def test_order_of_candidates_does_not_matter(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
+    ) -> None:
+        model, order = self.make_model(extractor), torch.tensor([5, 2, 6, 0, 3, 1, 4])  # padding moves into the middle
+        moved = pick_candidates(mined_batch, order)
+        with torch.no_grad():
+            expected, found = model(**mined_batch), model(**moved)
+        assert_close(real_entries(found, moved, candidates=order.argsort()), real_entries(expected, mined_batch))
+        assert_close(losses(found), losses(expected))
+
+    @pytest.mark.parametrize("extra", [{"N": 3}, {"L": 2}, {"S": 2}], ids=str)
+    def test_padding_does_not_matter(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, extra: dict[str, int]
+    ) -> None:
+        model, padded = self.make_model(extractor), with_padding(mined_batch, **extra)
+        with torch.no_grad():
+            expected, found = model(**mined_batch), model(**padded)
+        assert_close(real_entries(found, padded), real_entries(expected, mined_batch))
+        assert_close(losses(found), losses(expected))
+
+    def test_padding_of_slates_does_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor)
+        short = pad(mined_batch, M=2)
+        padded = with_padding(short, M=2)
+        with torch.no_grad():
+            expected, found = model(**short), model(**padded)
+        assert_close(real_entries(found, padded), real_entries(expected, short))
+        assert_close(losses(found), losses(expected))
+
+    def test_batch_is_the_mean_of_its_rows(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor)
+        with torch.no_grad():
+            whole = model(**mined_batch)
+            singles = [single_row(mined_batch, row) for row in range(len(mined_batch["slates"]))]
+            outputs = [model(**single) for single in singles]
+        for row, (single, output) in enumerate(zip(singles, outputs, strict=True)):
+            assert_close(real_entries(output, single), real_entries(whole, mined_batch, rows=torch.tensor([row])))
+        mean = {name: torch.stack([losses(output)[name] for output in outputs]).mean() for name in losses(whole)}
+        assert_close(losses(whole), mean)
+
+    def test_every_parameter_gets_a_gradient(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        output = model(**mined_batch)
+        assert all(term.item() > 0 for term in output.loss_terms.values()), output.loss_terms
+        output.loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+    @pytest.mark.parametrize("number", EXTREMES, ids=str)
+    def test_extreme_numbers_do_no_harm(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, number: float, dtype: torch.dtype
+    ) -> None:
+        """In the features and values of one candidate, of one request, of all; as both signs beside one another."""
+        model = self.make_model(extractor).train()
+        signs = torch.tensor([1.0, -1.0, -1.0]).repeat(mined_batch["candidate_numeric"].shape[-1])
+        for place in ((slice(0, 1), slice(0, 1)), (slice(0, 1), slice(None)), (slice(None), slice(None))):
+            batch = with_numbers(mined_batch, place, number * signs)
+            if dtype == torch.float16:  # which has no gradient of a loss that weighs by values of that size
+                batch["candidate_value"] = mined_batch["candidate_value"]
+            model.zero_grad()
+            with autocast(dtype):
+                output = model(**batch)
+            output.loss.backward()
+            assert_finite(output.loss, model)
+            for name, value in real_entries(output, batch).items():
+                assert torch.isfinite(value).all(), name
+
+    def test_nothing_to_learn_costs_nothing(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        for batch in (one_candidate(mined_batch), without_slates(one_candidate(mined_batch)), blank(mined_batch)):
+            model.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None, name  # or other processes would wait for it
+            assert_finite(loss, model)
+            if (batch["slates"] < 0).all():
+                assert loss.item() == 0
+                assert all((parameter.grad == 0).all() for parameter in model.parameters())
+
+    def test_overfits_eight_requests(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        # Only slates worth repeating for a generator; an evaluator learns to tell their positions apart.
+        repeats = not hasattr(model, "score_slates")
+        if repeats:
+            batch["feedback"] = (batch["slates"] >= 0).unsqueeze(-1).expand_as(batch["feedback"]).float()
+            batch["candidate_value"] = values_in_logged_order(batch)
+        first = model(**batch).loss.item()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(120):
+            optimizer.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            assert_finite(loss, model)
+            optimizer.step()
+        assert loss.item() < 0.2 * first
+        if repeats:
+            assert torch.equal(model.eval().generate(**batch), batch["slates"][:, 0])
+
+
+class GeneratorVariantTestSuite(VariantTestSuite):
+    """The same, of a model that generates."""
+
+    def test_is_traced_with_dynamic_axes(self, extractor: RerankingFeatureExtractor) -> None:
+        model = self.make_model(extractor, **self.shallow)
+        batch = random_batch(extractor, num_requests=3, num_candidates=7, history_length=4)
+        axes = {name: [Dim.DYNAMIC if axis in "BNL" else None for axis in ENTRIES[name].axes] for name in batch}
+        graph = SlateGraph(model, RerankingGenerationConfig(slate_size=2))
+        program = torch.export.export(graph, (batch,), dynamic_shapes=(axes,), strict=False)
+        fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)
+        assert torch.equal(program.module()(fresh)[0], model.generate(**fresh, slate_size=2))
+
+
+# --- what every model does ------------------------------------------------------------------------------------------
+
+
+class ModelTestSuite(VariantTestSuite):
+    """Checks of any model."""
 
     def test_loads_all_parameters_and_buffers_that_it_saved(
         self, extractor: RerankingFeatureExtractor, batch: Batch, tmp_path: Path
@@ -386,8 +505,6 @@ class ModelTestSuite:
             field.num_embeddings or 0 for field in extractor.schema.fields if field.shares is None
         )
 
-    # other precisions
-
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_computes_in_half_precision(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch, tmp_path: Path, dtype: torch.dtype
@@ -429,18 +546,6 @@ class ModelTestSuite:
             gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
         assert_close(gradients[1], gradients[0])
 
-    # invariance
-
-    def test_order_of_candidates_does_not_matter(
-        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
-    ) -> None:
-        model, order = self.make_model(extractor), torch.tensor([5, 2, 6, 0, 3, 1, 4])  # padding moves into the middle
-        moved = pick_candidates(mined_batch, order)
-        with torch.no_grad():
-            expected, found = model(**mined_batch), model(**moved)
-        assert_close(real_entries(found, moved, candidates=order.argsort()), real_entries(expected, mined_batch))
-        assert_close(losses(found), losses(expected))
-
     def test_order_of_requests_does_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
         model, order = self.make_model(extractor), torch.tensor([3, 7, 0, 2, 6, 1, 5, 4])
         moved = {key: value[order] for key, value in mined_batch.items()}
@@ -448,43 +553,6 @@ class ModelTestSuite:
             expected, found = model(**mined_batch), model(**moved)
         assert_close(real_entries(found, moved), real_entries(expected, mined_batch, rows=order))
         assert_close(losses(found), losses(expected))
-
-    @pytest.mark.parametrize("extra", [{"candidates": 3}, {"past": 2}, {"slates": 2}], ids=str)
-    def test_padding_does_not_matter(
-        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, extra: dict[str, int]
-    ) -> None:
-        model, padded = self.make_model(extractor), with_padding(mined_batch, **extra)
-        with torch.no_grad():
-            expected, found = model(**mined_batch), model(**padded)
-        assert_close(real_entries(found, padded), real_entries(expected, mined_batch))
-        assert_close(losses(found), losses(expected))
-
-    def test_padding_of_slates_does_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
-        model = self.make_model(extractor)
-        short = {**mined_batch, "slates": mined_batch["slates"][..., :2], "feedback": mined_batch["feedback"][:, :, :2]}
-        padded = {
-            **mined_batch,
-            "slates": F.pad(short["slates"], (0, 2), value=-100),
-            "feedback": F.pad(short["feedback"], (0, 0, 0, 2), value=torch.nan),
-        }
-        if "soft_labels" in mined_batch:
-            short["soft_labels"] = mined_batch["soft_labels"][:, :, :2]
-            padded["soft_labels"] = F.pad(short["soft_labels"], (0, 0, 0, 2))
-        with torch.no_grad():
-            expected, found = model(**short), model(**padded)
-        assert_close(real_entries(found, padded), real_entries(expected, short))
-        assert_close(losses(found), losses(expected))
-
-    def test_batch_is_the_mean_of_its_rows(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
-        model = self.make_model(extractor)
-        with torch.no_grad():
-            whole = model(**mined_batch)
-            singles = [single_row(mined_batch, row) for row in range(len(mined_batch["slates"]))]
-            outputs = [model(**single) for single in singles]
-        for row, (single, output) in enumerate(zip(singles, outputs, strict=True)):
-            assert_close(real_entries(output, single), real_entries(whole, mined_batch, rows=torch.tensor([row])))
-        mean = {name: torch.stack([losses(output)[name] for output in outputs]).mean() for name in losses(whole)}
-        assert_close(losses(whole), mean)
 
     def test_eager_attention_equals_sdpa(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch, monkeypatch: pytest.MonkeyPatch
@@ -503,18 +571,6 @@ class ModelTestSuite:
         with pytest.raises(ValueError, match="4 positions, the model has slate_size 3"):
             self.make_model(extractor, slate_size=3)(**batch)
 
-    # training
-
-    def test_every_parameter_gets_a_gradient(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
-        model = self.make_model(extractor).train()
-        output = model(**mined_batch)
-        assert all(term.item() > 0 for term in output.loss_terms.values()), output.loss_terms
-        output.loss.backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.abs().max() > 0, name
-
     def test_output_is_read_like_any_transformers_output(
         self, extractor: RerankingFeatureExtractor, batch: Batch
     ) -> None:
@@ -527,59 +583,26 @@ class ModelTestSuite:
         assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k not in labels})
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-    def test_learns_in_every_precision(
+    @pytest.mark.parametrize("dtype", PRECISIONS[1:], ids=str)
+    def test_learns_in_half_precision(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch, dtype: torch.dtype
     ) -> None:
-        model = self.make_model(extractor, num_hidden_layers=1).train()
+        model = self.make_model(extractor, **self.shallow).train()
         expected = model(**mined_batch).loss.item()
         # Without clipping or scaling, and faster than anyone would: towards probabilities of 0 and 1.
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-        found = []
-        for _ in range(self.precision_steps):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, fused=True)
+        seen = []
+        for _ in range(60):
             optimizer.zero_grad()
             with autocast(dtype):
                 loss = model(**mined_batch).loss
             assert loss.dtype == torch.float32
             loss.backward()
-            found.append(float(loss.detach()))
+            seen.append(float(loss.detach()))
             assert_finite(loss, model)
             optimizer.step()
-        assert found[0] == pytest.approx(expected, rel=0.05)
-        assert found[-1] < 0.9 * found[0]
-
-    @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-    @pytest.mark.parametrize("number", EXTREMES, ids=str)
-    def test_extreme_numbers_do_no_harm(
-        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, number: float, dtype: torch.dtype
-    ) -> None:
-        """In the features and values of one candidate, of one request, of all; as both signs beside one another."""
-        model = self.make_model(extractor).train()
-        signs = torch.tensor([1.0, -1.0, -1.0]).repeat(mined_batch["candidate_numeric"].shape[-1])
-        for place in ((slice(0, 1), slice(0, 1)), (slice(0, 1), slice(None)), (slice(None), slice(None))):
-            batch = with_numbers(mined_batch, place, number * signs)
-            if dtype == torch.float16:  # which has no gradient of a loss that weighs by values of that size
-                batch["candidate_value"] = mined_batch["candidate_value"]
-            model.zero_grad()
-            with autocast(dtype):
-                output = model(**batch)
-            output.loss.backward()
-            assert_finite(output.loss, model)
-            for name, value in real_entries(output, batch).items():
-                assert torch.isfinite(value).all(), name
-
-    def test_nothing_to_learn_costs_nothing(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
-        model = self.make_model(extractor).train()
-        for batch in (one_candidate(mined_batch), without_slates(one_candidate(mined_batch)), blank(mined_batch)):
-            model.zero_grad()
-            loss = model(**batch).loss
-            loss.backward()
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None, name  # or other processes would wait for it
-            assert_finite(loss, model)
-            if (batch["slates"] < 0).all():
-                assert loss.item() == 0
-                assert all((parameter.grad == 0).all() for parameter in model.parameters())
+        assert seen[0] == pytest.approx(expected, rel=0.05)
+        assert min(seen[-10:]) < 0.8 * seen[0]
 
     def test_a_slate_without_any_feedback_is_learned_from(
         self, extractor: RerankingFeatureExtractor, batch: Batch
@@ -599,24 +622,6 @@ class ModelTestSuite:
             expected, found = losses(model(**mined_batch)), losses(model(**both))
         assert_close({name: 2 * value for name, value in found.items()}, expected)
 
-    def test_overfits_eight_requests(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
-        model = self.make_model(extractor).train()
-        # Only slates worth repeating for a generator; an evaluator learns to tell their positions apart.
-        repeats = not hasattr(model, "score_slates")
-        if repeats:
-            batch["feedback"] = (batch["slates"] >= 0).unsqueeze(-1).expand_as(batch["feedback"]).float()
-            batch["candidate_value"] = values_in_logged_order(batch)
-        first = model(**batch).loss.item()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(120):
-            optimizer.zero_grad()
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-        assert loss.item() < 0.2 * first
-        if repeats:
-            assert torch.equal(model.eval().generate(**batch), batch["slates"][:, 0])
-
     def test_loss_decreases_under_the_lightning_module(self, data_folder: Path, tmp_path: Path) -> None:
         L.seed_everything(0, verbose=False)
         module = RerankingModule(
@@ -632,27 +637,54 @@ class ModelTestSuite:
 
 # --- what generators do ---------------------------------------------------------------------------------------------
 
+Call = dict[str, Any]
+
 
 class GeneratorTestSuite(ModelTestSuite):
-    """Checks of models with `generate()`."""
+    """Checks of models with `generate()`, whatever it is that decodes.
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    Attributes:
+        own_calls: Parameters of `generate` for strategies of the model's own; the first word is the strategy.
+    """
+
+    own_calls: ClassVar[dict[str, Call]] = {}
+
+    @classmethod
+    def calls(cls, known: dict[str, Call]) -> dict[str, Call]:
+        """Those of the strategies that the model declares."""
+        return {name: call for name, call in known.items() if name.split()[0] in cls.model_class.strategies}
+
+    @classmethod
+    def every_call(cls) -> dict[str, Call]:
+        """At least one of every strategy that the model declares."""
+        found = cls.calls({**CALLS, **cls.own_calls})
+        assert {name.split()[0] for name in found} == set(cls.model_class.strategies)
+        return found
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        every = self.every_call()
+        sure = {name: call for name, call in every.items() if not call.get("do_sample")}
+        for argument, calls in (("call", every), ("sure_call", sure), ("several_call", self.calls(SEVERAL))):
+            if argument in metafunc.fixturenames:
+                metafunc.parametrize(argument, calls.values(), ids=calls)
+
+    def config_of(self, call: Call, **parameters: Any) -> RerankingGenerationConfig:
+        """The model's generation config."""
+        return self.model_class.generation_config_class(**call, **parameters)
+
     @pytest.mark.parametrize("slate_size", [None, 3, 1])
     def test_generates_distinct_real_candidates(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str, slate_size: int | None
+        self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call, slate_size: int | None
     ) -> None:
         moved = pick_candidates(batch, torch.tensor([5, 2, 6, 0, 3, 1, 4]))
-        slates = self.make_model(extractor).generate(**moved, **STRATEGIES[strategy], slate_size=slate_size)
+        slates = self.make_model(extractor).generate(**moved, **call, slate_size=slate_size)
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_blank_requests_have_empty_slates(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+        self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call
     ) -> None:
-        found = self.make_model(extractor).generate(
-            **blank(batch), **STRATEGIES[strategy], return_dict_in_generate=True
-        )
+        found = self.make_model(extractor).generate(**blank(batch), **call, return_dict_in_generate=True)
         assert found.slates.tolist() == [[-100] * 4] * 8
         assert found.scores.tolist() == [0.0] * 8
 
@@ -664,57 +696,169 @@ class GeneratorTestSuite(ModelTestSuite):
         model, every = self.make_model(extractor), (slice(None), slice(None))
         numbers = number * torch.tensor([1.0, -1.0, -1.0]).repeat(batch["candidate_numeric"].shape[-1])
         moved = pick_candidates(with_numbers(batch, every, numbers), torch.tensor([5, 2, 6, 0, 3, 1, 4]))
-        for strategy in STRATEGIES:
+        for call in self.every_call().values():
             with autocast(dtype):
-                found = model.generate(**moved, **STRATEGIES[strategy], return_dict_in_generate=True)
+                found = model.generate(**moved, **call, return_dict_in_generate=True)
             assert_valid_slates(found.slates, moved["candidate_mask"])
             assert not torch.isnan(found.scores).any()
 
-    @pytest.mark.parametrize("strategy", DETERMINISTIC)
     def test_choices_do_not_depend_on_the_order_of_candidates(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+        self, extractor: RerankingFeatureExtractor, batch: Batch, sure_call: Call
     ) -> None:
         model, order = self.make_model(extractor), torch.tensor([5, 2, 6, 0, 3, 1, 4])
-        expected = model.generate(**batch, **STRATEGIES[strategy])
-        found = model.generate(**pick_candidates(batch, order), **STRATEGIES[strategy])
+        expected = model.generate(**batch, **sure_call)
+        found = model.generate(**pick_candidates(batch, order), **sure_call)
         assert torch.equal(torch.where(found < 0, -100, order[found.clamp_min(0)]), expected)
 
-    @pytest.mark.parametrize("strategy", DETERMINISTIC)
     def test_choices_do_not_depend_on_padding_or_neighbours(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+        self, extractor: RerankingFeatureExtractor, batch: Batch, sure_call: Call
     ) -> None:
         model = self.make_model(extractor)
-        expected = model.generate(**batch, **STRATEGIES[strategy])
-        padded = with_padding(batch, candidates=2, past=1)
-        assert torch.equal(model.generate(**padded, **STRATEGIES[strategy]), expected)
-        singles = [model.generate(**single_row(batch, row), **STRATEGIES[strategy]) for row in range(len(expected))]
+        expected = model.generate(**batch, **sure_call)
+        padded = with_padding(batch, N=2, L=1)
+        assert torch.equal(model.generate(**padded, **sure_call), expected)
+        singles = [model.generate(**single_row(batch, row), **sure_call) for row in range(len(expected))]
         assert torch.equal(torch.cat(singles), expected)
 
-    @pytest.mark.parametrize("strategy", DETERMINISTIC)
     def test_is_deterministic_and_ignores_labels(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+        self, extractor: RerankingFeatureExtractor, batch: Batch, sure_call: Call
     ) -> None:
         model = self.make_model(extractor)
         torch.manual_seed(1)
-        expected = model.generate(**batch, **STRATEGIES[strategy])
+        expected = model.generate(**batch, **sure_call)
         torch.manual_seed(2)
-        assert torch.equal(model.generate(**inputs(batch), **STRATEGIES[strategy]), expected)
+        assert torch.equal(model.generate(**inputs(batch), **sure_call), expected)
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
-    def test_scores_are_the_scorers(self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str) -> None:
+    def test_log_likelihood_has_gradients(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+        model = self.make_model(extractor).train()
+        likelihood = model.log_likelihood(mined_batch["slates"], **mined_batch)
+        assert likelihood.shape == mined_batch["slates"].shape
+        assert (likelihood[mined_batch["slates"] < 0] == 0).all()
+        likelihood.sum().backward()
+        assert_finite(likelihood.sum(), model)
+        assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+    def test_decodes_with_quantised_linear_layers(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor)
-        found = model.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
+        for call in self.every_call().values():
+            assert_valid_slates(quantised.generate(**batch, **call), batch["candidate_mask"])
+
+    def test_what_it_generates_can_take_part_in_training(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        """Decoding runs in inference mode, whose tensors autograd refuses."""
+        model = self.make_model(extractor)
+        found = model.generate(**batch, return_dict_in_generate=True)
+        weight = torch.ones(batch["candidate_mask"].shape[1], requires_grad=True)
+        (weight[found.slates.clamp_min(0)] * found.step_scores).sum().backward()
+        assert weight.grad.abs().sum() > 0
+
+    def test_returns_several_sequences(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, several_call: Call
+    ) -> None:
+        found = self.make_model(extractor).generate(
+            **batch, **several_call, num_return_sequences=5, slate_size=2, return_dict_in_generate=True
+        )
+        assert found.slates.shape == found.step_scores.shape == (8, 5, 2)
+        assert found.scores.shape == (8, 5)
+        assert found.utilities is None
+        exists = found.scores > -torch.inf  # a request with two candidates has two slates
+        assert exists.sum(-1).tolist() == ([5] * 4 + [2] + [5] * 3 if "num_beams" in several_call else [5] * 8)
+        assert (found.slates[~exists] == -100).all()
+        for slates, mask, real in zip(found.slates, batch["candidate_mask"], exists, strict=True):
+            assert_valid_slates(slates[real].unsqueeze(0), mask.unsqueeze(0))
+
+    def test_evaluator_chooses_its_favourite(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, several_call: Call
+    ) -> None:
+        model, judge = self.make_model(extractor), WeighedItems()
+        parameters = {**several_call, "num_return_sequences": 6, "return_dict_in_generate": True}
+        torch.manual_seed(1)
+        every = model.generate(**batch, **parameters)
+        torch.manual_seed(1)
+        chosen = model.generate(**batch, **parameters, evaluator=judge)
+        utilities = judge.score_slates(every.slates, **batch).masked_fill(every.scores == -torch.inf, -torch.inf)
+        best, row = utilities.argmax(-1), torch.arange(8)
+        assert (best > 0).any()
+        assert torch.equal(chosen.slates, every.slates[row, best])
+        assert torch.equal(chosen.scores, every.scores[row, best])
+        assert torch.equal(chosen.utilities, utilities[row, best])
+        alone = model.generate(**batch, evaluator=judge, return_dict_in_generate=True)
+        assert torch.equal(alone.utilities, judge.score_slates(alone.slates.unsqueeze(1), **batch)[:, 0])
+
+    def test_generation_config_is_saved_with_the_model(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, sure_call: Call, tmp_path: Path
+    ) -> None:
+        model = self.make_model(extractor)
+        model.save_pretrained(tmp_path / "default")
+        assert self.model_class.from_pretrained(tmp_path / "default").generation_config.parameters() == {}
+        model.generation_config = self.config_of(sure_call, slate_size=3)
+        model.save_pretrained(tmp_path / "own")
+        expected = model.generate(**batch, **sure_call, slate_size=3)
+        for loader in (self.model_class, AutoModelForReranking):
+            loaded = loader.from_pretrained(tmp_path / "own")
+            assert type(loaded.generation_config) is type(model.generation_config)
+            assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
+            assert torch.equal(loaded.generate(**batch), expected)
+        given = self.config_of({}, slate_size=2)
+        loaded = self.model_class.from_pretrained(tmp_path / "own", generation_config=given)
+        assert loaded.generation_config.parameters() == {"slate_size": 2}
+
+    @pytest.mark.slow
+    def test_exports_to_onnx_with_dynamic_axes(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
+        # `export_model` refuses fixed axes, and compares slates and scores at other sizes than the traced one.
+        model, config = self.make_model(extractor, **self.shallow), self.config_of({}, slate_size=2)
+        export_model(model, extractor, tmp_path / "graph", "onnx", config)
+        exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
+        fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)
+        assert torch.equal(exported.generate(**fresh), model.generate(**fresh, slate_size=2))
+
+    def test_predict_writes_what_generate_returns(self, data_folder: Path, sure_call: Call, tmp_path: Path) -> None:
+        module = RerankingModule(self.model_class.__name__, self.config_values, generation=sure_call)
+        data, path = RerankingDataModule(str(data_folder), eval_batch_size=3), tmp_path / "slates.parquet"
+        trainer(tmp_path, callbacks=[SlateWriter(str(path))]).predict(module, datamodule=data, return_predictions=False)
+        raw = pq.read_table(data_folder / "test.parquet").to_pylist()
+        expected = module.model.generate(**data.extractor(raw), **sure_call, return_dict_in_generate=True)
+        written = pq.read_table(path).to_pydict()
+        assert written["request_index"] == list(range(8))
+        slates = [[index for index in slate if index >= 0] for slate in expected.slates.tolist()]
+        assert written["slate"] == slates
+        items = [[row["item_id"][index] for index in slate] for row, slate in zip(raw, slates, strict=True)]
+        assert written["item_ids"] == items
+        assert written["score"] == pytest.approx(expected.scores.tolist(), rel=1e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_decodes_in_half_precision(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, dtype: torch.dtype
+    ) -> None:
+        half = self.make_model(extractor).to(dtype)
+        for call in self.every_call().values():
+            found = half.generate(**batch, **call, return_dict_in_generate=True)
+            assert_valid_slates(found.slates, batch["candidate_mask"])
+            assert found.scores.dtype == torch.float32
+
+    def test_refuses_unknown_parameters(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        with pytest.raises(ValueError, match="num_beam'"):
+            self.make_model(extractor).generate(**batch, num_beam=3)
+
+
+class ScorerTestSuite(GeneratorTestSuite):
+    """Checks of generators that decode with a scorer."""
+
+    def test_scores_are_the_scorers(self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call) -> None:
+        model = self.make_model(extractor)
+        found = model.generate(**batch, **call, return_dict_in_generate=True)
         with torch.no_grad():
             scores, steps = play(model.scorer(), batch, found.slates.unsqueeze(1))
         torch.testing.assert_close(found.scores, scores[:, 0])
         torch.testing.assert_close(found.step_scores, steps[:, 0])
 
-    @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if "top_k" not in STRATEGIES[name]])
     def test_log_likelihood_is_what_it_decodes_by(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, strategy: str
+        self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call
     ) -> None:
         model = self.make_model(extractor)
-        found = model.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
+        found = model.generate(**batch, **call, return_dict_in_generate=True)
         likelihood = model.log_likelihood(found.slates.unsqueeze(1), **batch)
         if model.scorer().kind == "log_prob":
             torch.testing.assert_close(likelihood[:, 0], found.step_scores)
@@ -726,38 +870,6 @@ class GeneratorTestSuite(ModelTestSuite):
         torch.testing.assert_close(likelihood[:, 0].sum(-1), sampled[:, 0])
         assert torch.isfinite(likelihood[:, 0][shown]).all()
 
-    def test_log_likelihood_has_gradients(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
-        model = self.make_model(extractor).train()
-        likelihood = model.log_likelihood(mined_batch["slates"], **mined_batch)
-        assert likelihood.shape == mined_batch["slates"].shape
-        assert (likelihood[mined_batch["slates"] < 0] == 0).all()
-        likelihood.sum().backward()
-        assert_finite(likelihood.sum(), model)
-        assert model.get_input_embeddings().weight.grad.abs().sum() > 0
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_decodes_in_half_precision_what_it_decodes_in_single(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, dtype: torch.dtype
-    ) -> None:
-        model = self.make_model(extractor)
-        half = copy.deepcopy(model).to(dtype)
-        for strategy in STRATEGIES:
-            found = half.generate(**batch, **STRATEGIES[strategy], return_dict_in_generate=True)
-            assert_valid_slates(found.slates, batch["candidate_mask"])
-            assert found.scores.dtype == torch.float32
-        greedy, expected = half.generate(**batch), model.generate(**batch)
-        with torch.no_grad():
-            (_, steps), (_, best) = (play(model.scorer(), batch, s.unsqueeze(1)) for s in (greedy, expected))
-        first = (greedy != expected).int().argmax(-1, keepdim=True)
-        # Where the choices part, single precision sees hardly a difference.
-        torch.testing.assert_close(steps[:, 0].gather(1, first), best[:, 0].gather(1, first), rtol=0.02, atol=0.05)
-
-    def test_decodes_with_quantised_linear_layers(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
-        model = self.make_model(extractor)
-        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, torch.qint8)
-        for strategy in STRATEGIES:
-            assert_valid_slates(quantised.generate(**batch, **STRATEGIES[strategy]), batch["candidate_mask"])
-
     def test_refuses_a_strategy_that_it_does_not_declare(
         self, extractor: RerankingFeatureExtractor, batch: Batch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -766,16 +878,6 @@ class GeneratorTestSuite(ModelTestSuite):
         assert torch.equal(model.generate(**batch, num_beams=1), model.generate(**batch))
         with pytest.raises(ValueError, match=r"decodes by \['greedy'\], got 'beam'"):
             model.generate(**batch, num_beams=2)
-
-    def test_what_it_generates_can_take_part_in_training(
-        self, extractor: RerankingFeatureExtractor, batch: Batch
-    ) -> None:
-        """Decoding runs in inference mode, whose tensors autograd refuses."""
-        model = self.make_model(extractor)
-        found = model.generate(**batch, return_dict_in_generate=True)
-        weight = torch.ones(batch["candidate_mask"].shape[1], requires_grad=True)
-        (weight[found.slates.clamp_min(0)] * found.step_scores).sum().backward()
-        assert weight.grad.abs().sum() > 0
 
     def test_one_beam_is_greedy(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor)
@@ -796,90 +898,28 @@ class GeneratorTestSuite(ModelTestSuite):
         assert torch.equal(found.slates[:, 0], every[torch.arange(3), order[:, 0]])
         assert all(len(set(map(tuple, slates))) == 60 for slates in found.slates.tolist())
 
-    @pytest.mark.parametrize("parameters", [{"num_beams": 5}, {"do_sample": True}], ids=str)
-    def test_returns_several_sequences(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, parameters: dict[str, Any]
-    ) -> None:
-        found = self.make_model(extractor).generate(
-            **batch, **parameters, num_return_sequences=5, slate_size=2, return_dict_in_generate=True
-        )
-        assert found.slates.shape == found.step_scores.shape == (8, 5, 2)
-        assert found.scores.shape == (8, 5)
-        assert found.utilities is None
-        exists = found.scores > -torch.inf  # a request with two candidates has two slates
-        assert exists.sum(-1).tolist() == ([5] * 4 + [2] + [5] * 3 if "num_beams" in parameters else [5] * 8)
-        assert (found.slates[~exists] == -100).all()
-        for slates, mask, real in zip(found.slates, batch["candidate_mask"], exists, strict=True):
-            assert_valid_slates(slates[real].unsqueeze(0), mask.unsqueeze(0))
-
-    def test_evaluator_chooses_its_favourite(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
-        model, judge = self.make_model(extractor), WeighedItems()
-        parameters = {"num_beams": 6, "num_return_sequences": 6, "return_dict_in_generate": True}
-        every, chosen = model.generate(**batch, **parameters), model.generate(**batch, **parameters, evaluator=judge)
-        utilities = judge.score_slates(every.slates, **batch).masked_fill(every.scores == -torch.inf, -torch.inf)
-        best, row = utilities.argmax(-1), torch.arange(8)
-        assert (best > 0).any()
-        assert torch.equal(chosen.slates, every.slates[row, best])
-        assert torch.equal(chosen.scores, every.scores[row, best])
-        assert torch.equal(chosen.utilities, utilities[row, best])
-        alone = model.generate(**batch, evaluator=judge, return_dict_in_generate=True)
-        assert torch.equal(alone.utilities, judge.score_slates(alone.slates.unsqueeze(1), **batch)[:, 0])
-
-    def test_refuses_unknown_and_contradictory_parameters(
-        self, extractor: RerankingFeatureExtractor, batch: Batch
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_decodes_in_half_precision_what_it_decodes_in_single(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, dtype: torch.dtype
     ) -> None:
         model = self.make_model(extractor)
-        with pytest.raises(ValueError, match="num_beam'"):
-            model.generate(**batch, num_beam=3)
+        half = copy.deepcopy(model).to(dtype)
+        greedy, expected = half.generate(**batch), model.generate(**batch)
+        with torch.no_grad():
+            (_, steps), (_, best) = (play(model.scorer(), batch, s.unsqueeze(1)) for s in (greedy, expected))
+        first = (greedy != expected).int().argmax(-1, keepdim=True)
+        # Where the choices part, single precision sees hardly a difference.
+        torch.testing.assert_close(steps[:, 0].gather(1, first), best[:, 0].gather(1, first), rtol=0.02, atol=0.05)
+
+    def test_refuses_contradictory_parameters(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor)
         with pytest.raises(ValueError, match="one decoding strategy"):
             model.generate(**batch, num_beams=3, penalty_alpha=0.5)
         with pytest.raises(ValueError, match="num_return_sequences 3 exceeds num_beams 1"):
             model.generate(**batch, num_return_sequences=3)
 
-    def test_generation_config_is_saved_with_the_model(
-        self, extractor: RerankingFeatureExtractor, batch: Batch, tmp_path: Path
-    ) -> None:
-        model = self.make_model(extractor)
-        model.save_pretrained(tmp_path / "default")
-        assert self.model_class.from_pretrained(tmp_path / "default").generation_config.strategy == "greedy"
-        model.generation_config = RerankingGenerationConfig(penalty_alpha=0.9, top_k=2, slate_size=3)
-        model.save_pretrained(tmp_path / "own")
-        expected = model.generate(**batch, penalty_alpha=0.9, top_k=2, slate_size=3)
-        for loader in (self.model_class, AutoModelForReranking):
-            loaded = loader.from_pretrained(tmp_path / "own")
-            assert isinstance(loaded.generation_config, RerankingGenerationConfig)
-            assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
-            assert torch.equal(loaded.generate(**batch), expected)
-        given = RerankingGenerationConfig(num_beams=2)
-        loaded = self.model_class.from_pretrained(tmp_path / "own", generation_config=given)
-        assert loaded.generation_config.strategy == "beam"
 
-    @pytest.mark.slow
-    def test_exports_to_onnx_with_dynamic_axes(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
-        # `export_model` refuses fixed axes, and compares slates and scores at other sizes than the traced one.
-        model, config = self.make_model(extractor), RerankingGenerationConfig(slate_size=2)
-        export_model(model, extractor, tmp_path / "graph", "onnx", config)
-        exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
-        fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)
-        assert torch.equal(exported.generate(**fresh), model.generate(**fresh, slate_size=2))
-
-    def test_predict_writes_what_generate_returns(self, data_folder: Path, tmp_path: Path) -> None:
-        generation = {"penalty_alpha": 0.5, "top_k": 3}
-        module = RerankingModule(self.model_class.__name__, self.config_values, generation=generation)
-        data, path = RerankingDataModule(str(data_folder), eval_batch_size=3), tmp_path / "slates.parquet"
-        trainer(tmp_path, callbacks=[SlateWriter(str(path))]).predict(module, datamodule=data, return_predictions=False)
-        raw = pq.read_table(data_folder / "test.parquet").to_pylist()
-        expected = module.model.generate(**data.extractor(raw), **generation, return_dict_in_generate=True)
-        written = pq.read_table(path).to_pydict()
-        assert written["request_index"] == list(range(8))
-        slates = [[index for index in slate if index >= 0] for slate in expected.slates.tolist()]
-        assert written["slate"] == slates
-        items = [[row["item_id"][index] for index in slate] for row, slate in zip(raw, slates, strict=True)]
-        assert written["item_ids"] == items
-        assert written["score"] == pytest.approx(expected.scores.tolist(), rel=1e-4)
-
-
-# --- what evaluators do ---------------------------------------------------------------------------------------------
+# --- what evaluators do -----------------------------------------------------------------------------------------------
 
 
 class EvaluatorTestSuite(ModelTestSuite):

@@ -18,7 +18,7 @@ from rerankzoo.generation import Scorer
 from rerankzoo.layers import TokenBlock
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
 from tests.generation.common import play
-from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite
+from tests.models.common import EvaluatorTestSuite, GeneratorVariantTestSuite, ScorerTestSuite
 
 Batch = dict[str, Tensor]
 
@@ -57,17 +57,17 @@ def mined(batch: Batch) -> Batch:
     return {**batch, "slate_weights": weights / weights.sum(-1, keepdim=True), "soft_labels": soft_labels(batch)}
 
 
-class TestDeGReGenerator(GeneratorTestSuite):
+class TestDeGReGenerator(ScorerTestSuite):
     model_class = DeGReGenerator
     config_values: ClassVar[dict[str, Any]] = TINY
+    shallow: ClassVar[dict[str, Any]] = {"num_hidden_layers": 1, "num_decoder_layers": 1}
 
 
-class TestDistilledGenerator(GeneratorTestSuite):
+class TestDistilledGenerator(GeneratorVariantTestSuite):
     """Wherever the common tests compute a loss, it is that of distillation."""
 
     model_class = DeGReGenerator
     config_values: ClassVar[dict[str, Any]] = {**TINY, "soft_label_weight": 0.5}
-    precision_steps = 30
 
     @pytest.fixture
     def batch(self, batch: Batch) -> Batch:
@@ -80,21 +80,19 @@ class TestDistilledGenerator(GeneratorTestSuite):
         return mined(mined_batch)
 
 
-class TestDeGReEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
+class TestDeGReEvaluator(ScorerTestSuite, EvaluatorTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = TINY
 
 
-class TestConditionalEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
+class TestConditionalEvaluator(GeneratorVariantTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["conditional"]}
-    precision_steps = 30
 
 
-class TestRegressionEvaluator(GeneratorTestSuite, EvaluatorTestSuite):
+class TestRegressionEvaluator(GeneratorVariantTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["cumulative_regression"]}
-    precision_steps = 30
 
 
 def config(extractor: RerankingFeatureExtractor, **values: Any) -> DeGReConfig:

@@ -13,7 +13,7 @@ from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
-from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite
+from tests.models.common import EvaluatorTestSuite, ScorerTestSuite, VariantTestSuite
 
 TINY: dict[str, Any] = {
     "slate_size": 4,
@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 }
 
 
-class TestNAR4RecForReranking(GeneratorTestSuite):
+class TestNAR4RecForReranking(ScorerTestSuite):
     model_class = NAR4RecForReranking
     config_values: ClassVar[dict[str, Any]] = TINY
 
@@ -36,10 +36,9 @@ class TestNAR4RecEvaluator(EvaluatorTestSuite):
     config_values: ClassVar[dict[str, Any]] = TINY
 
 
-class TestBidirectionalEvaluator(EvaluatorTestSuite):
+class TestBidirectionalEvaluator(VariantTestSuite):
     model_class = NAR4RecEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, "evaluator_is_causal": False}
-    precision_steps = 30
 
 
 # --- the generator --------------------------------------------------------------------------------------------------

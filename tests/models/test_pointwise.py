@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
-from tests.models.common import GeneratorTestSuite
+from tests.models.common import ScorerTestSuite
 
 TINY: dict[str, Any] = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8, "num_hidden_layers": 1}
 
 
-class TestPointwiseForReranking(GeneratorTestSuite):
+class TestPointwiseForReranking(ScorerTestSuite):
     model_class = PointwiseForReranking
     config_values: ClassVar[dict[str, Any]] = TINY
 

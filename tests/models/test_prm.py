@@ -15,7 +15,7 @@ from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.models.prm import PRMConfig, PRMForReranking
 from rerankzoo.models.prm.modeling_prm import upstream_rank
-from tests.models.common import GeneratorTestSuite
+from tests.models.common import GeneratorVariantTestSuite, ScorerTestSuite
 
 TINY: dict[str, Any] = {
     "slate_size": 4,
@@ -27,15 +27,14 @@ TINY: dict[str, Any] = {
 }
 
 
-class TestPRMForReranking(GeneratorTestSuite):
+class TestPRMForReranking(ScorerTestSuite):
     model_class = PRMForReranking
     config_values: ClassVar[dict[str, Any]] = TINY
 
 
-class TestFewerRanksThanCandidates(GeneratorTestSuite):
+class TestFewerRanksThanCandidates(GeneratorVariantTestSuite):
     model_class = PRMForReranking
     config_values: ClassVar[dict[str, Any]] = {**TINY, "max_position_embeddings": 3}
-    precision_steps = 30
 
 
 def ranker(extractor: RerankingFeatureExtractor, **values: Any) -> PRMForReranking:
