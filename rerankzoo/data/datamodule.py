@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import lightning as L
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowException
-from pyarrow.dataset import ParquetFragmentScanOptions
+from datasets import Dataset, DatasetDict
 
+from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.data.folder import (
     METADATA_FILE,
     SCHEMA_FILE,
     SETTINGS_FILE,
     SPLITS,
     UTILITY_QUANTILES,
-    check_parquet,
     local_folder,
     read_metadata,
     read_origin,
+    split_files,
+    write_arrow,
 )
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
-from rerankzoo.errors import OutputError, SchemaMismatchError
+from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
 from rerankzoo.hub_errors import one_line_errors
 
-#: Requests of a record batch of the memory-mapped tables.
-RECORD_BATCH = 16_000
+#: Of the copies in Arrow's format: those of another version are not read.
+_COPY_VERSION = 1
 
 
 class RerankingDataModule(L.LightningDataModule):
@@ -101,22 +104,20 @@ class RerankingDataModule(L.LightningDataModule):
         if self.splits:
             return
         folder = self._find_folder()
-        if not (folder / SCHEMA_FILE).is_file():
-            raise FileNotFoundError(
-                f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files"
-            )
         if (folder / SETTINGS_FILE).is_file() and not (folder / METADATA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / METADATA_FILE} is missing: mining has not ended; give the same `rerankzoo mine` again"
             )
-        self.splits = open_splits(folder)
-        schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
-        if self.extractor_path is None:
-            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
-        else:
+        extractor = None
+        if self.extractor_path is not None:
             source = str(folder) if self.extractor_path == self.path else self.extractor_path
             with one_line_errors(source):
                 extractor = RerankingFeatureExtractor.from_pretrained(source)
+        self.splits = open_splits(folder, extractor.schema.columns() if extractor else ())
+        schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
+        if extractor is None:
+            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
+        else:
             self._extractor = self._extended(extractor, schema) if self.extend_extractor else extractor
 
     def _extended(self, extractor: RerankingFeatureExtractor, schema: FeatureSchema) -> RerankingFeatureExtractor:
@@ -143,9 +144,12 @@ class RerankingDataModule(L.LightningDataModule):
 
         Raises:
             FileNotFoundError: If the folder has no such split.
+            ValueError: If it has no rows.
         """
         if name not in self.splits:
             raise FileNotFoundError(f"{self.path} has no {name}*.parquet; it has {sorted(self.splits)}")
+        if not len(self.splits[name]):
+            raise ValueError(f"the split {name!r} of {self.path} has no rows")
         return self.splits[name]
 
     def loader(self, name: str, shuffle: bool = False) -> RequestLoader:
@@ -195,43 +199,39 @@ class RerankingDataModule(L.LightningDataModule):
         return None if known is None else float(np.interp(quantile, np.linspace(0, 1, len(known)), known))
 
 
-def open_splits(folder: Path) -> DatasetDict:
-    """Memory-maps the Parquet files of a data folder, by way of a copy in Arrow's format.
-
-    Raises:
-        FileNotFoundError: If there are none.
-        UnreadableFileError: If one is damaged.
-    """
-    found = {name: sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in SPLITS}
-    files = {name: paths for name, paths in found.items() if paths}
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
-    # One by one: a mined folder's splits have different columns.
-    return DatasetDict({name: _open_parquet(paths) for name, paths in files.items()})
-
-
-def _open_parquet(paths: list[str]) -> Dataset:
-    """Copies Parquet files to Arrow's format, in memory that does not grow with them, and maps the copy.
+def open_splits(folder: Path, columns: Collection[str] = ()) -> DatasetDict:
+    """Memory-maps the splits of a data folder, by way of a copy in Arrow's format.
 
     The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
+
+    Args:
+        folder: The folder.
+        columns: What is read besides the columns that the folder's schema names.
+
+    Raises:
+        FileNotFoundError: If there is no schema or no split.
+        ValueError: If it is not clear which files are a split.
+        UnreadableFileError: If a file is damaged.
+        OutputError: If the copy cannot be written.
     """
-    # Without `pre_buffer`, of which all that was read is kept until the end of the file.
-    scan = ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
-    try:
-        return load_dataset(
-            "parquet",
-            data_files=paths,
-            split="train",
-            batch_size=RECORD_BATCH,  # row groups may be of any size
-            writer_batch_size=RECORD_BATCH,  # each record batch is described in memory
-            fragment_scan_options=scan,
-        )
-    except (DatasetGenerationError, ArrowException) as error:
-        for path in paths:
-            check_parquet(Path(path))  # says which of them is damaged
-        if isinstance(error.__cause__, OSError):
-            raise OutputError(f"cannot write the cache of datasets for {paths[0]}: {error.__cause__}") from error
-        raise
+    if not (folder / SCHEMA_FILE).is_file():
+        raise FileNotFoundError(f"{folder / SCHEMA_FILE} is missing: a data folder holds a schema and Parquet files")
+    files = {name: split_files(folder, name) for name in SPLITS}
+    if not any(files.values()):
+        raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
+    named = FeatureSchema.from_yaml(folder / SCHEMA_FILE).columns() | set(columns)
+    # One by one: a mined folder's splits have different columns.
+    return DatasetDict({name: _map_files(paths, sorted(named)) for name, paths in files.items() if paths})
+
+
+def _map_files(paths: list[Path], columns: list[str]) -> Dataset:
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(json.dumps([_COPY_VERSION, states, columns]).encode()).hexdigest()
+    copy = Path(datasets.config.HF_DATASETS_CACHE, "rerankzoo", f"{key[:32]}.arrow")
+    if not copy.is_file():
+        make_folder(copy.parent)
+        write_atomically(copy, lambda target: write_arrow(target, paths, columns))
+    return Dataset.from_file(str(copy))
 
 
 class SimulatorDataModule(RerankingDataModule):

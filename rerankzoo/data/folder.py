@@ -6,10 +6,11 @@ A folder is made beside its place and takes it in one step, so it is whole or no
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from huggingface_hub import snapshot_download
 
 from rerankzoo.atomic_writing import write_folder_atomically
 from rerankzoo.errors import HubError, UnreadableFileError, shown
+from rerankzoo.features.arrow_tables import ArrowTable, stored_array
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.text_files import read_json
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 SCHEMA_FILE = "schema.yaml"
@@ -35,8 +39,10 @@ MINED_SOURCE = "mined"
 #: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
 UTILITY_QUANTILES = "utility_quantiles"
 
-#: Rows of a Parquet file that are written and read together.
+#: Rows of a Parquet file that are written together.
 ROW_GROUP = 32_000
+#: Requests of a record batch of the memory-mapped tables.
+RECORD_BATCH = 16_000
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: What is read of a dataset repository: the data, and the extractor of a mined folder.
@@ -114,15 +120,82 @@ def read_parquet(path: Path) -> pa.Table:
         return pq.read_table(path, page_checksum_verification=True)
 
 
-def check_parquet(path: Path) -> None:
-    """Reads a Parquet file of any size and keeps nothing of it.
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in the order of their numbers; empty if there is none.
+
+    They are `train.parquet`, or numbered files such as `train-00000.parquet`, or the part files in a folder
+    `train.parquet` or `train`, as Spark, Dask and DuckDB write them. Other files that begin with the name are named in
+    a warning.
 
     Raises:
-        UnreadableFileError: If it is damaged.
+        ValueError: If there are several of these, or fewer or more files than their names (`train-00000-of-00002`) say.
     """
-    with _naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for _ in file.iter_batches():
-            pass
+    numbered = re.compile(rf"{split}[-_.]\d+(-of-(\d+))?(-[0-9a-f]{{8,}})?\.parquet")
+    named = [path for path in folder.iterdir() if re.match(split, path.name)] if folder.is_dir() else []
+    shards = [path for path in named if numbered.fullmatch(path.name)]
+    forms = [shards, *(_part_files(path) for path in named if path.name in (split, f"{split}.parquet"))]
+    forms = [paths for paths in forms if paths]
+    if len(forms) > 1:
+        listed = " and ".join(sorted(str(paths[0].relative_to(folder)) for paths in forms))
+        raise ValueError(f"{folder} has {listed}, which are not of one export of the split {split!r}")
+    for total in {numbered.fullmatch(path.name)[2] for path in shards} - {None}:  # type: ignore[index]
+        if int(total) != len(shards):
+            raise ValueError(f"{folder}: expected {int(total)} files {split}-*-of-{total}.parquet, got {len(shards)}")
+    others = sorted(path.name for path in named if path.suffix == ".parquet" and path not in shards)
+    if others := [name for name in others if name != f"{split}.parquet"]:
+        logger.warning("%s is not read: %s is no part of the split %r", folder, ", ".join(others), split)
+    return sorted((path for paths in forms for path in paths), key=_by_numbers)
+
+
+def _part_files(path: Path) -> list[Path]:
+    """The file itself, or the Parquet files of a folder; Spark's markers and checksums are no data."""
+    if path.is_file():
+        return [path]
+    return [part for part in path.rglob("*.parquet") if part.is_file() and not part.name.startswith(("_", "."))]
+
+
+def _by_numbers(path: Path) -> list[Any]:
+    """`part.10` comes after `part.9`."""
+    return [int(text) if text.isdecimal() else text for text in re.split(r"(\d+)", str(path))]
+
+
+def write_arrow(path: Path, files: Sequence[Path], columns: Collection[str]) -> None:
+    """Copies some columns of Parquet files into one file in Arrow's format, in memory that does not grow with them.
+
+    Args:
+        path: The file.
+        files: Parquet files, at least one. Where their types differ, the widest is taken.
+        columns: What is copied, as far as it is there.
+
+    Raises:
+        UnreadableFileError: If a file is damaged, or has other columns than the first.
+        RerankingDataError: If a column holds anything but numbers and strings.
+    """
+    schemas = []
+    for file in files:
+        with _naming_damage(file):
+            table = pq.read_schema(file).empty_table()
+        schemas.append(_stored(table, columns).schema)
+        if schemas[-1].names != schemas[0].names:
+            different = shown(sorted(set(schemas[-1].names) ^ set(schemas[0].names)))
+            raise UnreadableFileError(f"{file} has other columns than {files[0].name}: {different}")
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    with pa.ipc.new_stream(path, schema) as writer:
+        for file in files:
+            for table in _read_tables(file, schema.names):
+                writer.write_table(_stored(table, columns).cast(schema))
+
+
+def _read_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    # Without `pre_buffer`, of which all that was read is kept until the end of the file.
+    with _naming_damage(path), pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(RECORD_BATCH, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
+def _stored(table: pa.Table, columns: Collection[str]) -> pa.Table:
+    arrays = {name: ArrowTable(table).array(name) for name in sorted(set(table.column_names) & set(columns))}
+    return pa.table({name: stored_array(array, name) for name, array in arrays.items()})
 
 
 @contextmanager

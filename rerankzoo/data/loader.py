@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rerankzoo.batch import PADDING
+from rerankzoo.batch import Batch, entry_of, take, trim
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS
 from rerankzoo.features.utility import slate_utility
@@ -137,24 +137,18 @@ class RequestLoader:
                 encoded = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
                 encoded["request_index"] = torch.from_numpy(index)
             rows = order[first : first + block]
-            own = rows[self.rank :: self.world_size]
-            if len(own):
-                yield _select(encoded, torch.from_numpy(own))
-            else:
-                yield blank_request(_select(encoded, torch.from_numpy(rows[:1])))
+            share = rows[self.rank :: self.world_size]
+            batch = trim(take(encoded, torch.from_numpy(share if len(share) else rows[:1])))
+            yield batch if len(share) else blank_request(batch)
 
 
-def blank_request(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def blank_request(batch: Batch) -> dict[str, Tensor]:
     """The batch with requests that have no candidates and slates, for a process that is left without rows.
 
-    All processes must take part in every step: one that stays away leaves the others waiting. A blank request has the
-    loss 0, which counts for nothing, an empty slate, and -1 as `request_index`.
+    All processes must take part in every step: one that stays away leaves the others waiting. A blank request holds
+    what padding holds everywhere, and so has the loss 0, which counts for nothing, and -1 as `request_index`.
     """
-    padding = {"slates": PADDING, "request_index": -1}
-    emptied = ("candidate_mask", "candidate_feedback_mask", "slate_weights", "soft_labels", *padding)
-    return {
-        key: torch.full_like(value, padding.get(key, 0)) if key in emptied else value for key, value in batch.items()
-    }
+    return {name: torch.full_like(tensor, entry_of(name).fill) for name, tensor in batch.items()}
 
 
 def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:
@@ -181,19 +175,3 @@ def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, bat
         batch = extractor(table[start : start + batch_size])
         utilities.append(slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema))
     return torch.cat(utilities).numpy()
-
-
-def _select(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Some rows of an encoded buffer, without candidates that are padding in all of them."""
-    batch = {key: value.index_select(0, rows) for key, value in encoded.items()}
-    most = int(batch["candidate_mask"].sum(-1).max())
-    if most == batch["candidate_mask"].shape[1]:
-        return batch
-    return {key: _cut(key, value, most) for key, value in batch.items()}
-
-
-def _cut(key: str, value: Tensor, most: int) -> Tensor:
-    """The first candidates of a batch's entry."""
-    if key == "soft_labels":
-        return value[..., :most]
-    return value[:, :most] if key.startswith("candidate_") else value

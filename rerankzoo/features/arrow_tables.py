@@ -30,13 +30,13 @@ class ArrowTable(Table):
 
     def is_nested(self, name: str) -> bool:
         """See `Table`."""
-        return is_arrow_list(self._array(name).type) and is_arrow_list(self._array(name).type.value_type)
+        return is_arrow_list(self.array(name).type) and is_arrow_list(self.array(name).type.value_type)
 
     def column(self, name: str, depth: int) -> Column:
         """See `Table`."""
         column = Column(name=name, first_row=self.first_row)
         try:
-            _read_array(self._array(name), depth, column)
+            _read_array(self.array(name), depth, column)
         except pa.ArrowException as error:
             raise RerankingDataError(f"cannot read type {self._table.schema.field(name).type}", field=name) from error
         return column
@@ -47,7 +47,12 @@ class ArrowTable(Table):
             return ArrowTable(self._data[start:stop], self.first_row + start)
         return ArrowTable(self._data.slice(start, stop - start), self.first_row + start)
 
-    def _array(self, name: str) -> Any:
+    def array(self, name: str) -> Any:
+        """A column in one piece.
+
+        Raises:
+            RerankingDataError: If there is none, or several, of this name.
+        """
         names = self._data.column_names
         if name not in names:
             raise missing_column(name, names)
@@ -89,6 +94,30 @@ def plain_array(array: Any) -> Any:
         if not keep or len(values) > len(array) or values.null_count:
             return array.dictionary_decode()
     return array
+
+
+def stored_array(array: Any, name: str) -> Any:
+    """A column's array, and the lists in it, in types that every library knows.
+
+    Raises:
+        RerankingDataError: If it holds anything but numbers and strings.
+    """
+    array = plain_array(array)
+    if is_arrow_list(array.type):
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        values = stored_array(array.flatten(), name)
+        return pa.LargeListArray.from_arrays(offsets, values, mask=array.is_null())
+    if pa.types.is_dictionary(array.type):
+        return array.dictionary_decode()
+    if not _is_leaf(array.type):
+        raise RerankingDataError(f"numbers or strings are required, got type {array.type}", field=name)
+    return array
+
+
+def _is_leaf(kind: Any) -> bool:
+    names = ("is_integer", "is_floating", "is_boolean", "is_string", "is_large_string", "is_null")
+    return any(getattr(pa.types, name)(kind) for name in names)
 
 
 def _read_array(array: Any, depth: int, column: Column) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.batch import BUILT_IN, ENTRIES
 from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.text_files import read_yaml
 
@@ -244,6 +245,13 @@ class FeatureSchema:
                     f"value {spec.name!r} of target {target.name!r} must be a numeric candidate column, "
                     f"got {spec.group} {spec.kind}"
                 )
+
+    def columns(self) -> set[str]:
+        """Returns all columns that are read where a table has them: the schema's, and those of registered entries."""
+        named = {self.item_id, *self.label_columns(), *MINED_COLUMNS, *(field.name for field in self.fields)}
+        for target in self.targets:
+            named |= {name for name in (target.value, target.candidate_feedback) if name is not None}
+        return named | (ENTRIES.keys() - BUILT_IN)
 
     def label_columns(self) -> list[str]:
         """Returns the columns that belong to the slates shown: slate, feedback, propensity."""
