@@ -40,6 +40,7 @@ from rerankzoo.data.folder import (
     link_or_copy,
     local_folder,
     read_metadata,
+    split_files,
 )
 from rerankzoo.data.loader import logged_utilities
 from rerankzoo.data.shards import has_shard, write_shard
@@ -486,7 +487,7 @@ class _Source:
     def identity(self) -> dict[str, list[int]]:
         """Rows and bytes of each split that is read."""
         names = sorted({source for source, _ in self.wanted.values()})
-        sizes = {name: sum(path.stat().st_size for path in self.folder.glob(f"{name}*.parquet")) for name in names}
+        sizes = {name: sum(path.stat().st_size for path in split_files(self.folder, name)) for name in names}
         return {name: [len(self.splits[name]), sizes[name]] for name in names}
 
 

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,8 @@ def write_data_folder(
 
 def _keep_others(old: Path, new: Path) -> None:
     """Takes what is no part of a data set from an old folder into the one that replaces it."""
-    own = {SCHEMA_FILE, METADATA_FILE, *(f"{split}.parquet" for split in SPLITS)}
     for path in old.iterdir():
-        if path.name in own:
+        if path.name in (SCHEMA_FILE, METADATA_FILE) or any(_form(path, split) for split in SPLITS):
             continue
         if path.is_dir():
             shutil.copytree(path, new / path.name, copy_function=link_or_copy, symlinks=True)
@@ -130,21 +130,29 @@ def split_files(folder: Path, split: str) -> list[Path]:
     Raises:
         ValueError: If there are several of these, or fewer or more files than their names (`train-00000-of-00002`) say.
     """
-    numbered = re.compile(rf"{split}[-_.]\d+(-of-(\d+))?(-[0-9a-f]{{8,}})?\.parquet")
-    named = [path for path in folder.iterdir() if re.match(split, path.name)] if folder.is_dir() else []
-    shards = [path for path in named if numbered.fullmatch(path.name)]
-    forms = [shards, *(_part_files(path) for path in named if path.name in (split, f"{split}.parquet"))]
-    forms = [paths for paths in forms if paths]
+    forms: dict[str, list[Path]] = {}
+    others = []
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if form := _form(path, split):
+            forms.setdefault(form, []).extend(_part_files(path))
+        elif path.name.startswith(split) and path.suffix == ".parquet":
+            others.append(path.name)
     if len(forms) > 1:
-        listed = " and ".join(sorted(str(paths[0].relative_to(folder)) for paths in forms))
-        raise ValueError(f"{folder} has {listed}, which are not of one export of the split {split!r}")
-    for total in {numbered.fullmatch(path.name)[2] for path in shards} - {None}:  # type: ignore[index]
-        if int(total) != len(shards):
-            raise ValueError(f"{folder}: expected {int(total)} files {split}-*-of-{total}.parquet, got {len(shards)}")
-    others = sorted(path.name for path in named if path.suffix == ".parquet" and path not in shards)
-    if others := [name for name in others if name != f"{split}.parquet"]:
-        logger.warning("%s is not read: %s is no part of the split %r", folder, ", ".join(others), split)
-    return sorted((path for paths in forms for path in paths), key=_by_numbers)
+        raise ValueError(f"{folder} has {' and '.join(forms)}; expected one of them for the split {split!r}")
+    if others:
+        logger.warning("%s: not read, since no part of the split %r: %s", folder, split, ", ".join(others))
+    for form, paths in forms.items():
+        if (total := form.partition("-of-")[2].removesuffix(".parquet")) and int(total) != len(paths):
+            raise ValueError(f"{folder}: expected {int(total)} files {form}, got {len(paths)}")
+    return sorted(chain(*forms.values()), key=_by_numbers)
+
+
+def _form(path: Path, split: str) -> str | None:
+    """How a split is stored that the file or folder is (a part of); `None` if it is none."""
+    if numbered := re.fullmatch(rf"{split}[-_.]\d+(-of-\d+)?(-[0-9a-f]{{8,}})?\.parquet", path.name):
+        return f"{split}-*{numbered[1] or ''}.parquet"
+    named = path.name == f"{split}.parquet" or (path.name == split and path.is_dir())
+    return path.name if named and _part_files(path) else None
 
 
 def _part_files(path: Path) -> list[Path]:

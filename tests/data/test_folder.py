@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rerankzoo.data.folder import list_array, local_folder, read_metadata, read_origin, write_data_folder
+from rerankzoo.data.folder import list_array, local_folder, read_metadata, read_origin, split_files, write_data_folder
 from rerankzoo.errors import OutputError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 
@@ -63,6 +63,61 @@ def test_rewriting_leaves_no_split_of_the_earlier_data_set(tmp_path: Path) -> No
     write_data_folder(tmp_path, {"train": table(1)}, SCHEMA, METADATA)
     assert not (tmp_path / "validation.parquet").exists()
     assert read_metadata(tmp_path)["rows"] == {"train": 1}
+
+
+PARTS: dict[str, list[str]] = {
+    "one file": ["train.parquet"],
+    "numbered": [f"train-{number:05d}.parquet" for number in range(3)],
+    "of so many": [f"train-{number:05d}-of-00003.parquet" for number in range(3)],
+    "without zeros": [f"train_{number}.parquet" for number in (1, 2, 10)],
+    "spark": [f"train.parquet/part-0000{number}-c1.snappy.parquet" for number in range(3)],
+    "dask": [f"train/part.{number}.parquet" for number in (8, 9, 10)],
+}
+NO_PART = ["train-backup.parquet", "train_old.parquet", "training_notes.parquet", "test-1.parquet", "train.csv"]
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+@pytest.mark.parametrize("form", PARTS)
+@pytest.mark.parametrize("name", ["data", "shop [2]", "run?", "log[1]*"])
+def test_a_split_is_its_files_and_no_others(
+    form: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = touch(tmp_path / name, *PARTS[form])
+    touch(tmp_path / "datax", "train.parquet")
+    touch(tmp_path / name, *NO_PART, "train.parquet/_SUCCESS" if form == "spark" else "_SUCCESS")
+    if form == "spark":
+        touch(tmp_path / name, "train.parquet/_metadata.parquet", "train.parquet/.part-00000.parquet")
+    assert split_files(tmp_path / name, "train") == files
+    assert "train-backup.parquet, train_old.parquet, training_notes.parquet" in caplog.text
+    assert split_files(tmp_path / name, "validation") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train.parquet", "train-00000.parquet"], r"train-\*.parquet and train.parquet; expected one"),
+        (["train.parquet", "train/part.0.parquet"], "train and train.parquet; expected one"),
+        (["train-00000-of-00002.parquet"], r"expected 2 files train-\*-of-00002.parquet, got 1"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "expected one of them"),
+    ],
+)
+def test_leftovers_and_gaps_are_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=words):
+        split_files(tmp_path, "train")
+
+
+def test_rewriting_leaves_no_part_files(tmp_path: Path) -> None:
+    touch(tmp_path, "train.parquet/part-0.parquet", "test-00000.parquet", "notes/a.parquet", "test_old.parquet")
+    write_data_folder(tmp_path, {"train": table(1)}, SCHEMA, METADATA)
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")}
+    assert kept == {"train.parquet", "notes/a.parquet", "test_old.parquet"}
 
 
 def test_interrupted_writing_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
