@@ -105,9 +105,10 @@ def stored_array(array: Any, name: str) -> Any:
     array = plain_array(array)
     if is_arrow_list(array.type):
         lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        values = stored_array(array.flatten(), name)
-        return pa.LargeListArray.from_arrays(offsets, values, mask=array.is_null())
+        large = pa.types.is_large_list(array.type) or pa.types.is_large_list_view(array.type)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64() if large else pa.int32())
+        kind = pa.LargeListArray if large else pa.ListArray
+        return kind.from_arrays(offsets, stored_array(array.flatten(), name), mask=array.is_null())
     if pa.types.is_dictionary(array.type):
         return array.dictionary_decode()
     if not _is_leaf(array.type):
