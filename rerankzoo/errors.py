@@ -8,7 +8,9 @@ Callers need not know this module to catch them.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -96,6 +98,17 @@ def in_one_line(error: BaseException, limit: int = 500) -> str:
     """What an error says, without line breaks and never long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What to add to the message about an unknown name: the nearest known one, as far as there is one.
+
+    Example:
+        >>> did_you_mean("batch_siz", ["path", "batch_size"])
+        "; did you mean 'batch_size'?"
+    """
+    nearest = difflib.get_close_matches(str(name)[:100], list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 class _ShortRepr(reprlib.Repr):

@@ -2,96 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
 from transformers.utils.logging import disable_progress_bar
 
-import rerankzoo  # noqa: F401  (tells transformers' auto classes about our models)
-from rerankzoo.backends import GRAPH_NAMES, GraphSizes
-from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.hub_errors import one_line_errors
-from rerankzoo.models.auto import AutoModelForReranking
-from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.backends import GRAPH_NAMES, Format, GraphSizes
+from rerankzoo.cli.loading import load_generator
+from rerankzoo.errors import RecipeError
 from rerankzoo.serving import export_model
 
-_SIZES = ("batch_size", "num_candidates", "history_length")
 
+def export(
+    model: str,
+    *,
+    format: Format,  # noqa: A002  (the command's own word)
+    out: Path,
+    slate_size: PositiveInt | None = None,
+    num_beams: PositiveInt | None = None,
+    penalty_alpha: float | None = None,
+    top_k: PositiveInt | None = None,
+    batch_size: PositiveInt | None = None,
+    num_candidates: PositiveInt | None = None,
+    history_length: PositiveInt | None = None,
+    device: str = "auto",
+) -> None:
+    """Writes features, encoder and the whole decode loop of a model as one graph.
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="rerankzoo export",
-        description="Writes features, encoder and the whole decode loop of a model as one graph, into a folder from "
-        "which RerankingPipeline serves raw requests. The graph is checked against the model before it is kept.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a generator with its extractor")
-    parser.add_argument(
-        "--format",
-        choices=sorted(GRAPH_NAMES),
-        required=True,
-        help="onnx: any batch and number of candidates; aoti: compiled for fixed ones, needs a C++ compiler",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    decoding = parser.add_argument_group("decoding (default: the model's own)")
-    decoding.add_argument("--slate-size", type=_positive, metavar="M", help="positions")
-    decoding.add_argument("--num-beams", type=_positive, metavar="W", help="beam search; 1: greedy")
-    decoding.add_argument("--penalty-alpha", type=float, metavar="A", help="contrastive decoding")
-    decoding.add_argument("--top-k", type=_positive, metavar="K", help="of contrastive decoding (default: all)")
-    sizes = parser.add_argument_group("sizes (aoti only; smaller requests are padded)")
-    sizes.add_argument("--batch-size", type=_positive, metavar="B", help="requests per call (default: 1)")
-    sizes.add_argument("--num-candidates", type=_positive, metavar="N", help="most candidates of a request")
-    sizes.add_argument("--history-length", type=_positive, metavar="L", help="longest history, where there are any")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
+    RerankingPipeline serves raw requests from the folder. The graph is checked against the model before it is kept.
 
     Args:
-        arguments: Its name and options.
+        model: Folder or Hub id of a generator with its extractor.
+        format: The graph: onnx takes any batch and number of candidates; aoti is compiled for fixed ones and needs a
+            C++ compiler.
+        out: Folder to make.
+        slate_size: Positions (default, as of the other decoding parameters: the model's own).
+        num_beams: Beam search; 1: greedy.
+        penalty_alpha: Contrastive decoding.
+        top_k: Of contrastive decoding.
+        batch_size: Requests per call, for aoti; smaller requests are padded (default: 1).
+        num_candidates: Most candidates of a request, for aoti.
+        history_length: Longest history, for aoti, where there are any.
+        device: Where the model is checked, such as cpu or cuda:1; auto: the accelerator where there is one.
 
     Raises:
-        SystemExit: With status 2, if an option is wrong.
+        RecipeError: If the options contradict one another.
         HubError: If there is no model.
-        ValueError: If it is an evaluator, which generates nothing.
+        ValueError: If it is an evaluator, which generates nothing, or cannot decode like this.
         FileExistsError: If the folder to make is there already.
         ExportError: If the model cannot be exported, or the graph decodes other slates than the model.
     """
-    parser = make_parser()
-    options = parser.parse_args(list(arguments[1:]))
-    sizes = _sizes(options, parser)
+    given = {"batch_size": batch_size, "num_candidates": num_candidates, "history_length": history_length}
+    given = {name: size for name, size in given.items() if size is not None}
+    if format == "onnx" and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise RecipeError(f"an ONNX graph takes any sizes; leave out {options}")
+    if format == "aoti" and num_candidates is None:
+        raise RecipeError("format aoti needs --num-candidates")
+    sizes = GraphSizes(**{"batch_size": 1, **given}) if given else None
     disable_progress_bar()  # of loading weights, over before it is seen
-    model, extractor = _load(options.model)
-    decoding = {key: getattr(options, key) for key in ("slate_size", "num_beams", "penalty_alpha", "top_k")}
-    try:
-        config = model.generation_config.merged(**decoding)
-    except ValueError as error:
-        parser.error(str(error))
-    folder = export_model(model, extractor, options.out, options.format, config, sizes)
-    megabytes = (folder / GRAPH_NAMES[options.format]).stat().st_size / 1e6
-    print(f"{folder / GRAPH_NAMES[options.format]}: {megabytes:.1f} MB, decodes what {options.model} decodes")
-
-
-def _sizes(options: argparse.Namespace, parser: argparse.ArgumentParser) -> GraphSizes | None:
-    given = {key: getattr(options, key) for key in _SIZES if getattr(options, key) is not None}
-    if options.format == "onnx":
-        if given:
-            parser.error(f"an ONNX graph takes any sizes; leave out {['--' + key.replace('_', '-') for key in given]}")
-        return None
-    if options.num_candidates is None:
-        parser.error("format aoti needs --num-candidates")
-    return GraphSizes(**{"batch_size": 1, **given})
-
-
-def _load(path: str) -> tuple[RerankingPreTrainedModel, RerankingFeatureExtractor]:
-    with one_line_errors(path):
-        return AutoModelForReranking.from_pretrained(path), RerankingFeatureExtractor.from_pretrained(path)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    generator, extractor = load_generator(model, device)
+    decoding = {"slate_size": slate_size, "num_beams": num_beams, "penalty_alpha": penalty_alpha, "top_k": top_k}
+    config = generator.generation_config.merged(**decoding)
+    graph = export_model(generator, extractor, out, format, config, sizes) / GRAPH_NAMES[format]
+    print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB, decodes what {model} decodes")

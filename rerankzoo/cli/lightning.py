@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import lightning as L
@@ -16,13 +16,21 @@ import transformers
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+    instantiate_class,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from rerankzoo.cli.recipe_errors import check_recipes, explain
+from rerankzoo.cli.recipe_parser import RecipeParser, explain
+from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.errors import OutputError, RecipeError
+from rerankzoo.errors import OutputError, RecipeError, shown
+from rerankzoo.text_files import read_yaml
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
 from rerankzoo.training.resuming import (
@@ -34,15 +42,8 @@ from rerankzoo.training.resuming import (
     newest_checkpoint,
 )
 
-
-class RecipeParser(LightningArgumentParser):
-    """Lightning's parser, whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises `RecipeError`, or what the parser around this one wants to read."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise RecipeError(explain(message)) from ex
+#: Sections of a recipe that hold nothing but keys.
+_SECTIONS = ("trainer", "checkpoint", "resume", "early_stopping", "export", "hub", "predictions")
 
 
 class RecipeWriter(SaveConfigCallback):
@@ -67,7 +68,9 @@ class RerankingCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks, each with its own section of the recipe, and `--wandb`."""
+        """Adds the callbacks, each with its own section of the recipe, the optimizer and `--wandb`."""
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ExactResume, "resume")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -97,8 +100,12 @@ class RerankingCLI(LightningCLI):
         Raises:
             FileNotFoundError: If there is none.
             UnreadableFileError: If it is damaged.
+            RecipeError: If a key or a value is not what it must be.
         """
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except (TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
+            raise RecipeError(explain(error)) from error  # a value so odd that the parser stumbles
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
@@ -146,7 +153,28 @@ class RerankingCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, AttributeError, MisconfigurationException) as error:
-            raise RecipeError(explain(str(error))) from error
+            raise RecipeError(explain(error)) from error
+        self._use_optimizer()
+
+    def _use_optimizer(self) -> None:
+        """Takes the optimizer and the scheduler that are asked for in the place of the module's own.
+
+        They are made when training starts: only then the model has parameters.
+        """
+        optimizer_values, scheduler_values = (self._get(self.config_init, key) for key in ("optimizer", "lr_scheduler"))
+        if optimizer_values is None:
+            if scheduler_values is not None:
+                raise RecipeError("lr_scheduler needs an optimizer; for the module's own: lr_scheduler_type")
+            return
+        model = self.model
+
+        def configure_optimizers() -> Any:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = instantiate_class(trained, optimizer_values)
+            scheduler = instantiate_class(optimizer, scheduler_values) if scheduler_values else None
+            return LightningCLI.configure_optimizers(model, optimizer, scheduler)
+
+        model.configure_optimizers = configure_optimizers
 
     def _choose_extractor(self, config: Namespace) -> None:
         """Takes the extractor from where the weights come from, unless the recipe names one.
@@ -199,6 +227,36 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def with_shipped_recipes(arguments: Sequence[str]) -> list[str]:
+    """The arguments with files in the place of the recipes' names, once each is known to hold keys.
+
+    Raises:
+        FileNotFoundError: If a recipe is missing.
+        UnreadableFileError: If it is no YAML; names the file and the place in it.
+        RecipeError: If it is no mapping.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        option, equals, name = argument.partition("=")
+        if option in ("--config", "-c") and equals:
+            found += [option, str(_readable_recipe(name))]
+        elif found and found[-1] in ("--config", "-c"):
+            found.append(str(_readable_recipe(argument)))
+        else:
+            found.append(argument)
+    return found
+
+
+def _readable_recipe(name: str) -> Path:
+    path = find_recipe(name)
+    if not isinstance(recipe := read_yaml(path), Mapping):
+        raise RecipeError(f"{path} must hold keys such as model, data and trainer, got {shown(recipe)}")
+    for section in _SECTIONS:
+        if not isinstance(recipe.get(section) or {}, Mapping):
+            raise RecipeError(f"{path}: {section} must hold keys, got {shown(recipe[section])}")
+    return path
+
+
 def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
     """Parses a command line and makes trainer, module and data.
 
@@ -215,9 +273,11 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
         RecipeError: If a key or a value is not what it must be; one line that names the key.
         UnreadableFileError: If a recipe is no YAML.
     """
-    check_recipes(arguments)
     quiet()
-    program, sys.argv = sys.argv, [sys.argv[0], *arguments]  # Lightning warns of arguments other than the process's
+    program, sys.argv = (
+        sys.argv,
+        [sys.argv[0], *with_shipped_recipes(arguments)],
+    )  # Lightning warns of arguments other than the process's
     try:
         return RerankingCLI(
             RerankingModule,
@@ -228,13 +288,14 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
             save_config_callback=RecipeWriter,
             save_config_kwargs={"overwrite": True},
             parser_class=RecipeParser,
+            auto_configure_optimizers=False,  # it wants the model's parameters before there is a model
             run=run,
         )
     finally:
         sys.argv = program
 
 
-def main(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Runs a subcommand of Lightning's.
 
     Args:

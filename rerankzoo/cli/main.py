@@ -9,39 +9,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 from rerankzoo.atomic_writing import disk_error
-from rerankzoo.errors import NonFiniteLossError, in_one_line
+from rerankzoo.cli.options import HELP, call, usage
+from rerankzoo.errors import NonFiniteLossError, RecipeError, did_you_mean, in_one_line
 
-#: Command -> (module with a `main(arguments)` function, one line of help).
+#: Command -> (module and name of its function, or of a table of further commands; one line of help).
 COMMANDS = {
-    "quickstart": ("rerankzoo.cli.quickstart", "train, evaluate and use a reranker on simulated data, in minutes"),
-    "prepare": ("rerankzoo.cli.prepare", "make a data folder: simulator, ml-100k, ml-1m, taobao-ad"),
-    "fit": ("rerankzoo.cli.lightning", "train a model by a recipe"),
-    "validate": ("rerankzoo.cli.lightning", "run one validation epoch"),
-    "test": ("rerankzoo.cli.lightning", "run one test epoch"),
-    "predict": ("rerankzoo.cli.lightning", "write the slates of the test split"),
-    "mine": ("rerankzoo.cli.mine", "search for better slates with an evaluator, for a generator to learn"),
-    "evaluate": ("rerankzoo.cli.evaluate", "compare a model with the upstream order and, where known, the truth"),
-    "benchmark": ("rerankzoo.cli.benchmark", "train and evaluate models over several seeds"),
-    "export": ("rerankzoo.cli.export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
-    "card": ("rerankzoo.cli.card", "write the model card of a checkpoint from the data in its folder"),
-    "push": ("rerankzoo.cli.push", "publish a checkpoint or data folder on the Hub"),
-    "bench": ("rerankzoo.cli.bench", "measure latency, throughput and memory of a model on this machine"),
-    "recipes": ("rerankzoo.cli.recipes", "list or copy the shipped recipes"),
+    "quickstart": ("rerankzoo.cli.quickstart:quickstart", "train, evaluate and use a reranker on simulated data"),
+    "prepare": ("rerankzoo.cli.prepare:SOURCES", "make a data folder: simulator, ml-100k, ml-1m, taobao-ad"),
+    "fit": ("rerankzoo.cli.lightning:run", "train a model by a recipe"),
+    "validate": ("rerankzoo.cli.lightning:run", "run one validation epoch"),
+    "test": ("rerankzoo.cli.lightning:run", "run one test epoch"),
+    "predict": ("rerankzoo.cli.lightning:run", "write the slates of the test split"),
+    "mine": ("rerankzoo.cli.mine:mine", "search for better slates with an evaluator, for a generator to learn"),
+    "evaluate": (
+        "rerankzoo.cli.evaluate:evaluate",
+        "compare models with the upstream order and with the truth",
+    ),
+    "benchmark": ("rerankzoo.cli.benchmark:benchmark", "train and evaluate models over several seeds"),
+    "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
+    "card": ("rerankzoo.cli.card:card", "write the model card of a checkpoint from the data in its folder"),
+    "push": ("rerankzoo.cli.push:push", "publish a checkpoint or data folder on the Hub"),
+    "bench": ("rerankzoo.cli.bench:bench", "measure latency, throughput and memory of a model on this machine"),
+    "recipes": ("rerankzoo.cli.recipes:ACTIONS", "list or copy the shipped recipes"),
 }
+#: Commands that Lightning's own parser reads.
+LIGHTNING = ("fit", "validate", "test", "predict")
 
 #: Exit status of a process that SIGTERM has ended, as shells tell it.
 TERMINATED = 128 + signal.SIGTERM
-
-
-def usage() -> str:
-    """The help text."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: rerankzoo COMMAND [options]", "", *lines, "", "rerankzoo COMMAND --help tells the options."]
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,24 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training that was stopped by a loss that is not finite.
 
     Raises:
-        SystemExit: With status 143, if SIGTERM has ended the command; what it has finished stays.
+        SystemExit: With status 0 after `--help`; with status 143, if SIGTERM has ended the command; what it has
+            finished stays.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+    if not arguments or arguments[0] in HELP:
+        print(usage("rerankzoo", {name: text for name, (_, text) in COMMANDS.items()}))
         return 0
     command = arguments[0]
     if command == "--version":
         print(import_module("rerankzoo").__version__)
         return 0
-    if command not in COMMANDS:
-        print(f"rerankzoo: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
-        return 2
-    run = import_module(COMMANDS[command][0]).main
     try:
         with _ended_by_sigterm():
-            run(arguments)
-    except OSError as error:  # a missing file, a full disk, a read-only folder, a Hub that refuses
+            _run(command, arguments)
+    except (OSError, RecipeError) as error:  # a missing file, a full disk, a read-only folder, a Hub that refuses
         return _refuse(command, error)
     except NonFiniteLossError as error:
         return _refuse(command, error, status=1)
@@ -81,6 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(command, error)
     return 0
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    if command not in COMMANDS:
+        raise RecipeError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; `rerankzoo --help` lists all")
+    module, _, name = COMMANDS[command][0].partition(":")
+    target: Any = getattr(import_module(module), name)
+    if command in LIGHTNING:
+        target(arguments)
+    else:
+        call(command, target, arguments[1:])
 
 
 def _refuse(command: str, error: Exception, status: int = 2) -> int:

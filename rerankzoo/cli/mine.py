@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
+from jsonargparse.typing import PositiveInt
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from rerankzoo.cli.lightning import quiet
+from rerankzoo.cli.loading import choose_device
+from rerankzoo.cli.options import takes
 from rerankzoo.data.folder import read_metadata
-from rerankzoo.errors import in_one_line
-from rerankzoo.mining import MiningSettings, SoftLabel, mine_folder
+from rerankzoo.errors import RecipeError, in_one_line
+from rerankzoo.mining import MiningSettings, mine_folder
 
 
 class RateColumn(ProgressColumn):
@@ -28,132 +30,72 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} requests/s")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="rerankzoo mine",
-        description="Mines slates for the requests of a log by beam search with an evaluator, into a data folder that "
-        "a generator trains on. A run that was stopped continues when it is started again.",
-    )
-    parser.add_argument(
-        "--evaluator",
-        action="append",
-        required=True,
-        metavar="DIR",
-        help="folder or Hub id of an evaluator with its feature extractor, or of a generator with an evaluator beside "
-        "it; several are an ensemble",
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="data folder, or a dataset on the Hub")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="data folder to make or to complete")
-    parser.add_argument("--split", default="train", help="split to mine for training (default: train)")
-    parser.add_argument(
-        "--num-requests", type=_positive, metavar="N", help="of that split, evenly spaced (default: all)"
-    )
-    parser.add_argument(
-        "--num-validation",
-        type=_not_negative,
-        default=1_000,
-        metavar="N",
-        help="requests of the validation split to mine for the generator's validation loss (default: 1000)",
-    )
-    _add_search(parser)
-    _add_machine(parser)
-    return parser
+@takes(mine_folder, MiningSettings)
+def mine(
+    *,
+    evaluator: list[str],
+    data: str,
+    out: Path,
+    device: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "auto",
+    num_nodes: PositiveInt = 1,
+    strategy: str = "auto",
+    **settings: Any,
+) -> None:
+    """Mines slates for the requests of a log by beam search with an evaluator.
 
-
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--spread-penalty",
-        type=float,
-        default=0.0,
-        metavar="K",
-        help="of an ensemble: values are the mean minus K standard deviations (default: 0)",
-    )
-    search.add_argument("--slate-size", type=_positive, metavar="M", help="positions (default: the evaluator's)")
-    search.add_argument("--num-beams", type=_positive, default=MiningSettings.num_beams, metavar="W", help="default: 8")
-    search.add_argument(
-        "--keep", type=_positive, default=MiningSettings.keep, metavar="S", help="slates of each request (default: 4)"
-    )
-    search.add_argument(
-        "--soft-label",
-        choices=get_args(SoftLabel),
-        default=MiningSettings.soft_label,
-        help="what each candidate's label is the softmax of: the best completed value found below it (default), the "
-        "value of the prefix with it (the paper's), or no labels",
-    )
-    search.add_argument(
-        "--weight-temperature", type=float, default=MiningSettings.weight_temperature, metavar="T", help="of the slates"
-    )
-    search.add_argument(
-        "--label-temperature", type=float, default=MiningSettings.label_temperature, metavar="T", help="of soft labels"
-    )
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", type=_positive, metavar="R", help="requests per call (default: by the device)")
-    machine.add_argument(
-        "--shard-size", type=_positive, default=500, metavar="N", help="requests per file (default: 500)"
-    )
-    machine.add_argument("--accelerator", default="auto", help="as of Lightning's Trainer (default: auto)")
-    machine.add_argument("--devices", default="auto", help="processes of a machine (default: auto)")
-    machine.add_argument("--num-nodes", type=_positive, default=1, metavar="N", help="machines (default: 1)")
-    machine.add_argument("--strategy", default="auto", help="as of Lightning's Trainer (default: auto)")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
+    What it finds is a data folder that a generator trains on. A run that was stopped continues when it is started
+    again.
 
     Args:
-        arguments: Its name and options.
+        evaluator: Folder or Hub id of an evaluator with its feature extractor, or of a generator with an evaluator
+            beside it; several are an ensemble.
+        data: Data folder, or a dataset on the Hub.
+        out: Data folder to make or to complete.
+        device: One device, such as cpu or cuda:1, in one process (default: as --accelerator and --devices say).
+        accelerator: As of Lightning's Trainer.
+        devices: Processes of a machine.
+        num_nodes: Machines.
+        strategy: As of Lightning's Trainer.
+        **settings: Of `mine_folder` and `MiningSettings`.
 
     Raises:
-        SystemExit: With status 2, if an option is wrong.
+        RecipeError: If there is no such device.
+        ValueError: If a setting is out of its range.
         FileNotFoundError: If the data folder or a split is missing.
         HubError: If a repository is missing or cannot be reached.
         RerankingDataError: If the output folder was begun with other settings.
         SchemaMismatchError: If the evaluators were made for different schemas.
     """
-    parser = make_parser()
-    options = parser.parse_args(list(arguments[1:]))
-    names = ("num_beams", "keep", "soft_label", "weight_temperature", "label_temperature")
-    settings = {name: getattr(options, name) for name in names}
-    try:
-        MiningSettings(slate_size=1, **settings)
-    except ValueError as error:
-        parser.error(str(error))
+    own = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
+    MiningSettings(slate_size=1, **{name: settings[name] for name in own & set(settings)})  # before anything is read
     quiet()
-    try:
-        fabric = Fabric(
-            accelerator=options.accelerator,
-            strategy=options.strategy,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-        )
-    except (ValueError, TypeError, MisconfigurationException) as error:
-        parser.error(in_one_line(error))
+    fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
     with _progress(fabric) as progress:
         task = progress.add_task(_label(fabric), total=None)
-        out = mine_folder(
-            options.evaluator,
-            options.data,
-            options.out,
-            split=options.split,
-            num_requests=options.num_requests,
-            num_validation=options.num_validation,
-            slate_size=options.slate_size,
-            spread_penalty=options.spread_penalty,
-            shard_size=options.shard_size,
-            batch_size=options.batch_size,
+        mined = mine_folder(
+            evaluator,
+            data,
+            out,
             fabric=fabric,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             **settings,
         )
     if fabric.is_global_zero:
-        rows = ", ".join(f"{count:,} {split}" for split, count in read_metadata(out)["rows"].items())
-        print(f"{out}: {rows} requests")
+        counts = ", ".join(f"{count:,} {split}" for split, count in read_metadata(mined)["rows"].items())
+        print(f"{mined}: {counts} requests")
+
+
+def _fabric(device: str | None, **options: Any) -> Fabric:
+    if device is not None:
+        chosen = choose_device(device)
+        options |= {"accelerator": chosen.type, "devices": 1 if chosen.index is None else [chosen.index]}
+    try:
+        return Fabric(**options)
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise RecipeError(in_one_line(error)) from error
 
 
 def _label(fabric: Fabric) -> str:
@@ -164,17 +106,3 @@ def _progress(fabric: Fabric) -> Progress:
     """The bar of the first process's share."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not fabric.is_global_zero)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value

@@ -4,85 +4,104 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from rerankzoo.cli.options import takes
 from rerankzoo.data.folder import read_metadata
-from rerankzoo.data.simulator import SETTINGS, SimulatorSettings, write_simulator_folder
-from rerankzoo.data.sources.movielens import convert_movielens
+from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.data.sources.movielens import Variant, convert_movielens
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
+class Constant:
+    """A number by its name, from the text `NAME=VALUE`."""
+
+    def __init__(self, text: str) -> None:
+        self.name, _, value = text.partition("=")
+        try:
+            self.value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number as its value, got {text!r}") from error
+
+
+@takes(write_simulator_folder)
+def simulator(
+    *,
+    out: Path,
+    setting: Literal["control", "medium", "strong"] = "strong",
+    constant: list[Constant] | None = None,
+    seed: NonNegativeInt = 0,
+    **sizes: int,
+) -> None:
+    """Simulated logs whose truth is known.
 
     Args:
-        arguments: Such as `["prepare", "ml-100k", "--raw", "ml-100k", "--out", "data/ml-100k"]`.
+        out: The data folder to make.
+        setting: Strength of listwise effects.
+        constant: NAME=VALUE of the world, where it differs from the setting's, such as num_candidates=50; may be
+            repeated.
+        seed: Of everything drawn at random.
+        **sizes: Of the splits.
     """
-    options = _parser().parse_args(list(arguments[1:]))
-    if options.source == "simulator":
-        settings = SimulatorSettings.named(options.setting, seed=options.seed, **dict(options.constant))
-        write_simulator_folder(
-            options.out,
-            settings,
-            num_train=options.num_train,
-            num_validation=options.num_validation,
-            num_test=options.num_test,
-        )
-    elif options.source == "taobao-ad":
-        # The only source that needs the extra "data".
-        from rerankzoo.data.sources.taobao import convert_taobao
-
-        convert_taobao(
-            options.out,
-            options.raw,
-            options.protocol,
-            slate_size=options.slate_size,
-            history=options.history,
-            memory_limit=options.memory_limit,
-            seed=options.seed,
-        )
-    else:
-        convert_movielens(options.out, options.raw, options.source, seed=options.seed)
-    metadata = read_metadata(options.out)
-    rows = ", ".join(f"{count:,} {split}" for split, count in metadata["rows"].items())
-    print(f"{options.out}: {rows} requests\n{metadata['protocol']}")
+    constants = {entry.name: entry.value for entry in constant or ()}
+    write_simulator_folder(out, SimulatorSettings.named(setting, seed=seed, **constants), **sizes)
+    _tell(out)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rerankzoo prepare", description="Make a data folder.")
-    sources = parser.add_subparsers(dest="source", required=True)
-    simulator = sources.add_parser("simulator", help="simulated logs whose truth is known")
-    simulator.add_argument("--setting", choices=sorted(SETTINGS), default="strong", help="strength of listwise effects")
-    simulator.add_argument("--num-train", type=int, default=40_000, help="requests of the training split")
-    simulator.add_argument("--num-validation", type=int, default=2_000, help="requests of the validation split")
-    simulator.add_argument("--num-test", type=int, default=500, help="requests of the test split")
-    simulator.add_argument(
-        "--constant",
-        type=_constant,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the world, where it differs from the setting's, such as num_candidates=50; may be repeated",
-    )
-    for variant, what in (("ml-100k", "MovieLens 100K"), ("ml-1m", "MovieLens 1M")):
-        movielens = sources.add_parser(variant, help=f"{what}, from GroupLens' own files")
-        movielens.add_argument("--raw", type=Path, help="folder with the files; default: download from GroupLens")
-    taobao = sources.add_parser("taobao-ad", help="Taobao's ad log, from the files of Ali_Display_Ad_Click")
-    taobao.add_argument("--raw", type=Path, required=True, help="folder with the files")
-    taobao.add_argument("--protocol", choices=["last-day", "librerank"], default="last-day", help="lists and split")
-    taobao.add_argument("--slate-size", type=int, default=4, help="ads of a logged slate; shorter lists are dropped")
-    taobao.add_argument("--history", action="store_true", help="add histories from behavior_log.csv")
-    taobao.add_argument("--memory-limit", default="2GB", help="of DuckDB; beyond it, work files beside --out are used")
-    for source in sources.choices.values():
-        source.add_argument("--out", type=Path, required=True, help="the data folder to make")
-        source.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
-    return parser
+def movielens(variant: Variant, *, out: Path, raw: Path | None = None, seed: NonNegativeInt = 0) -> None:
+    """MovieLens, from GroupLens' own files.
+
+    Args:
+        variant: Which.
+        out: The data folder to make.
+        raw: Folder with the files (default: download from GroupLens).
+        seed: Of everything drawn at random.
+    """
+    convert_movielens(out, raw, variant, seed=seed)
+    _tell(out)
 
 
-def _constant(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE with a number as its value") from error
+def taobao_ad(
+    *,
+    raw: Path,
+    out: Path,
+    protocol: Literal["last-day", "librerank"] = "last-day",
+    slate_size: PositiveInt = 4,
+    history: bool = False,
+    memory_limit: str = "2GB",
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Taobao's ad log, from the files of Ali_Display_Ad_Click.
+
+    Args:
+        raw: Folder with the files.
+        out: The data folder to make.
+        protocol: Lists and split.
+        slate_size: Ads of a logged slate; shorter lists are dropped.
+        history: Add histories from behavior_log.csv.
+        memory_limit: Of DuckDB; beyond it, work files beside --out are used.
+        seed: Of everything drawn at random.
+    """
+    # The only source that needs the extra "data".
+    from rerankzoo.data.sources.taobao import convert_taobao
+
+    options: dict[str, Any] = {"slate_size": slate_size, "history": history, "memory_limit": memory_limit}
+    convert_taobao(out, raw, protocol, seed=seed, **options)
+    _tell(out)
+
+
+def _tell(out: Path) -> None:
+    metadata = read_metadata(out)
+    counts = ", ".join(f"{count:,} {split}" for split, count in metadata["rows"].items())
+    print(f"{out}: {counts} requests\n{metadata['protocol']}")
+
+
+SOURCES = {
+    "simulator": simulator,
+    "ml-100k": partial(movielens, "ml-100k"),
+    "ml-1m": partial(movielens, "ml-1m"),
+    "taobao-ad": taobao_ad,
+}

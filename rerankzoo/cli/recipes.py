@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-import rerankzoo
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.errors import did_you_mean, shown
 
 
 def recipes_folder() -> Path:
     """Where the recipes are: inside an installed package, or beside the package in a checkout."""
-    package = Path(rerankzoo.__file__).parent
+    package = Path(__file__).parents[1]
     inside, beside = package / "recipes", package.parent / "recipes"
     return inside if inside.is_dir() else beside
 
@@ -30,45 +28,72 @@ def describe(recipe: str) -> str:
     return first.removeprefix("#").strip()
 
 
-def copy_recipe(recipe: str, target: Path) -> Path:
-    """Copies a recipe to a file or into a folder.
+def find_recipe(name: str) -> Path:
+    """A recipe's file: a path as given, or one of the shipped recipes by its name.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    for path in (Path(name), recipes_folder() / name, recipes_folder() / name.removeprefix("recipes/")):
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):  # a name that no file can have: too long, with a NUL, of half a character
+            continue
+    near = did_you_mean(name.removeprefix("recipes/"), list_recipes())
+    raise FileNotFoundError(f"no file {shown(name)}, here or among the shipped recipes{near}")
+
+
+def copy_recipe(recipe: str, target: Path) -> list[Path]:
+    """Copies a recipe, or a folder of recipes.
 
     Args:
-        recipe: A name from `list_recipes`.
+        recipe: A name from `list_recipes`, or of a folder in it, such as `nar4rec`.
         target: A file to make, or a folder.
 
     Returns:
-        The file made.
+        The files made; of a folder those in a folder of the same name.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        FileExistsError: If the file exists.
+        FileExistsError: If a file exists.
     """
-    if recipe not in list_recipes():
-        raise FileNotFoundError(f"no recipe {recipe!r}; there are {list_recipes()}")
-    path = target / Path(recipe).name if target.is_dir() else target
-    if path.exists():
-        raise FileExistsError(f"{path} exists; choose another name")
-    write_atomically(path, lambda fresh: shutil.copyfile(recipes_folder() / recipe, fresh))
-    return path
+    known = list_recipes()
+    members = [name for name in known if name.startswith(f"{recipe.rstrip('/')}/")]
+    if recipe in known:
+        copies = {recipe: target / Path(recipe).name if target.is_dir() else target}
+    elif members:
+        copies = {name: target / name for name in members}
+    else:
+        near = did_you_mean(recipe, [*known, *{name.split("/")[0] for name in known}])
+        raise FileNotFoundError(f"no recipe {shown(recipe)}{near}; `rerankzoo recipes list` shows all")
+    if there := [path for path in copies.values() if path.exists()]:
+        raise FileExistsError(f"{there[0]} exists; choose another name")
+    for name, path in copies.items():
+        if members:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        source = recipes_folder() / name
+        write_atomically(path, lambda fresh, source=source: shutil.copyfile(source, fresh))
+    return list(copies.values())
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
+def print_recipes() -> None:
+    """List all recipes."""
+    names = list_recipes()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:<{width}}  {describe(name)}")
+
+
+def copy(recipe: str, target: Path = Path(".")) -> None:
+    """Copy a recipe or a folder of recipes, to change them.
 
     Args:
-        arguments: `["recipes", "list"]` or `["recipes", "copy", NAME, TARGET]`.
+        recipe: A name from the list, such as nar4rec/simulator.yaml, or a folder's, such as nar4rec.
+        target: A file or folder; default: here.
     """
-    parser = argparse.ArgumentParser(prog="rerankzoo recipes", description="The recipes that ship with rerankzoo.")
-    commands = parser.add_subparsers(dest="action", required=True)
-    commands.add_parser("list", help="list all recipes")
-    copy = commands.add_parser("copy", help="copy a recipe, to change it")
-    copy.add_argument("recipe", help="a name from the list, such as nar4rec/simulator.yaml")
-    copy.add_argument("target", type=Path, nargs="?", default=Path("."), help="a file or folder (default: here)")
-    options = parser.parse_args(list(arguments[1:]))
-    if options.action == "copy":
-        print(copy_recipe(options.recipe, options.target))
-        return
-    width = max(map(len, list_recipes()))
-    for recipe in list_recipes():
-        print(f"{recipe:<{width}}  {describe(recipe)}")
+    for path in copy_recipe(recipe, target):
+        print(path)
+
+
+ACTIONS = {"list": print_recipes, "copy": copy}

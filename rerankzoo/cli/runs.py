@@ -54,7 +54,7 @@ class Trained:
         return models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models)
 
 
-def find_recipe(name: str) -> Path:
+def _gone(name: str) -> Path:
     """A recipe's file: a path as given, or one of the shipped recipes.
 
     Raises:

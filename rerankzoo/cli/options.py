@@ -1,0 +1,172 @@
+"""The options of a command from its function: names, types and defaults from the signature, help from the docstring.
+
+Parameters before `*` are positional arguments, those behind it options: `num_beams` is `--num-beams`. A `bool` is a
+flag, a `list` takes several values and may be repeated, a `tuple` takes values between commas. What a `*further`
+parameter takes is passed on unread. (jsonargparse, which builds the options of `rerankzoo fit`, has no flags, no
+repeated options and none that are passed on.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from rerankzoo.errors import RecipeError, did_you_mean
+
+HELP = ("-h", "--help")
+
+#: A command, or further ones by name.
+Target = Callable[..., Any] | Mapping[str, Callable[..., Any]]
+
+
+def takes(*sources: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a command whose `**options` are the parameters with defaults of functions or dataclasses."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.sources = sources  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def usage(command: str, texts: Mapping[str, str]) -> str:
+    """The help text of a command that has further ones, each with one line of help."""
+    width = max(map(len, texts))
+    lines = [f"  {name:<{width}}  {text}" for name, text in texts.items()]
+    about = f"{command} COMMAND --help tells the options."
+    return "\n".join([f"usage: {command} COMMAND [options]", "", *lines, "", about])
+
+
+def call(command: str, target: Target, arguments: Sequence[str]) -> None:
+    """Runs a command with the arguments of a command line.
+
+    Args:
+        command: Its name.
+        target: Its function, or further commands by name.
+        arguments: What follows the name.
+
+    Raises:
+        RecipeError: If an option is unknown, missing, or its value invalid.
+        SystemExit: With status 0, after `--help`.
+    """
+    if isinstance(target, Mapping):
+        name = arguments[0] if arguments else ""
+        if name in HELP:
+            print(usage(f"rerankzoo {command}", {name: _summary(function) for name, function in target.items()}))
+        elif name not in target:
+            raise RecipeError(f"expected one of {', '.join(target)}, got {name!r}{did_you_mean(name, target)}")
+        else:
+            call(f"{command} {name}", target[name], arguments[1:])
+        return
+    kinds = {parameter.kind for parameter in inspect.signature(target).parameters.values()}
+    positional, options, further = make_parser(command, target).parse(
+        arguments, strict=inspect.Parameter.VAR_POSITIONAL not in kinds
+    )
+    target(*positional, *further, **options)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with suggestions."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `RecipeError`."""
+        raise RecipeError(message)
+
+    def parse(self, arguments: Sequence[str], strict: bool) -> tuple[list[Any], dict[str, Any], list[str]]:
+        """The positional arguments, the options by name, and what is to be passed on; `strict`: that is nothing."""
+        known = self._option_string_actions
+        for name in [argument.partition("=")[0] for argument in arguments] if strict else ():
+            if name.startswith("--") and name not in known:
+                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+        options, further = self.parse_known_args(arguments)
+        if further and strict:
+            self.error(f"unexpected arguments: {' '.join(further)}")
+        values = vars(options)
+        names = [action.dest for action in self._actions if not action.option_strings]
+        return [values.pop(name) for name in names if name in values], values, further
+
+
+def make_parser(command: str, function: Callable[..., Any]) -> OptionParser:
+    """The parser of a function's parameters."""
+    docstring = _docstring(function)
+    about = " ".join(filter(None, (docstring.short_description, docstring.long_description)))
+    parser = OptionParser(prog=f"rerankzoo {command}", description=about)
+    for parameter, hint, text in _parameters(function):
+        settings: dict[str, Any] = {"help": text.replace("%", "%%")}
+        several = get_origin(hint) is list
+        if hint is bool:
+            settings["action"] = "store_true"
+        else:
+            settings |= {"type": _reader(get_args(hint)[0] if several else hint), "nargs": "+" if several else None}
+            settings["metavar"] = f"{{{','.join(get_args(hint))}}}" if get_origin(hint) is Literal else None
+        required = parameter.default is parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            settings |= {"action": "extend"} if several else {}
+            parser.add_argument(f"--{parameter.name.replace('_', '-')}", required=required, **settings)
+        else:
+            parser.add_argument(parameter.name, **(settings if required else {**settings, "nargs": "?"}))
+    return parser
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, str]]:
+    """Each parameter with the type of its values and its help."""
+    seen: set[str] = set()
+    sources = getattr(function, "sources", ())
+    for source in (function, *sources):
+        texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in _docstring(source).params}
+        hints = get_type_hints(getattr(source, "func", source))
+        for name, parameter in inspect.signature(source).parameters.items():
+            skipped = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in seen
+            hint = next((part for part in get_args(hints[name]) if part is not NoneType), None)
+            hint = hint if NoneType in get_args(hints[name]) else hints[name]
+            if source is not function:
+                parameter = parameter.replace(kind=parameter.KEYWORD_ONLY)
+                skipped |= parameter.default is parameter.empty or not _is_readable(hint)
+            if not skipped:
+                seen.add(name)
+                yield parameter, hint, texts.get(name, "") + _told(parameter.default)
+
+
+def _told(default: Any) -> str:
+    if default is inspect.Parameter.empty or default is None or default is False:
+        return ""
+    return f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def _docstring(function: Callable[..., Any]) -> Any:
+    from docstring_parser import parse
+
+    return parse(inspect.getdoc(getattr(function, "func", function)) or "")
+
+
+def _is_readable(hint: Any) -> bool:
+    return (isinstance(hint, type) and issubclass(hint, int | float | str)) or get_origin(hint) is Literal
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """Reads a value of a type from a text."""
+    if get_origin(hint) is tuple:
+        read_part = _reader(get_args(hint)[0])
+        return lambda text: tuple(read_part(part) for part in text.split(","))
+
+    def read(text: str) -> Any:
+        choices = get_args(hint)
+        if choices and text not in choices:
+            expected = f"one of {', '.join(choices)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}{did_you_mean(text, choices)}")
+        try:
+            return text if choices else hint(text)
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"expected {hint.__name__}, got {text!r}") from error
+
+    return read
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return str(_docstring(function).short_description)
