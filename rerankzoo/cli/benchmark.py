@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from jsonargparse.typing import PositiveInt
 from transformers import AutoConfig
 
-from rerankzoo.cli.runs import Trained, console, find_recipe, mine_once, train_members, train_once
-from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.errors import RecipeError, RerankingDataError, shown
-from rerankzoo.evaluation import (
-    Decoding,
-    Evaluation,
-    Evaluators,
-    Point,
-    default_decodings,
-    evaluate,
-    evaluator_quality,
-    print_table,
-    tune_penalty_alpha,
-    write_curve,
-    write_report,
-)
+from rerankzoo.cli.jury import Jury
+from rerankzoo.cli.recipe_parser import RecipeParser
+from rerankzoo.cli.recipes import find_recipe
+from rerankzoo.cli.runs import Trained, console, mine_once, total, train_members, train_once
+from rerankzoo.errors import RecipeError, did_you_mean, shown
+from rerankzoo.evaluation import Decoding, Evaluation, Point, print_table, write_curve, write_report
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.mining import MiningSettings
+from rerankzoo.mining import MiningSettings, mine_folder
 from rerankzoo.text_files import read_yaml
+
+Part = TypeVar("Part")
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
-_TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
+_NAME = re.compile(r"\w[\w .+@=,-]*")  # of a model, an evaluator, a setting of mining: it becomes a folder's
+_NOT_OF_MINING = {"evaluators", "data", "out", "fabric", "on_progress", "settings"}
+_MINING = {*inspect.signature(mine_folder).parameters, *(entry.name for entry in fields(MiningSettings))}
 
 
 @dataclass(frozen=True)
@@ -45,18 +39,16 @@ class EvaluatorSpec:
         recipe: Its recipe.
         arguments: Added to the recipe's command line.
         members: How many are trained, with different seeds, to be one ensemble.
+        story: What to say of it while it trains.
     """
 
     recipe: str
-    arguments: tuple[str, ...] = ()
-    members: int = 1
+    arguments: list[str] = field(default_factory=list)
+    members: PositiveInt = 1
+    story: str = ""
 
-    @classmethod
-    def of(cls, value: str | Mapping[str, Any], where: str) -> EvaluatorSpec:
-        """Reads the entry of a benchmark file, at a key: a recipe's name, or the attributes."""
-        found = cls(**_checked(cls, {"recipe": value} if isinstance(value, str) else value, where))
-        find_recipe(found.recipe)  # before anything is trained
-        return found
+    def __post_init__(self) -> None:
+        find_recipe(self.recipe)  # before anything is trained
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,6 @@ class Entry:
     """One model of a benchmark.
 
     Attributes:
-        name: What the table calls it.
         recipe: Recipe of the generator, relative to the shipped recipes or to the working directory. `None`: the
             evaluator itself is the model, and searches.
         arguments: Added to the recipe's command line; `{evaluator}` stands for the evaluator's checkpoint.
@@ -75,28 +66,42 @@ class Entry:
             ones, with alpha of contrastive decoding tuned on validation.
         at: Where on the axis of the benchmark's curve.
         series: Of which line of the curve.
+        story: What to say of it while it trains.
     """
 
-    name: str
     recipe: str | None = None
-    arguments: tuple[str, ...] = ()
-    mine: dict[str, Any] | None = None
+    arguments: list[str] = field(default_factory=list)
+    mine: dict[str, int | float | str] | None = None
     evaluator: str | None = None
     decodings: dict[str, dict[str, Any]] | None = None
     at: float | None = None
     series: str = ""
+    story: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", tuple(self.arguments))
-        if self.recipe is None and (self.decodings is None or self.mine is not None):
-            raise RerankingDataError(
-                f"model {self.name!r} has no recipe: it needs decodings, and no mine", field="models"
-            )
+        if self.recipe is not None:
+            find_recipe(self.recipe)
+        elif self.decodings is None or self.mine is not None:
+            raise RecipeError("without a recipe it needs decodings, and no mine")
+        for name, value in (self.mine or {}).items():
+            if name not in _MINING - _NOT_OF_MINING:
+                raise RecipeError(f"mine.{name}: unknown setting{did_you_mean(name, _MINING)}")
+            _check_name(str(value), f"mine.{name}")
+        self.named_decodings()
 
     def mined_folder(self) -> str:
         """The name of the folder of its mined slates: models that learn the same share it."""
         settings = [f"{key}={value}" for key, value in sorted((self.mine or {}).items())]
         return ",".join([f"mined-{self.evaluator}" if self.evaluator else "mined", *settings])
+
+    def named_decodings(self) -> list[Decoding] | None:
+        """The decodings; `None`: the usual ones."""
+        if self.decodings is None:
+            return None
+        return [
+            Decoding(name, {key: asked[key] for key in asked if key != "evaluator"}, bool(asked.get("evaluator")))
+            for name, asked in self.decodings.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Curve:
     """
 
     axis: str
-    metrics: tuple[str, ...]
+    metrics: list[str]
     log: bool = False
 
 
@@ -119,7 +124,7 @@ class Benchmark:
     """A benchmark file.
 
     Attributes:
-        models: The models.
+        models: The models by name.
         evaluator: The evaluator that values the slates of all models, chooses among slates and mines.
         judge: An independent evaluator, trained on another log of the same simulated world.
         evaluators: Further evaluators, for models that name one: it values the slates of these models only.
@@ -127,44 +132,35 @@ class Benchmark:
         curve: A picture of some of the models.
     """
 
-    models: tuple[Entry, ...]
+    models: dict[str, Entry]
     evaluator: EvaluatorSpec | None = None
     judge: EvaluatorSpec | None = None
     evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    arguments: list[str] = field(default_factory=list)
     curve: Curve | None = None
 
     def __post_init__(self) -> None:
-        for entry in self.models:
+        for name, entry in self.models.items():
             if entry.evaluator is not None and entry.evaluator not in self.evaluators:
-                message = f"model {entry.name!r} names {entry.evaluator!r}; there are {sorted(self.evaluators)}"
-                raise RerankingDataError(message, field="evaluators")
-            needs = entry.mine is not None or entry.recipe is None
-            if needs and self.evaluator is None and entry.evaluator is None:
-                message = f"model {entry.name!r} needs an evaluator; the benchmark names none"
-                raise RerankingDataError(message, field="evaluator")
+                near = did_you_mean(entry.evaluator, self.evaluators)
+                raise RecipeError(f"models.{name}.evaluator: no {entry.evaluator!r} in evaluators{near}")
+            searches = entry.mine is not None or entry.recipe is None
+            if searches and self.evaluator is None and entry.evaluator is None:
+                raise RecipeError(f"models.{name} needs an evaluator; the benchmark names none")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Benchmark:
         """Reads a benchmark file.
 
         Raises:
-            RecipeError: If a key is unknown or missing, or its value is of a wrong type; names file and key.
-            RerankingDataError: If the parts contradict one another.
+            RecipeError: If a key is unknown or missing, its value is of a wrong type, or parts contradict one another;
+                names file and key.
             UnreadableFileError: If the file is no YAML.
             FileNotFoundError: If a recipe in it is missing.
         """
         values = read_yaml(path)
         try:
-            values = _checked(cls, values, "benchmark")
-            values["models"] = tuple(_entry(name, entry) for name, entry in values["models"].items())
-            for name in {"evaluator", "judge"} & set(values):
-                values[name] = EvaluatorSpec.of(values[name], name)
-            specs = values.get("evaluators", {}).items()
-            values["evaluators"] = {name: EvaluatorSpec.of(spec, f"evaluators.{name}") for name, spec in specs}
-            if "curve" in values:
-                values["curve"] = Curve(**_checked(Curve, values["curve"], "curve"))
-            return cls(**values)
+            return cls(**_parsed(_File, values, "benchmark").parts())
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
@@ -172,175 +168,68 @@ class Benchmark:
         """The same benchmark of some of its models.
 
         Raises:
-            RerankingDataError: If there is no model of such a name.
+            RecipeError: If there is no model of such a name.
         """
-        known = [entry.name for entry in self.models]
-        if unknown := [name for name in names if name not in known]:
-            raise RerankingDataError(f"unknown models {unknown}; there are {known}", field="models")
-        return replace(self, models=tuple(entry for entry in self.models if entry.name in names))
+        if unknown := [name for name in names if name not in self.models]:
+            near = did_you_mean(unknown[0], self.models)
+            raise RecipeError(f"unknown models {unknown}; there are {list(self.models)}{near}")
+        return replace(self, models={name: entry for name, entry in self.models.items() if name in names})
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+@dataclass(frozen=True)
+class _File:
+    """The keys of a benchmark file, whose parts are parsed one by one: so an error can tell which."""
+
+    models: dict[str, Any]
+    evaluator: Any = None
+    judge: Any = None
+    evaluators: dict[str, Any] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    curve: Any = None
+
+    def parts(self) -> dict[str, Any]:
+        if not self.models:
+            raise RecipeError("models: expected models by name, got none")
+        evaluators = {"evaluator": self.evaluator, "judge": self.judge}
+        return {
+            "models": {name: _parsed(Entry, part, _where("models", name)) for name, part in self.models.items()},
+            "evaluators": {name: _spec(part, _where("evaluators", name)) for name, part in self.evaluators.items()},
+            **{name: None if part is None else _spec(part, name) for name, part in evaluators.items()},
+            "curve": None if self.curve is None else _parsed(Curve, self.curve, "curve"),
+            "arguments": self.arguments,
+        }
 
 
-def _mappings(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) and isinstance(value[key], dict) for key in value)
+def _spec(part: Any, where: str) -> EvaluatorSpec:
+    return _parsed(EvaluatorSpec, {"recipe": part} if isinstance(part, str) else part, where)
 
 
-#: Key of a benchmark file -> what its value must be, and how to tell.
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "models": ("models by name", lambda value: _mappings(value) and len(value) > 0),
-    "evaluator": ("a name or keys", lambda value: isinstance(value, str | dict)),
-    "judge": ("a name or keys", lambda value: isinstance(value, str | dict)),
-    "evaluators": ("evaluators by name", lambda value: isinstance(value, dict) and all(map(_is_name, value))),
-    "arguments": ("a list of texts", _texts),
-    "curve": ("keys", lambda value: isinstance(value, dict)),
-    "name": ("a text that can name a folder", lambda value: _is_name(value)),
-    "recipe": ("the name of a recipe", lambda value: isinstance(value, str)),
-    "mine": ("settings of mining", lambda value: isinstance(value, dict) and _are_settings(value)),
-    "decodings": ("decoding parameters by name", _mappings),
-    "members": ("a positive integer", lambda value: type(value) is int and value > 0),
-    "at": ("a number", lambda value: type(value) in (int, float)),
-    "series": ("a text", lambda value: isinstance(value, str)),
-    "axis": ("a text", lambda value: isinstance(value, str)),
-    "metrics": ("a list of texts", _texts),
-    "log": ("true or false", lambda value: isinstance(value, bool)),
-}
-_NAME = re.compile(r"\w[\w .+@=,-]*")
-_MINING: set[str] = {
-    *(entry.name for entry in fields(MiningSettings)),
-    *("split", "num_requests", "num_validation", "spread_penalty", "shard_size", "batch_size"),
-}
-
-
-def _is_name(value: Any) -> bool:
-    """Whether a model or an evaluator may be called so: it becomes a folder of the output."""
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _are_settings(values: dict[Any, Any]) -> bool:
-    """Whether these are arguments of `mine_folder`; names and values together become a folder, too."""
-    known = all(key in _MINING for key in values)
-    return known and all(type(value) in (int, float) or _is_name(value) for value in values.values())
-
-
-def _entry(name: Any, values: Mapping[str, Any]) -> Entry:
-    """One model of a benchmark file, with all that can be checked before anything is trained."""
-    entry = Entry(**_checked(Entry, {**values, "name": name}, f"models.{shown(name)[1:-1]}"))
-    if not isinstance(entry.evaluator, str | None):
-        raise RecipeError(f"models.{name}.evaluator must be a name of evaluators, got {shown(entry.evaluator)}")
-    if entry.recipe is not None:
-        find_recipe(entry.recipe)
-    try:
-        for decoding in _decodings(entry) or ():
-            decoding.check()
-    except ValueError as error:
-        raise RecipeError(f"models.{name}.decodings: {error}") from error
-    return entry
-
-
-def _checked(spec: type[Any], values: Any, where: str) -> dict[str, Any]:
-    """The keys of a part of a benchmark file, for its class.
+def _parsed(kind: type[Part], values: Any, where: str) -> Part:
+    """A part of a benchmark file as its dataclass.
 
     Raises:
-        RecipeError: If one is unknown, missing, or not what it must be.
+        RecipeError: If a key is unknown or missing, or a value is not what it must be; begins with `where`.
     """
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where} must hold keys, got {shown(values)}")
-    known = [entry.name for entry in fields(spec)]
-    for key, value in values.items():
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key)[:100], known, n=1, cutoff=0.5)
-            raise RecipeError(f"{where}.{key}: unknown key" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
-        what, is_right = _KINDS[key]
-        if value is not None and not is_right(value):
-            raise RecipeError(f"{where}.{key} must be {what}, got {shown(value)}")
-    if missing := [entry.name for entry in fields(spec) if _is_required(entry) and values.get(entry.name) is None]:
-        raise RecipeError(f"{where} lacks {missing[0]}")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return {key: value for key, value in given.items() if value is not None}
+    parser = RecipeParser()
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**parser.parse_object(dict(values)).as_dict())
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
-def _is_required(entry: Field[Any]) -> bool:
-    return entry.default is MISSING and entry.default_factory is MISSING
+def _where(group: str, name: Any) -> str:
+    _check_name(name, group)
+    return f"{group}.{name}"
 
 
-class Jury:
-    """What judges the models of one run: made once, for it remembers the value of all slates of a request.
-
-    Args:
-        data: Its splits "validation" and "test" are evaluated on.
-        slate_size: M.
-        evaluator: Values all slates, and chooses among several.
-        referee: An independent evaluator; it has no say on validation.
-    """
-
-    def __init__(
-        self, data: RerankingDataModule, slate_size: int, evaluator: Trained | None, referee: Trained | None = None
-    ) -> None:
-        self.data = data
-        self.trained = evaluator
-        self.evaluator = None if evaluator is None else evaluator.load()
-        self.referee = None if referee is None else referee.load()
-        item_id = data.extractor.schema.item_id
-        self.evaluators = {
-            "validation": Evaluators.of(data.split("validation"), item_id, data.metadata, self.evaluator),
-            "test": Evaluators.of(data.split("test"), item_id, data.metadata, self.evaluator, self.referee),
-        }
-        if truth := self.evaluators["validation"].truth:
-            truth.num_samples = _TUNING_SAMPLES
-        self.quality: dict[str, float] = {}
-        if self.evaluator is not None:
-            test = data.split("test")
-            self.quality = evaluator_quality(self.evaluator, test, data.extractor, data.metadata, slate_size=slate_size)
-
-    def judge(
-        self,
-        name: str,
-        generator: Trained,
-        seed: int,
-        decodings: Sequence[Decoding] | None = None,
-        hr_requests: int = 200,
-    ) -> Evaluation:
-        """Evaluates a trained generator on the test split.
-
-        Args:
-            name: Of the model, in the table.
-            generator: What is judged; the jury's own evaluator may be, which searches.
-            seed: Of the run.
-            decodings: How to decode; default: the usual ones, alpha of contrastive decoding tuned on validation.
-            hr_requests: See `rerankzoo.evaluation.evaluate`.
-
-        Returns:
-            The evaluation.
-        """
-        model: Any = self.evaluator if generator is self.trained else generator.load()
-        extractor = RerankingFeatureExtractor.from_pretrained(generator.folder)
-        notes: dict[str, Any] = {}
-        with console.status(f"evaluating {name}, seed {seed}"):
-            if decodings is None:
-                alpha, notes["penalty_alpha"] = tune_penalty_alpha(
-                    model,
-                    self.data.split("validation"),
-                    extractor,
-                    self.data.metadata,
-                    evaluators=self.evaluators["validation"],
-                    num_requests=_TUNING_REQUESTS,
-                )
-                decodings = default_decodings(self.evaluator is not None, alpha)
-            found = evaluate(
-                model,
-                self.data.split("test"),
-                extractor,
-                self.data.metadata,
-                name=name,
-                decodings=decodings,
-                evaluators=self.evaluators["test"],
-                seed=seed,
-                hr_requests=hr_requests,
-            )
-        return found.with_protocol(**notes)
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RecipeError(f"{where}: expected a text that can name a folder, got {shown(name)}")
 
 
 class _Run:
@@ -351,95 +240,86 @@ class _Run:
         root: The seed's folder.
         seed: The seed.
         further: Options added to every recipe's command line.
+        device: Where models are evaluated.
     """
 
-    def __init__(self, benchmark: Benchmark, root: Path, seed: int, further: Sequence[str]) -> None:
-        self.benchmark = benchmark
-        self.root = root
-        self.seed = seed
+    def __init__(self, benchmark: Benchmark, root: Path, seed: int, further: Sequence[str], device: str) -> None:
+        self.benchmark, self.root, self.seed, self.device = benchmark, root, seed, device
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
-        self.shared = self._evaluator(benchmark.evaluator, "evaluator")
-        self.referee = self._referee()
-        self.juries: dict[str | None, Jury] = {}
-        self.own: dict[str, Trained] = {}
+        self.evaluators: dict[str | None, Trained] = {}
+        self.juries: dict[str | None, tuple[Jury, dict[str, float]]] = {}
+        self.judge: Trained | None = None
+        if benchmark.evaluator is not None:
+            shared = self.evaluators[None] = self._train_evaluator(benchmark.evaluator, "evaluator")
+            if benchmark.judge is not None:
+                other = ["--data.init_args.log=judge", f"--data.init_args.extractor={shared.folder}"]
+                self.judge = self._train_evaluator(benchmark.judge, "judge", other)
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Trains and judges one model after the other."""
-        for entry in self.benchmark.models:
-            yield self._judge(entry, *self._train(entry))
+        for name, entry in self.benchmark.models.items():
+            yield self._evaluate(name, entry, *self._train(name, entry))
 
-    def _evaluator(self, spec: EvaluatorSpec | None, name: str, further: Sequence[str] = ()) -> Trained | None:
-        if spec is None:
-            return None
+    def _train_evaluator(self, spec: EvaluatorSpec, name: str, further: Sequence[str] = ()) -> Trained:
         arguments = [*self.options, *further, *spec.arguments]
         return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
 
-    def _referee(self) -> Trained | None:
-        if self.benchmark.judge is None or self.shared is None:
-            return None
-        other = ["--data.init_args.log=judge", f"--data.init_args.extractor={self.shared.folder}"]
-        return self._evaluator(self.benchmark.judge, "judge", other)
+    def _evaluator(self, name: str | None) -> Trained | None:
+        if name is not None and name not in self.evaluators:
+            self.evaluators[name] = self._train_evaluator(self.benchmark.evaluators[name], f"evaluator-{name}")
+        return self.evaluators.get(name)
 
-    def _evaluator_of(self, entry: Entry) -> Trained | None:
-        if entry.evaluator is None:
-            return self.shared
-        if entry.evaluator not in self.own:
-            spec = self.benchmark.evaluators[entry.evaluator]
-            trained = self._evaluator(spec, f"evaluator-{entry.evaluator}")
-            if trained is not None:
-                self.own[entry.evaluator] = trained
-        return self.own[entry.evaluator]
-
-    def _train(self, entry: Entry) -> tuple[Trained, dict[str, float | None]]:
+    def _train(self, name: str, entry: Entry) -> tuple[Trained, dict[str, float | None]]:
         """The model, and the CPU seconds of its stages."""
-        evaluator = self._evaluator_of(entry)
-        if entry.recipe is None:
-            if evaluator is None:
-                raise RerankingDataError(f"model {entry.name!r} needs an evaluator", field="evaluator")
+        evaluator = self._evaluator(entry.evaluator)
+        if entry.recipe is None and evaluator is not None:
             return evaluator, {}
+        recipe, seconds, options = str(entry.recipe), {}, self.options
+        if entry.mine is not None and evaluator is not None:
+            mined = self.root / entry.mined_folder()
+            seconds["mining"] = mine_once(evaluator, mined, **entry.mine)
+            kept = [option for option in options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
+            options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
         own = [argument.replace("{evaluator}", str(evaluator and evaluator.folder)) for argument in entry.arguments]
-        if entry.mine is None or evaluator is None:
-            trained = train_once(entry.recipe, self.root / entry.name, self.seed, [*self.options, *own])
-            return trained, {"generator": trained.cpu_seconds}
-        mined = self.root / entry.mined_folder()
-        mining = mine_once(evaluator, mined, **entry.mine)
-        data = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"]
-        kept = [option for option in self.options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
-        trained = train_once(entry.recipe, self.root / entry.name, self.seed, [*data, *kept, *own])
-        return trained, {"mining": mining, "generator": trained.cpu_seconds}
+        trained = train_once(recipe, self.root / name, self.seed, [*options, *own])
+        return trained, {**seconds, "generator": trained.cpu_seconds}
 
-    def _judge(self, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
-        jury = self._jury(entry, trained)
-        found = jury.judge(entry.name, trained, self.seed, _decodings(entry))
-        costs = {"evaluator": jury.trained.cpu_seconds, **seconds} if jury.trained else seconds
-        found = found.with_protocol(training_cpu_seconds={entry.name: costs}, evaluator_quality=jury.quality)
-        found = found.with_metrics(entry.name, lambda name: {**jury.quality, **_cost(entry, found, name, costs)})
+    def _evaluate(self, name: str, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
+        evaluator = self._evaluator(entry.evaluator)
+        jury, quality = self._jury(entry, trained)
+        model = jury.evaluator if trained is evaluator else trained.load(self.device)
+        extractor = RerankingFeatureExtractor.from_pretrained(trained.folder)
+        with console.status(f"evaluating {name}, seed {self.seed}"):
+            found = jury.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
+        costs = {"evaluator": evaluator.cpu_seconds, **seconds} if evaluator else seconds
+        found = found.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
+        found = found.with_metrics(name, lambda decoding: {**quality, **_cost(entry, found, decoding, costs)})
         return found if entry.evaluator is None else found.with_own_evaluator()
 
-    def _jury(self, entry: Entry, trained: Trained) -> Jury:
+    def _jury(self, entry: Entry, trained: Trained) -> tuple[Jury, dict[str, float]]:
+        """What judges the models of one evaluator, and the evaluator's own quality."""
         if entry.evaluator not in self.juries:
-            evaluator = self._evaluator_of(entry)
+            evaluator = self._evaluator(entry.evaluator)
             # Judge and evaluator speak of the same table only where they share the feature extractor.
-            referee = self.referee if entry.evaluator is None else None
+            judge = self.judge.load(self.device) if self.judge and entry.evaluator is None else None
+            jury = make_jury(evaluator or trained, evaluator and evaluator.load(self.device), judge)
             size = AutoConfig.from_pretrained(trained.folder).slate_size
-            self.juries[entry.evaluator] = Jury((evaluator or trained).data, size, evaluator, referee)
+            self.juries[entry.evaluator] = jury, jury.quality((evaluator or trained).data.extractor, size)
         return self.juries[entry.evaluator]
 
 
-def _decodings(entry: Entry) -> list[Decoding] | None:
-    if entry.decodings is None:
-        return None
-    return [
-        Decoding(name, {key: value for key, value in asked.items() if key != "evaluator"}, bool(asked.get("evaluator")))
-        for name, asked in entry.decodings.items()
-    ]
+def make_jury(trained: Trained, evaluator: Any, judge: Any = None) -> Jury:
+    """The jury on the data that a model was trained on."""
+    data = trained.data
+    splits = {name: data.split(name) for name in ("validation", "test")}
+    return Jury(splits, data.extractor.schema.item_id, data.metadata, evaluator, judge)
 
 
 def _cost(entry: Entry, found: Evaluation, decoding: str, seconds: Mapping[str, float | None]) -> dict[str, float]:
     """CPU seconds of all that one row needs: of the evaluator's training only where it taught, chooses or searches."""
     uses = entry.recipe is None or entry.mine is not None or found.protocol["decodings"][decoding]["evaluator"]
-    needed = [cost for stage, cost in seconds.items() if uses or stage != "evaluator"]
-    return {} if None in needed else {"cpu_seconds": sum(cost for cost in needed if cost is not None)}
+    needed = total(cost for stage, cost in seconds.items() if uses or stage != "evaluator")
+    return {} if needed is None else {"cpu_seconds": needed}
 
 
 def join_options(arguments: Sequence[str]) -> list[str]:
@@ -453,57 +333,36 @@ def join_options(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def run_benchmark(benchmark: Benchmark, out: Path, seeds: int, further: Sequence[str] = ()) -> list[Evaluation]:
-    """Trains and evaluates every model with every seed.
+def benchmark(
+    file: str,
+    *further: str,
+    out: Path,
+    seeds: PositiveInt = 3,
+    models: list[str] | None = None,
+    device: str = "auto",
+) -> None:
+    """Trains and evaluates models over several seeds.
+
+    Unknown options go to every recipe's command line, such as --data.init_args.path DIR; but for batch sizes and the
+    seed of the shuffling, those of --data do not reach generators that learn mined slates.
 
     Args:
-        benchmark: What to run.
-        out: Where the runs go, as `seed-0/nar4rec`; finished ones are not trained again.
+        file: A benchmark file, such as nar4rec/benchmark-simulator.yaml.
+        *further: Options for every recipe's command line, after the benchmark's own.
+        out: Folder for checkpoints, table, plot and results.json; what is trained there is not trained again.
         seeds: Number of runs, with seeds 0, 1...
-        further: Options added to every recipe's command line, after the benchmark's own. Those of `--data`, but for
-            batch sizes and the seed of the shuffling, do not reach generators that learn mined slates.
-
-    Returns:
-        One evaluation per model and seed.
+        models: Only these of the file's models (default: all).
+        device: Where models are evaluated, such as cpu or cuda:1; auto: the accelerator where there is one. (For the
+            training: --trainer.accelerator.)
     """
-    return [
-        evaluation
-        for seed in range(seeds)
-        for evaluation in _Run(benchmark, out / f"seed-{seed}", seed, further).evaluations()
-    ]
-
-
-def curve_points(benchmark: Benchmark) -> list[Point]:
-    """The models of a benchmark's curve."""
-    return [Point(entry.name, entry.series, entry.at) for entry in benchmark.models if entry.at is not None]
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
-
-    Args:
-        arguments: Such as `["benchmark", "nar4rec/benchmark-simulator.yaml", "--out", "outputs/benchmark"]`; what it
-            does not know is added to every recipe's command line.
-    """
-    parser = argparse.ArgumentParser(
-        prog="rerankzoo benchmark",
-        description="Trains and evaluates models over several seeds. Unknown options go to every recipe's command "
-        "line, such as --data.init_args.path DIR.",
-    )
-    parser.add_argument("file", help="a benchmark file, such as nar4rec/benchmark-simulator.yaml")
-    parser.add_argument("--seeds", type=int, default=3, help="number of runs (default: 3)")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of the file's models (default: all)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, table, plot and results.json")
-    options, further = parser.parse_known_args(list(arguments[1:]))
-    benchmark = Benchmark.from_yaml(find_recipe(options.file))
-    if options.models:
-        benchmark = benchmark.only(options.models)
-    evaluations = run_benchmark(benchmark, options.out, options.seeds, join_options(further))
-    paths = write_report(evaluations, options.out)
-    if benchmark.curve is not None:
-        curve = benchmark.curve
-        paths["curve"] = write_curve(
-            evaluations, options.out, curve_points(benchmark), curve.axis, curve.metrics, log=curve.log
-        )
+    asked = Benchmark.from_yaml(find_recipe(file))
+    asked = asked.only(models) if models else asked
+    options = join_options(further)
+    runs = (_Run(asked, out / f"seed-{seed}", seed, options, device) for seed in range(seeds))
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations()]
+    paths = write_report(evaluations, out)
+    if asked.curve is not None:
+        points = [Point(name, entry.series, entry.at) for name, entry in asked.models.items() if entry.at is not None]
+        paths["curve"] = write_curve(evaluations, out, points, **asdict(asked.curve))
     print_table(evaluations)
     print("written:", ", ".join(str(path) for path in paths.values()))

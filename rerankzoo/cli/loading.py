@@ -42,6 +42,17 @@ def load_generator(path: str, device: str = "auto") -> tuple[Any, RerankingFeatu
         return model, RerankingFeatureExtractor.from_pretrained(path)
 
 
+def load(path: str, device: str = "auto") -> tuple[Any, RerankingFeatureExtractor]:
+    """A model of any kind, with its extractor.
+
+    Raises:
+        HubError: If there is none.
+    """
+    with one_line_errors(path):
+        model = AutoModel.from_pretrained(path).to(choose_device(device))
+        return model, RerankingFeatureExtractor.from_pretrained(path)
+
+
 def load_evaluator(path: str, device: str = "auto") -> tuple[Any, RerankingFeatureExtractor]:
     """An evaluator, or the one beside a generator, with its extractor.
 

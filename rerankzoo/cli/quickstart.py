@@ -1,116 +1,95 @@
-"""`rerankzoo quickstart`: the whole story in minutes, on simulated logs whose truth is known.
-
-An evaluator learns what people click in a slate, searches the logged requests for better slates than were shown, and a
-generator (DeGRe's) learns what it found. Beside it: the upstream order, a pointwise ranker, PRM and NAR4Rec, with and
-without the evaluator. All checkpoints are saved, and the generator's is loaded back and reranks one raw request.
-"""
+"""`rerankzoo quickstart`: the whole story in minutes, on simulated logs whose truth is known."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.cli.benchmark import Jury
+from rerankzoo.cli.benchmark import Benchmark, make_jury
+from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.cli.runs import Trained, mine_once, prepare_run, train
 from rerankzoo.data.simulator import Simulator
-from rerankzoo.evaluation import Decoding, print_table, write_report
+from rerankzoo.evaluation import print_table, write_report
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.mining import SETTINGS_FILE
 from rerankzoo.pipeline import RerankedItem, RerankingPipeline
 
 console = Console()
 
-#: Recipe and what to say while it trains, by the name of the checkpoint.
-EVALUATOR = ("degre/evaluator-simulator.yaml", "the evaluator learns what people click, given the items above")
-YARDSTICKS = {
-    "pointwise": ("pointwise/simulator.yaml", "a ranker that values every item alone"),
-    "prm": ("prm/simulator.yaml", "a ranker that sees all candidates"),
-    "nar4rec": ("nar4rec/simulator.yaml", "a generator that imitates the best fifth of the log"),
-}
-GENERATOR = ("degre/generator-simulator.yaml", "the generator learns what the search has found")
-TOLD = {"degre-evaluator": EVALUATOR, **YARDSTICKS, "degre": GENERATOR}
-
-_GREEDY = Decoding("greedy", {"num_beams": 1})
-_CHOSEN = Decoding("16 beams + evaluator", {"num_beams": 16, "num_return_sequences": 16}, use_evaluator=True)
-DECODINGS = {
-    "pointwise": [_GREEDY, _CHOSEN],
-    "prm": [_GREEDY, _CHOSEN],
-    "nar4rec": [_GREEDY, Decoding("contrastive", {"penalty_alpha": 0.1}), _CHOSEN],
-    "degre": [
-        _GREEDY,
-        Decoding("beam 4", {"num_beams": 4}),
-        Decoding("4 beams + evaluator", {"num_beams": 4, "num_return_sequences": 4}, use_evaluator=True),
-    ],
-}
+#: What is trained, what is said of it, and how it decodes.
+STORY = "quickstart.yaml"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command.
+def quickstart(
+    *,
+    seed: NonNegativeInt = 0,
+    num_train: int = 20_000,
+    num_mined: int = 5_000,
+    max_epochs: PositiveInt | None = None,
+    out: Path = Path("outputs/quickstart"),
+) -> None:
+    """The whole story in minutes, on simulated logs whose truth is known.
+
+    An evaluator learns what people click in a slate, searches the logged requests for better slates than were shown,
+    and a generator (DeGRe's) learns what it found. Beside it: the upstream order, a pointwise ranker, PRM and NAR4Rec,
+    with and without the evaluator. All checkpoints are saved, and the generator's is loaded back and reranks one raw
+    request.
 
     Args:
-        arguments: Such as `["quickstart", "--seed", "1"]`.
+        seed: Of the simulated world and of the training.
+        num_train: Logged requests to train on.
+        num_mined: Of them the evaluator searches.
+        max_epochs: Passes over the data (default: the recipes').
+        out: Folder for checkpoints, table, plot and results.json.
     """
-    parser = argparse.ArgumentParser(prog="rerankzoo quickstart", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the simulated world and of the training (default: 0)")
-    parser.add_argument("--num-train", type=int, default=20_000, help="logged requests to train on (default: 20000)")
-    parser.add_argument("--num-mined", type=int, default=5_000, help="of them the evaluator searches (default: 5000)")
-    parser.add_argument("--max-epochs", type=int, help="passes over the data (default: the recipes')")
-    parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="default: outputs/quickstart")
-    options = parser.parse_args(list(arguments[1:]))
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
-    evaluator = _train("degre-evaluator", options)
-    trained = {name: _train(name, options) for name in YARDSTICKS}
-    trained["degre"] = _distil(evaluator, options)
+    story = Benchmark.from_yaml(find_recipe(STORY))
+    simulated = {"world_seed": seed, "num_train": num_train, "root": out / "data"}
+    common = ["--trainer.enable_model_summary=false", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    common += [f"--trainer.max_epochs={max_epochs}"] if max_epochs else []
+
+    def teach(name: str, recipe: str, said: str, data: dict[str, Any]) -> Trained:
+        """Trains one recipe; what `from_pretrained` reads goes to `out/name`."""
+        console.rule(f"{name}: {said}")
+        options = [f"--data.init_args.{key}={value}" for key, value in data.items()]
+        run = prepare_run(recipe, out / "runs" / name, seed, [*options, f"--export.dirpath={out / name}", *common])
+        return train(run, out / name)
+
+    judge = story.evaluator
+    if judge is None:
+        raise ValueError(f"{STORY} names no evaluator")
+    evaluator = teach(f"{Path(judge.recipe).parent.name}-evaluator", judge.recipe, judge.story, simulated)
+    trained: dict[str, Trained] = {}
+    for name, entry in story.models.items():
+        data = simulated if entry.mine is None else _mine(evaluator, out / "mined", num_mined)
+        trained[name] = teach(name, str(entry.recipe), entry.story, data)
     console.rule("evaluating on test requests")
-    jury = Jury(evaluator.data, 4, evaluator)
-    found = [jury.judge(name, model, options.seed, DECODINGS[name], hr_requests=100) for name, model in trained.items()]
-    write_report(found, options.out)
-    print_table(found, console)
-    _show_one(evaluator, trained["degre"])
-    console.print(f"\nCheckpoints, table, plot and results.json are in [bold]{options.out}[/bold].", highlight=False)
+    jury = make_jury(evaluator, evaluator.load("cpu"))
+    evaluations = []
+    for name, entry in story.models.items():
+        extractor = RerankingFeatureExtractor.from_pretrained(trained[name].folder)
+        model = trained[name].load("cpu")
+        evaluations.append(jury.evaluate(name, model, extractor, seed, entry.named_decodings(), hr_requests=100))
+    write_report(evaluations, out)
+    print_table(evaluations, console)
+    _show_one(evaluator, trained[name])
+    console.print(f"\nCheckpoints, table, plot and results.json are in [bold]{out}[/bold].", highlight=False)
 
 
-def _distil(evaluator: Trained, options: argparse.Namespace) -> Trained:
-    """Mines slates and trains the generator on them."""
-    mined = options.out / "mined"
-    if (mined / SETTINGS_FILE).is_file():
-        shutil.rmtree(mined)  # of an earlier quickstart, whose evaluator was another
+def _mine(evaluator: Trained, folder: Path, num_requests: int) -> dict[str, Any]:
+    """Mines slates; returns where a generator finds them."""
+    if (folder / SETTINGS_FILE).is_file():
+        shutil.rmtree(folder)  # of an earlier quickstart, whose evaluator was another
     console.rule("mining: the evaluator searches logged requests for better slates")
-    mine_once(evaluator, mined, num_requests=options.num_mined)
-    return _train("degre", options, [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}"])
-
-
-def _train(name: str, options: argparse.Namespace, data: Sequence[str] = ()) -> Trained:
-    """Trains one recipe; what `from_pretrained` reads goes to `out/name`. `data`: another source than the simulator."""
-    recipe, story = TOLD[name]
-    console.rule(f"{name}: {story}")
-    folder = options.out / name
-    simulated = [
-        f"--data.init_args.world_seed={options.seed}",
-        f"--data.init_args.num_train={options.num_train}",
-        f"--data.init_args.root={options.out / 'data'}",
-    ]
-    run = prepare_run(
-        recipe,
-        options.out / "runs" / name,
-        options.seed,
-        [
-            *(data or simulated),
-            f"--export.dirpath={folder}",
-            *([f"--trainer.max_epochs={options.max_epochs}"] if options.max_epochs else []),
-            "--trainer.enable_model_summary=false",
-            "--trainer.accelerator=cpu",
-            "--trainer.devices=1",
-        ],
-    )
-    return train(run, folder)
+    mine_once(evaluator, folder, num_requests=num_requests)
+    return {"path": folder, "extractor": folder}
 
 
 def _show_one(evaluator: Trained, generator: Trained) -> None:

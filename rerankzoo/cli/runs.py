@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoModel
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.cli.lightning import RerankingCLI, command_line
-from rerankzoo.cli.recipes import recipes_folder
+from rerankzoo.cli.loading import load
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import METADATA_FILE
-from rerankzoo.errors import shown
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReEvaluatorEnsemble
 from rerankzoo.training.resuming import newest_checkpoint
@@ -48,36 +46,17 @@ class Trained:
         """The (first) checkpoint."""
         return self.folders[0]
 
-    def load(self) -> Any:
+    def load(self, device: str = "auto") -> Any:
         """The model, or the ensemble of them, for inference."""
-        models = [AutoModel.from_pretrained(folder).eval() for folder in self.folders]
+        models = [load(str(folder), device)[0] for folder in self.folders]
         return models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models)
-
-
-def _gone(name: str) -> Path:
-    """A recipe's file: a path as given, or one of the shipped recipes.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    for path in (Path(name), recipes_folder() / name, recipes_folder() / name.removeprefix("recipes/")):
-        if _is_file(path):
-            return path
-    raise FileNotFoundError(f"no file {shown(name)}, here or among the shipped recipes")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, with a NUL, of half a character
-        return False
 
 
 def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
     """Makes trainer, module and data of a recipe.
 
     Args:
-        recipe: See `find_recipe`.
+        recipe: A file, or the name of a shipped recipe.
         folder: The run's root directory.
         seed: Of initialisation and shuffling.
         arguments: Further options of the command line.
@@ -86,7 +65,7 @@ def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] =
         The command line, ready for `train`.
     """
     options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
-    return command_line(["--config", str(find_recipe(recipe)), *options], run=False)
+    return command_line(["--config", recipe, *options], run=False)
 
 
 def train(run: RerankingCLI, folder: Path, checkpoint: Path | None = None) -> Trained:
@@ -108,13 +87,13 @@ def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = 
     The checkpoint appears with the first validation: only the cost, which is written last, tells of a result.
     """
     run = prepare_run(recipe, folder, seed, arguments)
-    best = folder / "best"
-    if best.is_dir() and _cost_file(folder, "").is_file():
+    best, cost = folder / "best", folder / COST_FILE
+    if best.is_dir() and cost.is_file():
         console.print(f"{best} is there and not trained again")
-        return _trained(run, best, _read_cost(folder))
+        return _trained(run, best, _read_cost(cost))
     console.rule(f"{folder.name}: {recipe}, seed {seed}")
     trained = train(run, best, newest_checkpoint(folder / "checkpoints"))
-    _write_cost(folder, trained.cpu_seconds)
+    _write_cost(cost, trained.cpu_seconds)
     return trained
 
 
@@ -123,8 +102,9 @@ def train_members(recipe: str, folder: Path, seed: int, members: int, arguments:
     if members == 1:
         return train_once(recipe, folder, seed, arguments)
     # The members' seeds are far from those of other runs.
-    found = [train_once(recipe, folder / f"member-{k}", seed + 1000 * k, arguments) for k in range(members)]
-    return replace(found[0], folders=tuple(one.folder for one in found), cpu_seconds=total(found))
+    trained = [train_once(recipe, folder / f"member-{k}", seed + 1000 * k, arguments) for k in range(members)]
+    seconds = total(member.cpu_seconds for member in trained)
+    return replace(trained[0], folders=tuple(member.folder for member in trained), cpu_seconds=seconds)
 
 
 def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None:
@@ -138,23 +118,23 @@ def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None
     Returns:
         CPU seconds; `None` where they are not known.
     """
+    cost = folder.parent / f"{folder.name}-{COST_FILE}"
     if (folder / METADATA_FILE).is_file():
-        return _read_cost(folder.parent, folder.name)
-    begun = folder.exists()
-    start = time.process_time()
+        return _read_cost(cost)
+    begun, start = folder.exists(), time.process_time()
     with console.status(f"mining {folder.name}"):
-        mine_folder([str(one) for one in evaluator.folders], evaluator.data.path, folder, **settings)
+        mine_folder([str(member) for member in evaluator.folders], evaluator.data.path, folder, **settings)
     if begun:
         return None
     seconds = time.process_time() - start
-    _write_cost(folder.parent, seconds, folder.name)
+    _write_cost(cost, seconds)
     return seconds
 
 
-def total(parts: Sequence[Trained]) -> float | None:
-    """CPU seconds of several trainings; `None` where one of them is not known."""
-    seconds = [part.cpu_seconds for part in parts]
-    return None if None in seconds else sum(one for one in seconds if one is not None)
+def total(parts: Iterable[float | None]) -> float | None:
+    """The sum of CPU seconds; `None` where one of them is not known."""
+    known = list(parts)
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trained:
@@ -163,15 +143,10 @@ def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trai
     return Trained((folder,), run.datamodule, cpu_seconds)
 
 
-def _cost_file(folder: Path, name: str) -> Path:
-    return folder / (f"{name}-{COST_FILE}" if name else COST_FILE)
-
-
-def _write_cost(folder: Path, seconds: float | None, name: str = "") -> None:
+def _write_cost(path: Path, seconds: float | None) -> None:
     text = json.dumps({"cpu_seconds": seconds}) + "\n"
-    write_atomically(_cost_file(folder, name), lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
 
-def _read_cost(folder: Path, name: str = "") -> float | None:
-    path = _cost_file(folder, name)
+def _read_cost(path: Path) -> float | None:
     return json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"] if path.is_file() else None

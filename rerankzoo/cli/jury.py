@@ -1,0 +1,127 @@
+"""What judges the models of one evaluation: `rerankzoo evaluate`, `benchmark` and `quickstart`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from datasets import Dataset
+
+from rerankzoo.evaluation import (
+    Decoding,
+    Evaluation,
+    Judges,
+    default_decodings,
+    evaluate,
+    evaluator_quality,
+    tune_penalty_alpha,
+)
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+
+#: Told what is begun and how many requests it takes; returns what is told how many more are done.
+Watch = Callable[[str, int], Callable[[int], None]]
+
+_TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
+
+
+class Jury:
+    """Made once for several models, for it remembers the value of all slates of a request.
+
+    Args:
+        splits: The data.
+        item_id: The column of the candidates' ids.
+        metadata: Of the data folder; a simulator's reveals the truth.
+        evaluator: Values all slates, and chooses among several.
+        judge: An independent evaluator; it has no say on validation.
+        split: What to evaluate on.
+        watch: Shows progress.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Dataset],
+        item_id: str,
+        metadata: Mapping[str, Any] | None,
+        evaluator: Any = None,
+        judge: Any = None,
+        split: str = "test",
+        watch: Watch = lambda task, total: lambda done: None,
+    ) -> None:
+        self.splits, self.item_id, self.metadata = splits, item_id, metadata
+        self.evaluator, self.judge, self.split, self.watch = evaluator, judge, split, watch
+        self.judges = Judges.of(splits[split], item_id, metadata, evaluator, judge)
+
+    @cached_property
+    def validation(self) -> Judges:
+        """What values slates of the validation split, for tuning."""
+        judges = Judges.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
+        if judges.truth is not None:
+            judges.truth.num_samples = _TUNING_SAMPLES
+        return judges
+
+    def evaluate(
+        self,
+        name: str,
+        model: Any,
+        extractor: RerankingFeatureExtractor,
+        seed: int,
+        decodings: Sequence[Decoding] | None = None,
+        tuning_requests: int | None = None,
+        num_requests: int | None = None,
+        hr_requests: int = 200,
+    ) -> Evaluation:
+        """Evaluates a model.
+
+        Args:
+            name: Of the model, in the table.
+            model: Generates slates.
+            extractor: The model's.
+            seed: Of the run.
+            decodings: How to decode; default: the usual ones, alpha of contrastive decoding tuned on validation.
+            tuning_requests: Of the validation split, for alpha; default: all.
+            num_requests: Of the split; default: all.
+            hr_requests: See `rerankzoo.evaluation.evaluate`.
+
+        Returns:
+            The evaluation.
+        """
+        notes: dict[str, Any] = {}
+        if decodings is None:
+            data = self.splits["validation"]
+            alpha, notes["penalty_alpha"] = tune_penalty_alpha(
+                model,
+                data,
+                extractor,
+                self.metadata,
+                evaluator=self.evaluator,
+                judges=self.validation,
+                num_requests=tuning_requests,
+                on_progress=self.watch(f"tuning alpha of {name}", min(tuning_requests or len(data), len(data))),
+            )
+            decodings = default_decodings(self.evaluator is not None, alpha)
+        data = self.splits[self.split]
+        found = evaluate(
+            model,
+            data,
+            extractor,
+            self.metadata,
+            name=name,
+            decodings=decodings,
+            evaluator=self.evaluator,
+            judge=self.judge,
+            judges=self.judges,
+            seed=seed,
+            num_requests=num_requests,
+            hr_requests=hr_requests,
+            on_progress=self.watch(f"evaluating {name}", min(num_requests or len(data), len(data))),
+        )
+        return found.with_protocol(**notes)
+
+    def quality(self, extractor: RerankingFeatureExtractor, slate_size: int) -> dict[str, float]:
+        """The evaluator's own quality on the split, as far as it can be known."""
+        if self.evaluator is None:
+            return {}
+        return evaluator_quality(
+            self.evaluator, self.splits[self.split], extractor, self.metadata, slate_size=slate_size
+        )
