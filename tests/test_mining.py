@@ -23,7 +23,8 @@ from torch import Tensor
 
 import rerankzoo.mining
 from rerankzoo.cli.main import main
-from rerankzoo.cli.mine import make_parser
+from rerankzoo.cli.mine import mine as mine_command
+from rerankzoo.cli.options import parameters
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
@@ -611,15 +612,15 @@ def test_docs_tell_every_option_and_its_default() -> None:
     page = (Path(__file__).parents[1] / "docs/mining.md").read_text(encoding="utf-8")
     rows = {name: line.split(" | ")[1] for line in page.splitlines() for name in re.findall(r"`(--[a-z-]+)`", line)
             if line.startswith("| `--") and len(line.split(" | ")) == 3}  # fmt: skip
-    for action in make_parser()._actions[1:]:
-        [option] = action.option_strings
+    for parameter, _, _ in parameters(mine_command):
+        option, default = f"--{parameter.name.replace('_', '-')}", parameter.default
         shown = rows[option]
-        if isinstance(action.default, int | float):
-            assert float(shown.split(", ")[-2] if option == "--num-nodes" else shown) == action.default, option
-        elif isinstance(action.default, str):
-            assert f"`{action.default}`" in shown, option
+        if isinstance(default, int | float):
+            assert float(shown.split(", ")[-2] if option == "--num-nodes" else shown) == default, option
+        elif isinstance(default, str):
+            assert f"`{default}`" in shown, option
         else:
-            assert action.required == (shown == "required"), option
+            assert (default is parameter.empty) == (shown == "required"), option
 
 
 @pytest.mark.slow

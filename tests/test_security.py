@@ -44,7 +44,6 @@ HARMLESS = {
 DYNAMIC_IMPORTS = {
     "__init__.py": "the names of the package's own parts",
     "cli/main.py": "the commands' own modules",
-    "cli/recipe_errors.py": "a class that a recipe names, which is code by then",
 }
 
 

@@ -67,7 +67,7 @@ def import_all() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in {module for module, _ in COMMANDS.values()}:
+    for name in {target.partition(":")[0] for target, _ in COMMANDS.values()}:
         import_module(name)
     import rerankzoo.data.sources.taobao  # noqa: F401
 

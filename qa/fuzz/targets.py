@@ -24,8 +24,7 @@ from qa.fuzz.strategies import Source, mutated_bytes, mutated_text, mutated_tree
 from qa.fuzz.world import SCHEMA, SLATE_SIZE, valid_row, world
 from rerankzoo import AtLeast, AtMost, Boost, Exclude, MinDistance, Pin, RerankingPipeline
 from rerankzoo.cli.benchmark import Benchmark
-from rerankzoo.cli.lightning import command_line
-from rerankzoo.cli.recipe_errors import check_recipes
+from rerankzoo.cli.lightning import command_line, with_shipped_recipes
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.errors import HubError, InfeasibleConstraintError, RerankingDataError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
@@ -284,8 +283,8 @@ def benchmark(tree: Any) -> bool:
             found = Benchmark.from_yaml(path)
         except FileNotFoundError as error:  # of a recipe
             raise HubError(str(error)) from error
-        for entry in found.models:
-            for name in (entry.name, entry.mined_folder(), *found.evaluators):
+        for model, entry in found.models.items():
+            for name in (model, entry.mined_folder(), *found.evaluators):
                 assert Path(name).name == name
 
     try:
@@ -311,9 +310,7 @@ def recipe(tree: Any) -> bool:
         return False
 
     def run() -> None:
-        options = ["--config", str(path)]
-        check_recipes(options)
-        _recipe_parser().parse_args(options)
+        _recipe_parser().parse_args(with_shipped_recipes(["--config", str(path)]))
 
     return not refused(run)
 

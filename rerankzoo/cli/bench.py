@@ -9,7 +9,8 @@ from rich.progress import Progress
 from transformers.utils.logging import disable_progress_bar
 
 from rerankzoo.backends import Backend
-from rerankzoo.cli.loading import load_generator
+from rerankzoo.cli.options import choose_device
+from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import (
     Measured,
@@ -58,7 +59,8 @@ def bench(
         ExportError: If the model cannot be exported for a backend.
     """
     disable_progress_bar()
-    generator, extractor = load_generator(model, device)
+    generator, extractor = load_checkpoint(model, AutoModelForReranking)
+    generator.to(choose_device(device))
     loads = loads_of(n, m or (generator.config.slate_size,), batch, num_beams)
     measured: list[Measured] = []
     with Progress(transient=True) as progress:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse.typing import PositiveInt
 from transformers import AutoConfig
@@ -21,8 +21,6 @@ from rerankzoo.evaluation import Decoding, Evaluation, Point, print_table, write
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.mining import MiningSettings, mine_folder
 from rerankzoo.text_files import read_yaml
-
-Part = TypeVar("Part")
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
@@ -200,11 +198,11 @@ class _File:
         }
 
 
-def _spec(part: Any, where: str) -> EvaluatorSpec:
+def _spec(part: Any, where: str) -> Any:
     return _parsed(EvaluatorSpec, {"recipe": part} if isinstance(part, str) else part, where)
 
 
-def _parsed(kind: type[Part], values: Any, where: str) -> Part:
+def _parsed(kind: Any, values: Any, where: str) -> Any:
     """A part of a benchmark file as its dataclass.
 
     Raises:
@@ -212,6 +210,9 @@ def _parsed(kind: type[Part], values: Any, where: str) -> Part:
     """
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where} must hold keys, got {shown(values)}")
+    known = [entry.name for entry in fields(kind)]
+    if unknown := [key for key in values if key not in known]:
+        raise RecipeError(f"{where}.{shown(unknown[0])[1:-1]}: unknown key{did_you_mean(unknown[0], known)}")
     parser = RecipeParser()
     parser.add_class_arguments(kind)
     try:

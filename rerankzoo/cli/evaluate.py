@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.logging import disable_progress_bar
 
 from rerankzoo.cli.jury import Jury
-from rerankzoo.cli.loading import load, load_evaluator
+from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.errors import RecipeError
 from rerankzoo.evaluation import Evaluation, default_decodings, print_table, write_report
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.models.auto import load_checkpoint, load_evaluator
 
 
 def evaluate(
@@ -65,12 +66,15 @@ def evaluate(
     for wanted in (split, *(["validation"] if tune_alpha else [])):
         if wanted not in splits:
             raise FileNotFoundError(f"{folder} has no split {wanted!r}; it has {sorted(splits)}")
-    loaded = [load(path, device) for path in models]
+    place = choose_device(device)
+    loaded = [load_checkpoint(path) for path in models]
     for model, _ in loaded:
         if not model.can_generate():
             raise RecipeError(f"a {type(model).__name__} generates no slates; give it as --evaluator")
-    evaluator_model, evaluator_extractor = load_evaluator(evaluator, device) if evaluator else (None, None)
-    judge_model = load_evaluator(judge, device)[0] if judge else None
+        model.to(place)
+    evaluating = load_evaluator(evaluator) if evaluator else None
+    evaluator_model = evaluating and evaluating.model.to(place)
+    judge_model = load_evaluator(judge).model.to(place) if judge else None
     item_id = FeatureSchema.from_yaml(folder / SCHEMA_FILE).item_id
     decodings = None if tune_alpha else default_decodings(evaluator is not None, penalty_alpha)
     runs: Counter[str] = Counter()
@@ -90,8 +94,8 @@ def evaluate(
             notes = {"model": path, "evaluator": evaluator, "split": split}
             evaluations.append(found.with_protocol(**notes, **({"judge_model": judge} if judge else {})))
             runs[name] += 1
-    if evaluator_extractor is not None:
-        quality = jury.quality(evaluator_extractor, loaded[0][0].config.slate_size)
+    if evaluating is not None:
+        quality = jury.quality(evaluating.extractor, loaded[0][0].config.slate_size)
         evaluations = [
             found.with_metrics(model.config.model_type, lambda decoding: quality)
             for found, (model, _) in zip(evaluations, loaded, strict=True)

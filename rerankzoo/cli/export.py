@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse.typing import PositiveInt
 from transformers.utils.logging import disable_progress_bar
 
 from rerankzoo.backends import GRAPH_NAMES, Format, GraphSizes
-from rerankzoo.cli.loading import load_generator
+from rerankzoo.cli.options import choose_device
 from rerankzoo.errors import RecipeError
+from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.serving import export_model
 
 
@@ -52,8 +54,8 @@ def export(
         FileExistsError: If the folder to make is there already.
         ExportError: If the model cannot be exported, or the graph decodes other slates than the model.
     """
-    given = {"batch_size": batch_size, "num_candidates": num_candidates, "history_length": history_length}
-    given = {name: size for name, size in given.items() if size is not None}
+    asked = {"batch_size": batch_size, "num_candidates": num_candidates, "history_length": history_length}
+    given: dict[str, Any] = {name: size for name, size in asked.items() if size is not None}
     if format == "onnx" and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise RecipeError(f"an ONNX graph takes any sizes; leave out {options}")
@@ -61,7 +63,8 @@ def export(
         raise RecipeError("format aoti needs --num-candidates")
     sizes = GraphSizes(**{"batch_size": 1, **given}) if given else None
     disable_progress_bar()  # of loading weights, over before it is seen
-    generator, extractor = load_generator(model, device)
+    generator, extractor = load_checkpoint(model, AutoModelForReranking)
+    generator.to(choose_device(device))
     decoding = {"slate_size": slate_size, "num_beams": num_beams, "penalty_alpha": penalty_alpha, "top_k": top_k}
     config = generator.generation_config.merged(**decoding)
     graph = export_model(generator, extractor, out, format, config, sizes) / GRAPH_NAMES[format]

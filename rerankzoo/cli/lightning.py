@@ -102,10 +102,7 @@ class RerankingCLI(LightningCLI):
             UnreadableFileError: If it is damaged.
             RecipeError: If a key or a value is not what it must be.
         """
-        try:
-            super().parse_arguments(parser, args)
-        except (TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
-            raise RecipeError(explain(error)) from error  # a value so odd that the parser stumbles
+        super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
@@ -235,19 +232,14 @@ def with_shipped_recipes(arguments: Sequence[str]) -> list[str]:
         UnreadableFileError: If it is no YAML; names the file and the place in it.
         RecipeError: If it is no mapping.
     """
-    found: list[str] = []
+    words: list[str] = []
     for argument in arguments:
-        option, equals, name = argument.partition("=")
-        if option in ("--config", "-c") and equals:
-            found += [option, str(_readable_recipe(name))]
-        elif found and found[-1] in ("--config", "-c"):
-            found.append(str(_readable_recipe(argument)))
-        else:
-            found.append(argument)
-    return found
+        words += argument.split("=", 1) if argument.startswith(("--config=", "-c=")) else [argument]
+    before = ["", *words]
+    return [str(_recipe(word)) if before[k] in ("--config", "-c") else word for k, word in enumerate(words)]
 
 
-def _readable_recipe(name: str) -> Path:
+def _recipe(name: str) -> Path:
     path = find_recipe(name)
     if not isinstance(recipe := read_yaml(path), Mapping):
         raise RecipeError(f"{path} must hold keys such as model, data and trainer, got {shown(recipe)}")

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from rerankzoo.cli.lightning import quiet
-from rerankzoo.cli.loading import choose_device
-from rerankzoo.cli.options import takes
+from rerankzoo.cli.options import choose_device, takes
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import RecipeError, in_one_line
 from rerankzoo.mining import MiningSettings, mine_folder

@@ -12,14 +12,14 @@ import argparse
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from rerankzoo.errors import RecipeError, did_you_mean
 
-HELP = ("-h", "--help")
+if TYPE_CHECKING:
+    import torch
 
-#: A command, or further ones by name.
-Target = Callable[..., Any] | Mapping[str, Callable[..., Any]]
+HELP = ("-h", "--help")
 
 
 def takes(*sources: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -40,7 +40,7 @@ def usage(command: str, texts: Mapping[str, str]) -> str:
     return "\n".join([f"usage: {command} COMMAND [options]", "", *lines, "", about])
 
 
-def call(command: str, target: Target, arguments: Sequence[str]) -> None:
+def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> None:
     """Runs a command with the arguments of a command line.
 
     Args:
@@ -61,43 +61,36 @@ def call(command: str, target: Target, arguments: Sequence[str]) -> None:
         else:
             call(f"{command} {name}", target[name], arguments[1:])
         return
-    kinds = {parameter.kind for parameter in inspect.signature(target).parameters.values()}
-    positional, options, further = make_parser(command, target).parse(
-        arguments, strict=inspect.Parameter.VAR_POSITIONAL not in kinds
-    )
-    target(*positional, *further, **options)
+    parser = make_parser(command, target)
+    passes_on = any(entry.kind is entry.VAR_POSITIONAL for entry in inspect.signature(target).parameters.values())
+    known = parser._option_string_actions
+    for name in [argument.partition("=")[0] for argument in arguments]:
+        if name.startswith("--") and name not in known and not passes_on:
+            raise RecipeError(f"unknown option {name}{did_you_mean(name, known)}")
+    options, further = parser.parse_known_args(arguments)
+    if further and not passes_on:
+        raise RecipeError(f"unexpected arguments: {' '.join(further)}")
+    values = vars(options)
+    names = [action.dest for action in parser._actions if not action.option_strings]
+    target(*(values.pop(name) for name in names if name in values), *further, **values)
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with suggestions."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raises `RecipeError`."""
         raise RecipeError(message)
-
-    def parse(self, arguments: Sequence[str], strict: bool) -> tuple[list[Any], dict[str, Any], list[str]]:
-        """The positional arguments, the options by name, and what is to be passed on; `strict`: that is nothing."""
-        known = self._option_string_actions
-        for name in [argument.partition("=")[0] for argument in arguments] if strict else ():
-            if name.startswith("--") and name not in known:
-                self.error(f"unknown option {name}{did_you_mean(name, known)}")
-        options, further = self.parse_known_args(arguments)
-        if further and strict:
-            self.error(f"unexpected arguments: {' '.join(further)}")
-        values = vars(options)
-        names = [action.dest for action in self._actions if not action.option_strings]
-        return [values.pop(name) for name in names if name in values], values, further
 
 
 def make_parser(command: str, function: Callable[..., Any]) -> OptionParser:
     """The parser of a function's parameters."""
     docstring = _docstring(function)
     about = " ".join(filter(None, (docstring.short_description, docstring.long_description)))
-    parser = OptionParser(prog=f"rerankzoo {command}", description=about)
-    for parameter, hint, text in _parameters(function):
+    parser = OptionParser(
+        prog=f"rerankzoo {command}", description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    for parameter, hint, text in parameters(function):
         settings: dict[str, Any] = {"help": text.replace("%", "%%")}
         several = get_origin(hint) is list
         if hint is bool:
@@ -110,11 +103,13 @@ def make_parser(command: str, function: Callable[..., Any]) -> OptionParser:
             settings |= {"action": "extend"} if several else {}
             parser.add_argument(f"--{parameter.name.replace('_', '-')}", required=required, **settings)
         else:
-            parser.add_argument(parameter.name, **(settings if required else {**settings, "nargs": "?"}))
+            parser.add_argument(
+                parameter.name, **(settings if required else {**settings, "nargs": "?", "default": parameter.default})
+            )
     return parser
 
 
-def _parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, str]]:
+def parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, str]]:
     """Each parameter with the type of its values and its help."""
     seen: set[str] = set()
     sources = getattr(function, "sources", ())
@@ -170,3 +165,22 @@ def _reader(hint: Any) -> Callable[[str], Any]:
 
 def _summary(function: Callable[..., Any]) -> str:
     return str(_docstring(function).short_description)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a name; `"auto"`: the accelerator where there is one.
+
+    Raises:
+        RecipeError: If there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise RecipeError(f"device: expected one such as cpu, cuda or cuda:1, got {name!r}: {reason}") from error
+    return device

@@ -34,7 +34,7 @@ def simulator(
     setting: Literal["control", "medium", "strong"] = "strong",
     constant: list[Constant] | None = None,
     seed: NonNegativeInt = 0,
-    **sizes: int,
+    **sizes: Any,
 ) -> None:
     """Simulated logs whose truth is known.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -18,8 +18,19 @@ _UNION = "Does not validate against any of the Union subtypes"
 class RecipeParser(LightningArgumentParser):
     """Lightning's parser, whose errors are one line."""
 
-    def __init__(self, *args: object, **settings: object) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_args(self, *args: Any, **settings: Any) -> Any:
+        """See `ArgumentParser.parse_args`.
+
+        Raises:
+            RecipeError: If a key or a value is not what it must be, or is so odd that the parser stumbles.
+        """
+        try:
+            return super().parse_args(*args, **settings)
+        except (TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
+            raise RecipeError(explain(error)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `RecipeError`, or what the parser around this one wants to read."""

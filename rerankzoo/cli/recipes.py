@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from rerankzoo.atomic_writing import write_atomically
@@ -72,8 +73,7 @@ def copy_recipe(recipe: str, target: Path) -> list[Path]:
     for name, path in copies.items():
         if members:
             path.parent.mkdir(parents=True, exist_ok=True)
-        source = recipes_folder() / name
-        write_atomically(path, lambda fresh, source=source: shutil.copyfile(source, fresh))
+        write_atomically(path, partial(shutil.copyfile, recipes_folder() / name))
     return list(copies.values())
 
 

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.cli.lightning import RerankingCLI, command_line
-from rerankzoo.cli.loading import load
+from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import METADATA_FILE
+from rerankzoo.generation import EvaluatorEnsemble
 from rerankzoo.mining import mine_folder
-from rerankzoo.models.degre import DeGReEvaluatorEnsemble
+from rerankzoo.models.auto import load_checkpoint
 from rerankzoo.training.resuming import newest_checkpoint
 
 console = Console(stderr=True)
@@ -48,8 +49,8 @@ class Trained:
 
     def load(self, device: str = "auto") -> Any:
         """The model, or the ensemble of them, for inference."""
-        models = [load(str(folder), device)[0] for folder in self.folders]
-        return models[0] if len(models) == 1 else DeGReEvaluatorEnsemble(models)
+        models = [load_checkpoint(folder).model.to(choose_device(device)) for folder in self.folders]
+        return models[0] if len(models) == 1 else EvaluatorEnsemble(models)
 
 
 def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:

@@ -8,12 +8,17 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from jsonargparse.typing import PositiveInt
+from torch import nn
 
 import rerankzoo
 from rerankzoo.cli.main import COMMANDS, main
-from rerankzoo.errors import OutputError
+from rerankzoo.cli.options import call
+from rerankzoo.errors import OutputError, RecipeError
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,9 +32,93 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == rerankzoo.__version__
 
 
-def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fitt"]) == 2
-    assert "unknown command 'fitt'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fitt"], "rerankzoo fitt: unknown command 'fitt'; did you mean 'fit'?"),
+        (["recipes", "lst"], "rerankzoo recipes: expected one of list, copy, got 'lst'; did you mean 'list'?"),
+        (["recipes"], "rerankzoo recipes: expected one of list, copy, got ''"),
+        (["push", "a", "b", "--privat"], "unknown option --privat; did you mean '--private'?"),
+        (["push", "a", "b", "c"], "unexpected arguments: c"),
+        (["push", "a"], "required: repo_id"),
+        (["prepare", "simulator", "--out", "x", "--setting", "stron"], "got 'stron'; did you mean 'strong'?"),
+        (["prepare", "simulator", "--out", "x", "--constant", "y"], "expected NAME=VALUE with a number"),
+        (["prepare", "simulator", "--out", "x", "--seed", "-1"], "argument --seed: expected NonNegativeInt, got '-1'"),
+        (["recipes", "copy", "nar4rek"], "no recipe 'nar4rek'; did you mean 'nar4rec'?"),
+        (["fit", "--config", "nar4rec/simulater.yaml"], "did you mean 'nar4rec/simulator.yaml'?"),
+        (["benchmark", "nar4rec/benchmark.yaml", "--out", "x"], "did you mean 'nar4rec/benchmark-"),
+        (["bench", "x", "--device", "abacus"], "expected one such as cpu, cuda or cuda:1, got 'abacus'"),
+    ],
+)
+def test_what_was_meant_is_suggested(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rerankzoo.models.auto.load_checkpoint", lambda *options: (nn.Module(), None))
+    assert main(arguments) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def example(
+    place: Path,
+    count: PositiveInt = 2,
+    *further: str,
+    sizes: tuple[PositiveInt, ...] = (1, 2),
+    names: list[str] | None = None,
+    kind: Literal["a", "b"] = "a",
+    quick: bool = False,
+    needed: str,
+) -> None:
+    """Shows.
+
+    Args:
+        place: Where, 100 % of it.
+        count: How many.
+        *further: Passed on.
+        sizes: Numbers.
+        names: Several.
+        kind: Which.
+        quick: Or not.
+        needed: Required.
+    """
+    SEEN.append(dict(locals()))
+
+
+SEEN: list[dict[str, Any]] = []
+
+
+def test_options_are_read_from_a_signature(capsys: pytest.CaptureFixture[str]) -> None:
+    call("example", example, ["here", "--needed=x"])
+    assert SEEN.pop() == {
+        **{"place": Path("here"), "count": 2, "further": (), "sizes": (1, 2), "names": None, "kind": "a"},
+        **{"quick": False, "needed": "x"},
+    }
+    options = ["--sizes", "3,4", "--names", "a", "b", "--names=c", "--kind=b", "--quick", "--other", "--needed", "x"]
+    call("example", example, ["here", "3", *options])
+    assert SEEN.pop() == {
+        **{"place": Path("here"), "count": 3, "further": ("--other",), "sizes": (3, 4), "names": ["a", "b", "c"]},
+        **{"kind": "b", "quick": True, "needed": "x"},
+    }
+    for wrong in ("--sizes=3,x", "--kind=c", "--needed"):
+        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
+            call("example", example, ["here", wrong])
+    with pytest.raises(SystemExit, match="0"):
+        call("example", example, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--sizes SIZES Numbers. (default: 1,2)" in shown
+    assert "--kind {a,b} Which. (default: a)" in shown
+    assert "Where, 100 % of it." in shown
+
+
+@pytest.mark.slow
+def test_starting_costs_less_than_a_second() -> None:
+    """Nothing heavy is imported before a command needs it."""
+    for arguments in (["--help"], ["recipes", "list"]):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "rerankzoo.cli.main", *arguments], capture_output=True, check=True)
+        after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        assert seconds < 1, arguments
 
 
 @pytest.mark.parametrize(
@@ -59,10 +148,10 @@ def test_unusable_input_is_one_line_and_status_2(
 def test_a_full_disk_is_one_line_and_status_2(
     error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(arguments: list[str]) -> None:
+    def fail(folder: str) -> None:
         raise error
 
-    monkeypatch.setattr("rerankzoo.cli.card.main", fail)
+    monkeypatch.setattr("rerankzoo.cli.card.card", fail)
     assert main(["card", "folder"]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("rerankzoo card: ")
@@ -91,14 +180,14 @@ def in_what_swallows_it() -> None:
 def test_sigterm_ends_a_command_with_status_143(ended_in: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     cleaned = []
 
-    def run(arguments: list[str]) -> None:
+    def run(folder: str) -> None:
         try:
             ended_in()
         finally:
             cleaned.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("rerankzoo.cli.card.main", run)
+    monkeypatch.setattr("rerankzoo.cli.card.card", run)
     with pytest.raises(SystemExit) as ended:
         main(["card", "folder"])
     assert ended.value.code == 143

@@ -15,8 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rerankzoo.cli.benchmark import Benchmark
 from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
-from rerankzoo.cli.recipes import copy_recipe, describe, list_recipes, recipes_folder
-from rerankzoo.cli.runs import find_recipe
+from rerankzoo.cli.recipes import copy_recipe, describe, find_recipe, list_recipes, recipes_folder
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.movielens import movielens_schema
 from rerankzoo.data.sources.taobao import taobao_schema
@@ -136,7 +135,7 @@ def test_slurm_recipe_takes_its_place_among_the_jobs_processes(tmp_path: Path, m
 def test_benchmark_recipe_names_recipes(benchmark: str) -> None:
     found = Benchmark.from_yaml(FOLDER / benchmark)
     specs = [found.evaluator, found.judge, *found.evaluators.values()]
-    recipes = [*(spec.recipe for spec in specs if spec), *(entry.recipe for entry in found.models)]
+    recipes = [*(spec.recipe for spec in specs if spec), *(entry.recipe for entry in found.models.values())]
     assert all(find_recipe(recipe).is_file() for recipe in recipes if recipe is not None)
 
 
@@ -154,8 +153,8 @@ def test_one_s_own_log_trains_with_the_same_recipe(tmp_path: Path, schema: Featu
     (folder / "dataset.json").unlink()  # a log of one's own has none
     root = tmp_path / "run"
     common = [
-        f"--config={FOLDER / 'nar4rec/ml-100k.yaml'}",
-        f"--config={FOLDER / 'trainer/cpu.yaml'}",
+        "--config=nar4rec/ml-100k.yaml",  # as `recipes list` shows it
+        *("--config", "recipes/trainer/cpu.yaml"),
         f"--data.init_args.path={folder}",
         f"--trainer.default_root_dir={root}",
         "--trainer.enable_progress_bar=false",
@@ -214,6 +213,19 @@ def test_logs_to_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
+def test_another_optimizer_takes_the_place_of_the_module_s(tmp_path: Path) -> None:
+    command = arguments("nar4rec/evaluator-simulator.yaml", "trainer/cpu.yaml", tmp_path)
+    optimizer = ["--optimizer=torch.optim.SGD", "--optimizer.lr=0.25", "--optimizer.momentum=0.5"]
+    schedule = ["--lr_scheduler=torch.optim.lr_scheduler.StepLR", "--lr_scheduler.step_size=1"]
+    assert main(["fit", *command, *optimizer, *schedule, "--trainer.max_epochs=1"]) == 0
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    [group] = state["optimizer_states"][0]["param_groups"]
+    assert group["momentum"] == 0.5
+    assert group["initial_lr"] == 0.25
+    assert group["lr"] == pytest.approx(0.025)
+    assert main(["fit", *command, *schedule]) == 2  # a scheduler of nothing
+
+
 def test_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:
     command = arguments("nar4rec/evaluator-simulator.yaml", "trainer/cpu.yaml", tmp_path)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -234,3 +246,6 @@ def test_list_and_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert copied.read_bytes() == (FOLDER / "nar4rec/simulator.yaml").read_bytes()
     with pytest.raises(FileExistsError):
         copy_recipe("nar4rec/simulator.yaml", tmp_path)
+    assert main(["recipes", "copy", "prm", str(tmp_path)]) == 0
+    assert (tmp_path / "prm/simulator.yaml").read_bytes() == (FOLDER / "prm/simulator.yaml").read_bytes()
+    assert {path.name for path in (tmp_path / "prm").iterdir()} == {path.name for path in (FOLDER / "prm").iterdir()}

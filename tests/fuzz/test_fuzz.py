@@ -12,7 +12,7 @@ from qa.fuzz.harness import attack, attack_with_hypothesis
 from qa.fuzz.targets import TARGETS
 from qa.fuzz.world import SCHEMA, Row, valid_row, world
 from rerankzoo import Exclude, RerankingPipeline
-from rerankzoo.cli.runs import find_recipe
+from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.errors import HubError, RerankingDataError, SchemaError, UnreadableFileError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.text_files import read_json, read_yaml
