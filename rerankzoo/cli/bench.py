@@ -59,8 +59,9 @@ def bench(
         ExportError: If the model cannot be exported for a backend.
     """
     disable_progress_bar()
+    place = choose_device(device)
     generator, extractor = load_checkpoint(model, AutoModelForReranking)
-    generator.to(choose_device(device))
+    generator.to(place)
     loads = loads_of(n, m or (generator.config.slate_size,), batch, num_beams)
     measured: list[Measured] = []
     with Progress(transient=True) as progress:

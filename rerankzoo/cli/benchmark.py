@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 from transformers import AutoConfig
 
-from rerankzoo.cli.jury import Jury
+from rerankzoo.cli.evaluation_run import EvaluationRun
 from rerankzoo.cli.recipe_parser import RecipeParser
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.cli.runs import Trained, console, mine_once, total, train_members, train_once
@@ -85,7 +85,8 @@ class Entry:
             if name not in _MINING - _NOT_OF_MINING:
                 raise RecipeError(f"mine.{name}: unknown setting{did_you_mean(name, _MINING)}")
             _check_name(str(value), f"mine.{name}")
-        self.named_decodings()
+        for decoding in self.named_decodings() or ():
+            decoding.check()
 
     def mined_folder(self) -> str:
         """The name of the folder of its mined slates: models that learn the same share it."""
@@ -248,7 +249,7 @@ class _Run:
         self.benchmark, self.root, self.seed, self.device = benchmark, root, seed, device
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
         self.evaluators: dict[str | None, Trained] = {}
-        self.juries: dict[str | None, tuple[Jury, dict[str, float]]] = {}
+        self.runs: dict[str | None, tuple[EvaluationRun, dict[str, float]]] = {}
         self.judge: Trained | None = None
         if benchmark.evaluator is not None:
             shared = self.evaluators[None] = self._train_evaluator(benchmark.evaluator, "evaluator")
@@ -287,33 +288,33 @@ class _Run:
 
     def _evaluate(self, name: str, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
         evaluator = self._evaluator(entry.evaluator)
-        jury, quality = self._jury(entry, trained)
-        model = jury.evaluator if trained is evaluator else trained.load(self.device)
+        run, quality = self._evaluation_run(entry, trained)
+        model = run.evaluator if trained is evaluator else trained.load(self.device)
         extractor = RerankingFeatureExtractor.from_pretrained(trained.folder)
         with console.status(f"evaluating {name}, seed {self.seed}"):
-            found = jury.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
+            found = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
         costs = {"evaluator": evaluator.cpu_seconds, **seconds} if evaluator else seconds
         found = found.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
         found = found.with_metrics(name, lambda decoding: {**quality, **_cost(entry, found, decoding, costs)})
         return found if entry.evaluator is None else found.with_own_evaluator()
 
-    def _jury(self, entry: Entry, trained: Trained) -> tuple[Jury, dict[str, float]]:
+    def _evaluation_run(self, entry: Entry, trained: Trained) -> tuple[EvaluationRun, dict[str, float]]:
         """What judges the models of one evaluator, and the evaluator's own quality."""
-        if entry.evaluator not in self.juries:
+        if entry.evaluator not in self.runs:
             evaluator = self._evaluator(entry.evaluator)
             # Judge and evaluator speak of the same table only where they share the feature extractor.
             judge = self.judge.load(self.device) if self.judge and entry.evaluator is None else None
-            jury = make_jury(evaluator or trained, evaluator and evaluator.load(self.device), judge)
+            run = evaluation_run(evaluator or trained, evaluator and evaluator.load(self.device), judge)
             size = AutoConfig.from_pretrained(trained.folder).slate_size
-            self.juries[entry.evaluator] = jury, jury.quality((evaluator or trained).data.extractor, size)
-        return self.juries[entry.evaluator]
+            self.runs[entry.evaluator] = run, run.quality((evaluator or trained).data.extractor, size)
+        return self.runs[entry.evaluator]
 
 
-def make_jury(trained: Trained, evaluator: Any, judge: Any = None) -> Jury:
-    """The jury on the data that a model was trained on."""
+def evaluation_run(trained: Trained, evaluator: Any, judge: Any = None) -> EvaluationRun:
+    """The evaluation on the data that a model was trained on."""
     data = trained.data
     splits = {name: data.split(name) for name in ("validation", "test")}
-    return Jury(splits, data.extractor.schema.item_id, data.metadata, evaluator, judge)
+    return EvaluationRun(splits, data.extractor.schema.item_id, data.metadata, evaluator, judge)
 
 
 def _cost(entry: Entry, found: Evaluation, decoding: str, seconds: Mapping[str, float | None]) -> dict[str, float]:

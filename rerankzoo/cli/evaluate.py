@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils.logging import disable_progress_bar
 
-from rerankzoo.cli.jury import Jury
+from rerankzoo.cli.evaluation_run import EvaluationRun
 from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
@@ -85,17 +85,17 @@ def evaluate(
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        jury = Jury(splits, item_id, read_origin(folder), evaluator_model, judge_model, split, watch)
+        run = EvaluationRun(splits, item_id, read_origin(folder), evaluator_model, judge_model, split, watch)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name = model.config.model_type
-            found = jury.evaluate(
+            found = run.evaluate(
                 name, model, extractor, seed + runs[name], decodings, num_requests, num_requests, hr_requests
             )
             notes = {"model": path, "evaluator": evaluator, "split": split}
             evaluations.append(found.with_protocol(**notes, **({"judge_model": judge} if judge else {})))
             runs[name] += 1
     if evaluating is not None:
-        quality = jury.quality(evaluating.extractor, loaded[0][0].config.slate_size)
+        quality = run.quality(evaluating.extractor, loaded[0][0].config.slate_size)
         evaluations = [
             found.with_metrics(model.config.model_type, lambda decoding: quality)
             for found, (model, _) in zip(evaluations, loaded, strict=True)

@@ -63,8 +63,9 @@ def export(
         raise RecipeError("format aoti needs --num-candidates")
     sizes = GraphSizes(**{"batch_size": 1, **given}) if given else None
     disable_progress_bar()  # of loading weights, over before it is seen
+    place = choose_device(device)
     generator, extractor = load_checkpoint(model, AutoModelForReranking)
-    generator.to(choose_device(device))
+    generator.to(place)
     decoding = {"slate_size": slate_size, "num_beams": num_beams, "penalty_alpha": penalty_alpha, "top_k": top_k}
     config = generator.generation_config.merged(**decoding)
     graph = export_model(generator, extractor, out, format, config, sizes) / GRAPH_NAMES[format]

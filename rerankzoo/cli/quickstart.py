@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.cli.benchmark import Benchmark, make_jury
+from rerankzoo.cli.benchmark import Benchmark, evaluation_run
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.cli.runs import Trained, mine_once, prepare_run, train
 from rerankzoo.data.simulator import Simulator
@@ -71,12 +71,12 @@ def quickstart(
         data = simulated if entry.mine is None else _mine(evaluator, out / "mined", num_mined)
         trained[name] = teach(name, str(entry.recipe), entry.story, data)
     console.rule("evaluating on test requests")
-    jury = make_jury(evaluator, evaluator.load("cpu"))
+    run = evaluation_run(evaluator, evaluator.load("cpu"))
     evaluations = []
     for name, entry in story.models.items():
         extractor = RerankingFeatureExtractor.from_pretrained(trained[name].folder)
         model = trained[name].load("cpu")
-        evaluations.append(jury.evaluate(name, model, extractor, seed, entry.named_decodings(), hr_requests=100))
+        evaluations.append(run.evaluate(name, model, extractor, seed, entry.named_decodings(), hr_requests=100))
     write_report(evaluations, out)
     print_table(evaluations, console)
     _show_one(evaluator, trained[name])

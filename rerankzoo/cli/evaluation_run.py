@@ -1,4 +1,4 @@
-"""What judges the models of one evaluation: `rerankzoo evaluate`, `benchmark` and `quickstart`."""
+"""Evaluating several models on the same data: what `rerankzoo evaluate`, `benchmark` and `quickstart` share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 from rerankzoo.evaluation import (
     Decoding,
     Evaluation,
-    Judges,
+    Evaluators,
     default_decodings,
     evaluate,
     evaluator_quality,
@@ -25,7 +25,7 @@ Watch = Callable[[str, int], Callable[[int], None]]
 _TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
 
 
-class Jury:
+class EvaluationRun:
     """Made once for several models, for it remembers the value of all slates of a request.
 
     Args:
@@ -49,16 +49,16 @@ class Jury:
         watch: Watch = lambda task, total: lambda done: None,
     ) -> None:
         self.splits, self.item_id, self.metadata = splits, item_id, metadata
-        self.evaluator, self.judge, self.split, self.watch = evaluator, judge, split, watch
-        self.judges = Judges.of(splits[split], item_id, metadata, evaluator, judge)
+        self.evaluator, self.data, self.watch = evaluator, splits[split], watch
+        self.evaluators = Evaluators.of(self.data, item_id, metadata, evaluator, judge)
 
     @cached_property
-    def validation(self) -> Judges:
-        """What values slates of the validation split, for tuning."""
-        judges = Judges.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
-        if judges.truth is not None:
-            judges.truth.num_samples = _TUNING_SAMPLES
-        return judges
+    def tuning_evaluators(self) -> Evaluators:
+        """What values slates of the validation split."""
+        evaluators = Evaluators.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
+        if evaluators.truth is not None:
+            evaluators.truth.num_samples = _TUNING_SAMPLES
+        return evaluators
 
     def evaluate(
         self,
@@ -82,9 +82,6 @@ class Jury:
             tuning_requests: Of the validation split, for alpha; default: all.
             num_requests: Of the split; default: all.
             hr_requests: See `rerankzoo.evaluation.evaluate`.
-
-        Returns:
-            The evaluation.
         """
         notes: dict[str, Any] = {}
         if decodings is None:
@@ -94,34 +91,28 @@ class Jury:
                 data,
                 extractor,
                 self.metadata,
-                evaluator=self.evaluator,
-                judges=self.validation,
+                evaluators=self.tuning_evaluators,
                 num_requests=tuning_requests,
                 on_progress=self.watch(f"tuning alpha of {name}", min(tuning_requests or len(data), len(data))),
             )
             decodings = default_decodings(self.evaluator is not None, alpha)
-        data = self.splits[self.split]
-        found = evaluate(
+        evaluation = evaluate(
             model,
-            data,
+            self.data,
             extractor,
             self.metadata,
             name=name,
             decodings=decodings,
-            evaluator=self.evaluator,
-            judge=self.judge,
-            judges=self.judges,
+            evaluators=self.evaluators,
             seed=seed,
             num_requests=num_requests,
             hr_requests=hr_requests,
-            on_progress=self.watch(f"evaluating {name}", min(num_requests or len(data), len(data))),
+            on_progress=self.watch(f"evaluating {name}", min(num_requests or len(self.data), len(self.data))),
         )
-        return found.with_protocol(**notes)
+        return evaluation.with_protocol(**notes)
 
     def quality(self, extractor: RerankingFeatureExtractor, slate_size: int) -> dict[str, float]:
         """The evaluator's own quality on the split, as far as it can be known."""
         if self.evaluator is None:
             return {}
-        return evaluator_quality(
-            self.evaluator, self.splits[self.split], extractor, self.metadata, slate_size=slate_size
-        )
+        return evaluator_quality(self.evaluator, self.data, extractor, self.metadata, slate_size=slate_size)
