@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ from rerankzoo.errors import OutputError, UnreadableFileError
 
 #: What a checkpoint says of its weights.
 CHECKSUMS_FILE = "SHA256SUMS"
+#: What a model, or several, may have left in a folder.
+SAVED_MODEL = (
+    *("model*.safetensors*", "pytorch_model*", "generation_config.json", CHECKSUMS_FILE),
+    *("ensemble.json", "member-[0-9]*"),
+)
 #: Within a temporary folder: the folder whose place is being taken.
 _REPLACED = ".replaced"
 #: Where the file system has no locks, a temporary folder is a leftover after so many seconds.
@@ -79,6 +84,30 @@ def _take_place(fresh: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, fresh.with_name(_REPLACED))  # whatever happens from here to the next line, it is put back
     os.rename(fresh, target)
+
+
+@contextmanager
+def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
+    """A temporary folder whose files then replace those that an earlier save left in a folder; its other files stay.
+
+    Args:
+        folder: Where the files go; made if it is missing.
+        earlier: What is removed of it once all new files are written, as patterns of names.
+
+    Yields:
+        The temporary folder, which has the folder's name.
+
+    Raises:
+        OutputError: If the files cannot be written; the folder is as it was.
+    """
+    with temporary_folder(folder / "save") as work:
+        fresh = work / Path(os.path.realpath(folder)).name
+        fresh.mkdir()
+        yield fresh
+        for path in [path for pattern in earlier for path in folder.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        for path in fresh.iterdir():
+            os.replace(path, folder / path.name)
 
 
 def make_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import CONFIG_NAME
 
+from rerankzoo.atomic_writing import SAVED_MODEL, saved_over
 from rerankzoo.backends import METADATA_NAME, Backend, ExportedModel
 from rerankzoo.batch import to_device
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
@@ -21,7 +22,6 @@ from rerankzoo.features.encoded import Encoded
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, RerankingGenerationConfig
 from rerankzoo.generation.constraints.constraint import constraint_list
-from rerankzoo.generation.ensembles import ENSEMBLE_FILE
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card
 from rerankzoo.hub.push import Push, push_folder
 from rerankzoo.hub_errors import one_line_errors
@@ -33,15 +33,7 @@ _CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU
 _CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
 
 #: What an earlier save or export may have left in a folder, as patterns.
-_EARLIER = (
-    EVALUATOR_FOLDER,
-    ENSEMBLE_FILE,
-    "member-*",
-    "model*.safetensors*",
-    METADATA_NAME,
-    "model.onnx*",
-    "model.pt2",
-)
+_EARLIER = (*SAVED_MODEL, EVALUATOR_FOLDER, METADATA_NAME, "model.onnx*", "model.pt2")
 
 OnError = Literal["raise", "skip", "report"]
 RerankedItem = dict[str, Any]
@@ -181,15 +173,14 @@ class RerankingPipeline:
         if isinstance(self.model, ExportedModel):
             raise ValueError("an exported graph is not saved again: copy its folder, or save the model it is of")
         folder = Path(save_directory)
-        for path in (path for pattern in _EARLIER for path in folder.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.model.save_pretrained(folder)
-        self.extractor.save_pretrained(folder)
-        if self.generation_config is not None:
-            self.generation_config.save_pretrained(folder)
-        if self.evaluator is not None:
-            self.evaluator.save_pretrained(folder / EVALUATOR_FOLDER)
-            self.extractor.save_pretrained(folder / EVALUATOR_FOLDER)
+        with saved_over(folder, _EARLIER) as fresh:
+            self.model.save_pretrained(fresh)
+            self.extractor.save_pretrained(fresh)
+            if self.generation_config is not None:
+                self.generation_config.save_pretrained(fresh)
+            if self.evaluator is not None:
+                self.evaluator.save_pretrained(fresh / EVALUATOR_FOLDER)
+                self.extractor.save_pretrained(fresh / EVALUATOR_FOLDER)
         if not (folder / CARD_FILE).exists() and (folder / CONFIG_NAME).exists():  # a pool of models has no card
             write_card(folder)
 

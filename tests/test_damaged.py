@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import HubError, SchemaMismatchError, UnreadableFileError
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
-from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.pipeline import RerankingPipeline
 
 
@@ -58,6 +58,30 @@ def test_weights_that_are_cut_off_are_named_in_any_case(checkpoint: Path) -> Non
     cut(checkpoint / "model.safetensors")
     with pytest.raises(UnreadableFileError, match=r"the weights of .*best are damaged"):
         AutoModel.from_pretrained(checkpoint)
+
+
+def test_a_model_leaves_nothing_of_an_earlier_one(
+    checkpoint: Path, extractor: RerankingFeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = NAR4RecForReranking.from_pretrained(checkpoint)
+    evaluator = NAR4RecEvaluator(generator.config)
+    evaluator.save_pretrained(tmp_path / "fresh")
+    extractor.save_pretrained(tmp_path / "fresh")
+    for name in ("pytorch_model.bin", "ensemble.json", "member-0", "notes.txt"):
+        (checkpoint / name).touch()
+    generator.save_pretrained(checkpoint, max_shard_size="10KB")
+    assert len(list(checkpoint.glob("model-*.safetensors"))) > 1
+    assert not (checkpoint / "model.safetensors").exists()
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *arguments, **options: 1 / 0)
+    before = sorted(path.name for path in checkpoint.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        evaluator.save_pretrained(checkpoint)
+    assert sorted(path.name for path in checkpoint.iterdir()) == before
+    monkeypatch.undo()
+    evaluator.save_pretrained(checkpoint)
+    fresh = {path.name: path.read_bytes() for path in (tmp_path / "fresh").iterdir()}
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "notes.txt"} == fresh
+    assert (checkpoint / "notes.txt").exists()
 
 
 def test_generation_config(checkpoint: Path) -> None:

@@ -79,7 +79,6 @@ class Workplace:
             Command("mine", self._mine, files_outcome),
             Command("predict", self._predict, files_outcome),
             Command("push", self._push, self._pushed),
-            Command("push a pull request", lambda root: [*self._push(root), "--create-pr"], self._pushed),
             *(
                 Command(f"convert {source}", partial(_prepare, source, more), files_outcome)
                 for source, more in convert.items()

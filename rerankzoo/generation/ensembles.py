@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import SAVED_MODEL, saved_over
 from rerankzoo.batch import Batch
 from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints.rules import SlateRules
@@ -66,18 +66,18 @@ class Ensemble(SlateGenerationMixin, nn.Module):
         return cast(torch.dtype, self.members[0].dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the members into subfolders.
+        """Saves the members into subfolders; what an earlier save of a model left in the folder goes.
 
         Args:
             save_directory: The folder, created if need be.
             **kwargs: For every member's `save_pretrained`.
         """
-        folder = Path(save_directory)
-        for number, member in enumerate(self.members):
-            cast(Any, member).save_pretrained(folder / _member(number), **kwargs)
         options = {name: getattr(self, name) for name in self.options}
         text = json.dumps({"class": type(self).__name__, "members": len(self.members), **options}, indent=2) + "\n"
-        write_atomically(folder / ENSEMBLE_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        with saved_over(Path(save_directory), (*SAVED_MODEL, "config.json")) as folder:
+            for number, member in enumerate(self.members):
+                cast(Any, member).save_pretrained(folder / _member(number), **kwargs)
+            (folder / ENSEMBLE_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls: type[E], path: str | os.PathLike[str], subfolder: str = "", **kwargs: Any) -> E:

@@ -1,24 +1,22 @@
-"""Pushing a folder to the Hub: one commit, published once, and no fault of the network costs anything.
+"""Pushing a folder to the Hub: one commit, and the Hub's passing faults are waited out.
 
-huggingface_hub retries uploads, but neither the making of a repository nor the commit itself; and where the answer to a
-commit is lost, a caller cannot tell whether it arrived. Here every commit carries an id by which it is found again.
+huggingface_hub sends only what the repository lacks, and makes no commit where that is nothing: a commit whose answer
+was lost is simply made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shlex
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -37,8 +35,6 @@ RECIPE_FILE = "config.yaml"
 _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
 #: Statuses that may be others a moment later; besides those from 500 on.
 _PASSING = (408, 409, 412, 429)
-#: Among so many of them an earlier process's pull request is looked for.
-_NEWEST_PULLS = 20
 _BINARY = (".safetensors", ".parquet", ".png")
 #: Of an upload that failed huggingface_hub makes a RuntimeError, of a gateway's page of regret a JSONDecodeError.
 _TRANSIENT = (NetworkError, OSError, RuntimeError, json.JSONDecodeError)
@@ -118,7 +114,8 @@ class Pushed:
 def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | None = None) -> Pushed:
     """Pushes a folder in one commit.
 
-    The Hub's passing faults are waited out. Files of the repository that the folder lacks are kept.
+    The Hub's passing faults are waited out; where the answer to a pull request is lost, it is not asked for again.
+    Files of the repository that the folder lacks are kept.
 
     Args:
         push: What to push where.
@@ -138,7 +135,7 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     try:
         validate_repo_id(push.repo_id)
     except HFValidationError as error:
-        raise HubError(f"{push.repo_id!r} is no name of a repository; one is like org/name") from error
+        raise HubError(f"{push.repo_id!r} is not the name of a repository, which is like org/name") from error
     if push.create_pr and push.revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main; it cannot have revision {push.revision!r}")
     source = push if snapshot is None else replace(push, folder=snapshot)
@@ -146,10 +143,15 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     _refuse_token(files, token)
     try:
         return _push(replace(source, message=push.message or default_message(source.folder)), files, HfApi(token=token))
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set; unset it to push"
     except (*_TRANSIENT, ValueError) as error:  # a ValueError: the card's metadata is invalid
         reason = redact(describe(error, push.repo_id, push.revision), token)
     # Outside the handler: the error's own text and request may hold the token.
-    raise HubError(f"{push.folder} was not pushed: {reason}. The folder is kept; push it later with: {push.command}")
+    look = ", unless the pull request is there all the same," if push.create_pr else ""
+    raise HubError(
+        f"{push.folder} was not pushed: {reason}. The folder is kept; push it later{look} with: {push.command}"
+    )
 
 
 def default_message(folder: Path) -> str:
@@ -169,108 +171,46 @@ def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
     where: dict[str, Any] = {"repo_id": made.repo_id, "repo_type": push.repo_type}
     if push.revision and not push.revision.startswith("refs/pr/"):
         _persist(lambda: api.create_branch(branch=str(push.revision), exist_ok=True, **where))
-    kept = {path for path in push.keep if _persist(partial(_exists, api, push, where, path))}
-    operations = {path: str(source) for path, source in sorted(files.items()) if path not in kept}
-    name, attempts = uuid.uuid4().hex, 0
-    if push.create_pr:
-        # A process that was killed may have opened it. (On a branch there is then nothing left to change.)
-        name = _contents_id(operations, _persist(lambda: str(api.repo_info(**where).sha)))
-        if opened := _persist(lambda: _find(api, push, where, name)):
-            return replace(opened, changed=False)
+    where["revision"] = push.revision
+    kept = [path for path in push.keep if _persist(partial(api.file_exists, filename=path, **where))]
+    heads: list[str] = []
 
-    def commit() -> Pushed:
-        nonlocal attempts
-        attempts += 1
-        if attempts > 1 and (arrived := _find(api, push, where, name)):
-            return arrived
-        head = api.repo_info(revision=push.revision, **where).sha
-        found = api.create_commit(
-            operations=[CommitOperationAdd(path, source) for path, source in operations.items()],
+    def commit() -> CommitInfo:
+        heads.append(str(api.repo_info(**where).sha))
+        return api.create_commit(
+            operations=[CommitOperationAdd(path, str(files[path])) for path in sorted(files) if path not in kept],
             commit_message=str(push.message),
-            commit_description=_description(name),
-            revision=push.revision,
             create_pr=push.create_pr,
-            parent_commit=head,  # a commit that the Hub works on after it seemed lost is not followed by its double
+            parent_commit=heads[-1],  # refused where a commit that seemed lost has been made meanwhile
             **where,
         )
-        return Pushed(found.pr_url or found.commit_url, found.oid, changed=found.oid != head)
 
-    try:
-        return _persist(commit)
-    except _TRANSIENT:
-        arrived = _persist(lambda: _find(api, push, where, name), delays=())  # the last answer was lost
-        if arrived is None:
-            raise
-        return arrived
+    # Asked for again, a pull request would be a second one, so only where the Hub has refused the first.
+    info = _persist(commit, if_lost=not push.create_pr)
+    return Pushed(info.pr_url or info.commit_url, info.oid, changed=info.oid != heads[0])
 
 
-def _exists(api: HfApi, push: Push, where: dict[str, Any], path: str) -> bool:
-    return bool(api.file_exists(filename=path, revision=push.revision, **where))
-
-
-def _persist(action: Callable[[], T], delays: tuple[float, ...] | None = None) -> T:
+def _persist(action: Callable[[], T], if_lost: bool = True) -> T:
     """Does something until it works, fails for good, or failed too often."""
-    for delay in DELAYS if delays is None else delays:
+    for delay in DELAYS:
         try:
             return action()
         except _TRANSIENT as error:
-            if not _may_pass(error):
+            status = status_of(error)
+            for_good = isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError)
+            if for_good or not (if_lost if status is None else status >= 500 or status in _PASSING):
                 raise
-            logger.warning("the Hub failed (%s); trying again in %g s", redact(_short(error)), delay)
+            failed = type(error).__name__ if status is None else f"status {status}"
+            logger.warning("the Hub failed (%s); trying again in %g s", failed, delay)
             time.sleep(delay)
     return action()
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError):
-        return False
-    status = status_of(error)
-    return status is None or status >= 500 or status in _PASSING
-
-
-def _short(error: BaseException) -> str:
-    status = status_of(error)
-    return type(error).__name__ if status is None else f"status {status}"
-
-
-def _contents_id(operations: dict[str, str], head: str) -> str:
-    """Names a pull request by what it changes: the files, and the commit that they are put upon."""
-    digest = hashlib.sha256(head.encode())
-    for path, source in operations.items():
-        digest.update(f"/{path}/".encode() + hashlib.sha256(Path(source).read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _find(api: HfApi, push: Push, where: dict[str, Any], name: str) -> Pushed | None:
-    """The commit of this push, if it arrived: on the branch, or in one of the newest pull requests."""
-    revisions = _pull_requests(api, where)[:_NEWEST_PULLS] if push.create_pr else [push.revision]
-    for revision in revisions:
-        for commit in api.list_repo_commits(revision=revision, **where):
-            if _description(name) in commit.message:
-                prefix = "datasets/" if push.repo_type == "dataset" else ""
-                page = f"{api.endpoint}/{prefix}{where['repo_id']}"
-                number = str(revision).removeprefix("refs/pr/")
-                url = f"{page}/discussions/{number}" if push.create_pr else f"{page}/commit/{commit.commit_id}"
-                return Pushed(url, commit.commit_id, changed=True)
-    return None
-
-
-def _pull_requests(api: HfApi, where: dict[str, Any]) -> list[str]:
-    """The pull requests, the newest first."""
-    refs = api.list_repo_refs(include_pull_requests=True, **where)
-    pulls = [str(pull.ref) for pull in refs.pull_requests or []]
-    return sorted(pulls, key=lambda ref: int(ref.removeprefix("refs/pr/")), reverse=True)
-
-
-def _description(name: str) -> str:
-    return f"Push-Id: {name}"
 
 
 def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
     """The files below a folder, without hidden ones, by their relative paths."""
     if not (folder / required).is_file():
         kind = "checkpoint" if required == "config.json" else "data folder"
-        raise FileNotFoundError(f"{folder / required} is missing: {folder} is no {kind}")
+        raise FileNotFoundError(f"{folder / required} not found: {folder} is no {kind}")
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

@@ -26,7 +26,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.type_validators import interval
 
-from rerankzoo.atomic_writing import CHECKSUMS_FILE, verify_checksums, write_checksums
+from rerankzoo.atomic_writing import CHECKSUMS_FILE, SAVED_MODEL, saved_over, verify_checksums, write_checksums
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
@@ -261,14 +261,17 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves weights, their checksums, config and generation config, such that auto classes find the model anywhere.
 
+        What an earlier save of a model left in the folder goes; other files stay.
+
         Args:
             save_directory: The folder, created if need be.
             **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
         """
         # Set anew: a config that was loaded from the Hub names the repository it came from.
         self.config.auto_map = auto_map(AutoConfig=type(self.config).__name__, AutoModel=type(self).__name__)
-        super().save_pretrained(save_directory, **kwargs)
-        write_checksums(Path(save_directory), "model*.safetensors")
+        with saved_over(Path(save_directory), SAVED_MODEL if kwargs.get("is_main_process", True) else ()) as folder:
+            super().save_pretrained(folder, **kwargs)
+            write_checksums(folder, "model*.safetensors")
 
     @classmethod
     def from_pretrained(

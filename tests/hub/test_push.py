@@ -6,12 +6,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from rerankzoo.errors import HubError
 from rerankzoo.hub.push import Push, push_folder
-from rerankzoo.hub_errors import redact
+from rerankzoo.hub_errors import NetworkError, redact
 from tests.hub.processes import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
 
@@ -98,14 +101,13 @@ def test_faults_cost_nothing(hub: LoopbackHub, command_line: CommandLine, folder
         ["push", str(folder), "org/created"],
         ["push", str(folder), "org/deaf"],
     )
-    assert [run.status for run in runs] == [0] * 5
+    assert [run.status for run in runs] == [0, 0, 2, 0, 0]
     for repo in ("org/busy", "org/dropped", "org/created", "org/deaf"):
         assert hub.titles(repo) == [TITLE], repo
         assert hub.files(repo) == before
     assert hub.titles("org/proposed") == []
-    assert list(hub.repository("org/proposed").pulls) == ["refs/pr/1"]  # one, though its answer was lost
-    assert hub.titles("org/proposed", "refs/pr/1") == [TITLE]
-    assert "/discussions/1" in runs[2].out
+    assert list(hub.repository("org/proposed").pulls) == ["refs/pr/1"]  # its answer was lost, and it is said so
+    assert "unless the pull request is there all the same, with: rerankzoo push" in runs[2].err
     assert contents(folder) == before
 
 
@@ -155,7 +157,7 @@ def test_refuses_what_is_no_checkpoint(folder: Path, evaluator: Path, tmp_path: 
         Push(folder, "org/a").files()
     with pytest.raises(FileNotFoundError, match="is no data folder"):
         Push(evaluator, "org/a", repo_type="dataset").files()
-    with pytest.raises(OSError, match="'a/b/c' is no name of a repository"):
+    with pytest.raises(OSError, match="'a/b/c' is not the name of a repository"):
         push_folder(Push(evaluator, "a/b/c"))
     with pytest.raises(ValueError, match="goes to main"):
         push_folder(Push(evaluator, "org/a", revision="b", create_pr=True))
@@ -166,6 +168,24 @@ def test_refuses_to_publish_the_token(folder: Path) -> None:
     with pytest.raises(OSError, match=r"config\.yaml holds your token") as refused:
         push_folder(Push(folder, "org/a"), token=WRITER)
     assert WRITER not in str(refused.value)
+
+
+def test_offline_is_said_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: Any, **options: Any) -> None:
+        raise OfflineModeIsEnabled("Cannot reach https://hub: offline mode is enabled.")
+
+    monkeypatch.setattr(HfApi, "create_repo", offline)
+    with pytest.raises(HubError, match=r"^\S+ was not pushed: HF_HUB_OFFLINE is set; unset it to push\. The folder is"):
+        push_folder(Push(folder, "org/a"))
+
+    def unreachable(*arguments: Any, **options: Any) -> None:
+        raise NetworkError(f"no route, and my token is {WRITER}")
+
+    monkeypatch.setattr(HfApi, "create_repo", unreachable)
+    monkeypatch.setattr("rerankzoo.hub.push.DELAYS", (0.0,))
+    with pytest.raises(HubError, match=r"^\S+ was not pushed: the Hub cannot be reached \(\w+\); try again\. ") as said:
+        push_folder(Push(folder, "org/a"), token=WRITER)
+    assert WRITER not in str(said.value)
 
 
 def test_redacts_tokens() -> None:
