@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from qa.scale.usage import Usage, run
 from rerankzoo.cli.main import main
-from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
+from rerankzoo.data.folder import list_array, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.training import RerankingModule
 
@@ -39,14 +39,9 @@ SCHEMA = FeatureSchema(
 
 def write_folder(folder: Path, num_ids: int) -> None:
     """Writes a log in which every one of `num_ids` ids is a candidate once."""
-    work = folder.with_name(f"{folder.name}-blocks")
-    work.mkdir()
-    files = {
-        "train": write_blocks(work / "train.parquet", _blocks(num_ids, seed=0)),
-        "validation": write_blocks(work / "validation.parquet", _blocks(8 * NUM_CANDIDATES, seed=1)),
-    }
-    write_data_folder(folder, files, SCHEMA, {"source": "random ids", "protocol": "every id once"})
-    work.rmdir()
+    sizes = {"train": num_ids, "validation": 8 * NUM_CANDIDATES}
+    blocks = ((split, block) for seed, (split, size) in enumerate(sizes.items()) for block in _blocks(size, seed=seed))
+    write_data_folder(folder, blocks, SCHEMA, {"source": "random ids", "protocol": "every id once"})
 
 
 def measure(num_ids: int, work: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from qa.scale.usage import Usage, run
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule, open_splits
-from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
+from rerankzoo.data.folder import list_array, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.mining import mine_folder
 from rerankzoo.training import RerankingModule
@@ -126,15 +126,9 @@ class Tables:
 
 def write_folder(folder: Path, size: int) -> None:
     """Writes a log of random requests, and a validation split of 2,000."""
-    work = folder.with_name(f"{folder.name}-blocks")
-    work.mkdir()
     counts = {"train": size, "validation": 2_000}
-    files = {
-        split: write_blocks(work / f"{split}.parquet", _blocks(count, seed))
-        for seed, (split, count) in enumerate(counts.items())
-    }
-    write_data_folder(folder, files, SCHEMA, {"source": "random", "protocol": "independent requests"})
-    work.rmdir()
+    blocks = ((split, block) for seed, (split, count) in enumerate(counts.items()) for block in _blocks(count, seed))
+    write_data_folder(folder, blocks, SCHEMA, {"source": "random", "protocol": "independent requests"})
 
 
 def rows(found: dict[str, Any]) -> Iterable[str]:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,10 @@ _HUB_FILES = ["*.parquet", SCHEMA_FILE, METADATA_FILE, "preprocessor_config.json
 
 
 def write_data_folder(
-    directory: str | Path, tables: Mapping[str, pa.Table | Path], schema: FeatureSchema, metadata: Mapping[str, Any]
+    directory: str | Path,
+    tables: Mapping[str, pa.Table] | Iterable[tuple[str, pa.Table]],
+    schema: FeatureSchema,
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes the tables of a data set with their schema and where they come from.
 
@@ -60,8 +63,8 @@ def write_data_folder(
 
     Args:
         directory: The folder, made if it is missing.
-        tables: Exposure logs by split ("train", "validation", "test"), at least one: tables, or the paths of finished
-            Parquet files (of tables too large for memory), which are moved.
+        tables: Exposure logs by split ("train", "validation", "test"), at least one; or, of logs too large for memory,
+            pairs of a split and some of its rows.
         schema: The schema of all tables.
         metadata: What `dataset.json` says, JSON-able: at least "source" and "protocol"; "rows" is added.
 
@@ -69,21 +72,51 @@ def write_data_folder(
         ValueError: If there is no table, a split or a key of the metadata is unknown or missing, or "rows" disagrees.
         OutputError: If the folder cannot be written; it is as it was.
     """
-    _check(tables, metadata)
-    rows = {split: _num_rows(tables[split]) for split in SPLITS if split in tables}
-    text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"  # before any file: it may not be JSON-able
+    missing = [key for key in ("source", "protocol") if key not in metadata]
+    if missing:
+        raise ValueError(f"metadata lacks {missing}, got keys {sorted(metadata)}")
+    if "rows" in metadata:
+        raise ValueError(f"metadata must not hold 'rows', which is counted here, got {metadata['rows']!r}")
+    json.dumps(metadata)  # before any file: it may not be JSON-able
+    parts = tables.items() if isinstance(tables, Mapping) else tables
     directory = Path(directory)
 
     def write(folder: Path) -> None:
-        for split, table in tables.items():
-            target = folder / f"{split}.parquet"
-            shutil.move(table, target) if isinstance(table, Path) else write_parquet(table, target)
+        rows = _write_parts(folder, parts)
         schema.to_yaml(folder / SCHEMA_FILE)
+        text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"
         (folder / METADATA_FILE).write_text(text, encoding="utf-8")
         if directory.is_dir():
             _keep_others(directory, folder)
 
     write_folder_atomically(directory, write)
+
+
+def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[str, int]:
+    """Writes tables to a Parquet file per split; of each at most `ROW_GROUP` rows, or one table, are held."""
+    writers: dict[str, pq.ParquetWriter] = {}
+    waiting: dict[str, list[pa.Table]] = {}
+    rows: dict[str, int] = {}
+
+    def write(split: str) -> None:
+        writers[split].write_table(pa.concat_tables(waiting[split]), row_group_size=ROW_GROUP)
+        waiting[split] = []
+
+    with ExitStack() as stack:
+        for split, table in parts:
+            if split not in writers:
+                writer = pq.ParquetWriter(folder / f"{split}.parquet", table.schema, write_page_checksum=True)
+                writers[split] = stack.enter_context(writer)
+            waiting.setdefault(split, []).append(table)
+            rows[split] = rows.get(split, 0) + table.num_rows
+            if sum(part.num_rows for part in waiting[split]) >= ROW_GROUP:
+                write(split)
+        for split in writers:
+            if waiting[split]:
+                write(split)
+    if not rows or set(rows) - set(SPLITS):
+        raise ValueError(f"tables must be named among {SPLITS}, got {sorted(rows)}")
+    return {split: rows[split] for split in SPLITS if split in rows}
 
 
 def _keep_others(old: Path, new: Path) -> None:
@@ -220,30 +253,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def write_blocks(path: Path, tables: Iterable[pa.Table]) -> Path:
-    """Writes tables as one Parquet file without holding more than `ROW_GROUP` rows or one table.
-
-    Args:
-        path: The file.
-        tables: The rows, in order; one table at least.
-
-    Returns:
-        The path.
-    """
-    tables = iter(tables)
-    first = next(tables)
-    waiting, rows = [first], first.num_rows
-    with pq.ParquetWriter(path, first.schema, write_page_checksum=True) as writer:
-        for table in tables:
-            if rows >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-                waiting, rows = [], 0
-            waiting.append(table)
-            rows += table.num_rows
-        writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-    return path
-
-
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """A data folder on this machine: the given one or, where there is none, a dataset repository's copy of one.
 
@@ -312,18 +321,3 @@ def list_array(values: np.ndarray) -> pa.Array:
         offsets = np.arange(count + 1, dtype=np.int32) * np.int32(values.shape[axis])
         column = pa.ListArray.from_arrays(pa.array(offsets), column)
     return column
-
-
-def _num_rows(table: pa.Table | Path) -> int:
-    return pq.read_metadata(table).num_rows if isinstance(table, Path) else table.num_rows
-
-
-def _check(tables: Mapping[str, pa.Table | Path], metadata: Mapping[str, Any]) -> None:
-    unknown = sorted(set(tables) - set(SPLITS))
-    if unknown or not tables:
-        raise ValueError(f"tables must be named among {SPLITS}, got {sorted(tables)}")
-    missing = [key for key in ("source", "protocol") if key not in metadata]
-    if missing:
-        raise ValueError(f"metadata lacks {missing}, got keys {sorted(metadata)}")
-    if "rows" in metadata:
-        raise ValueError(f"metadata must not hold 'rows', which is counted here, got {metadata['rows']!r}")

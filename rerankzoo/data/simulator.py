@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerankzoo.atomic_writing import temporary_folder
-from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
+from rerankzoo.data.folder import list_array, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.slates import all_slates, neighbour_slates, plackett_luce_slates
@@ -497,7 +496,7 @@ def write_simulator_folder(
     for name, size in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    simulator, directory = Simulator(settings), Path(directory)
+    simulator = Simulator(settings)
     blocks = {
         "train": simulator.blocks(log, num_train),
         "validation": simulator.blocks("validation", num_validation),
@@ -508,9 +507,8 @@ def write_simulator_folder(
         "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
         "settings": asdict(settings),
     }
-    with temporary_folder(directory) as work:
-        files = {split: write_blocks(work / f"{split}.parquet", tables) for split, tables in blocks.items()}
-        write_data_folder(directory, files, simulator.schema, metadata)
+    parts = ((split, table) for split, tables in blocks.items() for table in tables)
+    write_data_folder(directory, parts, simulator.schema, metadata)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

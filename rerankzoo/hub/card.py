@@ -22,27 +22,17 @@ from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE
 from rerankzoo.models.auto import EVALUATOR_FOLDER
-from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.models.base import RerankingPreTrainedModel, SlateEvaluator
 from rerankzoo.text_files import read_json, read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
 BENCH_FILE = "bench.json"
 _TEMPLATE = Path(__file__).with_name("model_card.md")
+_TIMES = ("p50_ms", "p99_ms", "cpu_ms")
 _BASELINES = ("upstream", "random", "logged", "oracle")
 #: Of results: where files lay on the machine that evaluated, and what it took there.
 _OF_MACHINE = ("model", "evaluator", "judge_model", "training_cpu_seconds", "cpu_seconds")
-
-#: Model type -> what it is and the paper to cite.
-_PAPERS = {
-    "degre": ("DeGRe", "DeGRe, KDD 2026, <https://arxiv.org/abs/2605.25749>."),
-    "nar4rec": (
-        "NAR4Rec",
-        "Ren et al., Non-autoregressive Generative Models for Reranking Recommendation, KDD 2024, "
-        "<https://doi.org/10.1145/3637528.3671645>.",
-    ),
-    "prm": ("PRM", "Personalized Re-ranking for Recommendation, RecSys 2019, <https://arxiv.org/abs/1904.06813>."),
-}
 
 #: Config fields that everybody has and nobody reads, or that the card shows elsewhere.
 _NOT_SHOWN = ("architectures", "auto_map", "dtype", "feature_schema", "model_type", "transformers_version")
@@ -133,38 +123,25 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     folder = Path(folder)
     config = _read(folder / "config.json")
     if not config:
-        raise FileNotFoundError(f"{folder / 'config.json'} is missing: {folder} is no checkpoint")
-    metrics, results = _read(folder / METRICS_FILE), _read(folder / RESULTS_FILE)
-    name = details.results_name or config.get("model_type")
+        raise FileNotFoundError(f"{folder / 'config.json'} not found: {folder} is no checkpoint")
+    metrics, results, bench = (_read(folder / name) for name in (METRICS_FILE, RESULTS_FILE, BENCH_FILE))
+    name = details.results_name or str(config.get("model_type"))
     try:
-        return _values(Path(folder), config, metrics, results, name, details)
+        model = _empty_model(folder)
+        # An evaluator is of the same model type as the generator whose slates it values.
+        own = not isinstance(model, SlateEvaluator) or details.results_name is not None
+        return {
+            **_model(folder, config, model, details),
+            "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
+            "training": {**metrics, "chosen": _chosen(metrics)},
+            "recipe": _recipe(folder),
+            "figures": _figures(results, name, own) if results else [],
+            "results": _results(results, name, own) if results else None,
+            "latency": _latency(bench) if bench else None,
+        }
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         message = f"a file of it is not as rerankzoo writes it: {type(error).__name__}: {error}"
         raise RerankingDataError(message, field=str(folder)) from error
-
-
-def _values(
-    folder: Path,
-    config: dict[str, Any],
-    metrics: dict[str, Any],
-    results: dict[str, Any],
-    name: Any,
-    details: CardDetails,
-) -> dict[str, Any]:
-    model = _empty_model(folder)
-    # An evaluator is of the same model type as the generator whose slates it values.
-    own = not hasattr(model, "score_slates") or details.results_name is not None
-    return {
-        **_model(folder, config, model, details),
-        "schema": _schema(FeatureSchema.from_dict(config["feature_schema"])),
-        "data": _data(metrics.get("data")),
-        "recipe": _recipe(folder),
-        "chosen": _chosen(metrics),
-        "validation": {metric: f"{value:.4f}" for metric, value in metrics.get("metrics", {}).items()},
-        "figures": _figures(results, name, own) if results else [],
-        "results": _results(results, name, own) if results else None,
-        "latency": _latency(_read(folder / BENCH_FILE)),
-    }
 
 
 # --- parts of a card ------------------------------------------------------------------------------------------------
@@ -172,10 +149,10 @@ def _values(
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise RerankingDataError(f"a JSON object is required, got {shown(found)}", field=str(path))
-    return found
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise RerankingDataError(f"expected a JSON object, got {shown(values)}", field=str(path))
+    return values
 
 
 def _empty_model(folder: Path) -> RerankingPreTrainedModel:
@@ -190,9 +167,9 @@ def _model(
 ) -> dict[str, Any]:
     """What the card says of the model itself."""
     architecture = type(model).__name__
-    values, searches = hasattr(model, "score_slates"), model.can_generate()
+    values, searches = isinstance(model, SlateEvaluator), model.can_generate()
     role, does = ("evaluator", "values") if values else ("generator", "generates")
-    family, citation = _PAPERS.get(config["model_type"], (config["model_type"], None))
+    family, citation = model.paper or (config["model_type"], "rerankzoo holds this model without a paper of its own.")
     evaluator = _read(folder / EVALUATOR_FOLDER / "config.json").get("architectures")
     beside = folder.name == EVALUATOR_FOLDER and (folder.parent / "config.json").is_file()
     repo_id, old = details.repo_id or "ORG/NAME", _old_metadata(folder)
@@ -209,7 +186,7 @@ def _model(
         "evaluator": f"`{evaluator[0]}`" if evaluator else None,
         "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
         "decoding": _decoding(folder) if searches else None,
-        "citation": citation or "rerankzoo holds this model without a paper of its own.",
+        "citation": citation,
     }
 
 
@@ -266,24 +243,17 @@ def _notes(field: FieldSpec) -> str:
     return ", ".join(text.format(value) for text, value in known.items() if value)
 
 
-def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not data:
-        return None
-    rows = ", ".join(f"{count:,} {split}" for split, count in data.get("rows", {}).items())
-    return {"rows": rows, **{name: data.get(name) for name in ("source", "protocol", "license")}}
-
-
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE_FILE
     recipe = read_yaml(path) if path.is_file() else {}
-    found = {}
+    values = {}
     for name in _SHOWN_RECIPE:
         value: Any = recipe
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None and value != -1:  # of Lightning: no limit
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def _chosen(metrics: Mapping[str, Any]) -> str | None:
@@ -372,20 +342,11 @@ def _rows_of(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _latency(bench: Mapping[str, Any]) -> dict[str, Any] | None:
+def _latency(bench: Mapping[str, Any]) -> dict[str, Any]:
     """What a call cost where it was measured."""
-    if not bench:
-        return None
-    machine = bench.get("machine", {})
-    known = {
-        "{}": machine.get("processor"),
-        "cores: {}": machine.get("cores"),
-        "threads: {}": machine.get("threads"),
-        "load: {}": machine.get("load"),
-        "PyTorch {}": machine.get("torch"),
-    }
-    times = ("p50_ms", "p99_ms", "cpu_ms")
+    names = {"processor": "", "cores": "cores: ", "threads": "threads: ", "load": "load: ", "torch": "PyTorch "}
+    machine = {**dict.fromkeys(names), **bench.get("machine", {})}
     return {
-        "machine": ", ".join(text.format(value) for text, value in known.items() if value is not None),
-        "calls": [{**call, **{name: f"{call[name]:.2f}" for name in times}} for call in bench["calls"]],
+        "machine": ", ".join(f"{text}{machine[name]}" for name, text in names.items() if machine[name] is not None),
+        "calls": [{**call, **{name: f"{call[name]:.2f}" for name in _TIMES}} for call in bench["calls"]],
     }

@@ -50,12 +50,18 @@ def test_origin_of_a_mined_folder_is_its_source(tmp_path: Path) -> None:
     assert read_origin(tmp_path / "mined") is None
 
 
-def test_finished_files_are_moved_and_counted(tmp_path: Path) -> None:
-    pq.write_table(table(3), tmp_path / "work.parquet")
-    write_data_folder(tmp_path / "out", {"train": tmp_path / "work.parquet", "test": table(2)}, SCHEMA, METADATA)
-    assert not (tmp_path / "work.parquet").exists()
-    assert read_metadata(tmp_path / "out")["rows"] == {"train": 3, "test": 2}
-    assert pq.read_table(tmp_path / "out" / "train.parquet") == table(3)
+def test_parts_of_splits_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerankzoo.data.folder.ROW_GROUP", 4)
+    parts = [("test", table(2)), ("train", table(3)), ("train", table(2)), ("test", table(0)), ("train", table(1))]
+    write_data_folder(tmp_path / "out", iter(parts), SCHEMA, METADATA)
+    assert list(read_metadata(tmp_path / "out")["rows"].items()) == [("train", 6), ("test", 2)]
+    expected = pa.concat_tables([table(3), table(2), table(1)])
+    with pq.ParquetFile(tmp_path / "out" / "train.parquet") as file:
+        assert file.read() == expected
+        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [4, 1, 1]
+    with pytest.raises(ValueError, match=r"tables must be named among .* got \['day'\]"):
+        write_data_folder(tmp_path / "other", iter([("day", table(1))]), SCHEMA, METADATA)
+    assert not (tmp_path / "other").exists()
 
 
 def test_rewriting_leaves_no_split_of_the_earlier_data_set(tmp_path: Path) -> None:
@@ -125,11 +131,10 @@ def test_interrupted_writing_leaves_the_folder_as_it_was(tmp_path: Path, monkeyp
     write_data_folder(folder, {"train": table(3), "test": table(2)}, SCHEMA, METADATA)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def fail(part: pa.Table, path: Path, **options: Any) -> None:
-        path.write_bytes(b"half a file")
+    def fail(writer: pq.ParquetWriter, part: pa.Table, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(pq, "write_table", fail)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
     with pytest.raises(OutputError, match=r"cannot write .*data: No space left on device"):
         write_data_folder(folder, {"train": table(4), "test": table(4)}, SCHEMA, METADATA)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -18,7 +18,7 @@ from qa.scale.service import Call, Service, calls, eager_pipeline, serve
 from qa.scale.usage import anonymous, run
 from rerankzoo.data import datamodule, loader
 from rerankzoo.data import folder as folder_module
-from rerankzoo.data.folder import list_array, write_blocks, write_data_folder
+from rerankzoo.data.folder import list_array, write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec, fitting
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
@@ -76,13 +76,9 @@ def write_wide_folder(folder: Path, num_requests: int) -> None:
         ),
         targets=(TargetSpec(name="click"),),
     )
-    work = folder.with_name(f"{folder.name}-blocks")
-    work.mkdir()
-    tables = {
-        "train": write_blocks(work / "train.parquet", wide_blocks(num_requests)),
-        "validation": write_blocks(work / "validation.parquet", wide_blocks(8)),
-    }
-    write_data_folder(folder, tables, schema, {"source": "test", "protocol": "random rows"})
+    sizes = {"train": num_requests, "validation": 8}
+    blocks = ((split, block) for split, size in sizes.items() for block in wide_blocks(size))
+    write_data_folder(folder, blocks, schema, {"source": "test", "protocol": "random rows"})
 
 
 def train_and_mine(folder: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,11 +40,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerankzoo.atomic_writing import temporary_folder
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
-from rerankzoo.errors import OutputError, RerankingDataError
+from rerankzoo.errors import OutputError, RerankingDataError, in_one_line
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 
 try:
@@ -88,7 +87,6 @@ PRIOR_RATE = 0.05  # before the first day is over
 _KEYS = ("adgroup_id", "cate_id", "customer", "everything")  # whose clicks and exposures the first stage counts
 _DAY = "(time_stamp + 8 * 3600) // 86400 - 17291"  # in China; 2017-05-06 is day 1
 _BUCKET_ROWS = 2_000_000  # rows of the log converted at a time: memory does not grow with the data
-_ROW_GROUP = 10_000
 _FIRST_STAGE = -1  # in place of a split: users whose records only train the first stage
 _USER_BITS, _TIME_BITS = 30, 31  # so that a user and a time fit into one number
 
@@ -137,18 +135,16 @@ def convert_taobao(
     names = [name for name in FILES if history or name != "behavior_log.csv"]
     for name in names:
         _read_header(raw / name)  # all of them before the first long read
-    with temporary_folder(out) as work, _naming_work_files(out):
-        config = {"memory_limit": memory_limit, "temp_directory": str(work)}
-        with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
-            counts = {name: _load(connection, raw / name) for name in names}
-            _check_values(connection, raw)
-            _choose_users(connection, protocol, counts["raw_sample.csv"])
-            _count_clicks(connection, protocol)
-            buckets = -(-(counts["raw_sample.csv"] + counts.get("behavior_log.csv", 0)) // _BUCKET_ROWS)
-            files = _write_splits(work, slate_size, _tables(connection, slate_size, history, buckets, seed))
+    with _connection(out, memory_limit) as connection:
+        counts = {name: _load(connection, raw / name) for name in names}
+        _check_values(connection, raw)
+        _choose_users(connection, protocol, counts["raw_sample.csv"])
+        _count_clicks(connection, protocol)
+        buckets = -(-(counts["raw_sample.csv"] + counts.get("behavior_log.csv", 0)) // _BUCKET_ROWS)
+        tables = _tables(connection, slate_size, history, buckets, seed)
         sizes = {raw / name: count for name, count in counts.items()}
         metadata = _metadata(protocol, slate_size, history, seed, sizes)
-        write_data_folder(out, files, taobao_schema(history), metadata)
+        write_data_folder(out, tables, taobao_schema(history), metadata)
 
 
 def _metadata(protocol: Protocol, slate_size: int, history: bool, seed: int, counts: dict[Path, int]) -> dict[str, Any]:
@@ -198,14 +194,15 @@ def taobao_schema(history: bool = False) -> FeatureSchema:
 
 
 @contextmanager
-def _naming_work_files(out: Path) -> Iterator[None]:
-    """Tells of work files that cannot be written, as on a full disk, in one line."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
-        raise OutputError(f"cannot write the work files for {out}: {' '.join(str(error).split())}") from error
+def _connection(out: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database whose files stand beside the output meanwhile."""
+    with temporary_folder(out) as work:
+        config = {"memory_limit": memory_limit, "temp_directory": str(work)}
+        try:
+            with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
+                yield connection
+        except (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
+            raise OutputError(f"cannot write the work files for {out}: {in_one_line(error)}") from error
 
 
 # Raw files into tables
@@ -405,28 +402,11 @@ def _choose_windows(records: dict[str, np.ndarray], slate_size: int) -> _Windows
 # Requests
 
 
-def _write_splits(work: Path, slate_size: int, parts: Iterator[tuple[str, pa.Table]]) -> dict[str, Path]:
-    """Writes parts of splits, one after another, to a Parquet file per split."""
-    files = {split: work / f"{split}.parquet" for split in SPLITS}
-    written = dict.fromkeys(SPLITS, 0)
-    with ExitStack() as stack:
-        writers: dict[str, pq.ParquetWriter] = {}
-        for split, part in parts:
-            if split not in writers:
-                writers[split] = stack.enter_context(
-                    pq.ParquetWriter(files[split], part.schema, write_page_checksum=True)
-                )
-            writers[split].write_table(part, row_group_size=_ROW_GROUP)
-            written[split] += part.num_rows
-    if not all(written.values()):
-        raise ValueError(f"the records do not give windows of {slate_size} or more ads in every split, got {written}")
-    return files
-
-
 def _tables(
     connection: duckdb.DuckDBPyConnection, slate_size: int, history: bool, buckets: int, seed: int
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The requests of each split, of one bucket of users after another."""
+    """The requests of each split, of one bucket of users after another; refuses data without any in a split."""
+    written = dict.fromkeys(SPLITS, 0)
     for bucket in range(buckets):
         rng = np.random.default_rng([seed, bucket])
         records, pid = _read_records(connection, bucket, buckets)
@@ -445,8 +425,11 @@ def _tables(
         table = pa.table(columns)
         for index, split in enumerate(SPLITS):
             part = table.filter(pa.array(windows.split == index))
+            written[split] += part.num_rows
             if part.num_rows:
                 yield split, part
+    if not all(written.values()):
+        raise ValueError(f"the records do not give windows of {slate_size} or more ads in every split, got {written}")
 
 
 def _read_records(
