@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 from rerankzoo.atomic_writing import SAVED_MODEL, saved_over
 from rerankzoo.backends import METADATA_NAME, Backend, ExportedModel
 from rerankzoo.batch import to_device
-from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
+from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError
 from rerankzoo.features.encoded import Encoded
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, RerankingGenerationConfig
@@ -33,7 +33,7 @@ _CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU
 _CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
 
 #: What an earlier save or export may have left in a folder, as patterns.
-_EARLIER = (*SAVED_MODEL, EVALUATOR_FOLDER, METADATA_NAME, "model.onnx*", "model.pt2")
+_EARLIER = (*SAVED_MODEL, "config.json", EVALUATOR_FOLDER, METADATA_NAME, "model.onnx*", "model.pt2")
 
 OnError = Literal["raise", "skip", "report"]
 RerankedItem = dict[str, Any]
@@ -77,7 +77,7 @@ class RerankingPipeline:
         self.model = model
         self.extractor = extractor
         self.evaluator = evaluator
-        self.generation_config = _as_config(generation_config, model)
+        self.generation_config = None if generation_config is None else model.config_of(generation_config)
 
     @classmethod
     def from_pretrained(
@@ -123,7 +123,13 @@ class RerankingPipeline:
             with one_line_errors(path, kwargs.get("revision"), kwargs.get("subfolder")):
                 extractor = RerankingFeatureExtractor.from_pretrained(path, **kwargs)
                 model = ExportedModel.from_pretrained(path, backend, **kwargs)
-        chooser = _load_evaluator(path, evaluator, kwargs) if evaluator else None
+        chooser = None
+        if evaluator is True:
+            beside = PurePosixPath(kwargs.get("subfolder", ""), EVALUATOR_FOLDER)
+            chooser = load_evaluator(path, **{**kwargs, "subfolder": str(beside)}).model
+        elif evaluator:
+            elsewhere = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+            chooser = load_evaluator(evaluator, **elsewhere).model
         pipeline = cls(model, extractor, chooser, generation_config)
         return pipeline if device is None else pipeline.to(device)
 
@@ -194,9 +200,7 @@ class RerankingPipeline:
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Pushes the whole in one commit (see `rerankzoo.hub.push.push_folder`).
-
-        A card that the repository has is kept.
+        """Pushes the whole in one commit; a card that the repository has is kept.
 
         Args:
             repo_id: The repository, made if there is none.
@@ -264,15 +268,19 @@ class RerankingPipeline:
             raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(names)}")
         if isinstance(requests, Sized) and not isinstance(requests, Mapping | str | bytes) and len(requests) == 0:
             return []
+        errors: dict[int, RerankingDataError] = {}
         if on_error == "raise":
-            parts, errors = [self.extractor.read(requests)], {}
+            parts = [self.extractor.read(requests)]
         else:
             parts, errors = self.extractor.usable(requests)
         answer: list[Outcome] = [None] * (sum(map(len, parts)) + len(errors))
         for row, error in errors.items():
             answer[row] = error
-        config = self.generation_config if generation_config is None else _as_config(generation_config, self.model)
-        options = {**parameters, "generation_config": config, "evaluator": self.evaluator}
+        options = {
+            **parameters,
+            "generation_config": self.generation_config if generation_config is None else generation_config,
+            "evaluator": self.evaluator,
+        }
         for part in parts:
             for constraint in constraints:
                 width = part.batch["candidate_mask"].shape[1] if len(part) == len(answer) else None
@@ -316,29 +324,6 @@ class RerankingPipeline:
             ]
             for request in zip(chunk.item_ids.decode(output.slates), slates, scores, strict=True)
         ]
-
-
-def _as_config(given: Any, model: Any) -> RerankingGenerationConfig | None:
-    """A model's decoding parameters, which may be given as a dictionary.
-
-    Raises:
-        ValueError: If they are something else, or invalid.
-    """
-    if isinstance(given, Mapping):
-        given = model.generation_config_class(**given)
-    if not isinstance(given, RerankingGenerationConfig | None):
-        raise ValueError(f"generation_config must be a RerankingGenerationConfig or a dictionary, got {shown(given)}")
-    return given
-
-
-def _load_evaluator(path: str, evaluator: str | os.PathLike[str] | bool, options: Mapping[str, Any]) -> Any:
-    """The evaluator beside a checkpoint (`True`), or of its own folder or repository."""
-    if evaluator is True:
-        return load_checkpoint(
-            path, **{**options, "subfolder": str(PurePosixPath(options.get("subfolder", ""), EVALUATOR_FOLDER))}
-        ).model
-    elsewhere = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
-    return load_evaluator(str(evaluator), **elsewhere).model
 
 
 def _chunks(part: Encoded) -> Iterator[Encoded]:

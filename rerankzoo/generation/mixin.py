@@ -119,7 +119,7 @@ class SlateGenerationMixin(SchemaBound):
                 constraint does not fit the batch.
             InfeasibleConstraintError: If a request has no slate that keeps the constraints; raised before decoding.
         """
-        config = self._decoding(self._config_of(generation_config), kwargs)
+        config = self._decoding(self.config_of(generation_config), kwargs)
         batch = {name: tensor for name, tensor in inputs(kwargs).items() if tensor is not None}
         if wrong := [name for name, tensor in batch.items() if not isinstance(tensor, Tensor)]:
             raise ValueError(f"generate() expected tensors, got {shown(batch[wrong[0]])} as {wrong[0]}")
@@ -136,8 +136,12 @@ class SlateGenerationMixin(SchemaBound):
             return output["slates"].clone()
         return SlateGenerationOutput(**{name: tensor.clone() for name, tensor in output.items()})
 
-    def _config_of(self, config: Any) -> RerankingGenerationConfig:
-        """Decoding parameters, however they were handed over."""
+    def config_of(self, config: Any) -> RerankingGenerationConfig:
+        """Decoding parameters, however they were handed over; of `None`, the model's own.
+
+        Raises:
+            ValueError: If they are something else, or invalid.
+        """
         if config is None or isinstance(config, self.generation_config_class):
             return self.generation_config if config is None else config
         if isinstance(config, RerankingGenerationConfig):
@@ -208,7 +212,7 @@ class SlateGenerationMixin(SchemaBound):
     ) -> None:
         """Called by `from_pretrained`: loads the generation config saved beside the weights, where there is one."""
         if generation_config is not None:
-            self.generation_config = self._config_of(generation_config)
+            self.generation_config = self.config_of(generation_config)
             return
         if pretrained_model_name_or_path is None:  # weights were given as a state dict
             return

@@ -35,13 +35,9 @@ HISTORY_LENGTH = 20  # of the random requests, where the schema has history fiel
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a model at a time.
+    """What is asked of a model at a time: N candidates, M positions, B requests, W beams.
 
-    Args:
-        num_candidates: N.
-        slate_size: M.
-        batch_size: B.
-        num_beams: W; 1 decodes as the model's own generation config says.
+    With one beam, the model's own generation config says how to decode.
     """
 
     num_candidates: int
@@ -61,10 +57,11 @@ class Measured(Load):
 
     Attributes:
         backend: What decoded.
+        device: Where. On an accelerator the clock on the wall counts, on a CPU its own time.
         p50_ms: Median latency of a call by the wall clock, milliseconds.
         p99_ms: Its 99th percentile.
         cpu_ms: Median CPU time of a call.
-        requests_per_second: Of one core, or of the accelerator: B over the mean time.
+        requests_per_second: Of one core, or of the accelerator.
         peak_memory_mb: Largest resident memory of the whole process while it was measured, or memory taken of the
             accelerator; `None` where the system does not tell.
         mflops: Floating-point operations of a call, in millions, counted in eager mode.
@@ -72,6 +69,7 @@ class Measured(Load):
     """
 
     backend: Backend
+    device: str
     p50_ms: float
     p99_ms: float
     cpu_ms: float
@@ -87,75 +85,69 @@ def bench_model(
     loads: Sequence[Load],
     backends: Sequence[Backend] = ("eager",),
     seconds: float = 2.0,
-    device: torch.device | str = "cpu",
 ) -> Iterator[Measured]:
     """Measures a model on random requests.
 
     Args:
-        model: A model that generates slates.
+        model: A model that generates slates; measured where it is. Graphs run on the CPU.
         extractor: Its feature extractor.
         loads: What to ask of it.
         backends: `"eager"`, `"onnx"`, `"aoti"`. Graphs are exported first: one per decoding for ONNX, one per load for
             AOTInductor, which compiles for a minute or so.
         seconds: Wall time of each load and backend.
-        device: Where the model runs. On an accelerator the clock on the wall counts instead of CPU time.
 
     Yields:
         One entry per load and backend, as soon as it is measured.
 
     Raises:
-        ValueError: If a load has more positions than the model, or a graph is asked for on an accelerator; before
-            anything is measured.
+        ValueError: If a load has more positions than the model; before anything is measured.
         ExportError: If the model cannot be exported.
     """
-    device = torch.device(device)
     for load in loads:
         if load.slate_size > model.config.slate_size:
             raise ValueError(f"slate_size {load.slate_size} exceeds the model's {model.config.slate_size}")
-    if device.type != "cpu" and set(backends) != {"eager"}:
-        raise ValueError(f"graphs run on the CPU: expected backend 'eager' on {device}, got {list(backends)}")
     # The counter of operations hooks into gradients, which a view of a parameter has no function for under no_grad.
-    model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         for load in loads:
-            sizes = (load.batch_size, load.num_candidates, HISTORY_LENGTH)
-            batch = to_device(random_batch(extractor, *sizes, ragged=False), device)
-            flops = count_flops(partial(model.generate, **batch, **load.decoding))
-            floor = flops / gemm_rate(load.batch_size * load.num_candidates, model.config.hidden_size, device=device)
+            batch = random_batch(extractor, load.batch_size, load.num_candidates, HISTORY_LENGTH, ragged=False)
+            flops = count_flops(partial(model.generate, **to_device(batch, model.device), **load.decoding))
             for backend in backends:
-                decoder = model if backend == "eager" else _export(model, extractor, Path(folder), backend, load)
-                call = partial(decoder.generate, **batch, **(load.decoding if backend == "eager" else {}))
-                times, memory = _measure(call, seconds, device)
-                spent, milliseconds = times.on(device), 1e3 * times.wall
+                decoder: Any = model if backend == "eager" else _export(model, extractor, Path(folder), backend, load)
+                options = load.decoding if backend == "eager" else {}
+                call = partial(decoder.generate, **to_device(batch, decoder.device), **options)
+                times, memory = _measure(call, seconds, decoder.device)
+                spent, milliseconds = times.on(decoder.device), 1e3 * times.wall
+                rate = gemm_rate(
+                    load.batch_size * load.num_candidates, model.config.hidden_size, decoder.device, min(seconds, 0.2)
+                )
                 yield Measured(
                     **asdict(load),
                     backend=backend,
+                    device=str(decoder.device),
                     p50_ms=float(np.median(milliseconds)),
                     p99_ms=float(np.quantile(milliseconds, 0.99)),
                     cpu_ms=float(np.median(times.cpu)) * 1e3,
                     requests_per_second=load.batch_size / float(spent.mean()),
                     peak_memory_mb=memory,
                     mflops=flops / 1e6,
-                    floor_ratio=float(np.median(spent)) / floor,
+                    floor_ratio=float(np.median(spent)) * rate / flops,
                 )
 
 
 def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, float | None]:
     """The times of a call, and the peak of memory meanwhile in MB, where the system tells it."""
+    status, module = Path("/proc/self/status"), None if device.type == "cpu" else torch.get_device_module(device)
     gc.collect()
-    module = None if device.type == "cpu" else torch.get_device_module(device)
-    try:
-        if module is None:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        else:
-            module.reset_peak_memory_stats(device)
-    except (OSError, AttributeError):  # another system than Linux; a device that does not count
-        return in_turns({"call": finished(call, device)}, seconds)["call"], None
+    if module is not None:
+        module.reset_peak_memory_stats(device)
+    elif status.is_file():
+        status.with_name("clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     times = in_turns({"call": finished(call, device)}, seconds)["call"]
     if module is not None:
         return times, module.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return times, next(float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+    lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
+    return times, next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _export(
@@ -225,8 +217,8 @@ def loads_of(
 
 def print_measured(measured: Sequence[Measured]) -> None:
     """A table."""
-    header = "n, m, batch, beams, backend, p50 ms, p99 ms, CPU ms, requests/s, MB, MFLOP, x floor"
-    formats = ("", "", "", "", "", ".2f", ".2f", ".2f", ".0f", ".0f", ".1f", ".1f")
+    header = "n, m, batch, beams, backend, device, p50 ms, p99 ms, CPU ms, requests/s, MB, MFLOP, x floor"
+    formats = (*[""] * 6, ".2f", ".2f", ".2f", ".0f", ".0f", ".1f", ".1f")
     lines = [
         [
             "-" if value is None else format(value, text)
@@ -256,21 +248,11 @@ def _print_table(title: str, header: str, lines: Sequence[Sequence[str]]) -> Non
     Console(width=120).print(table)
 
 
-def write_bench(
-    folder: Path,
-    measured: Sequence[Measured],
-    shares: Mapping[Load, Mapping[str, float]],
-    device: torch.device | str = "cpu",
-) -> None:
+def write_bench(folder: Path, measured: Sequence[Measured], shares: Mapping[Load, Mapping[str, float]]) -> None:
     """Writes `bench.json` and `bench.svg` (latency by number of requests) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "machine": describe_machine(device),
-        "calls": [asdict(entry) for entry in measured],
-        "end_to_end": [
-            {**asdict(load), **{f"{name}_ms": time for name, time in times.items()}} for load, times in shares.items()
-        ],
-    }
+    ends = [{**asdict(load), **{f"{name}_ms": time for name, time in times.items()}} for load, times in shares.items()]
+    figures = {"machine": describe_machine(), "calls": [asdict(entry) for entry in measured], "end_to_end": ends}
     text = json.dumps(figures, indent=2) + "\n"
     write_atomically(folder / "bench.json", lambda path: path.write_text(text, encoding="utf-8"))
     _plot(folder / "bench.svg", measured)

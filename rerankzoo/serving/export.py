@@ -29,16 +29,13 @@ from rerankzoo.backends import (
     GraphSizes,
     decoding_parameters,
 )
-from rerankzoo.batch import entry_of
+from rerankzoo.batch import Batch, entry_of
 from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.models.base import SlateGenerator
 from rerankzoo.serving.random_inputs import random_batch
-
-#: Slates (B, M), scores (B,), step scores (B, M).
-Parts = tuple[Tensor, Tensor, Tensor]
 
 #: Largest difference between the scores of graph and model, absolute and relative.
 TOLERANCE = 1e-4
@@ -52,19 +49,19 @@ class SlateGraph(nn.Module):
         config: The decoding; its `slate_size` counts.
     """
 
-    def __init__(self, model: RerankingPreTrainedModel, config: RerankingGenerationConfig) -> None:
+    def __init__(self, model: SlateGenerator, config: RerankingGenerationConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Slates (B, M), scores (B,) and step scores (B, M); the loop over positions is unrolled when traced."""
         decoded = self.model.decode(batch, self.config)
         return decoded.slates[:, 0], decoded.scores[:, 0], decoded.step_scores[:, 0]
 
 
 def export_model(
-    model: RerankingPreTrainedModel,
+    model: SlateGenerator,
     extractor: RerankingFeatureExtractor,
     out: str | os.PathLike[str],
     format: Format,  # noqa: A002  (the command's own word)
@@ -73,9 +70,9 @@ def export_model(
 ) -> Path:
     """Writes a folder from which `RerankingPipeline.from_pretrained(out, backend=...)` serves.
 
-    The folder holds the graph, `export.json`, and all of a checkpoint: weights, config, generation config, extractor.
-    It appears whole, once the graph has given the model's own slates on random batches of other sizes than the traced
-    one (see `check_graph`), or not at all.
+    The folder holds the graph, `export.json`, and all of a checkpoint: weights, config, generation config, extractor,
+    in single precision. It appears whole, once the graph has given the model's own slates on random requests of other
+    sizes than the traced ones (see `check_graph`), or not at all.
 
     Args:
         model: A model that generates slates.
@@ -83,7 +80,7 @@ def export_model(
         out: The folder to make.
         format: `"onnx"`: any number of requests, candidates and history items. `"aoti"`: compiled by AOTInductor for
             fixed sizes, for this kind of machine; needs a C++ compiler.
-        generation_config: The decoding: greedy, beam or contrastive; default: the model's own.
+        generation_config: The decoding, any but sampling; default: the model's own.
         sizes: For `"aoti"` only.
 
     Returns:
@@ -103,7 +100,12 @@ def export_model(
     _check_sizes(schema, format, sizes)
     model = copy.deepcopy(model).eval().cpu().float()
     model.generation_config = config
-    batch = _traced_batch(extractor, config, sizes)
+    if sizes is None:
+        # No size of the traced batch is 1, which is never dynamic, or less than what a search can use.
+        width = 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1)
+        batch: dict[str, Any] = random_batch(extractor, 3, width, 4)
+    else:
+        batch = random_batch(extractor, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
     try:
         model.generate(**batch)
     except ValueError as error:
@@ -130,26 +132,22 @@ def _complete(config: RerankingGenerationConfig, slate_size: int) -> RerankingGe
         ExportError: If it cannot be one deterministic slate per request.
     """
     if config.strategy == "sample":
-        raise ExportError("sampling cannot be exported: a graph is deterministic; use greedy, beam or contrastive")
+        raise ExportError("sampling cannot be exported: a graph is deterministic; use another strategy")
     if (config.num_return_sequences or 1) > 1:
         raise ExportError(f"a graph returns one slate per request, not {config.num_return_sequences}")
     return config.merged(slate_size=config.slate_size or slate_size, return_dict_in_generate=False)
 
 
 def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None) -> None:  # noqa: A002
+    if format == "onnx" and sizes is not None:
+        raise ExportError("an ONNX graph takes any sizes; leave them out")
     if format == "onnx":
-        if sizes is not None:
-            raise ExportError("an ONNX graph takes any sizes; leave them out")
         return
     if sizes is None:
         raise ExportError("format 'aoti' needs fixed sizes: batch size and number of candidates")
     if bool(schema.select("history", "categorical")) != (sizes.history_length is not None):
         need = "needs none" if sizes.history_length else "needs one"
         raise ExportError(f"history_length {sizes.history_length}: schema {schema.name!r} {need}")
-    _check_compiler()
-
-
-def _check_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -157,24 +155,14 @@ def _check_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise ExportError(
-            "format 'aoti' needs a C++ compiler and none was found: install g++ or name one in CXX; format 'onnx' "
-            "needs none"
+            "format 'aoti' needs a C++ compiler: install g++, or name one in CXX; 'onnx' needs none"
         ) from error
-
-
-def _traced_batch(
-    extractor: RerankingFeatureExtractor, config: RerankingGenerationConfig, sizes: GraphSizes | None
-) -> dict[str, Tensor]:
-    if sizes is not None:
-        return random_batch(extractor, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
-    # No size of the traced batch is 1, which is never dynamic, or less than what a search can use.
-    return random_batch(extractor, 3, 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1), 4)
 
 
 def _trace(graph: SlateGraph, batch: dict[str, Tensor], dynamic: bool) -> ExportedProgram:
     shapes = {name: dict.fromkeys(_dynamic_axes(name), Dim.DYNAMIC) if dynamic else None for name in batch}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet_exporters():
             return torch.export.export(graph, (batch,), dynamic_shapes=(shapes,), strict=False)
     except (torch._dynamo.exc.UserError, GuardOnDataDependentSymNode) as error:
         raise ExportError(f"an axis of {type(graph.model).__name__}'s graph is frozen: {error}") from error
@@ -195,7 +183,7 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         import onnxscript  # noqa: F401  (torch asks for it by a traceback)
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
-    with _quiet():
+    with _quiet_exporters():
         converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
     graph = converted.model.graph
     axes = {**{entry: _dynamic_axes(entry.name) for entry in graph.inputs}, **dict.fromkeys(graph.outputs, (0,))}
@@ -209,12 +197,12 @@ def _write_aoti(program: ExportedProgram, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
     # Weights are constants: their layout is chosen when the graph is compiled, and not again in every call.
-    with _quiet():
+    with _quiet_exporters():
         aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_exporters() -> Iterator[None]:
     """Silences what torch's exporters say of things that are not ours."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -227,7 +215,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, extractor: RerankingFeatureExtractor) -> None:
+def check_graph(exported: ExportedModel, model: SlateGenerator, extractor: RerankingFeatureExtractor) -> None:
     """Compares a graph with its model on random requests of other sizes (or, where they are fixed, other masks).
 
     Slates must be identical and scores equal up to `TOLERANCE`. A slate may differ where two choices tie, that is where
@@ -244,10 +232,10 @@ def check_graph(exported: ExportedModel, model: RerankingPreTrainedModel, extrac
     decoding = exported.metadata.decoding
     for seed, sizes in enumerate(_other_sizes(exported.metadata), start=1):
         batch: dict[str, Any] = random_batch(extractor, *sizes, seed=seed)
-        expected = _parts(model.generate(**batch, **decoding, return_dict_in_generate=True))
+        expected = model.generate(**batch, **decoding, return_dict_in_generate=True)
         place = f"{sizes[0]} requests with {sizes[1]} candidates"
         try:
-            decoded = _parts(exported.generate(**batch, return_dict_in_generate=True))
+            decoded = exported.generate(**batch, return_dict_in_generate=True)
         except Exception as error:  # onnxruntime's errors have no common base
             raise ExportError(f"the graph cannot run on {place}: {error}") from error
         if differences := _differences(decoded, expected, beams="num_beams" in decoding):
@@ -263,25 +251,19 @@ def _other_sizes(metadata: GraphMetadata) -> list[tuple[int, int, int]]:
     return [(batch, candidates, history), (batch + 1, max(1, candidates // 2), 1), (3 * batch, candidates, history)]
 
 
-def _parts(output: Any) -> Parts:
-    return output.slates, output.scores, output.step_scores
-
-
-def _differences(decoded: Parts, expected: Parts, beams: bool) -> str | None:
-    """How graph and model differ; `None` if they do not."""
+def _differences(decoded: Any, expected: Any, beams: bool) -> str | None:
+    """How the outputs of graph and model differ; `None` if they do not."""
     scores, steps = (
-        torch.isclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
-        for one, other in zip(decoded[1:], expected[1:], strict=True)
+        torch.isclose(decoded[name], expected[name], rtol=TOLERANCE, atol=TOLERANCE) for name in OUTPUT_NAMES[1:]
     )
-    differs = decoded[0] != expected[0]  # (B, M)
+    differs = decoded.slates != expected.slates  # (B, M)
     first, same = differs.int().argmax(-1, keepdim=True), ~differs.any(-1)
-    tied = scores if beams else steps.gather(1, first).squeeze(1)
-    wrong = ~(same | tied)
+    wrong = ~(same | (scores if beams else steps.gather(1, first).squeeze(1)))
     if wrong.any():
         row = int(wrong.int().argmax())
-        both = f"{decoded[0][row].tolist()}, the model {expected[0][row].tolist()}"
+        both = f"{decoded.slates[row].tolist()}, the model {expected.slates[row].tolist()}"
         return f"{int(wrong.sum())} slates differ: of request {row} the graph decodes {both}"
     if not (scores & steps.all(-1))[same].all():
-        worst = float((decoded[2] - expected[2]).abs()[same].max())
+        worst = float((decoded.step_scores - expected.step_scores).abs()[same].max())
         return f"the slates are the same, but the scores of their choices differ by up to {worst:.2g}"
     return None

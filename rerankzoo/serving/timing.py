@@ -24,16 +24,12 @@ Call = Callable[[], Any]
 WARM_UP = 2
 
 
-def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Processor, cores, threads that torch uses, load, torch's version; what the system hides is left out.
-
-    Args:
-        device: Where models run; an accelerator is named.
-    """
-    accelerator = torch.device(device).type != "cpu"
+def describe_machine() -> dict[str, Any]:
+    """Processor, accelerator, cores, threads that torch uses, load, torch's version; what is not there is left out."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known = {
         "processor": _processor(),
-        "accelerator": torch.get_device_module(device).get_device_name(device) if accelerator else None,
+        "accelerator": None if accelerator is None else torch.get_device_module(accelerator).get_device_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -107,17 +103,16 @@ def count_flops(call: Call) -> int:
     return int(counter.get_total_flops())
 
 
-def gemm_rate(rows: int, hidden_size: int, seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
-    """Operations per second that the device's GEMM reaches with a product as wide as a feed-forward layer.
+def gemm_rate(rows: int, hidden_size: int, device: torch.device | str = "cpu", seconds: float = 0.2) -> float:
+    """Operations per second of `Times.on` that the device's GEMM reaches in single precision.
 
     Args:
-        rows: Of the left matrix, `rows` x D; the right one is D x 4 D. Both are of single precision.
+        rows: Of the left matrix, `rows` x D; the right one, D x 4 D, is as wide as a feed-forward layer.
         hidden_size: D.
+        device: Where.
         seconds: Wall time of the measurement.
-        device: A CPU's rate is by CPU time, an accelerator's by the clock on the wall.
     """
-    device = torch.device(device)
-    random = torch.Generator().manual_seed(0)
+    device, random = torch.device(device), torch.Generator().manual_seed(0)
     left = torch.randn(rows, hidden_size, generator=random).to(device)
     right = torch.randn(hidden_size, 4 * hidden_size, generator=random).to(device)
     out = torch.empty(rows, 4 * hidden_size, device=device)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +20,10 @@ from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.mining import mine_batch
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
-from rerankzoo.serving import random_requests
+from rerankzoo.serving import bench, random_requests
 from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
 from rerankzoo.serving.timing import count_flops, gemm_rate, in_turns
-from tests.serving.test_export import make_model as make_tiny
+from tests.serving.conftest import make_model as make_tiny
 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
@@ -40,11 +42,11 @@ def test_counts_the_operations_of_a_product() -> None:
 
 
 def test_measures_every_load(extractor: RerankingFeatureExtractor) -> None:
-    loads = loads_of([3, 5], [2], [1, 4], [1, 2])
-    assert loads[1] == Load(num_candidates=3, slate_size=2, batch_size=1, num_beams=2)
+    loads = loads_of([3, 5], [2], [4], [1, 2])
+    assert loads[1] == Load(num_candidates=3, slate_size=2, batch_size=4, num_beams=2)
     found = list(bench_model(make_tiny(extractor), extractor, loads, seconds=0.0))
     sizes = [(m.num_candidates, m.slate_size, m.batch_size, m.num_beams) for m in found]
-    assert sizes == [(n, 2, b, w) for n in (3, 5) for b in (1, 4) for w in (1, 2)]
+    assert sizes == [(n, 2, 4, w) for n in (3, 5) for w in (1, 2)]
     assert all(0 < m.p50_ms <= m.p99_ms and m.cpu_ms > 0 and m.mflops > 0 and m.floor_ratio > 0 for m in found)
 
 
@@ -71,23 +73,31 @@ def test_end_to_end_has_all_parts(extractor: RerankingFeatureExtractor) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    make_tiny(extractor).save_pretrained(root)
-    extractor.save_pretrained(root)
-    return root
+@pytest.mark.slow
+def test_command_writes_what_it_measured(
+    model_folder: Path,
+    onnx_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exports: list[Path] = []
 
+    def export(model: Any, extractor: Any, out: Path, backend: str, config: Any, sizes: Any) -> None:
+        """Copies the graph that there is."""
+        assert (backend, config.slate_size, sizes) == ("onnx", 3, None)
+        exports.append(shutil.copytree(onnx_folder, out))
 
-def test_command_writes_what_it_measured(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--n", "3,5", "--m", "2", "--batch", "2", "--backend", "eager,onnx", "--seconds", "0"]
-    assert main(["bench", str(folder), *arguments, "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.setattr(bench, "export_model", export)
+    arguments = ["--n", "3,5", "--m", "3", "--batch", "2", "--backend", "eager,onnx", "--seconds", "0.001"]
+    assert main(["bench", str(model_folder), *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert len(exports) == 1  # one graph for both numbers of candidates
     written = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert [(entry["backend"], entry["num_candidates"]) for entry in written["calls"]] == [
-        ("eager", 3),
-        ("onnx", 3),
-        ("eager", 5),
-        ("onnx", 5),
+    assert [(entry["backend"], entry["device"], entry["num_candidates"]) for entry in written["calls"]] == [
+        ("eager", "cpu", 3),
+        ("onnx", "cpu", 3),
+        ("eager", "cpu", 5),
+        ("onnx", "cpu", 5),
     ]
     assert [entry["batch_size"] for entry in written["end_to_end"]] == [2, 2]
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -104,9 +114,11 @@ def test_command_writes_what_it_measured(folder: Path, tmp_path: Path, capsys: p
         (["--m", "9"], "slate_size 9 exceeds the model's 4"),
     ],
 )
-def test_command_refuses(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses(
+    model_folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", str(folder), *arguments])
+        main(["bench", str(model_folder), *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 

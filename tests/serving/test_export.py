@@ -16,22 +16,16 @@ from qa.scale.service import Call, serve
 from rerankzoo import RerankingPipeline
 from rerankzoo.backends import ExportedModel, GraphMetadata, GraphSizes
 from rerankzoo.batch import ENTRIES, inputs
-from rerankzoo.cli.main import main
 from rerankzoo.errors import ExportError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
+from rerankzoo.models.pointwise import PointwiseForReranking
 from rerankzoo.serving import export_model
 from rerankzoo.serving.export import SlateGraph, check_graph
+from tests.serving.conftest import make_model
 
 LABELS = ("slate", "click", "order", "candidate_click")
 FILES = ["config.json", "export.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]
-
-
-def make_model(extractor: RerankingFeatureExtractor, seed: int = 0) -> PointwiseForReranking:
-    torch.manual_seed(seed)
-    config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, embedding_size=4)
-    return PointwiseForReranking(config).eval()
 
 
 @pytest.fixture
@@ -53,29 +47,19 @@ def assert_same(found: Any, expected: Any) -> None:
 # --- exporting and serving ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model exported with greedy decoding by the command."""
-    root = tmp_path_factory.mktemp("export")
-    make_model(extractor).save_pretrained(root / "model")
-    extractor.save_pretrained(root / "model")
-    assert main(["export", str(root / "model"), "--format", "onnx", "--slate-size", "3", "--out", f"{root}/onnx"]) == 0
-    return root / "onnx"
-
-
 @pytest.mark.slow
-def test_folder_holds_graph_and_checkpoint(folder: Path) -> None:
+def test_folder_holds_graph_and_checkpoint(onnx_folder: Path) -> None:
     more = ["SHA256SUMS", "model.onnx", "modeling_rerankzoo.py", "vocabularies.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *more])
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
-    metadata = GraphMetadata.load(folder / "export.json")
+    assert sorted(path.name for path in onnx_folder.iterdir()) == sorted([*FILES, *more])
+    assert sorted(path.name for path in onnx_folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
+    metadata = GraphMetadata.load(onnx_folder / "export.json")
     assert (metadata.format, metadata.decoding, metadata.sizes) == ("onnx", {"slate_size": 3}, None)
     assert "candidate_mask" in metadata.inputs
 
 
 @pytest.mark.slow
-def test_a_graph_serves_many_threads(folder: Path, requests: list[dict[str, Any]]) -> None:
-    onnx = RerankingPipeline.from_pretrained(str(folder), backend="onnx")
+def test_a_graph_serves_many_threads(onnx_folder: Path, requests: list[dict[str, Any]]) -> None:
+    onnx = RerankingPipeline.from_pretrained(onnx_folder, backend="onnx")
     calls = [Call(one, {}, onnx(one)) for one in (*requests, requests, requests[:3])]
     service = serve(onnx, calls, requests=1_000, threads=8)
     assert service.requests >= 1_000
@@ -83,8 +67,8 @@ def test_a_graph_serves_many_threads(folder: Path, requests: list[dict[str, Any]
 
 
 @pytest.mark.slow
-def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dict[str, Any]]) -> None:
-    eager, onnx = (RerankingPipeline.from_pretrained(str(folder), backend=backend) for backend in ("eager", "onnx"))
+def test_pipeline_serves_what_the_model_decodes(onnx_folder: Path, requests: list[dict[str, Any]]) -> None:
+    eager, onnx = (RerankingPipeline.from_pretrained(onnx_folder, backend=backend) for backend in ("eager", "onnx"))
     expected = eager(requests)
     assert [len(items) for items in expected] == [3, 3, 3, 3, 2, 3, 3, 3]  # the slate size that was asked for
     assert_same(onnx(requests), expected)
@@ -97,9 +81,9 @@ def test_pipeline_serves_what_the_model_decodes(folder: Path, requests: list[dic
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])  # noqa: S301
 def test_an_exported_pipeline_goes_to_other_processes(
-    folder: Path, requests: list[dict[str, Any]], send: Callable[[Any], Any]
+    onnx_folder: Path, requests: list[dict[str, Any]], send: Callable[[Any], Any]
 ) -> None:
-    onnx = RerankingPipeline.from_pretrained(folder, backend="onnx")
+    onnx = RerankingPipeline.from_pretrained(onnx_folder, backend="onnx")
     expected = onnx(requests)
     assert_same(send(onnx)(requests), expected)
 
@@ -112,24 +96,24 @@ def test_a_graph_of_an_earlier_version_answers_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_pipeline_refuses_what_a_graph_cannot_do(folder: Path, rows: list[dict[str, Any]]) -> None:
+def test_pipeline_refuses_what_a_graph_cannot_do(onnx_folder: Path, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="evaluator needs backend='eager'"):
-        RerankingPipeline.from_pretrained(str(folder), evaluator=str(folder), backend="onnx")
+        RerankingPipeline.from_pretrained(onnx_folder, evaluator=onnx_folder, backend="onnx")
     with pytest.raises(ValueError, match="was exported as 'onnx', not 'aoti'"):
-        RerankingPipeline.from_pretrained(str(folder), backend="aoti")
-    other = RerankingFeatureExtractor(RerankingFeatureExtractor.from_pretrained(folder).schema).fit(rows[:2])
+        RerankingPipeline.from_pretrained(onnx_folder, backend="aoti")
+    other = RerankingFeatureExtractor(RerankingFeatureExtractor.from_pretrained(onnx_folder).schema).fit(rows[:2])
     with pytest.raises(SchemaMismatchError, match="fingerprint"):
-        RerankingPipeline(ExportedModel.from_pretrained(folder, "onnx"), other)
+        RerankingPipeline(ExportedModel.from_pretrained(onnx_folder, "onnx"), other)
     with pytest.raises(ValueError, match=r"stays torch\.float32 on the CPU"):
-        RerankingPipeline.from_pretrained(folder, backend="onnx", device="meta")
+        RerankingPipeline.from_pretrained(onnx_folder, backend="onnx", device="meta")
     with pytest.raises(TypeError, match="unknown arguments: dtype"):
-        RerankingPipeline.from_pretrained(folder, backend="onnx", dtype="float16")
+        RerankingPipeline.from_pretrained(onnx_folder, backend="onnx", dtype="float16")
 
 
 @pytest.mark.slow
-def test_every_axis_of_the_graph_is_named(folder: Path) -> None:
+def test_every_axis_of_the_graph_is_named(onnx_folder: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
     for entry in session.get_inputs():
         named = [
             axis for axis, size in zip(ENTRIES[entry.name].axes, entry.shape, strict=True) if isinstance(size, str)
@@ -204,7 +188,7 @@ def test_says_that_there_is_no_compiler(
         raise exc.InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
-    with pytest.raises(ExportError, match=r"needs a C\+\+ compiler and none was found"):
+    with pytest.raises(ExportError, match=r"needs a C\+\+ compiler: install"):
         export_model(make_model(extractor), extractor, tmp_path / "graph", "aoti", sizes=GraphSizes(1, 9, 4))
 
 
