@@ -6,7 +6,6 @@ B requests, N candidates, M positions, W beams.
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,7 +137,6 @@ def bench_model(
 def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, float | None]:
     """The times of a call, and the peak of memory meanwhile in MB, where the system tells it."""
     status, module = Path("/proc/self/status"), None if device.type == "cpu" else torch.get_device_module(device)
-    gc.collect()
     if module is not None:
         module.reset_peak_memory_stats(device)
     elif status.is_file():
