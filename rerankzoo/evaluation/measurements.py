@@ -44,19 +44,12 @@ _LABEL_METRICS: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items among the candidates of all requests.
+    """The items among the candidates of all requests."""
 
-    Attributes:
-        codes: A number for every candidate's item id, request after request.
-        offsets: (R + 1,), where each request's codes begin.
-        num_items: How many different items there are.
-        digest: Hash of all ids in order: results with the same digest were measured on the same requests.
-    """
-
-    codes: np.ndarray
-    offsets: np.ndarray
-    num_items: int
-    digest: str
+    codes: np.ndarray  # a number for every candidate's item id, request after request
+    offsets: np.ndarray  # (R + 1,), where each request's codes begin
+    num_items: int  # how many different items there are
+    digest: str  # hash of all ids in order: results with the same digest were measured on the same requests
 
     @classmethod
     def of(cls, data: Dataset, item_id: str) -> Catalogue:
@@ -79,21 +72,13 @@ class Catalogue:
 
 @dataclass
 class Measurements:
-    """Collects measures of K slates per request; what there is to measure depends on what is known.
-
-    Attributes:
-        schema: The fitted schema.
-        slate_size: M.
-        catalogue: The items among the candidates.
-        evaluators: What values slates.
-        hr_requests: HR@p% by evaluator and judge looks at this many first requests.
-    """
+    """Collects measures of K slates per request; what there is to measure depends on what is known."""
 
     schema: FeatureSchema
     slate_size: int
     catalogue: Catalogue
     evaluators: Evaluators
-    hr_requests: int = 0
+    hr_requests: int = 0  # HR@p% by evaluator and judge looks at this many first requests
     num_requests: int = 0
     _columns: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _ranks: dict[str, list[tuple[RankEstimate, bool]]] = field(default_factory=lambda: defaultdict(list))

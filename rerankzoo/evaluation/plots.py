@@ -28,17 +28,11 @@ _LINE, _TEXT, _FAINT = "#c2522d", "#24292f", "#57606a"
 
 @dataclass(frozen=True)
 class Point:
-    """A model's place in a curve.
-
-    Attributes:
-        model: The model; of its decodings the first is drawn.
-        series: Of which line.
-        at: Where on the axis; several models at one place of a line are not meant.
-    """
+    """A model's place in a curve; of its decodings the first is drawn."""
 
     model: str
-    series: str
-    at: float
+    series: str  # of which line
+    at: float  # where on the axis; several models at one place of a line are not meant
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -57,21 +51,9 @@ def write_curve(
     *,
     log: bool = False,
 ) -> Path:
-    """Draws metrics of several models against a quantity that tells the models apart, into `curve.png`.
+    """Draws metrics of several models against a quantity that tells the models apart, into `curve.png` of a folder.
 
-    Args:
-        evaluations: Of the models.
-        out_dir: The folder, made if it is missing.
-        points: Which models, and where.
-        axis: What the axis is.
-        metrics: One panel each.
-        log: Whether the axis is logarithmic.
-
-    Returns:
-        The picture.
-
-    Raises:
-        ValueError: If there are no points, or a model or metric is not there.
+    Arguments and errors are those of `draw_curve`.
     """
     return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / CURVE_FILE)
 
@@ -79,7 +61,18 @@ def write_curve(
 def draw_curve(
     summaries: Sequence[Summary], points: Sequence[Point], axis: str, metrics: Sequence[str], *, log: bool = False
 ) -> Figure:
-    """Draws what `write_curve` writes; arguments and errors are its own."""
+    """Draws metrics of several models against a quantity that tells the models apart.
+
+    Args:
+        summaries: Lines of the table.
+        points: Which models, and where.
+        axis: What the axis is.
+        metrics: One panel each.
+        log: Whether the axis is logarithmic.
+
+    Raises:
+        ValueError: If there are no points, or a model or metric is not there.
+    """
     first: dict[str, Summary] = {}
     for row in summaries:
         first.setdefault(row.model, row)

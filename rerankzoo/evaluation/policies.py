@@ -79,34 +79,29 @@ def default_decodings(
         Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
         16 beams. Of a model that has none of them: its default.
     """
-    decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
-    if penalty_alpha is not None:
-        decodings.append(Decoding("contrastive", {"penalty_alpha": penalty_alpha}))
-    decodings.append(Decoding("sampling", {"do_sample": True}))
-    if has_evaluator:
-        choices = {
-            "4 beams": {"num_beams": 4, "num_return_sequences": 4},
-            "16 samples": {"do_sample": True, "num_return_sequences": 16},
-            "16 beams": {"num_beams": 16, "num_return_sequences": 16},
-        }
-        decodings += [Decoding(f"{name} + evaluator", asked, use_evaluator=True) for name, asked in choices.items()]
+    asked: dict[str, dict[str, Any]] = {
+        "greedy": {"num_beams": 1},
+        "beam 4": {"num_beams": 4},
+        **({} if penalty_alpha is None else {"contrastive": {"penalty_alpha": penalty_alpha}}),
+        "sampling": {"do_sample": True},
+    }
+    chosen: dict[str, dict[str, Any]] = {
+        "4 beams + evaluator": {"num_beams": 4, "num_return_sequences": 4},
+        "16 samples + evaluator": {"do_sample": True, "num_return_sequences": 16},
+        "16 beams + evaluator": {"num_beams": 16, "num_return_sequences": 16},
+    }
+    decodings = [Decoding(name, asked[name]) for name in asked]
+    decodings += [Decoding(name, chosen[name], use_evaluator=True) for name in chosen if has_evaluator]
     config_class = SlateGenerationMixin.generation_config_class
     known = [one for one in decodings if config_class(**one.parameters).strategy in strategies]
     return known or [Decoding("default")]
 
 
 def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: SimulatorTruth | None) -> dict[Key, Policy]:
-    """The baselines that a table of requests allows.
+    """The baselines that a table of requests allows, slates of M.
 
-    Args:
-        data: The requests.
-        schema: The fitted schema.
-        slate_size: M.
-        truth: Of the simulated world, if it is one.
-
-    Returns:
-        The upstream order (where the schema names a score), uniformly random slates, the logged slates (where there is
-        one per request), and with the truth the order by the true stand-alone value.
+    The upstream order (where the schema names a score), uniformly random slates, the logged slates (where there is one
+    per request), and with the truth the order by the true stand-alone value.
     """
     policies: dict[Key, Policy] = {}
     if schema.upstream_score is not None:
@@ -121,13 +116,7 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
 
 
 def decoder(model: Any, decoding: Decoding, evaluator: Evaluator | None) -> Policy:
-    """A model's slates under a decoding; sampling is seeded, and leaves torch's global random state alone.
-
-    Args:
-        model: Has `generate`.
-        decoding: How.
-        evaluator: Chooses, where the decoding says so.
-    """
+    """A model's slates under a decoding; sampling is seeded, and leaves torch's global random state alone."""
     chooser = evaluator if decoding.use_evaluator else None
     devices = [model.device] if model.device.type == "cuda" else []
 

@@ -143,7 +143,7 @@ def tune_penalty_alpha(
     """Chooses the penalty of contrastive decoding by the primary metric, on the validation split.
 
     Args:
-        model: See `evaluate`.
+        model: This, `extractor` and `metadata`: see `evaluate`.
         data: The validation split.
         extractor: See `evaluate`.
         metadata: See `evaluate`.
@@ -167,13 +167,8 @@ def tune_penalty_alpha(
         raise ValueError("penalty_alpha cannot be tuned: there is no truth, no candidate labels and no evaluator")
     scores = {alpha: found.row("tuned", name).metrics[found.primary] for alpha, name in names.items()}
     chosen = max(scores, key=lambda alpha: scores[alpha])
-    record = {
-        "chosen": chosen,
-        "metric": found.primary,
-        "num_requests": found.protocol["num_requests"],
-        "scores": {f"{alpha:g}": score for alpha, score in scores.items()},
-    }
-    return chosen, record
+    record = {"chosen": chosen, "metric": found.primary, "num_requests": found.protocol["num_requests"]}
+    return chosen, {**record, "scores": {f"{alpha:g}": score for alpha, score in scores.items()}}
 
 
 def _check_parts(parts: Mapping[str, Any], schema: FeatureSchema) -> None:
@@ -192,9 +187,8 @@ def _check_decodings(decodings: Sequence[Decoding], model: Any, evaluator: Evalu
         raise ValueError(f"decodings must have distinct names, at least one, got {names}")
     for decoding in decodings:
         decoding.check(model)
-    needy = [decoding.name for decoding in decodings if decoding.use_evaluator]
-    if needy and evaluator is None:
-        raise ValueError(f"decodings {needy} need an evaluator")
+        if decoding.use_evaluator and evaluator is None:
+            raise ValueError(f"decoding {decoding.name!r} needs an evaluator")
 
 
 @contextmanager
@@ -211,7 +205,10 @@ def _evaluating(*parts: object) -> Iterator[None]:
             part.train()
 
 
-# Protocol: what the figures mean
+_OPTIMUM_NOTE = (
+    "; the optimum is the best known: of local searches on the truth from the best of these, of a beam search and of "
+    "the slates in the table"
+)
 
 
 def _protocol(
@@ -219,6 +216,11 @@ def _protocol(
 ) -> dict[str, Any]:
     schema, size, evaluators = measurements.schema, measurements.slate_size, measurements.evaluators
     catalogue = measurements.catalogue
+    notes = {"random": "uniformly drawn slates"}
+    if schema.upstream_score is not None:
+        notes["upstream"] = f"candidates sorted by {schema.upstream_score!r}"
+    if evaluators.truth is not None:
+        notes["oracle"] = "candidates sorted by their true stand-alone value: the limit of every pointwise ranker"
     protocol: dict[str, Any] = {
         "data": {key: value for key, value in (metadata or {"source": schema.name}).items() if key != "rows"},
         "num_requests": measurements.num_requests,
@@ -228,18 +230,15 @@ def _protocol(
         "batch_size": batch_size,
         "primary_metric": measurements.primary(),
         "decodings": {one.name: {**one.parameters, "evaluator": one.use_evaluator} for one in decodings},
-        "baselines": _baseline_notes(schema, evaluators),
+        "baselines": notes,
         f"coverage@{size}": f"distinct items shown / the {catalogue.num_items} among the candidates",
     }
     if fields := diversity_fields(schema):
         protocol[f"ild@{size}"] = f"mean cosine distance over pairs of a slate, by candidate fields {', '.join(fields)}"
     if evaluators.truth is not None:
-        protocol["truth"] = _space_note(evaluators.truth, measurements.exact("true_")) + (
-            ""
-            if measurements.exact("true_")
-            else "; the optimum is the best known: of local searches on the truth from the best of these, of a beam "
-            "search and of the slates in the table"
-        )
+        protocol["truth"] = _space_note(evaluators.truth, measurements.exact("true_"))
+        if not measurements.exact("true_"):
+            protocol["truth"] += _OPTIMUM_NOTE
     if evaluators.evaluator is not None and measurements.hr_requests:
         count = min(measurements.hr_requests, measurements.num_requests)
         note = _space_note(evaluators.evaluator, measurements.exact(""))
@@ -258,18 +257,7 @@ def _protocol(
     return protocol
 
 
-def _baseline_notes(schema: FeatureSchema, evaluators: Evaluators) -> dict[str, str]:
-    notes = {"random": "uniformly drawn slates"}
-    if schema.upstream_score is not None:
-        notes["upstream"] = f"candidates sorted by {schema.upstream_score!r}"
-    if evaluators.truth is not None:
-        notes["oracle"] = "candidates sorted by their true stand-alone value: the limit of every pointwise ranker"
-    return notes
-
-
 def _space_note(ranks: SlateRanks, exact: bool) -> str:
     space = "all slates" if exact else f"{ranks.num_samples} uniformly sampled slates"
-    return (
-        f"against {space} of each request; a hit if fewer than the share of them are better by more than "
-        f"{ranks.tolerance:g} (relative)"
-    )
+    hit = f"a hit if fewer than the share of them are better by more than {ranks.tolerance:g} (relative)"
+    return f"against {space} of each request; {hit}"

@@ -50,60 +50,50 @@ class Shown(NamedTuple):
 _OPINION, _PLAIN = Shown(better=None), Shown(1.0, 3, None)
 #: What matters first; "@" stands for any cut. Metrics that are not here come last.
 _METRICS = {
-    "utility": Shown(),
-    "true_hr@1%": Shown(),
-    "true_hr@10%": Shown(),
+    **dict.fromkeys(("utility", "true_hr@1%", "true_hr@10%"), Shown()),
     "regret": Shown(better="min"),
-    **{name: Shown() for name in ("ndcg@", "map@", "recall@", "hit@", "mrr@")},
-    "hr@1%": _OPINION,
-    "hr@10%": _OPINION,
-    "judge_hr@1%": Shown(),
-    "judge_hr@10%": Shown(),
-    "gap": _OPINION,
-    "value": _PLAIN,
-    "coverage@": _OPINION,
-    "ild@": _PLAIN,
-    "cpu_seconds": Shown(1.0, 0, None),
-    "spearman": _PLAIN,
-    "calibration": _PLAIN,
-    "judge_value": _PLAIN,
+    **dict.fromkeys(("ndcg@", "map@", "recall@", "hit@", "mrr@"), Shown()),
+    **dict.fromkeys(("hr@1%", "hr@10%"), _OPINION),
+    **dict.fromkeys(("judge_hr@1%", "judge_hr@10%"), Shown()),
+    **{"gap": _OPINION, "value": _PLAIN, "coverage@": _OPINION, "ild@": _PLAIN, "cpu_seconds": Shown(1.0, 0, None)},
+    **dict.fromkeys(("spearman", "calibration", "judge_value"), _PLAIN),
 }
 OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 
 
 class _Table:
-    """The table: its columns, the text of its cells, and which of them are the best of their column."""
+    """The table: its columns, and by row the text of its cells and whether they are the best of their column."""
 
     def __init__(self, summaries: Sequence[Summary]) -> None:
         names = {name for row in summaries for name in row.metrics if not name.endswith(("_low", "_high"))}
-        order = list(_METRICS)
+        order = {name: number for number, name in enumerate(_METRICS)}
+        shown = names - _shared(summaries).keys()
+        self.columns = sorted(shown, key=lambda name: (order.get(_kind(name), len(order)), name))
         self.rows = list(summaries)
-        self.columns = sorted(
-            names - _shared(summaries).keys(),
-            key=lambda name: (order.index(_kind(name)) if _kind(name) in order else len(order), name),
-        )
-        self.cells = [[_text(row.metrics.get(name), shown_as(name)) for name in self.columns] for row in summaries]
-        self.best = [[False] * len(self.columns) for _ in summaries]
-        for column, name in enumerate(self.columns):
-            for row in self._best_rows(name):
-                self.best[row][column] = True
+        columns = [self._column(name) for name in self.columns]
+        self.cells = [[column[number] for column in columns] for number in range(len(summaries))]
 
-    def _best_rows(self, name: str) -> list[int]:
-        """The rows whose shown figure is the best one."""
-        better = shown_as(name).better
-        contestants = {number: row.metrics[name].mean for number, row in enumerate(self.rows)
-                       if name in row.metrics and row.key != ORACLE}  # fmt: skip
-        if better is None or not contestants:
-            return []
-        top = (min if better == "min" else max)(contestants.values())
-        return [number for number, mean in contestants.items() if f"{100 * mean:.1f}" == f"{100 * top:.1f}"]
+    def _column(self, name: str) -> list[tuple[str, bool]]:
+        shown = shown_as(name)
+        means = [row.metrics[name].mean for row in self.rows if name in row.metrics and row.key != ORACLE]
+        top = {"min": min, "max": max}[shown.better](means) if shown.better and means else None
+        return [
+            (
+                _text(row.metrics.get(name), shown),
+                top is not None
+                and row.key != ORACLE
+                and name in row.metrics
+                and f"{100 * row.metrics[name].mean:.1f}" == f"{100 * top:.1f}",
+            )
+            for row in self.rows
+        ]
 
     def markdown(self) -> str:
         """The table as Markdown."""
         lines = ["| model | decoding | " + " | ".join(map(heading, self.columns)) + " |"]
         lines.append("|---|---|" + "---:|" * len(self.columns))
-        for row, cells, best in zip(self.rows, self.cells, self.best, strict=True):
-            marked = [f"**{cell}**" if top else cell for cell, top in zip(cells, best, strict=True)]
+        for row, cells in zip(self.rows, self.cells, strict=True):
+            marked = [f"**{text}**" if best else text for text, best in cells]
             lines.append(f"| {row.model} | {row.decoding} | " + " | ".join(marked) + " |")
         return "\n".join(lines) + "\n"
 
@@ -111,7 +101,7 @@ class _Table:
         """How many columns, the first of them, fit beside the labels into a console of this width."""
         width -= max(len(line) for label in self.labels() for line in label.splitlines())
         for number, name in enumerate(self.columns):
-            width -= 2 + max(map(len, [*heading(name).split(), *(cells[number] for cells in self.cells)]))
+            width -= 2 + max(map(len, [*heading(name).split(), *(cells[number][0] for cells in self.cells)]))
             if width < 0:
                 return max(1, number)
         return len(self.columns)
@@ -135,10 +125,10 @@ class _Table:
         table.add_column("", no_wrap=True)
         for name in self.columns[:num_columns]:
             table.add_column(heading(name).replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
-        for row, name, cells, best in zip(self.rows, self.labels(), self.cells, self.best, strict=True):
+        for row, name, cells in zip(self.rows, self.labels(), self.cells, strict=True):
             style = "dim" if row.key in BASELINES else ""
-            marked = [Text(cell, style="bold green" if top else style) for cell, top in zip(cells, best, strict=True)]
-            table.add_row(Text(name, style=style), *marked[:num_columns])
+            marked = [Text(text, style="bold green" if best else style) for text, best in cells[:num_columns]]
+            table.add_row(Text(name, style=style), *marked)
         return table
 
 

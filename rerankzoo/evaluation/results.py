@@ -29,20 +29,11 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        model: Whose slates: a model's name, or "upstream", "random", "logged", "oracle".
-        decoding: How they were decoded.
-        seed: The run.
-        metrics: Fractions, not percentages.
-    """
+class _Line:
+    """Whose slates (a model's, or "upstream", "random", "logged", "oracle"), and how they were decoded."""
 
     model: str
     decoding: str
-    seed: int
-    metrics: dict[str, float]
 
     @property
     def key(self) -> Key:
@@ -51,17 +42,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One line of the table over several runs: `Row` with mean and sample standard deviation of each metric."""
+class Row(_Line):
+    """One line of the table: metrics of one run, as fractions."""
 
-    model: str
-    decoding: str
+    seed: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Summary(_Line):
+    """One line of the table over several runs: mean and sample standard deviation of each metric."""
+
     metrics: dict[str, Spread]
-
-    @property
-    def key(self) -> Key:
-        """Model and decoding."""
-        return self.model, self.decoding
 
 
 @dataclass(frozen=True)
@@ -110,13 +102,12 @@ class Evaluation:
 
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
-        return self._with_rows(
-            lambda row: (
-                {name: value for name, value in row.metrics.items() if not _is_by_evaluator(name)}
-                if row.key in BASELINES
-                else row.metrics
-            )
-        )
+
+        def kept(row: Row) -> dict[str, float]:
+            said = [name for name in row.metrics if row.key in BASELINES and _is_by_evaluator(name)]
+            return {name: value for name, value in row.metrics.items() if name not in said}
+
+        return self._with_rows(kept)
 
     def _with_rows(self, metrics: Callable[[Row], dict[str, float]]) -> Evaluation:
         return replace(self, rows=[replace(row, metrics=metrics(row)) for row in self.rows])
@@ -185,13 +176,9 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 
 def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
-    """Mean and sample standard deviation over runs, for every model and decoding.
+    """Mean and sample standard deviation over runs, for every model and decoding, in the order of `unique_rows`.
 
-    Args:
-        evaluations: One per run; runs of one model have different seeds. Of several models too.
-
-    Returns:
-        Lines in the order of `unique_rows`. A metric that some runs lack is averaged over those that have it.
+    A metric that some runs lack is averaged over those that have it. Runs of one model have different seeds.
 
     Raises:
         ValueError: If there is no evaluation, and as `unique_rows`.
@@ -208,10 +195,8 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
         metrics = values.setdefault(row.key, {})
         for name, value in row.metrics.items():
             metrics.setdefault(name, []).append(value)
-    return [
-        Summary(*key, {name: mean_and_spread(each) for name, each in metrics.items()})
-        for key, metrics in values.items()
-    ]
+    spreads = {key: {name: mean_and_spread(runs) for name, runs in metrics.items()} for key, metrics in values.items()}
+    return [Summary(*key, metrics) for key, metrics in spreads.items()]
 
 
 def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> Comparison:
@@ -276,11 +261,9 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
     """Whether two measurements say the same, but for what an evaluator says, which one of them may lack."""
-    return all(
-        math.isclose(one[name], other[name], abs_tol=_NOISE)
-        if name in one and name in other
-        else _is_by_evaluator(name)
-        for name in one.keys() | other.keys()
+    both = one.keys() & other.keys()
+    return all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(
+        math.isclose(one[name], other[name], abs_tol=_NOISE) for name in both
     )
 
 

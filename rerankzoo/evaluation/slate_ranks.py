@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,23 +29,14 @@ _CHUNK_SLATES = 2**14  # slates in one forward pass of an evaluator
 _TRUTH_BEAMS = 16
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Requests of a batch that have equally many candidates, hence equally many slates.
+class _Group(NamedTuple):
+    """Requests of a batch that have equally many candidates, hence equally many slates."""
 
-    Attributes:
-        rows: Their places in the batch.
-        batch: The requests.
-        num_candidates: n of each.
-        length: Of their slates.
-        listed: Whether all their slates are valued, not a sample.
-    """
-
-    rows: Tensor
+    rows: Tensor  # their places in the batch
     batch: Batch
     num_candidates: int
-    length: int
-    listed: bool
+    length: int  # of their slates
+    listed: bool  # whether all their slates are valued, not a sample
 
     def keys(self) -> list[tuple[int, int]]:
         """What tells their spaces apart: row of the table and length of the slates."""
@@ -88,16 +79,15 @@ class SlateRanks(ABC):
             Share of all slates that are strictly better, with an interval, each (B, K) float64, and whether all slates
             of all requests were valued: the interval then has no width.
         """
-        generator = torch.Generator().manual_seed(seed)
-        ranks = RankEstimate(*(torch.zeros(chosen.shape, dtype=torch.float64) for _ in range(3)))
-        exact = True
+        generator, exact = torch.Generator().manual_seed(seed), True
+        ranks = torch.zeros(3, *chosen.shape, dtype=torch.float64)
         for group in self._groups(batch, slate_size):
             exact &= group.listed
             values = self._space(group, generator)
             for column in range(chosen.shape[1]):
-                for ends, part in zip(ranks, self._estimate(values, chosen[group.rows, column], group), strict=True):
-                    ends[group.rows, column] = part
-        return ranks, exact
+                estimate = self._estimate(values, chosen[group.rows, column], group)
+                ranks[:, group.rows, column] = torch.stack(estimate)
+        return RankEstimate(*ranks), exact
 
     def _groups(self, batch: Batch, slate_size: int) -> Iterator[_Group]:
         sizes = batch["candidate_mask"].sum(1).cpu()
@@ -188,19 +178,10 @@ class SimulatorTruth(SlateRanks):
         return torch.from_numpy(self.simulator.expected_utility(*self._ids(batch), positions))
 
     def best(self, batch: Batch, slates: Tensor, chosen: Tensor, slate_size: int) -> Tensor:
-        """The value of each request's best slate, after `rank`.
+        """The value (B,) of each request's best slate, after `rank`; `slates` (B, K, M) are the chosen ones.
 
         Where not all slates were valued, it is the best that is known: of local searches from the best drawn one, from
         a beam search and from the best of the chosen ones.
-
-        Args:
-            batch: The requests.
-            slates: (B, K, M), the chosen slates.
-            chosen: (B, K), their values.
-            slate_size: M.
-
-        Returns:
-            (B,) float64.
         """
         best = torch.zeros(len(chosen), dtype=torch.float64)
         for group in self._groups(batch, slate_size):
@@ -262,21 +243,10 @@ class Evaluators:
         evaluator: Evaluator | None = None,
         judge: Evaluator | None = None,
     ) -> Evaluators:
-        """Makes those of a table.
-
-        Args:
-            data: The requests.
-            item_id: The column of the candidates' ids.
-            metadata: Of the data folder; a simulator's reveals the truth.
-            evaluator: See above.
-            judge: See above.
-        """
+        """Those of a table of requests with a column of item ids; a simulator's metadata reveals the truth."""
         simulated = metadata is not None and metadata.get("source") == "simulator"
-        return cls(
-            truth=SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id) if simulated else None,
-            evaluator=EvaluatorRanks(evaluator) if evaluator is not None else None,
-            judge=EvaluatorRanks(judge) if judge is not None else None,
-        )
+        truth = SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id) if simulated else None
+        return cls(truth, *(None if one is None else EvaluatorRanks(one) for one in (evaluator, judge)))
 
     def by_prefix(self) -> dict[str, SlateRanks]:
         """Those that there are, by the prefix of their metrics."""

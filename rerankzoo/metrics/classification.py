@@ -1,8 +1,14 @@
 """Measures of predicted click (or order) probabilities: AUC, grouped AUC, log-loss, calibration.
 
-All functions share `predictions` (...), `labels` (...) and `mask` (...) bool, True where the entry counts (default:
-all): tensors of any one shape, usually (B, M) or (B, N). Entries outside the mask may hold anything. They pool entries
-across requests, so they are no means over requests: over several batches, keep the entries and call them once.
+All functions share these arguments, tensors of any one shape, usually (B, M) or (B, N):
+
+- `predictions`: scores of any monotone scale for the AUCs, probabilities for the others;
+- `labels`: 0 or 1 for the AUCs, in [0, 1] for the others;
+- `mask` bool, True where an entry counts (default: all); others may hold anything.
+
+They raise ValueError on differing shapes, an unknown option, and an entry that is not finite or outside these ranges.
+They pool entries across requests, so they are no means over requests: over several batches, keep the entries and call
+them once.
 """
 
 from __future__ import annotations
@@ -19,16 +25,10 @@ GroupWeights = Literal["uniform", "impressions", "positives"]
 
 
 class GroupedAUC(NamedTuple):
-    """AUC of every group that has both classes, G groups in ascending order of their id.
+    """AUC of every group that has both classes, G groups in ascending order of their id."""
 
-    Attributes:
-        auc: (G,) float, ties count one half.
-        positives: (G,) int64, number of positives.
-        negatives: (G,) int64, number of negatives.
-    """
-
-    auc: Tensor
-    positives: Tensor
+    auc: Tensor  # (G,) float, ties count one half
+    positives: Tensor  # (G,) int64, number of positives
     negatives: Tensor
 
 
@@ -39,36 +39,15 @@ def auc(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
     evaluator training) depends on the batch size and is not offered; for an AUC within requests see `gauc`. Computed
     from ranks in whole numbers, hence exact up to the last division.
 
-    Args:
-        predictions: (...) scores, any monotone scale.
-        labels: (...) 0 or 1.
-        mask: (...) bool, True where an entry counts.
-
     Returns:
         Scalar in [0, 1]; 0.5, the value of an uninformative score, if there are not both classes.
-
-    Raises:
-        ValueError: On differing shapes, a prediction that is not finite, or a label other than 0 and 1.
     """
     pooled = grouped_auc(predictions, labels, torch.zeros_like(predictions, dtype=torch.int64), mask)
     return pooled.auc[0] if pooled.auc.numel() else pooled.auc.new_tensor(0.5)
 
 
 def grouped_auc(predictions: Tensor, labels: Tensor, groups: Tensor, mask: Tensor | None = None) -> GroupedAUC:
-    """AUC within every group; groups without both classes are left out.
-
-    Args:
-        predictions: (...) scores, any monotone scale.
-        labels: (...) 0 or 1.
-        groups: (...) int64 group of every entry.
-        mask: (...) bool, True where an entry counts.
-
-    Returns:
-        The AUC and the class counts of the groups that have both classes.
-
-    Raises:
-        ValueError: As `auc`.
-    """
+    """AUC within every group that has both classes; `groups` (...) int64 is the group of every entry."""
     check_shape("groups", groups, tuple(predictions.shape), "predictions")
     scores, targets, kept = _select(predictions, labels, mask, lambda y: (y != 0) & (y != 1), "is neither 0 nor 1")
     group = torch.unique(groups[kept], return_inverse=True)[1]
@@ -96,19 +75,12 @@ def gauc(
 ) -> Tensor:
     """Weighted mean of the AUC within groups; groups without both classes are skipped.
 
-    Args:
-        predictions: (...) scores, any monotone scale.
-        labels: (...) 0 or 1.
-        mask: (...) bool, True where an entry counts.
-        groups: (...) int64 group of every entry, for example the user; by default a row (request) is a group.
-        weights: A group counts `"uniform"`: once (YOLOR's mean AUC in the list); `"impressions"`: by its entries (DIN);
-            `"positives"`: by its positives (RecBole, with users as groups).
+    `groups` (...) int64 is the group of every entry, for example the user; by default a row (request) is a group, and
+    vectors have none. By `weights` a group counts `"uniform"`: once (YOLOR's mean AUC in the list); `"impressions"`: by
+    its entries (DIN); `"positives"`: by its positives (RecBole, with users as groups).
 
     Returns:
         Scalar in [0, 1]; 0.5, the value of an uninformative score, if no group has both classes.
-
-    Raises:
-        ValueError: As `auc`, on an unknown option, and for vectors of predictions without `groups`.
     """
     check_option("weights", weights, GroupWeights)
     result = grouped_auc(predictions, labels, _row_numbers(predictions) if groups is None else groups, mask)
@@ -124,20 +96,11 @@ def log_loss(predictions: Tensor, labels: Tensor, mask: Tensor | None = None, *,
     """Mean of -(y log p + (1 - y) log(1 - p)) over entries.
 
     p is a probability of its own entry. LibRerank feeds a softmax over the list instead, so its log-loss is no click
-    log-loss and not comparable.
-
-    Args:
-        predictions: (...) probabilities.
-        labels: (...) in [0, 1].
-        mask: (...) bool, True where an entry counts.
-        eps: Probabilities of both outcomes are raised to at least this, which bounds an entry's loss by -log(eps).
+    log-loss and not comparable. Probabilities of both outcomes are raised to at least `eps`, strictly between 0 and 1,
+    which bounds an entry's loss by -log(eps).
 
     Returns:
         Scalar >= 0; 0 if there are no entries.
-
-    Raises:
-        ValueError: On differing shapes, a prediction or label outside [0, 1] (logits, for example), or an `eps` that is
-            not strictly between 0 and 1.
     """
     check_fraction("eps", eps)
     probability, target = _probabilities(predictions, labels, mask)
@@ -149,16 +112,8 @@ def log_loss(predictions: Tensor, labels: Tensor, mask: Tensor | None = None, *,
 def calibration(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean prediction / mean label: 1 is calibrated, above 1 predicts too much ("predicted over observed CTR").
 
-    Args:
-        predictions: (...) probabilities.
-        labels: (...) in [0, 1].
-        mask: (...) bool, True where an entry counts.
-
     Returns:
         Scalar >= 0. Where nothing is observed: infinity, or 1 if nothing is predicted either.
-
-    Raises:
-        ValueError: On differing shapes, or a prediction or label outside [0, 1].
     """
     probability, target = _probabilities(predictions, labels, mask)
     predicted, observed = probability.sum(), target.sum()

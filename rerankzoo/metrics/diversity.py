@@ -1,7 +1,8 @@
 """Variety within slates (intra-list distance, distinct categories) and across requests (coverage, distinct pairs).
 
-`slates` (B, M) int64 are positions into the row's candidates, -100 pads. A pair with a padded position does not count.
-All functions raise ValueError on k < 1, wrong shapes, and slate positions out of range or repeated.
+`slates` (B, M) int64 are positions into the row's candidates, -100 pads; `k` is the cut-off, in positions. A pair with
+a padded position does not count. All functions raise ValueError on an unknown option, k < 1, wrong shapes, slate
+positions out of range or repeated, and displayed entries that they cannot use.
 """
 
 from __future__ import annotations
@@ -24,16 +25,10 @@ _LARGE, _SMALL = 1e15, 1e-10
 def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
     """ILD@k: mean cosine distance, 1 - cos, over all pairs of the top k items (Zhang and Hurley, 2008).
 
-    Args:
-        slates: (B, M) int64, -100 pads.
-        vectors: (B, N, D) vector of every candidate; a zero vector has distance 1 from every other.
-        k: Cut-off, in positions.
+    `vectors` (B, N, D) are the candidates'; a zero vector has distance 1 from every other.
 
     Returns:
         (B,) values in [0, 2]; 0 for a slate without a pair.
-
-    Raises:
-        ValueError: See the module; and if a displayed vector is not finite.
     """
     top, shown = _top(slates, vectors, k, dim=3)
     shown = as_float(shown)
@@ -50,10 +45,7 @@ def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
 def ilad(slates: Tensor, categories: Tensor, *, k: int) -> Tensor:
     """ILAD@k: share of the pairs of the top k items that differ in category (as in the code of CMR).
 
-    Args:
-        slates: (B, M) int64, -100 pads.
-        categories: (B, N) int64, category of every candidate.
-        k: Cut-off, in positions.
+    `categories` (B, N) int64 are the candidates'.
 
     Returns:
         (B,) values in [0, 1]; 0 for a slate without a pair.
@@ -63,19 +55,9 @@ def ilad(slates: Tensor, categories: Tensor, *, k: int) -> Tensor:
 
 
 def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> Tensor:
-    """Share of the catalogue that is displayed to anybody: |union of the top k| / num_items (RecBole).
+    """Share of the catalogue that is displayed to anybody: |union of the top k| / num_items (RecBole), a scalar.
 
-    Args:
-        slates: (B, M) int64, -100 pads.
-        items: (B, N) int64, catalogue index 0 .. num_items - 1 of every candidate (anything where it is padding).
-        num_items: Size of the catalogue.
-        k: Cut-off, in positions.
-
-    Returns:
-        Scalar in [0, 1].
-
-    Raises:
-        ValueError: See the module; and on num_items < 1, or a displayed item outside the catalogue.
+    `items` (B, N) int64 are the candidates' catalogue indexes 0 .. num_items - 1 (anything where they are padding).
     """
     check_positive("num_items", num_items)
     top, shown = _top(slates, items, k, dim=2)
@@ -89,20 +71,13 @@ def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> T
 def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> Tensor:
     """Distinct-2: number of different ordered pairs of neighbours / number of pairs of neighbours (Li et al., 2016).
 
-    CONGRATS reports it for slates without saying over what it pools, so both readings are here.
-
-    Args:
-        slates: (B, M) int64, -100 pads.
-        items: (B, N) int64, id (or category) of every candidate.
-        k: Cut-off, in positions.
-        pool: `"all"`: pairs of all requests are one collection; `"request"`: the mean over requests of each one's own
-            share, which is 1 for ids, as no item repeats within a slate, and informative for categories.
+    CONGRATS reports it for slates without saying over what it pools, so both readings are here: `pool` is `"all"`: the
+    pairs of all requests are one collection; or `"request"`: the mean over requests of each one's own share, which is 1
+    for ids, as no item repeats within a slate, and informative for categories. `items` (B, N) int64 are the candidates'
+    ids or categories.
 
     Returns:
         Scalar in [0, 1]; 0 if there is no pair.
-
-    Raises:
-        ValueError: See the module; and on an unknown option.
     """
     check_option("pool", pool, Pool)
     top, shown = _top(slates, items, k, dim=2)

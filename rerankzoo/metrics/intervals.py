@@ -1,4 +1,8 @@
-"""Uncertainty of reported numbers: bootstrap over requests, Wilson intervals of shares, spread over seeds."""
+"""Uncertainty of reported numbers: bootstrap over requests, Wilson intervals of shares, spread over seeds.
+
+Bootstraps draw the requests `num_resamples` times anew, with replacement; the same `seed` gives the same interval, and
+`confidence`, strictly between 0 and 1, is its coverage. Values are one finite number per request.
+"""
 
 from __future__ import annotations
 
@@ -52,20 +56,10 @@ class Spread:
 
 
 def bootstrap_mean(values: Tensor, num_resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Percentile bootstrap interval of a mean over requests (Efron and Tibshirani, 1993, chapter 13).
-
-    Args:
-        values: (B,) one value per request.
-        num_resamples: How often the requests are drawn anew, with replacement.
-        confidence: Coverage of the interval.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        The mean and its interval.
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13) of values (B,).
 
     Raises:
-        ValueError: If `values` is not a non-empty vector of finite numbers, `num_resamples` < 1, or `confidence` is not
-            strictly between 0 and 1.
+        ValueError: If `values` is not a non-empty vector of finite numbers, or on an option out of its range.
     """
     return _bootstrap(_vector("values", values), num_resamples, confidence, seed)
 
@@ -75,17 +69,8 @@ def paired_bootstrap(
 ) -> Estimate:
     """Percentile bootstrap interval of the mean of a - b, where both were measured on the same requests.
 
-    Resampling requests, not the two methods separately, removes the spread between easy and hard requests.
-
-    Args:
-        a: (B,) one value per request, of the first method.
-        b: (B,) values of the second method on the same requests in the same order.
-        num_resamples: How often the requests are drawn anew, with replacement.
-        confidence: Coverage of the interval.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        The mean difference and its interval.
+    Resampling requests, not the two methods separately, removes the spread between easy and hard requests. a and b are
+    (B,), in the same order.
 
     Raises:
         ValueError: If `a` and `b` differ in length, and as `bootstrap_mean`.
@@ -99,17 +84,12 @@ def paired_bootstrap(
 def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
     """Score interval of a binomial share (Wilson, 1927), which stays inside [0, 1] and has width at 0 successes.
 
-    Args:
-        successes: (...) counts.
-        trials: (...) numbers of trials, or one number for all.
-        confidence: Coverage of the two-sided interval.
-
     Returns:
         Lower and upper ends, each (...) float64, on the CPU.
 
     Raises:
-        ValueError: If a number of trials is below 1, successes are negative or exceed the trials, or `confidence` is
-            not strictly between 0 and 1.
+        ValueError: If a number of trials is below 1, successes (...) are negative or exceed the trials, or `confidence`
+            is not strictly between 0 and 1.
     """
     check_fraction("confidence", confidence)
     count = successes.cpu().double()  # some accelerators have no float64

@@ -13,8 +13,10 @@ estimate with an interval. In HR@p% of YOLOR and PIER something else is meant: w
 evaluator's best.
 
 The functions share `values` (B, P), the value of every slate of a request, `chosen` (B,), that of the generator's
-slate, and `mask` (B, P) bool, True where a slate counts (default: all). They raise ValueError on differing shapes,
-values that are not finite, and a row without slates.
+slate, and `mask` (B, P) bool, True where a slate counts (default: all). `tolerance` is relative: a slate is better if
+it exceeds the chosen one by more than this share of the larger magnitude of the two; it absorbs float noise between two
+evaluations of one slate. They raise ValueError on differing shapes, values that are not finite, a row without slates,
+an unknown option, a negative tolerance, and a share or confidence that is not strictly between 0 and 1.
 """
 
 from __future__ import annotations
@@ -32,35 +34,15 @@ Rounding = Literal["ceil", "floor"]
 
 
 class RankEstimate(NamedTuple):
-    """Share of all slates that are strictly better than the chosen one, with an interval.
+    """Share of all slates that are strictly better than the chosen one, each (B,) float64."""
 
-    Attributes:
-        share: (B,) float64, the share among the sampled slates.
-        low: (B,) float64, lower end of the Wilson interval.
-        high: (B,) float64, upper end.
-    """
-
-    share: Tensor
-    low: Tensor
+    share: Tensor  # among the sampled slates
+    low: Tensor  # lower end of its Wilson interval
     high: Tensor
 
 
 def count_better(values: Tensor, chosen: Tensor, mask: Tensor | None = None, tolerance: float = 1e-6) -> Tensor:
-    """Counts the slates that are strictly better than the chosen one.
-
-    Args:
-        values: (B, P) value of every slate.
-        chosen: (B,) value of the chosen slate.
-        mask: (B, P) bool, True where a slate counts.
-        tolerance: A slate is better if it exceeds the chosen one by more than this share of the larger magnitude of the
-            two; it absorbs float noise between two evaluations of one slate.
-
-    Returns:
-        (B,) int64.
-
-    Raises:
-        ValueError: See the module; and on a negative tolerance.
-    """
+    """Counts the slates that are strictly better than the chosen one: (B,) int64."""
     if tolerance < 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     values, chosen, kept = _checked(values, chosen, mask)
@@ -79,21 +61,11 @@ def hit_rate_at_share(
 ) -> Tensor:
     """HR@p%: 1 where the chosen slate is among the best `share` of all slates of its request, else 0.
 
-    It is a hit if fewer than max(1, rounding(share * P)) slates are strictly better.
-
-    Args:
-        values: (B, P) value of every slate of the request.
-        chosen: (B,) value of the generator's slate.
-        share: 0.01 for HR@1%.
-        rounding: How share * P becomes a number of slates: `"ceil"` or `"floor"`.
-        tolerance: Relative margin within which values tie.
-        mask: (B, P) bool, True where a slate counts; P is then the number of True entries of the row.
+    It is a hit if fewer than max(1, rounding(share * P)) slates are strictly better, P being the slates of the request
+    that count. `share` is 0.01 for HR@1%.
 
     Returns:
         (B,) zeros and ones, in the type of `values`.
-
-    Raises:
-        ValueError: If `share` is not strictly between 0 and 1, on an unknown rounding, and as `count_better`.
 
     Example:
         >>> values = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
@@ -116,11 +88,6 @@ def regret_ratio(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> 
     negative. If the best value is 0, it is 0 for a chosen value of 0 and 1 for any lower one. A chosen value above all
     of `values`, possible where these are only a sample, gives a negative regret.
 
-    Args:
-        values: (B, P) value of every slate of the request.
-        chosen: (B,) value of the generator's slate.
-        mask: (B, P) bool, True where a slate counts.
-
     Returns:
         (B,) regret; infinite where the ratio exceeds the type's range.
     """
@@ -134,26 +101,16 @@ def regret_ratio(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> 
 
 
 def utility_share(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The chosen slate's value as a share of the best one, (B,): 1 - `regret_ratio`, whose arguments it has."""
+    """The chosen slate's value as a share of the best one, (B,): 1 - `regret_ratio`."""
     return 1 - regret_ratio(values, chosen, mask)
 
 
 def estimate_rank(
     sampled_values: Tensor, chosen: Tensor, confidence: float = 0.95, tolerance: float = 1e-6
 ) -> RankEstimate:
-    """Estimates the share of all slates that are strictly better than the chosen one.
+    """Estimates the share of all slates that are strictly better than the chosen one, on the CPU.
 
-    Args:
-        sampled_values: (B, S) values of uniformly sampled slates of the request.
-        chosen: (B,) value of the generator's slate.
-        confidence: Coverage of each request's Wilson interval.
-        tolerance: Relative margin within which values tie.
-
-    Returns:
-        Share, low and high, each (B,), on the CPU.
-
-    Raises:
-        ValueError: As `count_better`, and if `confidence` is not strictly between 0 and 1.
+    `sampled_values` (B, S) are those of uniformly sampled slates; each request's Wilson interval has this `confidence`.
     """
     better = count_better(sampled_values, chosen, tolerance=tolerance).cpu()
     num_samples = sampled_values.size(1)
@@ -167,18 +124,7 @@ def sampled_hit_rate(rank: RankEstimate, share: float, confidence: float = 0.95)
     `hit_rate_at_share` with `rounding="ceil"`. The interval runs from the lower Wilson end for the requests that are
     hits for certain (whole rank interval below `share`) to the upper Wilson end for those that may be. It is
     conservative, and wide if the samples are too few to tell: below about 4 / share samples no request is a hit for
-    certain.
-
-    Args:
-        rank: The requests' ranks, from `estimate_rank`.
-        share: 0.01 for HR@1%.
-        confidence: Coverage of the Wilson intervals over requests.
-
-    Returns:
-        Mean hit rate and interval.
-
-    Raises:
-        ValueError: If there are no requests, or `share` or `confidence` is not strictly between 0 and 1.
+    certain. `confidence` is that of the intervals over requests, of which there must be some.
     """
     check_fraction("share", share)
     num_requests = rank.share.numel()

@@ -392,7 +392,7 @@ def test_num_requests_and_progress(simulated: Any) -> None:
     [
         ({"decodings": []}, "at least one"),
         ({"decodings": GREEDY * 2}, "distinct names"),
-        ({"decodings": default_decodings(has_evaluator=True)}, "need an evaluator"),
+        ({"decodings": default_decodings(has_evaluator=True)}, "needs an evaluator"),
         ({"num_requests": 0}, "num_requests must be at least 1, got 0"),
         ({"hr_requests": -1}, "hr_requests must not be negative, got -1"),
     ],
