@@ -27,7 +27,7 @@ from rerankzoo.data.folder import (
     write_arrow,
 )
 from rerankzoo.data.loader import RequestLoader
-from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.data.simulator import TRUTH_COLUMNS, SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS, FeatureSchema
@@ -206,7 +206,8 @@ def open_splits(folder: Path, columns: Collection[str] = ()) -> DatasetDict:
 
     Args:
         folder: The folder.
-        columns: What is read besides the columns that the folder's schema names.
+        columns: What is read besides the columns that the folder's schema names, and those that the truth of simulated
+            requests depends on.
 
     Raises:
         FileNotFoundError: If there is no schema or no split.
@@ -220,6 +221,8 @@ def open_splits(folder: Path, columns: Collection[str] = ()) -> DatasetDict:
     if not any(files.values()):
         raise FileNotFoundError(f"{folder} holds no {', '.join(f'{name}*.parquet' for name in SPLITS)}")
     named = FeatureSchema.from_yaml(folder / SCHEMA_FILE).columns() | set(columns)
+    if (read_origin(folder) or {}).get("source") == "simulator":
+        named |= TRUTH_COLUMNS
     # One by one: a mined folder's splits have different columns.
     return DatasetDict({name: _map_files(paths, sorted(named)) for name, paths in files.items() if paths})
 

@@ -35,6 +35,8 @@ from rerankzoo.slates import all_slates, neighbour_slates, plackett_luce_slates
 BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
 
+#: What the truth of a request depends on beside its candidates; no field of the schema.
+TRUTH_COLUMNS = frozenset({"user_id"})
 _STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4})
 _ROUNDING = 1e-9  # smaller gains, as a share, are no gains: a local search must end
 _CHUNK_ELEMENTS = 2**17  # (request, slate) pairs evaluated at once: temporaries of 1 MiB stay in the CPU cache
