@@ -12,15 +12,15 @@ The pages about the Hub are run one after the other, each in a process of its ow
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import rerankzoo.models
 from rerankzoo import metrics
 from rerankzoo.batch import ENTRIES
 from rerankzoo.cli.main import COMMANDS, main
@@ -36,12 +35,10 @@ from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.models import auto
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.models.pointwise import PointwiseConfig
 from rerankzoo.models.prm import PRMConfig
-from tests.models.common import ScorerTestSuite
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -263,58 +260,92 @@ def test_some_pages_run() -> None:
     assert {"README.md", "docs/data-format.md", "docs/training.md"} <= {str(page.relative_to(ROOT)) for page in RUNNING}
 
 
-# --- the model that is added as an example --------------------------------------------------------------------------
+# --- the models that are added as examples ---------------------------------------------------------------------------
+
+#: Beside the test files of the page: where its models and objectives are, and what the suite's fixtures are.
+CONFTEST = """
+import sys
+from pathlib import Path
+
+import rerankzoo.models
+from tests.conftest import *  # noqa: F403
+
+HERE = Path(__file__).parent
+rerankzoo.models.__path__ = [*rerankzoo.models.__path__, str(HERE / "rerankzoo" / "models")]
+sys.path.append(str(HERE))
+"""
+#: The second model has no test of its own on the page; its objective is tried by the test of the recipe's kind below.
+ECHO = """
+from typing import Any, ClassVar
+
+import lightning as L
+import pytest
+import torch
+from best_of_drawn import BestOfDrawn
+
+from rerankzoo.data.datamodule import RerankingDataModule
+from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
+from rerankzoo.models.echo import EchoForReranking
+from rerankzoo.training import RerankingModule
+from tests.models.common import ScorerTestSuite, trainer
+
+SIZES: dict[str, Any] = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8}
 
 
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The model of docs/adding-a-model.md, written to files, imported and registered."""
-    written = {block.mark.removeprefix("file: "): block.text for block in blocks(DOCS / "adding-a-model.md")}
-    for name in ("__init__", "configuration_toy", "modeling_toy"):
-        path = tmp_path / "toy" / f"{name}.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(written[f"rerankzoo/models/toy/{name}.py"], encoding="utf-8")
-    monkeypatch.setattr(rerankzoo.models, "__path__", [*rerankzoo.models.__path__, str(tmp_path)])
-    import rerankzoo.models.toy as module
-
-    monkeypatch.setitem(auto.FAMILIES, module.ToyConfig, ((module.ToyForReranking,), (module.ToyForReranking,)))
-    auto.register()
-    yield module.ToyForReranking
-    for name in [name for name in sys.modules if name.startswith("rerankzoo.models.toy")]:
-        del sys.modules[name]
+class TestEchoForReranking(ScorerTestSuite):
+    model_class = EchoForReranking
+    config_values: ClassVar[dict[str, Any]] = SIZES
 
 
-def arguments_of(check: Callable[..., None]) -> Iterator[dict[str, Any]]:
-    """All combinations of a test's parametrized arguments."""
-    choices: list[list[dict[str, Any]]] = []
-    for mark in getattr(check, "pytestmark", []):
-        if mark.name == "parametrize":
-            names = (
-                [name.strip() for name in mark.args[0].split(",")] if isinstance(mark.args[0], str) else mark.args[0]
-            )
-            rows = [value if len(names) > 1 else (value,) for value in mark.args[1]]
-            choices.append([dict(zip(names, row, strict=True)) for row in rows])
-    for chosen in product(*choices):
-        yield {name: value for part in chosen for name, value in part.items()}
+class Values(L.Callback):
+    def __init__(self) -> None:
+        self.values = []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.values.append(float(trainer.callback_metrics["val/value"]))
+
+
+def test_imitating_its_best_slates_it_draws_better_ones(data_folder, tmp_path) -> None:
+    data = RerankingDataModule(str(data_folder), batch_size=8)
+    data.prepare_data()
+    data.setup("fit")
+    torch.manual_seed(0)
+    evaluator = DeGReEvaluator(DeGReConfig(feature_schema=data.extractor.schema.to_dict(), **SIZES))
+    evaluator.save_pretrained(tmp_path / "evaluator")
+    data.extractor.save_pretrained(tmp_path / "evaluator")
+    objective = BestOfDrawn(str(tmp_path / "evaluator"), num_slates=16)
+    module = RerankingModule("EchoForReranking", SIZES, objective=objective, learning_rate=0.01, warmup_steps=1)
+    seen = Values()
+    trainer(tmp_path, max_epochs=30, num_sanity_val_steps=-1, callbacks=[seen]).fit(module, datamodule=data)
+    assert seen.values[-1] > seen.values[0] + 0.05 * abs(seen.values[0])
+"""
 
 
 @pytest.mark.slow
-def test_example_model_passes_the_common_suite(toy: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    values = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8}
-    assert f"config_values: ClassVar[dict[str, Any]] = {values}".replace("'", '"') in (
-        DOCS / "adding-a-model.md"
-    ).read_text(encoding="utf-8")
-    suite: Any = type("TestToyForReranking", (ScorerTestSuite,), {"model_class": toy, "config_values": values})()
-    extractor, rows = request.getfixturevalue("extractor"), request.getfixturevalue("rows")
-    checks = [name for name in dir(suite) if name.startswith("test_")]
-    assert len(checks) > 20
-    for name in checks:
-        check = getattr(suite, name)
-        wanted = check.__code__.co_varnames[1 : check.__code__.co_argcount]
-        for number, given in enumerate(arguments_of(check)):
-            folder = tmp_path / name / str(number)
-            folder.mkdir(parents=True)
-            fresh = {"tmp_path": folder, "batch": extractor(rows), **given}
-            with pytest.MonkeyPatch.context() as patch:
-                fresh["monkeypatch"] = patch
-                check(**{key: fresh[key] if key in fresh else request.getfixturevalue(key) for key in wanted})
+def test_example_models_pass_the_common_suite(tmp_path: Path) -> None:
+    written = {
+        block.mark.removeprefix("file: "): block.text
+        for block in blocks(DOCS / "adding-a-model.md")
+        if block.mark.startswith("file: ")
+    }
+    families = {Path(name).parts[2] for name in written if name.startswith("rerankzoo/models/")}
+    assert families == {"toy", "echo", "swap"}
+    written |= {"conftest.py": CONFTEST, "tests/models/test_echo.py": ECHO}
+    for name, text in written.items():
+        flat = Path(name).name if name.startswith("tests/") else name  # no package: `tests` is the project's
+        path = tmp_path / flat
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for recipe in ("recipes/toy/simulator.yaml", "recipes/echo/simulator.yaml"):
+        assert yaml.safe_load(written[recipe])["model"]["class_path"] == "rerankzoo.RerankingModule"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*words, "--rootdir", str(tmp_path), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 150, run.stdout[-500:]
