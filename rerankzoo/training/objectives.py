@@ -268,7 +268,8 @@ def make_objective(objective: Objective | Mapping[str, Any] | None) -> Objective
 
 
 def _subclasses(kind: type) -> list[type]:
-    return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
+    children: list[type] = kind.__subclasses__()
+    return children + [descendant for child in children for descendant in _subclasses(child)]
 
 
 def save_start(model: Any, folder: Path) -> None:

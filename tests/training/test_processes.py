@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rerankzoo.mining import weights_digest
+from rerankzoo.models.degre import DeGReEvaluator
 from rerankzoo.models.registry import load_families
 from rerankzoo.training.request_means import mean_over_processes, real_requests
 from tests.training import processes
@@ -30,6 +32,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert first[name] == second[name], name  # every process sees the same
         check_same(name, alone[name], first[name])
     check_stopped(tmp_path / "poisoned" / "nonfinite", first["poisoned"], second["poisoned"])
+    assert first["rewarded"] == second["rewarded"]  # the same weights, and a companion that is not wrapped
+    evaluator = DeGReEvaluator.from_pretrained(tmp_path / "evaluator")
+    assert (first["rewarded"]["kind"], first["rewarded"]["companion"]) == ("DeGReEvaluator", weights_digest(evaluator))
+    assert first["rewarded"]["metrics"].keys() >= {"train/value", "val/value", "val/policy_loss"}
 
 
 def check_same(name: str, alone: dict[str, Any], together: dict[str, Any]) -> None:
