@@ -248,14 +248,7 @@ def _with_estimates(totals: Tensor, completed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a mined folder and the requests it holds.
-
-    Attributes:
-        split: Split of the mined folder, such as "train".
-        source: Split of the source.
-        name: File name.
-        rows: Rows of the source's split, increasing.
-    """
+    """A file of a split of the mined folder, and the rows of the source's split that it holds."""
 
     split: str
     source: str
@@ -264,7 +257,7 @@ class Shard:
 
 
 def plan_shards(split: str, source: str, available: int, num_requests: int | None, shard_size: int) -> list[Shard]:
-    """Picks requests evenly spaced over a split, and cuts them into shards.
+    """Picks requests evenly spaced over a split of so many, and cuts them into shards.
 
     Args:
         split: Split of the mined folder.
@@ -272,9 +265,6 @@ def plan_shards(split: str, source: str, available: int, num_requests: int | Non
         available: Its number of requests.
         num_requests: How many to mine; `None`, or more than there are, for all.
         shard_size: Requests of a shard.
-
-    Returns:
-        The shards, in order.
     """
     count = available if num_requests is None else min(num_requests, available)
     rows = np.arange(count) * available // max(count, 1)
@@ -478,11 +468,11 @@ class _Source:
         """All shards of the mined folder."""
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-        return [
-            shard
+        plans = (
+            plan_shards(split, source, len(self.splits[source]), count, shard_size)
             for split, (source, count) in self.wanted.items()
-            for shard in plan_shards(split, source, len(self.splits[source]), count, shard_size)
-        ]
+        )
+        return [shard for plan in plans for shard in plan]
 
     def identity(self) -> dict[str, list[int]]:
         """Rows and bytes of each split that is read."""

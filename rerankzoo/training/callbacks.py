@@ -204,15 +204,15 @@ class HubCheckpoint(Callback):
             self._start(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pushes the final best checkpoint and waits until it is there."""
-        self._wait()
+        """Pushes the final best checkpoint, after the push that runs, and waits until it is there."""
+        self._join()
         self._start(trainer, pl_module)
-        self._wait()
+        self._join()
 
     def _is_pushing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _wait(self) -> None:
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
 
@@ -220,10 +220,7 @@ class HubCheckpoint(Callback):
         if self.repo_id is None or not trainer.is_global_zero:
             return
         folder = _find_export(trainer).export(trainer, pl_module)
-        if folder is None:
-            return
-        metrics = (folder / METRICS_FILE).read_bytes()
-        if metrics == self._pushed:
+        if folder is None or (metrics := (folder / METRICS_FILE).read_bytes()) == self._pushed:
             return
         push = Push(folder, self.repo_id, evaluator=self.evaluator, **self.options)
         # The folder may be written anew while it is read; links to its files stay what they are.

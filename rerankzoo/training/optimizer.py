@@ -67,9 +67,6 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
         model: Its trainable parameters are optimised.
         learning_rate: Peak learning rate.
         weight_decay: Of the matrices.
-
-    Returns:
-        The optimiser.
     """
     tables = _large_tables(model)
     for table in tables:
@@ -98,15 +95,5 @@ def _large_tables(model: nn.Module) -> list[nn.Embedding]:
 
 
 def make_scheduler(optimizer: Optimizer, kind: str, warmup_steps: int, total_steps: int) -> LRScheduler:
-    """A schedule of `transformers.get_scheduler`, stepped after every batch.
-
-    Args:
-        optimizer: What to schedule.
-        kind: Its name, such as `"constant_with_warmup"` or `"cosine"`.
-        warmup_steps: Steps of linear growth to the peak.
-        total_steps: Steps of the whole run.
-
-    Returns:
-        The schedule.
-    """
+    """A schedule of `transformers.get_scheduler`, such as `"cosine"`, stepped after every batch."""
     return get_scheduler(kind, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)

@@ -6,11 +6,10 @@ that goes on from one does, in one process on the CPU, to the bit what it would 
 
 from __future__ import annotations
 
-import json
 import random
+import shutil
 import signal
 import threading
-import uuid
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -32,8 +31,6 @@ from rerankzoo.errors import OutputError, UnreadableFileError
 
 #: Exit status of a process that SIGTERM has ended, as shells tell it.
 TERMINATED = 128 + signal.SIGTERM
-#: Of the folder of Lightning checkpoints: which run writes there. Checkpoints of another one are an earlier run's.
-RUN_FILE = "run.json"
 #: Where a run goes on.
 LAST_FILE = "last.ckpt"
 
@@ -89,32 +86,33 @@ def check_checkpoint(path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from: `last.ckpt`, or where it is missing or damaged, the whole one with most steps.
+    """The checkpoint to go on from: `last.ckpt`, or where it is damaged, the whole one with most steps.
 
-    Not a `best.ckpt` of the same epoch that was written before it: then `last.ckpt` would be missing in the end.
+    A run that begins anew removes the `last.ckpt` of an earlier one: where there is none, a run begins.
 
     Args:
         folder: Such as a run's `checkpoints`.
 
     Returns:
-        The file, one of the run that wrote there last; `None` where there is none. Damaged ones are named in a warning
-        and left alone.
+        The file; `None` where there is none. Damaged ones are named in a warning and left alone.
     """
-    run, whole = _read_run(folder), []
+    last = folder / LAST_FILE
+    if not last.exists() or _is_whole(last):
+        return last if last.exists() else None
+    steps = {}
     for path in sorted(folder.glob("*.ckpt")):
-        damage = _damage(path)
-        if damage is not None:
-            rank_zero_warn(f"{path} is damaged ({damage}) and passed over")
-            continue
-        steps = 0
-        if path.is_file():  # and no sharded one, of which nothing is known
+        if path != last and path.is_file() and _is_whole(path):
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state = saved.get("callbacks", {}).get(ExactResume.__qualname__, {})
-            if "optimizer_states" not in saved or run not in (None, state.get("run")):
-                continue
-            steps = saved["global_step"]
-        whole.append((path.name == LAST_FILE, steps, path.stat().st_mtime_ns, path))
-    return max(whole)[-1] if whole else None
+            if "optimizer_states" in saved:
+                steps[path] = saved["global_step"]
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    damage = _damage(path)
+    if damage is not None:
+        rank_zero_warn(f"{path} is damaged ({damage}) and passed over")
+    return damage is None
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -158,14 +156,6 @@ def _damage(path: Path) -> str | None:
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         return str(error) or type(error).__name__
     return None if part is None else f"wrong checksum of {part}"
-
-
-def _read_run(folder: Path) -> str | None:
-    try:
-        run: str = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
-    return run
 
 
 # --- random generators ----------------------------------------------------------------------------------------------
@@ -217,10 +207,9 @@ class ExactResume(Checkpoint):
             raise ValueError(f"every_n_train_steps must be positive, got {every_n_train_steps}")
         self.dirpath = dirpath
         self.every_n_train_steps = every_n_train_steps
-        self._run = uuid.uuid4().hex
         self._loaded: dict[str, Any] | None = None
         self._saved_step = -1
-        self._in_loop = False
+        self._in_loop = False  # where Lightning looks at its flag, or we do
         self._at_epoch_end = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -241,6 +230,8 @@ class ExactResume(Checkpoint):
         if not self._in_loop:
             raise SystemExit(TERMINATED)
 
+    # what a checkpoint holds
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning forgets, and writes the curves up to here, which will not be computed again.
 
@@ -249,7 +240,6 @@ class ExactResume(Checkpoint):
         """
         loader = trainer.train_dataloader
         checkpoint["callbacks"][self.state_key] = {
-            "run": self._run,
             "stopped": trainer.should_stop,
             "random": random_state(),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
@@ -262,8 +252,8 @@ class ExactResume(Checkpoint):
                 raise OutputError(f"cannot write the logs in {logger.save_dir}: {error.strerror or error}") from error
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a checkpoint's run."""
-        self._run, self._loaded = state_dict["run"], state_dict
+        """Remembers what a checkpoint tells, until training starts."""
+        self._loaded = state_dict
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remembers that a run was stopped early, and finds the best checkpoint where the folder was moved."""
@@ -276,11 +266,12 @@ class ExactResume(Checkpoint):
             _relocate(checkpoint["callbacks"].get(chosen.state_key, {}), str(chosen.dirpath), Path(trainer.ckpt_path))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Marks the folder of checkpoints as this run's: no process goes on from those of an earlier one."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            folder, text = Path(str(self.dirpath)), json.dumps({"run": self._run}) + "\n"
-            make_folder(folder)
-            write_atomically(folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        """Removes the `last.ckpt` of an earlier run, from which no process shall go on."""
+        folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
+        same_run = resumed is not None and Path(resumed).resolve().parent == folder.resolve()
+        if trainer.is_global_zero and not trainer.fast_dev_run and not same_run:
+            last = folder / LAST_FILE
+            shutil.rmtree(last) if last.is_dir() else last.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts random generators and loader where they were.
@@ -298,9 +289,9 @@ class ExactResume(Checkpoint):
                 trainer.train_dataloader.load_state_dict(self._loaded["loader"])  # before its first batch is read
             self._loaded = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    # when it is written
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Writes `last.ckpt` in the middle of an epoch, if asked to."""
         steps, every = trainer.global_step, self.every_n_train_steps
         if every is not None and steps % every == 0 and steps != self._saved_step:
@@ -310,10 +301,20 @@ class ExactResume(Checkpoint):
         """Writes `last.ckpt`, after early stopping and the choice of the best checkpoint."""
         self._save(trainer)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Writes `last.ckpt` where SIGTERM has ended training between two batches."""
+        self._in_loop = False
+        between = isinstance(exception, SIGTERMException) and trainer.training
+        # Of several processes, not all may have come as far, and one would wait for the others.
+        if between and trainer.world_size == 1 and trainer.global_step not in (0, self._saved_step):
+            self._save(trainer)
+
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST_FILE, weights_only=False)
+
+    # SIGTERM
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on SIGTERM ends the process at once."""
@@ -324,29 +325,13 @@ class ExactResume(Checkpoint):
         """Lets the batch end, whose slates may then be kept."""
         self._in_loop = True
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Ends prediction on SIGTERM, which Lightning's loop does not."""
         _leave_on_sigterm(trainer)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on SIGTERM ends the process at once."""
         self._in_loop = False
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Writes `last.ckpt` where SIGTERM has ended training between two batches."""
-        self._in_loop = False
-        between = isinstance(exception, SIGTERMException) and trainer.training
-        # Of several processes, not all may have come as far, and one would wait for the others.
-        if between and trainer.world_size == 1 and trainer.global_step not in (0, self._saved_step):
-            self._save(trainer)
 
 
 def _leave_on_sigterm(trainer: L.Trainer) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,17 @@ from rerankzoo.training import (
     predictions,
 )
 from rerankzoo.training.resuming import check_checkpoint, newest_checkpoint, random_state, set_random_state
+from tests.training.common import (
+    TINY,
+    Crash,
+    Stop,
+    assert_same_checkpoint,
+    crash,
+    make_trainer,
+    tensors_of_checkpoint,
+)
 
-TINY = {"hidden_size": 16, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 16, "slate_size": 4}
 STEPS = 3  # of an epoch: 24 rows in batches of 8
-
-
-class Stop(L.Callback):
-    """Does something before a step."""
-
-    def __init__(self, step: int, action: Callable[[], Any]) -> None:
-        self.step, self.action = step, action
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            self.action()
-
-
-class Crash(Exception):
-    pass
-
-
-def crash() -> None:
-    raise Crash
 
 
 def terminate() -> None:
@@ -66,20 +55,26 @@ def _keep_handler() -> Iterator[None]:
 
 
 def fit(
-    data: Path, root: Path, *more: Any, epochs: int = 3, patience: int = 9, every: int | None = None, **options: Any
+    data: Path,
+    root: Path,
+    *more: Any,
+    patience: int = 9,
+    every: int | None = None,
+    rate: float = 1e-2,
+    begun: Path | None = None,
+    epochs: int = 3,
+    **options: Any,
 ) -> L.Trainer:
     """Begins a run, or goes on with it, as the command line does."""
     L.seed_everything(0, verbose=False)
     config = {**TINY, "hidden_dropout_prob": 0.5}
-    module = RerankingModule("NAR4RecForReranking", config, warmup_steps=2, learning_rate=options.pop("rate", 1e-2))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=root,
+    module = RerankingModule("NAR4RecForReranking", config, warmup_steps=2, learning_rate=rate)
+    trainer = make_trainer(
+        root,
         plugins=[WholeCheckpointIO()],
+        enable_checkpointing=True,
+        num_sanity_val_steps=2,
+        max_epochs=epochs,
         callbacks=[
             *more,
             EMAWeightAveraging(decay=0.5),
@@ -90,33 +85,15 @@ def fit(
         ],
         **options,
     )
-    begun = newest_checkpoint(root / "checkpoints")
+    begun = begun or newest_checkpoint(root / "checkpoints")
     trainer.fit(module, datamodule=RerankingDataModule(str(data), batch_size=8), ckpt_path=begun)
     return trainer
 
 
-def held(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by their place in it."""
-    found: dict[str, Tensor] = {}
-
-    def walk(name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[name] = value
-        elif isinstance(value, dict | list | tuple):
-            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-                walk(f"{name}/{key}", part)
-
-    walk("", {key: value for key, value in torch.load(path, weights_only=True).items() if key != "callbacks"})
-    return found
-
-
 def assert_same(one: Path, other: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
-        expected, got = held(one / "checkpoints" / name), held(other / "checkpoints" / name)
-        assert expected.keys() == got.keys()
-        assert len(expected) > 50
-        for key, value in expected.items():
-            assert torch.equal(value, got[key]), f"{name}{key}"
+        assert_same_checkpoint(one / "checkpoints" / name, other / "checkpoints" / name)
+        assert len(tensors_of_checkpoint(one / "checkpoints" / name)) > 50
     for name in ("model.safetensors", "metrics.json"):
         assert (one / "best" / name).read_bytes() == (other / "best" / name).read_bytes()
 
@@ -245,13 +222,18 @@ def test_damaged_checkpoints_are_named_and_the_newest_good_one_is_offered(
         assert newest_checkpoint(folder) is None
 
 
-def test_checkpoints_of_an_earlier_run_are_not_gone_on_from(undisturbed: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_not_gone_on_with(undisturbed: Path, data_folder: Path, tmp_path: Path) -> None:
+    """A run that begins in its folder is killed before it has written anything."""
     folder = shutil.copytree(undisturbed / "checkpoints", tmp_path / "checkpoints")
-    (folder / "run.json").write_text('{"run": "another"}')
+    elsewhere = shutil.copy(folder / "last.ckpt", tmp_path / "last.ckpt")
+    with pytest.raises(Crash):
+        fit(data_folder, tmp_path, Stop(3 * STEPS, crash), begun=elsewhere, epochs=4)
     assert newest_checkpoint(folder) is None
-    (folder / "run.json").write_text("{")
-    assert newest_checkpoint(folder) == folder / "last.ckpt"
     assert newest_checkpoint(tmp_path / "nowhere") is None
+    shutil.copy(elsewhere, folder)
+    with pytest.raises(Crash):
+        fit(data_folder, tmp_path, Stop(3 * STEPS, crash), begun=folder / "best.ckpt", epochs=4)
+    assert newest_checkpoint(folder) == folder / "last.ckpt"  # of the same run
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
