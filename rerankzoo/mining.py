@@ -516,8 +516,10 @@ def _complete(
     evaluators: list[str],
 ) -> None:
     """Writes what makes the shards a data folder."""
-    for path in source.folder.glob("test*.parquet"):
-        write_atomically(out / path.name, partial(link_or_copy, path))
+    files = split_files(source.folder, "test")
+    for number, path in enumerate(files):
+        name = "test.parquet" if len(files) == 1 else f"test-{number:05d}-of-{len(files):05d}.parquet"
+        write_atomically(out / name, partial(link_or_copy, path))
     extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
     rows = {split: sum(len(shard.rows) for shard in shards if shard.split == split) for split in source.wanted}
     if "test" in source.splits:

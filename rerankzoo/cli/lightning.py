@@ -38,6 +38,7 @@ from rerankzoo.training.resuming import (
     TERMINATED,
     ExactResume,
     WholeCheckpointIO,
+    best_checkpoint,
     check_checkpoint,
     newest_checkpoint,
 )
@@ -85,6 +86,7 @@ class RerankingCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 3,
+                "early_stopping.check_on_train_epoch_end": False,  # there may have been no validation yet
             }
         )
         parser.add_argument(
@@ -108,13 +110,15 @@ class RerankingCLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or "outputs"
         folder = config.checkpoint.dirpath or os.path.join(config.trainer.default_root_dir, "checkpoints")
         config.checkpoint.dirpath = folder
+        if config.checkpoint.save_top_k not in (0, 1) and config.checkpoint.filename == "best":
+            config.checkpoint.filename = "best-{epoch}-{step}"  # several cannot have one name
         asked = config.get("ckpt_path")
-        if asked == "last" and command != "fit":
-            newest = newest_checkpoint(Path(folder))
-            if newest is None:
-                raise FileNotFoundError(f"{folder} has no checkpoint to {command} with")
-            config.ckpt_path = str(newest)
-        elif asked not in (None, "last", "best", "hpc") and "://" not in asked:
+        if asked == "best" or (asked == "last" and command != "fit"):
+            path = (best_checkpoint if asked == "best" else newest_checkpoint)(Path(folder))
+            if path is None:
+                raise FileNotFoundError(f"{folder} has no {asked} checkpoint to {command} with")
+            config.ckpt_path = str(path)
+        elif asked not in (None, "last", "hpc") and "://" not in asked:
             check_checkpoint(Path(asked))
 
     def before_instantiate_classes(self) -> None:
@@ -202,7 +206,7 @@ def _choose_checkpoint(config: Namespace) -> None:
 
 def _kept_extractor(config: Namespace) -> Path | None:
     """The extractor that a run left beside its checkpoints; `None` where there is none."""
-    checkpoint = Path(config.ckpt_path)  # or a word that ModelCheckpoint understands, such as "best"
+    checkpoint = Path(config.ckpt_path)  # or a word that Lightning understands
     folder = (checkpoint.parent if checkpoint.is_file() else Path(config.checkpoint.dirpath)) / EXTRACTOR_FOLDER
     return folder if folder.is_dir() else None
 
@@ -215,7 +219,6 @@ def quiet() -> None:
     """Silences messages that tell a user nothing: advertising, hardware that is not there, loader workers we avoid."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=r".*WeightAveraging callback with a model that overrides.*")
     warnings.filterwarnings("ignore", message=r".*WeightAveraging state cannot be restored.*")
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights, over before they are seen

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from torch.utils.data import DataLoader
 
+from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import write_data_folder
 from rerankzoo.errors import SchemaMismatchError
@@ -95,6 +96,33 @@ def test_runs_without_validation_end_well(data_folder: Path, tmp_path: Path, opt
     with pytest.warns(UserWarning, match="no best checkpoint to export: val/loss was never measured"):
         trainer.fit(make_module(), datamodule=RerankingDataModule(str(data_folder), batch_size=8))
     assert not (tmp_path / "best").exists()
+
+
+def test_the_command_line_keeps_several_and_finds_the_best(
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--model=rerankzoo.RerankingModule", "--model.architecture=PointwiseForReranking",
+        "--model.config.hidden_size=16", "--model.learning_rate=0.5", "--model.warmup_steps=0",
+        "--data=rerankzoo.RerankingDataModule", f"--data.path={data_folder}", "--data.batch_size=8",
+        "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--checkpoint.save_top_k=3",
+    ]  # fmt: skip
+    root = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    assert main(["predict", root, *options, "--ckpt_path=best"]) == 2
+    assert "has no best checkpoint to predict with" in capsys.readouterr().err
+    assert main(["fit", root, *options, "--trainer.max_epochs=4"]) == 0
+    folder = tmp_path / "run/checkpoints"
+    losses = {}
+    for path in folder.glob("best-*.ckpt"):
+        losses[path] = torch.load(path, weights_only=True)["validation"]["val/loss"]
+    assert len(losses) == 3
+    assert best_checkpoint(folder) == min(losses, key=lambda path: losses[path])
+    assert json.loads((tmp_path / "run/best/metrics.json").read_text())["value"] == min(losses.values())
+    assert main(["predict", root, *options, "--ckpt_path=best"]) == 0
+    assert (tmp_path / "run/predictions.parquet").is_file()
+    root = f"--trainer.default_root_dir={tmp_path / 'blind'}"
+    assert main(["fit", root, *options, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]) == 0
+    assert sorted(path.name for path in (tmp_path / "blind").iterdir()) == ["checkpoints", "logs"]
 
 
 # --- callbacks that want the model early ----------------------------------------------------------------------------

@@ -192,7 +192,8 @@ def damage(path: Path, how: str) -> None:
         del content[len(content) // 2 :]
     elif how == "one bit" and path.suffix == ".parquet":  # of the data: the end of the file has no checksum
         column = pq.read_metadata(path).row_group(0).column(0)
-        content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+        first_page = column.dictionary_page_offset or column.data_page_offset
+        content[first_page + column.total_compressed_size - 2] ^= 1
     elif how == "one bit":
         content[len(content) // 2] ^= 1
     else:
