@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,31 +75,22 @@ class ItemIds:
         if nested and (len(items) != rows or not all(isinstance(entry, list | tuple) for entry in items)):
             message = f"expected one list of item ids, or one for each of the {rows} rows, got {shown(list(items))}"
             raise RerankingDataError(message, field=self.column.name)
-        lists = list(items) if nested else [items]
-        codes = _item_codes([item for entry in lists for item in entry], self.column)
-        if not nested:
-            located = np.isin(self.column.values, codes)
-        else:  # a pair of row and id, as one number
-            known, candidates = np.unique(self.column.values, return_inverse=True)
-            place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-            asked = np.repeat(np.arange(rows), [len(entry) for entry in lists]) * len(known) + place
-            row = np.repeat(np.arange(rows), self.layout.lengths)
-            located = np.isin(row * len(known) + candidates, asked[known[place] == codes])
+        codes = [_item_codes(entry, self.column) for entry in (items if nested else [items])]
+        if nested:
+            parts = np.split(self.column.values, self.layout.offsets[1:-1])
+            located = np.concatenate([np.isin(part, known) for part, known in zip(parts, codes, strict=True)])
+        else:
+            located = np.isin(self.column.values, codes[0])
         return torch.from_numpy(self.layout.pad(located))
 
     def take(self, rows: slice) -> ItemIds:
         """The ids of a range of rows."""
         offsets = self.layout.offsets[rows.start : rows.stop + 1]
-        values = self.column.values[offsets[0] : offsets[-1]]
-        first_row = self.column.first_row + rows.start
-        column = Column(
-            name=self.column.name,
-            kind=self.column.kind,
-            values=values,
+        column = replace(
+            self.column,
+            values=self.column.values[offsets[0] : offsets[-1]],
             offsets=(offsets - offsets[0],),
-            nulls=(None, None),
-            strings=self.column.strings,
-            first_row=first_row,
+            first_row=self.column.first_row + rows.start,
         )
         return ItemIds(column, Ragged(column.offsets[0]))
 
@@ -146,19 +137,17 @@ class Encoded:
         )
 
 
-def _item_codes(items: list[Any], column: Column) -> npt.NDArray[np.int64]:
+def _item_codes(items: Sequence[Any], column: Column) -> list[int]:
     """Item ids as they stand in a column's values; -1 for a string that it does not have."""
     kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
-    wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
-    if wrong:
-        message = f"item ids are {'str' if kind is str else 'int'}, got {shown(wrong[0])}"
-        raise RerankingDataError(message, field=column.name)
-    if column.kind != "string" and (beyond := [item for item in items if not -INT64_MAX - 1 <= int(item) <= INT64_MAX]):
-        raise RerankingDataError(f"{shown(beyond[0])} is too large", field=column.name)
-    if column.kind == "string":
-        code = {string: number for number, string in enumerate(column.strings)}
-        items = [code.get(item, -1) for item in items]
-    return np.array(items, dtype=np.int64)
+    for item in items:
+        if not isinstance(item, kind) or isinstance(item, bool):
+            message = f"item ids are {'str' if kind is str else 'int'}, got {shown(item)}"
+            raise RerankingDataError(message, field=column.name)
+        if kind is not str and not -INT64_MAX - 1 <= int(item) <= INT64_MAX:
+            raise RerankingDataError(f"{shown(item)} is too large", field=column.name)
+    codes = {string: code for code, string in enumerate(column.strings)}
+    return [codes.get(item, -1) for item in items] if kind is str else list(map(int, items))
 
 
 def _item_lists(items: npt.NDArray[Any], real: npt.NDArray[np.bool_], column: Column) -> list[Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rerankzoo.errors import SchemaMismatchError, shown
+from rerankzoo.errors import SchemaMismatchError, in_one_line, shown
 from rerankzoo.features.encoding import IdEncoder, IdType, Moments, NumberEncoder, Statistics, id_type
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.features.tables import Table
@@ -80,37 +80,38 @@ class FittedState:
             SchemaMismatchError: If a vocabulary is missing or not the one that was saved, or anything else is not what
                 fitting writes; names the field.
         """
-        owners = {field.name for field in schema.fields if field.kind == "categorical" and field.shares is None}
-        scaled = {field.name: field.size for field in schema.fields if "standardize" in field.transforms}
-        types, statistics = _entries(data, "types", owners), _entries(data, "statistics", scaled)
-        hashed = {field.name for field in schema.fields if field.hash_size is not None}
-        digests = _entries(data, "vocabulary_digests", owners - hashed)
-        for name, kind in types.items():
-            if kind not in (None, *get_args(IdType)):
-                raise SchemaMismatchError(f"the saved type of field {name!r} is {shown(kind)}")
-        return cls(
-            types=types,
-            vocabularies={
-                field.name: _saved_vocabulary(field.name, arrays, digests[field.name], types[field.name])
-                for field in schema.fields
-                if field.name in digests
-            },
-            statistics={name: _saved_statistics(name, statistics[name], size) for name, size in scaled.items()},
-        )
+        owners = _vocabulary_owners(schema)
+        try:
+            digests = data["vocabulary_digests"]
+            return cls(
+                types={spec.name: data["types"][spec.name] for spec in owners},
+                vocabularies={
+                    spec.name: _saved_vocabulary(spec.name, arrays, digests[spec.name])
+                    for spec in owners
+                    if spec.hash_size is None
+                },
+                statistics={
+                    spec.name: Statistics(**{key: np.array(value, np.float64) for key, value in entry.items()})
+                    for spec in _scaled_fields(schema)
+                    for entry in [data["statistics"][spec.name]]
+                },
+            )
+        except SchemaMismatchError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            message = f"the saved state is not that of the schema: {type(error).__name__}: {in_one_line(error)}"
+            raise SchemaMismatchError(message) from error
 
 
-def _entries(data: Mapping[str, Any], key: str, expected: Iterable[str]) -> dict[str, Any]:
-    entries = data.get(key)
-    if not isinstance(entries, dict):
-        raise SchemaMismatchError(f"{key!r} of the saved state must be a mapping, got {shown(entries)}")
-    if wrong := set(entries) ^ set(expected):
-        raise SchemaMismatchError(f"{key!r} of the saved state and the schema differ in field {shown(min(wrong))}")
-    return entries
+def _vocabulary_owners(schema: FeatureSchema) -> list[FieldSpec]:
+    return [spec for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
 
 
-def _saved_vocabulary(
-    name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any, kind: IdType | None
-) -> Vocabulary:
+def _scaled_fields(schema: FeatureSchema) -> list[FieldSpec]:
+    return [spec for spec in schema.fields if "standardize" in spec.transforms]
+
+
+def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any) -> Vocabulary:
     parts = {part: arrays[f"{part}/{name}"] for part in ("values", "bytes", "offsets") if f"{part}/{name}" in arrays}
     if set(parts) not in ({"values"}, {"bytes", "offsets"}):
         raise SchemaMismatchError(f"the vocabulary of field {name!r} is missing")
@@ -118,29 +119,12 @@ def _saved_vocabulary(
         vocabulary = vocabulary_from_arrays(parts)
     except ValueError as error:
         raise SchemaMismatchError(f"the vocabulary of field {name!r} is damaged: {error}") from error
-    saved = vocabulary_digest(vocabulary)
-    if saved != digest:
+    if (saved := vocabulary_digest(vocabulary)) != digest:
         raise SchemaMismatchError(
             f"the vocabulary of field {name!r} is not the one this extractor was saved with "
             f"(digest {saved[:12]}, expected {shown(digest)[1:13]})"
         )
-    if len(vocabulary) and ("bytes" in parts) != (kind == "string"):
-        raise SchemaMismatchError(f"the vocabulary of field {name!r} does not hold the saved type {kind}")
     return vocabulary
-
-
-def _saved_statistics(name: str, entry: Any, size: int) -> Statistics:
-    try:
-        mean, std = (np.array(entry[key], dtype=np.float64) for key in ("mean", "std"))
-        valid = mean.shape == std.shape == (size,) and np.isfinite(mean).all() and np.isfinite(std).all()
-    except (KeyError, TypeError, ValueError, OverflowError):
-        valid = False
-    if not valid:
-        message = f"the statistics of field {name!r} must be {size} finite numbers each, got {shown(entry)}"
-        raise SchemaMismatchError(message)
-    if not (std > 0).all():
-        raise SchemaMismatchError(f"the deviation of field {name!r} must be above 0, got {std.min()}")
-    return Statistics(mean=mean, std=std)
 
 
 def fitted_schema(schema: FeatureSchema, state: FittedState) -> FeatureSchema:
@@ -175,9 +159,8 @@ def fit_state(schema: FeatureSchema, table: Table, types: Mapping[str, IdType | 
     Raises:
         RerankingDataError: If a value cannot be used.
     """
-    owners = [spec for spec in schema.fields if spec.kind == "categorical" and spec.shares is None]
-    ids = {spec.name: _IdFitter(spec, (types or {}).get(spec.name)) for spec in owners}
-    scaled = [spec for spec in schema.fields if "standardize" in spec.transforms]
+    ids = {spec.name: _IdFitter(spec, (types or {}).get(spec.name)) for spec in _vocabulary_owners(schema)}
+    scaled = _scaled_fields(schema)
     moments = {spec.name: Moments(spec.size) for spec in scaled}
     for start in range(0, table.rows, _SLICE_ROWS):
         rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))

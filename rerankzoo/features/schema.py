@@ -76,8 +76,8 @@ class FieldSpec:
 
     def __post_init__(self) -> None:
         _require_name(self.name, "a field's name")
-        _require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
-        _require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
+        for key, choices in (("group", Group), ("kind", Kind)):
+            _require_choice(getattr(self, key), get_args(choices), f"{key} of field {self.name!r}")
         for key, most in _LIMITS.items():
             optional = key not in ("size", "min_count")
             _require_positive_integer(getattr(self, key), f"{key} of field {self.name!r}", optional=optional, most=most)
@@ -101,7 +101,7 @@ class FieldSpec:
 
     def _refuse(self, *keys: str) -> None:
         for key in keys:
-            if getattr(self, key) != _default(type(self), key):
+            if getattr(self, key) != getattr(type(self), key):  # a dataclass keeps its defaults there
                 reason = "shares a vocabulary" if self.kind == "categorical" and self.shares else f"is {self.kind}"
                 raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={shown(getattr(self, key))}")
 
@@ -310,9 +310,9 @@ class FeatureSchema:
             SchemaMismatchError: If they differ; lists every difference.
         """
         keys = ("item_id", "upstream_score", "slate", "propensity", "position_discount")
-        problems = [
-            problem for key in keys for problem in _differences(key, getattr(self, key), getattr(expected, key))
-        ]
+        problems: list[str] = []
+        for key in keys:
+            problems += _differences(key, getattr(self, key), getattr(expected, key))
         problems += _entry_differences("field", self.fields, expected.fields)
         problems += _entry_differences("target", self.targets, expected.targets)
         if problems:
@@ -322,7 +322,7 @@ class FeatureSchema:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-able dictionary without the entries that have their default value."""
-        return _to_dict(self)
+        return dict(_plain(self))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
@@ -379,19 +379,16 @@ def _entry_differences(
     return problems or _differences(f"the order of {what}s", list(own), list(other))
 
 
-def _to_dict(spec: FieldSpec | TargetSpec | FeatureSchema) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for entry in fields(spec):
-        value = getattr(spec, entry.name)
-        if entry.default is MISSING or value != entry.default:
-            result[entry.name] = _plain(value)
-    return result
-
-
 def _plain(value: Any) -> Any:
-    if isinstance(value, FieldSpec | TargetSpec):
-        return _to_dict(value)
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+    """What JSON and YAML hold of a schema: mappings without the entries of default value, and lists."""
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    if not isinstance(value, FieldSpec | TargetSpec | FeatureSchema):
+        return value
+    values = {entry: getattr(value, entry.name) for entry in fields(value)}
+    return {
+        entry.name: _plain(held) for entry, held in values.items() if entry.default is MISSING or held != entry.default
+    }
 
 
 def _spec_from_dict(spec: type[FieldSpec] | type[TargetSpec], data: Any, where: str) -> FieldSpec | TargetSpec:
@@ -422,10 +419,6 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
         return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def _default(spec: type[Any], key: str) -> Any:
-    return next(entry.default for entry in fields(spec) if entry.name == key)
 
 
 def _as_list(value: Any, where: str) -> list[Any]:

@@ -30,7 +30,22 @@ BoolArray = npt.NDArray[np.bool_]
 LeafKind = Literal["int", "float", "bool", "string", "null"]
 
 KIND_OF_DTYPE: dict[str, LeafKind] = {"i": "int", "u": "int", "f": "float", "b": "bool"}
-_KIND_OF_TYPE: dict[type, LeafKind] = {int: "int", float: "float", bool: "bool", str: "string"}
+#: Of what JSON holds; other types are looked at one by one.
+_KIND_OF_TYPES: dict[frozenset[type], LeafKind] = {
+    frozenset(): "null",
+    frozenset({int}): "int",
+    frozenset({float}): "float",
+    frozenset({int, float}): "float",
+    frozenset({bool}): "bool",
+    frozenset({str}): "string",
+}
+_SCALARS: tuple[tuple[tuple[type, ...], LeafKind], ...] = (
+    ((NoneType,), "null"),
+    ((bool, np.bool_), "bool"),
+    ((int, np.integer), "int"),
+    ((float, np.floating), "float"),
+    ((str,), "string"),
+)
 _DTYPE_OF_KIND = {"int": np.int64, "null": np.int64, "float": np.float64, "bool": np.bool_}
 INT64_MAX = np.iinfo(np.int64).max
 _MOST_NAMES = 30  # of columns in a message
@@ -372,12 +387,10 @@ def _read_leaves(values: Any, column: Column) -> None:
             column.nulls += (None,)
             return
         values = values.tolist()
-    types = set(map(type, values))
+    types = frozenset(map(type, values))
     if NoneType in types:
-        types.remove(NoneType)
         missing = np.array([value is None for value in values], dtype=np.bool_)
-    kind = _KIND_OF_TYPE.get(next(iter(types))) if len(types) == 1 else None
-    column.kind = kind or _common_kind(types, values, column)
+    column.kind = _KIND_OF_TYPES.get(types - {NoneType}) or _common_kind(values, column)
     if column.kind == "string":
         distinct = dict.fromkeys(values)
         distinct.pop(None, None)
@@ -395,49 +408,28 @@ def _number_array(values: Sequence[Any], column: Column) -> npt.NDArray[Any]:
     try:
         return np.array(values, dtype=_DTYPE_OF_KIND[column.kind])
     except OverflowError:
-        index = next(index for index, value in enumerate(values) if not _fits(value, column.kind))
+        most = INT64_MAX if column.kind == "int" else sys.float_info.max
+        # int(): a numpy integer compares in its own width.
+        integers = ((index, int(value)) for index, value in enumerate(values) if isinstance(value, int | np.integer))
+        index = next(index for index, value in integers if not -most - 1 <= value <= most)
         raise column.error(f"{shown(values[index])} is too large", index) from None
 
 
-def _fits(value: Any, kind: LeafKind) -> bool:
-    if _kind_of_type(type(value)) != "int":
-        return True
-    # int(): a numpy integer compares in its own width.
-    return -INT64_MAX - 1 <= int(value) <= INT64_MAX if kind == "int" else abs(int(value)) <= sys.float_info.max
-
-
-def _common_kind(types: Iterable[type], values: Sequence[Any], column: Column) -> LeafKind:
-    """The common kind of Python scalars; ints among floats are floats, any other mixture is refused."""
-    kinds = set(map(_kind_of_type, types))
-    if not kinds:
-        return "null"
-    if kinds == {"int", "float"}:
-        return "float"
-    kind = kinds.pop()
-    if kind is not None and not kinds:
-        return kind
-    raise _mixture_error(values, column)
-
-
-def _mixture_error(values: Sequence[Any], column: Column) -> RerankingDataError:
-    present = [(index, value, _kind_of_type(type(value))) for index, value in enumerate(values) if value is not None]
-    for index, value, kind in present:
+def _common_kind(values: Sequence[Any], column: Column) -> LeafKind:
+    """The kind of Python scalars of any type; ints among floats are floats, any other mixture is refused."""
+    common: LeafKind = "null"
+    first = None
+    for index, value in enumerate(values):
+        kind = next((kind for types, kind in _SCALARS if isinstance(value, types)), None)
         if kind is None:
-            return column.error(f"a number or a string is required, got {shown(value)} ({type(value).__name__})", index)
-    _, first, kind = present[0]
-    same = {"int", "float"} if kind in ("int", "float") else {kind}
-    index, value, other = next(entry for entry in present if entry[2] not in same)
-    return column.error(f"mixed types: {shown(value)} ({other}) after {shown(first)} ({kind})", index)
-
-
-def _kind_of_type(kind: type) -> LeafKind | None:
-    if kind is bool or issubclass(kind, np.bool_):
-        return "bool"
-    if issubclass(kind, int | np.integer):
-        return "int"
-    if issubclass(kind, float | np.floating):
-        return "float"
-    return "string" if issubclass(kind, str) else None
+            raise column.error(f"a number or a string is required, got {shown(value)} ({type(value).__name__})", index)
+        if common == "null":
+            common, first = kind, value
+        elif {common, kind} == {"int", "float"}:
+            common = "float"
+        elif kind not in (common, "null"):
+            raise column.error(f"mixed types: {shown(value)} ({kind}) after {shown(first)} ({common})", index)
+    return common
 
 
 def refuse_beyond_int64(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:
