@@ -84,6 +84,10 @@ class Statistics:
     mean: FloatArray
     std: FloatArray
 
+    def equals(self, other: Statistics) -> bool:
+        """Whether both standardise alike."""
+        return np.array_equal(self.mean, other.mean) and np.array_equal(self.std, other.std)
+
 
 @dataclass(frozen=True)
 class NumberEncoder:

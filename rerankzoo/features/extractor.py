@@ -42,6 +42,7 @@ from rerankzoo.text_files import read_json
 
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass(frozen=True)
@@ -165,17 +166,13 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         """
         after, before = self._require_fitted().state, other._require_fitted().state
         self._declared.check_same(other._declared)
-        moved = [
-            name for name, known in before.vocabularies.items() if not begins_with(after.vocabularies[name], known)
-        ]
+        vocabularies, statistics = before.vocabularies.items(), before.statistics.items()
+        moved = [name for name, known in vocabularies if not begins_with(after.vocabularies[name], known)]
         moved += [name for name, known in before.types.items() if known not in (None, after.types[name])]
         problems = [f"field {name!r} has other ids" for name in dict.fromkeys(moved)]
         if not other_statistics:
-            for name, known in before.statistics.items():
-                if not np.array_equal(
-                    [known.mean, known.std], [after.statistics[name].mean, after.statistics[name].std]
-                ):
-                    problems.append(f"field {name!r} is standardised otherwise")
+            changed = [name for name, known in statistics if not known.equals(after.statistics[name])]
+            problems += [f"field {name!r} is standardised otherwise" for name in changed]
         if problems:
             name = self._declared.name
             raise SchemaMismatchError(f"schema {name!r} was fitted on other data: {'; '.join(problems)}")
@@ -205,15 +202,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return isinstance(data, Mapping) and not holds_columns(data, self._declared.item_id)
 
     def read(self, data: Any) -> Encoded:
-        """Turns rows into a padded batch, and keeps the ids of their candidates with it.
-
-        Args:
-            data: Any supported table (see `rerankzoo.features.tables`).
-
-        Raises:
-            RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
-            SchemaError: If the extractor was not fitted.
-        """
+        """The batch of rows (see `__call__`, also for errors), with the ids of their candidates."""
         return self._encode(read_table(data, self.schema.item_id))
 
     def usable(self, data: Any) -> tuple[list[Encoded], dict[int, RerankingDataError]]:
@@ -241,7 +230,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             rows = pending.pop()
             part = table if rows == slice(0, table.rows) else table.slice(rows.start, rows.stop)
             try:
-                encoded = self._encode(part, rows.start)
+                parts.append(self._encode(part))
             except RerankingDataError as error:
                 if error.row is None and not isinstance(table, RowTable):
                     raise
@@ -251,12 +240,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
                     errors[rows.start] = RerankingDataError(error.message, field=error.field, row=rows.start)
                 else:
                     pending += [slice(middle, rows.stop), slice(rows.start, middle)]
-            else:
-                parts.append(encoded)
         return parts, errors
 
-    def _encode(self, table: Table, first_row: int = 0) -> Encoded:
-        schema = self._require_fitted().schema
+    def _encode(self, table: Table) -> Encoded:
+        schema, fields = self.schema, self._require_fitted().fields
         item_ids = read_item_ids(table, schema.item_id)
         requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
         arrays = self._group("request", table, item_ids, requests)
@@ -264,34 +251,31 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         arrays.update(self._group("candidate", table, item_ids, candidates))
         arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
         arrays["candidate_mask"] = candidates.mask()
-        if self._require_fitted().fields["history"]:
-            arrays.update(self._history(table, item_ids))
+        if fields["history"]:
+            # A model attends over the history: one masked place is kept where no row has any.
+            layout = Ragged(table.column(fields["history"][0][0], 1).offsets[0], min_width=1)
+            arrays["history_categorical"] = self._group("history", table, item_ids, layout)["history_categorical"]
+            arrays["history_mask"] = layout.mask()
         arrays.update(read_labels(table, schema, candidates))
-        rows = slice(first_row, first_row + table.rows)
+        rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
         return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)
 
-    def _history(self, table: Table, item_ids: ItemIds) -> Arrays:
-        first = self._require_fitted().fields["history"][0][0]
-        # A model attends over the history: one masked place is kept where no row has any.
-        layout = Ragged(table.column(first, 1).offsets[0], min_width=1)
-        arrays = self._group("history", table, item_ids, layout, first)
-        return {"history_categorical": arrays["history_categorical"], "history_mask": layout.mask()}
-
-    def _group(self, group: Group, table: Table, item_ids: ItemIds, layout: Ragged, longest: str = "") -> Arrays:
+    def _group(self, group: Group, table: Table, item_ids: ItemIds, layout: Ragged) -> Arrays:
         """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
-        parts: dict[str, list[npt.NDArray[Any]]] = {"categorical": [], "numeric": []}
-        for name, depth, categorical, encode in self._require_fitted().fields[group]:
+        parts: dict[bool, list[npt.NDArray[Any]]] = {True: [], False: []}
+        fields = self._require_fitted().fields[group]
+        for name, depth, categorical, encode in fields:
             is_id = name == item_ids.column.name
             column = item_ids.column if is_id else table.column(name, depth)
             if group == "candidate" and column.nulls[0] is not None:
                 column.refuse_nulls(None)
             if group != "request" and not is_id:
-                layout.check_same(column, 0, repr(longest or item_ids.column.name))
-            parts["categorical" if categorical else "numeric"].append(encode(column))
+                layout.check_same(column, 0, repr(item_ids.column.name if group == "candidate" else fields[0][0]))
+            parts[categorical].append(encode(column))
         return {
-            f"{group}_categorical": pack(parts["categorical"], layout, np.int64),
-            f"{group}_numeric": pack(parts["numeric"], layout, np.float32),
+            f"{group}_categorical": pack(parts[True], layout, np.int64),
+            f"{group}_numeric": pack(parts[False], layout, np.float32),
         }
 
     def example_values(self, spec: FieldSpec, limit: int = 1000) -> list[Any]:
@@ -309,14 +293,14 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def decode(self, slates: Tensor | npt.NDArray[np.int64] | list[Any], data: Any) -> list[list[Any]]:
         """Turns slates into the item ids of `data`, of which nothing else is read; see `ItemIds.decode`."""
-        return self._item_ids(read_table(data, self._declared.item_id)).decode(slates)
+        return self._item_ids(data).decode(slates)
 
     def locate(self, items: Sequence[Any], data: Any) -> Tensor:
         """Finds candidates of `data` by their item ids; see `ItemIds.locate`."""
-        return self._item_ids(read_table(data, self._declared.item_id)).locate(items)
+        return self._item_ids(data).locate(items)
 
-    def _item_ids(self, table: Table) -> ItemIds:
-        return read_item_ids(table, self._declared.item_id)
+    def _item_ids(self, data: Any) -> ItemIds:
+        return read_item_ids(read_table(data, self._declared.item_id), self._declared.item_id)
 
     # --- saving and loading -----------------------------------------------------------------------------------------
 
@@ -378,13 +362,19 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             SchemaMismatchError: If the vocabularies are not those the configuration was saved with; names the field.
             TypeError: If an argument is unknown.
         """
-        options = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
-        unknown = [key for key in kwargs if not key.startswith("_") and key != "trust_remote_code"]
+        unknown = [key for key in kwargs if key not in (*_HUB_OPTIONS, "trust_remote_code") and not key.startswith("_")]
         if unknown:
             raise TypeError(f"unknown arguments: {', '.join(unknown)}; known: {', '.join(_HUB_OPTIONS)}")
-        config = _locate(pretrained_model_name_or_path, CONFIG_NAME, options)
-        vocabularies = _locate(pretrained_model_name_or_path, VOCABULARY_NAME, options)
-        data, arrays = _read_config(Path(config)), _read_arrays(Path(vocabularies))
+        options = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
+        place = os.fspath(pretrained_model_name_or_path)
+        config, vocabularies = (cached_file(place, name, **options) for name in (CONFIG_NAME, VOCABULARY_NAME))
+        data = read_json(Path(config))
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("schema", "state")):
+            raise SchemaError(f"{config} is not the configuration of a fitted extractor: expected a schema and a state")
+        try:
+            arrays = load_file(vocabularies)
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
+            raise UnreadableFileError(f"{vocabularies} is damaged: {in_one_line(error)}") from error
         try:
             return cls._restore(data, arrays)
         except SchemaMismatchError as error:
@@ -394,15 +384,12 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     @classmethod
     def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:
-        saved = FeatureSchema.from_dict(data["schema"])
-        state = FittedState.restore(saved, data["state"], arrays)
-        extractor = cls(saved)
-        extractor._fitted = _Fitted.of(extractor._declared, state)
-        schema = extractor.schema
-        if schema.fingerprint != saved.fingerprint:
+        extractor = cls(saved := FeatureSchema.from_dict(data["schema"]))
+        extractor._fitted = _Fitted.of(extractor._declared, FittedState.restore(saved, data["state"], arrays))
+        if extractor.schema.fingerprint != saved.fingerprint:
             raise SchemaMismatchError(
-                f"schema {saved.name!r} or its statistics were changed after saving: fingerprint {schema.fingerprint}, "
-                f"expected {shown(saved.fingerprint)}"
+                f"schema {saved.name!r} or its statistics were changed after saving: fingerprint "
+                f"{extractor.schema.fingerprint}, expected {shown(saved.fingerprint)}"
             )
         return extractor
 
@@ -414,25 +401,3 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             SchemaError: Always.
         """
         raise SchemaError("a dictionary lacks the vocabularies; use from_pretrained")
-
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-
-
-def _locate(path: str | os.PathLike[str], name: str, options: dict[str, Any]) -> str:
-    given = {key: value for key, value in options.items() if value is not None}
-    return cast(str, cached_file(os.fspath(path), name, **given))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    data = read_json(path)
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("schema", "state")):
-        raise SchemaError(f"{path} is not the configuration of a fitted extractor: it needs a schema and a state")
-    return data
-
-
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        return load_file(path)
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
-        raise UnreadableFileError(f"{path} is damaged: {in_one_line(error)}") from error

@@ -219,4 +219,4 @@ class _IdFitter:
 
     def vocabulary(self) -> Vocabulary:
         values = sorted(value for value, count in self._counts.items() if count >= self.spec.min_count)
-        return StringVocabulary(values) if self.type == "string" else IntegerVocabulary(np.array(values, np.int64))
+        return (StringVocabulary if self.type == "string" else IntegerVocabulary)(values)

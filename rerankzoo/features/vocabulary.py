@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,8 @@ class IntegerVocabulary:
             `extended_vocabulary` adds comes after them.
     """
 
-    def __init__(self, values: IntArray) -> None:
-        self.values = values
+    def __init__(self, values: Sequence[int] | IntArray) -> None:
+        self.values = values = np.asarray(values, dtype=np.int64)
         order = np.argsort(values, kind="stable")
         self._sorted, self._ids = values[order], order + FIRST_ID
         self._table: IntArray | None = None
@@ -103,21 +104,16 @@ def extended_vocabulary(vocabulary: Vocabulary, other: Vocabulary) -> Vocabulary
     """
     if not len(vocabulary):
         return other
-    if isinstance(vocabulary, IntegerVocabulary) and isinstance(other, IntegerVocabulary):
-        return IntegerVocabulary(np.concatenate([vocabulary.values, np.setdiff1d(other.values, vocabulary.values)]))
-    if isinstance(vocabulary, StringVocabulary) and isinstance(other, StringVocabulary):
-        known = set(vocabulary.values)
-        return StringVocabulary([*vocabulary.values, *(value for value in other.values if value not in known)])
-    raise TypeError(f"a {type(vocabulary).__name__} cannot be extended by a {type(other).__name__}")
+    if type(vocabulary) is not type(other):
+        raise TypeError(f"a {type(vocabulary).__name__} cannot be extended by a {type(other).__name__}")
+    known: set[Any] = set(vocabulary.values)
+    return type(vocabulary)([*vocabulary.values, *(value for value in other.values if value not in known)])
 
 
 def begins_with(vocabulary: Vocabulary, other: Vocabulary) -> bool:
     """Tells whether all values of the other vocabulary have the same ids in the first."""
-    if isinstance(vocabulary, IntegerVocabulary) and isinstance(other, IntegerVocabulary):
-        return bool(np.array_equal(vocabulary.values[: len(other)], other.values))
-    if isinstance(vocabulary, StringVocabulary) and isinstance(other, StringVocabulary):
-        return vocabulary.values[: len(other)] == other.values
-    return not len(other)
+    same_type = type(vocabulary) is type(other)
+    return not len(other) or (same_type and list(vocabulary.values[: len(other)]) == list(other.values))
 
 
 def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabulary:
