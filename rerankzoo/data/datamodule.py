@@ -12,6 +12,7 @@ import datasets.config
 import lightning as L
 import numpy as np
 from datasets import Dataset, DatasetDict
+from filelock import FileLock
 
 from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.data.folder import (
@@ -233,7 +234,9 @@ def _map_files(paths: list[Path], columns: list[str]) -> Dataset:
     copy = Path(datasets.config.HF_DATASETS_CACHE, "rerankzoo", f"{key[:32]}.arrow")
     if not copy.is_file():
         make_folder(copy.parent)
-        write_atomically(copy, lambda target: write_arrow(target, paths, columns))
+        with FileLock(copy.with_suffix(".lock")):  # of several processes one copies
+            if not copy.is_file():
+                write_atomically(copy, lambda target: write_arrow(target, paths, columns))
     return Dataset.from_file(str(copy))
 
 

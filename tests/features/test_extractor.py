@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import pickle
@@ -243,6 +244,32 @@ def test_a_dictionary_of_any_strings(views: pa.Array, extractor: RerankingFeatur
     users = pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int16()), views)
     assert same(extractor(table.set_column(0, "user", users)), extractor(rows))
     assert same(extractor(table.set_column(0, "user", views)), extractor([rows[0], {**rows[1], "user": "bob"}]))
+
+
+def digest(batch: Batch) -> str:
+    content = hashlib.sha256()
+    for key in sorted(batch):
+        content.update(f"{key}{batch[key].dtype}{tuple(batch[key].shape)}".encode())
+        content.update(batch[key].numpy().tobytes())
+    return content.hexdigest()
+
+
+def test_batches_and_fingerprints_stay_what_they_were(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    """Written down when extractors were first saved: a model of then must see the same numbers for ever."""
+    assert extractor.schema.fingerprint == "80b58e443a50e6d28a1677977c93262ebefdecd4c1a45feedcf7d08b938896af"
+    assert digest(extractor(rows)) == "fb338fe97bfd5fe91cf77c8ca27e7e50e9b9ab01fc15adbb45ec76022eaf7500"
+    odd = {
+        "user": "\ud800",
+        "age": None,
+        "item_id": (13, 99, 11),
+        "brand": ["z", None, "x"],
+        "price": [0, 2.5, 7],
+        "score": [None, 1e-30, -3e38],
+        "vector": [None, [None, 1.0], [2, 3.5]],
+        "past": [12, None, 14],
+    }
+    batch = extractor([rows[0] | odd, rows[1] | {"past": None}])
+    assert digest(batch) == "a90909cfd47df0e98fdc1dfa5f7998373f686496b4b205f9acacdd82ef89859b"
 
 
 def test_a_registered_entry_is_the_column_of_its_name(
