@@ -12,13 +12,11 @@ The pages about the Hub are run one after the other, each in a process of its ow
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -35,12 +33,15 @@ from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.generation import RerankingGenerationConfig
-from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
-from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
-from rerankzoo.models.pointwise import PointwiseConfig
-from rerankzoo.models.prm import PRMConfig
+from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
+from rerankzoo.models.nar4rec import NAR4RecForReranking
+from rerankzoo.models.registry import family_names, load_families
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    {head.config_class for head in load_families().values() if head.__module__.split(".")[2] in family_names()},
+    key=lambda config: config.model_type,
+)
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -156,10 +157,7 @@ def test_reference_tables_are_complete(page: str, names: set[str]) -> None:
 @pytest.mark.parametrize(
     ("page", "kind"),
     [
-        ("models/degre.md", DeGReConfig),
-        ("models/nar4rec.md", NAR4RecConfig),
-        ("models/pointwise.md", PointwiseConfig),
-        ("models/prm.md", PRMConfig),
+        *((f"models/{config.model_type}.md", config) for config in CONFIGS),
         ("simulator.md", SimulatorSettings),
     ],
 )
@@ -258,94 +256,3 @@ def run_command(words: list[str]) -> None:
 
 def test_some_pages_run() -> None:
     assert {"README.md", "docs/data-format.md", "docs/training.md"} <= {str(page.relative_to(ROOT)) for page in RUNNING}
-
-
-# --- the models that are added as examples ---------------------------------------------------------------------------
-
-#: Beside the test files of the page: where its models and objectives are, and what the suite's fixtures are.
-CONFTEST = """
-import sys
-from pathlib import Path
-
-import rerankzoo.models
-from tests.conftest import *  # noqa: F403
-
-HERE = Path(__file__).parent
-rerankzoo.models.__path__ = [*rerankzoo.models.__path__, str(HERE / "rerankzoo" / "models")]
-sys.path.append(str(HERE))
-"""
-#: The second model has no test of its own on the page; its objective is tried by the test of the recipe's kind below.
-ECHO = """
-from typing import Any, ClassVar
-
-import lightning as L
-import pytest
-import torch
-from best_of_drawn import BestOfDrawn
-
-from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
-from rerankzoo.models.echo import EchoForReranking
-from rerankzoo.training import RerankingModule
-from tests.models.common import ScorerTestSuite, trainer
-
-SIZES: dict[str, Any] = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8}
-
-
-class TestEchoForReranking(ScorerTestSuite):
-    model_class = EchoForReranking
-    config_values: ClassVar[dict[str, Any]] = SIZES
-
-
-class Values(L.Callback):
-    def __init__(self) -> None:
-        self.values = []
-
-    def on_validation_end(self, trainer, pl_module) -> None:
-        self.values.append(float(trainer.callback_metrics["val/value"]))
-
-
-def test_imitating_its_best_slates_it_draws_better_ones(data_folder, tmp_path) -> None:
-    data = RerankingDataModule(str(data_folder), batch_size=8)
-    data.prepare_data()
-    data.setup("fit")
-    torch.manual_seed(0)
-    evaluator = DeGReEvaluator(DeGReConfig(feature_schema=data.extractor.schema.to_dict(), **SIZES))
-    evaluator.save_pretrained(tmp_path / "evaluator")
-    data.extractor.save_pretrained(tmp_path / "evaluator")
-    objective = BestOfDrawn(str(tmp_path / "evaluator"), num_slates=16)
-    module = RerankingModule("EchoForReranking", SIZES, objective=objective, learning_rate=0.01, warmup_steps=1)
-    seen = Values()
-    trainer(tmp_path, max_epochs=30, num_sanity_val_steps=-1, callbacks=[seen]).fit(module, datamodule=data)
-    assert seen.values[-1] > seen.values[0] + 0.05 * abs(seen.values[0])
-"""
-
-
-@pytest.mark.slow
-def test_example_models_pass_the_common_suite(tmp_path: Path) -> None:
-    written = {
-        block.mark.removeprefix("file: "): block.text
-        for block in blocks(DOCS / "adding-a-model.md")
-        if block.mark.startswith("file: ")
-    }
-    families = {Path(name).parts[2] for name in written if name.startswith("rerankzoo/models/")}
-    assert families == {"toy", "echo", "swap"}
-    written |= {"conftest.py": CONFTEST, "tests/models/test_echo.py": ECHO}
-    for name, text in written.items():
-        flat = Path(name).name if name.startswith("tests/") else name  # no package: `tests` is the project's
-        path = tmp_path / flat
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for recipe in ("recipes/toy/simulator.yaml", "recipes/echo/simulator.yaml"):
-        assert yaml.safe_load(written[recipe])["model"]["class_path"] == "rerankzoo.RerankingModule"
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [*words, "--rootdir", str(tmp_path), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-5000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 150, run.stdout[-500:]

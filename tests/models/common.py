@@ -285,12 +285,10 @@ class VariantTestSuite:
         model_class: The class under test.
         config_values: Fields of its config beside the schema: tiny sizes, `slate_size` 4, no dropout, and every loss
             term with a weight. NAR4Rec's `utility_threshold` must split the rows of the `batch` fixture.
-        shallow: Fields that make it as small as it can be, for what takes long.
     """
 
     model_class: ClassVar[type[RerankingPreTrainedModel]]
     config_values: ClassVar[dict[str, Any]]
-    shallow: ClassVar[dict[str, Any]] = {"num_hidden_layers": 1}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -300,11 +298,6 @@ class VariantTestSuite:
         if replaced:
             raise TypeError(f"{cls.__name__} replaces {replaced}; no model may leave out or change a common test")
 
-    def make_shallow(self, extractor: RerankingFeatureExtractor) -> Any:
-        """A model with as few layers as its config can have."""
-        known = self.model_class.config_class.own_fields()
-        return self.make_model(extractor, **{name: value for name, value in self.shallow.items() if name in known})
-
     def make_model(self, extractor: RerankingFeatureExtractor, seed: int = 0, **values: Any) -> Any:
         """A model with random weights, in evaluation mode."""
         torch.manual_seed(seed)
@@ -312,6 +305,12 @@ class VariantTestSuite:
             feature_schema=extractor.schema.to_dict(), **{**self.config_values, **values}
         )
         return self.model_class(config).eval()
+
+    def make_shallow_model(self, extractor: RerankingFeatureExtractor) -> Any:
+        """One with a single layer of every kind, for what takes long."""
+        names = [entry.name for entry in fields(self.model_class.config_class)]
+        layers = [name for name in names if name.startswith("num_") and name.endswith("_layers")]
+        return self.make_model(extractor, **dict.fromkeys(layers, 1))
 
     def test_order_of_candidates_does_not_matter(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch
@@ -420,7 +419,7 @@ class GeneratorVariantTestSuite(VariantTestSuite):
     """The same, of a model that generates."""
 
     def test_is_traced_with_dynamic_axes(self, extractor: RerankingFeatureExtractor) -> None:
-        model = self.make_shallow(extractor)
+        model = self.make_shallow_model(extractor)
         batch = random_batch(extractor, num_requests=3, num_candidates=7, history_length=4)
         axes = {name: [Dim.DYNAMIC if axis in "BNL" else None for axis in ENTRIES[name].axes] for name in batch}
         graph = SlateGraph(model, RerankingGenerationConfig(slate_size=2))
@@ -592,7 +591,7 @@ class ModelTestSuite(VariantTestSuite):
     def test_learns_in_half_precision(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch, dtype: torch.dtype
     ) -> None:
-        model = self.make_shallow(extractor).train()
+        model = self.make_shallow_model(extractor).train()
         expected = model(**mined_batch).loss.item()
         # Without clipping or scaling, and faster than anyone would: towards probabilities of 0 and 1.
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, fused=True)
@@ -813,7 +812,7 @@ class GeneratorTestSuite(ModelTestSuite):
     @pytest.mark.slow
     def test_exports_to_onnx_with_dynamic_axes(self, extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:
         # `export_model` refuses fixed axes, and compares slates and scores at other sizes than the traced one.
-        model, config = self.make_shallow(extractor), self.config_of({}, slate_size=2)
+        model, config = self.make_shallow_model(extractor), self.config_of({}, slate_size=2)
         export_model(model, extractor, tmp_path / "graph", "onnx", config)
         exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
         fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)

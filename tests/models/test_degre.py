@@ -60,7 +60,6 @@ def mined(batch: Batch) -> Batch:
 class TestDeGReGenerator(ScorerTestSuite):
     model_class = DeGReGenerator
     config_values: ClassVar[dict[str, Any]] = TINY
-    shallow: ClassVar[dict[str, Any]] = {"num_hidden_layers": 1, "num_decoder_layers": 1}
 
 
 class TestDistilledGenerator(GeneratorVariantTestSuite):
