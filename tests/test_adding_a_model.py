@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,10 +20,11 @@ import torch
 import rerankzoo.models
 from qa.family_files import edited_files, page_files
 from rerankzoo.cli.main import main
-from rerankzoo.data.datamodule import SimulatorDataModule
+from rerankzoo.data.datamodule import RerankingDataModule, SimulatorDataModule
 from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
-from tests.models.common import ModelTestSuite
+from rerankzoo.training import RerankingModule
+from tests.models.common import ModelTestSuite, trainer
 
 SMALL = {"num_train": 64, "num_validation": 32, "num_test": 32}
 FILES = page_files()
@@ -56,6 +58,13 @@ def test_a_family_is_at_most_ten_files() -> None:
     assert 5 < len(edited_files("toy")) <= 10
 
 
+def save_evaluator(extractor: RerankingFeatureExtractor, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = DeGReConfig(feature_schema=extractor.schema.to_dict(), slate_size=4, hidden_size=32, num_hidden_layers=1)
+    DeGReEvaluator(config).save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -64,11 +73,35 @@ def test_recipe_trains(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data.prepare_data()
     extractor = RerankingFeatureExtractor(FeatureSchema.from_yaml(Path(data.path) / "schema.yaml"))
     extractor.fit(pq.read_table(Path(data.path) / "train.parquet"))
-    torch.manual_seed(0)
-    evaluator = DeGReEvaluator(DeGReConfig(feature_schema=extractor.schema.to_dict(), num_hidden_layers=1))
-    for part in (evaluator, extractor):
-        part.save_pretrained("outputs/quickstart/degre-evaluator")
+    save_evaluator(extractor, tmp_path / "outputs/quickstart/degre-evaluator")
     small = [f"--data.init_args.{name}={value}" for name, value in SMALL.items()]
     command = ["fit", f"--config={FOLDER / recipe}", *small, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     assert main([*command, "--trainer.default_root_dir=run"]) == 0
     assert (tmp_path / "run/best/model.safetensors").is_file()
+
+
+class DrawnValues(L.Callback):
+    """What the evaluator says of the slates drawn for the validation split, before training and after every epoch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.values.append(float(trainer.callback_metrics["val/value"]))
+
+
+def test_a_model_that_imitates_its_best_slates_draws_better_ones(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    objective_class = import_module("best_of_drawn").BestOfDrawn
+    data = RerankingDataModule(str(data_folder), batch_size=8)
+    data.prepare_data()
+    data.setup("fit")
+    save_evaluator(data.extractor, tmp_path / "evaluator")
+    objective = objective_class(str(tmp_path / "evaluator"), num_slates=16)
+    config = SUITES["TestEchoForReranking"].config_values
+    module = RerankingModule("EchoForReranking", config, objective=objective, learning_rate=0.01, warmup_steps=1)
+    seen = DrawnValues()
+    trainer(tmp_path, max_epochs=30, num_sanity_val_steps=-1, callbacks=[seen]).fit(module, datamodule=data)
+    assert seen.values[-1] > seen.values[0] + 0.05 * abs(seen.values[0])
