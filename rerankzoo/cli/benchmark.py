@@ -19,7 +19,9 @@ from rerankzoo.cli.runs import Trained, console, mine_once, total, train_members
 from rerankzoo.errors import RecipeError, did_you_mean, shown
 from rerankzoo.evaluation import Decoding, Evaluation, Point, print_table, write_curve, write_report
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.generation import SlateGenerationMixin
 from rerankzoo.mining import MiningSettings, mine_folder
+from rerankzoo.models.registry import model_class
 from rerankzoo.text_files import read_yaml
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
@@ -86,7 +88,7 @@ class Entry:
                 raise RecipeError(f"mine.{name}: unknown setting{did_you_mean(name, _MINING)}")
             _check_name(str(value), f"mine.{name}")
         for decoding in self.named_decodings() or ():
-            decoding.check()
+            decoding.check(_generator_class(self.recipe))
 
     def mined_folder(self) -> str:
         """The name of the folder of its mined slates: models that learn the same share it."""
@@ -101,6 +103,15 @@ class Entry:
             Decoding(name, {key: asked[key] for key in asked if key != "evaluator"}, bool(asked.get("evaluator")))
             for name, asked in self.decodings.items()
         ]
+
+
+def _generator_class(recipe: str | None) -> Any:
+    """The class that a recipe trains, whose decodings may be asked for; without a recipe an evaluator searches."""
+    entry = read_yaml(find_recipe(recipe)) if recipe else None
+    for key in ("model", "init_args", "architecture"):
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    architecture = model_class(entry) if isinstance(entry, str) else SlateGenerationMixin
+    return architecture if issubclass(architecture, SlateGenerationMixin) else SlateGenerationMixin
 
 
 @dataclass(frozen=True)

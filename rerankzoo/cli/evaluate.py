@@ -76,7 +76,6 @@ def evaluate(
     evaluator_model = evaluating and evaluating.model.to(place)
     judge_model = load_evaluator(judge).model.to(place) if judge else None
     item_id = FeatureSchema.from_yaml(folder / SCHEMA_FILE).item_id
-    decodings = None if tune_alpha else default_decodings(evaluator is not None, penalty_alpha)
     runs: Counter[str] = Counter()
     evaluations: list[Evaluation] = []
     with _progress() as progress:
@@ -88,6 +87,8 @@ def evaluate(
         run = EvaluationRun(splits, item_id, read_origin(folder), evaluator_model, judge_model, split, watch)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name = model.config.model_type
+            usual = default_decodings(evaluator is not None, penalty_alpha, model.strategies)
+            decodings = None if tune_alpha else usual
             found = run.evaluate(
                 name, model, extractor, seed + runs[name], decodings, num_requests, num_requests, hr_requests
             )

@@ -84,7 +84,8 @@ class EvaluationRun:
             hr_requests: See `rerankzoo.evaluation.evaluate`.
         """
         notes: dict[str, Any] = {}
-        if decodings is None:
+        alpha = None
+        if decodings is None and "contrastive" in model.strategies:
             data = self.splits["validation"]
             alpha, notes["penalty_alpha"] = tune_penalty_alpha(
                 model,
@@ -95,7 +96,8 @@ class EvaluationRun:
                 num_requests=tuning_requests,
                 on_progress=self.watch(f"tuning alpha of {name}", min(tuning_requests or len(data), len(data))),
             )
-            decodings = default_decodings(self.evaluator is not None, alpha)
+        if decodings is None:
+            decodings = default_decodings(self.evaluator is not None, alpha, model.strategies)
         evaluation = evaluate(
             model,
             self.data,

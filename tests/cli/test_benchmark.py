@@ -12,6 +12,8 @@ import yaml
 from rerankzoo.cli.benchmark import Benchmark, join_options
 from rerankzoo.cli.main import main
 from rerankzoo.errors import RecipeError
+from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.models.registry import model_class
 
 EVALUATOR = "degre/evaluator-simulator.yaml"
 GENERATOR = "degre/generator-simulator.yaml"
@@ -127,6 +129,18 @@ def test_a_wrong_file_is_refused(changes: dict[str, Any], message: str, tmp_path
 def test_missing_recipes_are_missed_before_anything_is_trained(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file 'no/such\.yaml'"):
         Benchmark.from_yaml(write(tmp_path, **change))
+
+
+def test_a_familys_own_decoding_parameter_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class BlockConfig(RerankingGenerationConfig):
+        extra_parameters = ("num_blocks",)
+
+    monkeypatch.setattr(model_class("DeGReGenerator"), "generation_config_class", BlockConfig)
+    decodings = {"blocks": {"num_blocks": 2}}
+    benchmark = Benchmark.from_yaml(write(tmp_path, models={"a": {"recipe": GENERATOR, "decodings": decodings}}))
+    assert [one.parameters for one in benchmark.models["a"].named_decodings() or ()] == [{"num_blocks": 2}]
+    with pytest.raises(RecipeError, match="num_blocks"):
+        Benchmark.from_yaml(write(tmp_path, models={"a": {"recipe": "prm/simulator.yaml", "decodings": decodings}}))
 
 
 def test_options_are_joined() -> None:
