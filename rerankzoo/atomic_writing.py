@@ -230,12 +230,9 @@ def _refused(error: Exception, target: Path) -> str | None:
     """What the system says of the target, the folder it is in, or a temporary folder beside it."""
     if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, str | bytes):
         return None
-    path = Path(os.fsdecode(error.filename))
-    if path != target.parent:
-        entry = path.relative_to(target.parent).parts[0] if path.is_relative_to(target.parent) else ""
-        if entry != target.name and not entry.startswith(f".{target.name}."):
-            return None
-    return os.strerror(error.errno)
+    path, parent = os.fsdecode(error.filename), target.parent
+    ours = path in (str(parent), str(target)) or path.startswith((f"{target}/", f"{parent}/.{target.name}."))
+    return os.strerror(error.errno) if ours else None
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -43,6 +43,19 @@ _DAMAGED = (
 )
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+#: What errors mean; of an error of several of these classes, the first.
+_MEANINGS: dict[type | tuple[type, ...], str] = {
+    GatedRepoError: "the owner of {repo} asks for consent: request access on its page, then {log_in}",
+    RepositoryNotFoundError: "the Hub shows no repository {repo}: there is none, or it is private and hidden from you "
+    "(the Hub does not tell which); check the name, or {log_in}",
+    RevisionNotFoundError: "{repo} has no revision {revision!r}: no branch, tag or commit has this name",
+    (
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    ): "{repo} is not in the cache and the Hub cannot be reached; load it once online",
+    HFValidationError: "{repo!r} is no folder here and not the name of a repository, which is like org/name",
+    EntryNotFoundError: "{repo} has no file {file} at revision {revision!r}",
+}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -69,63 +82,38 @@ def is_refusal(error: Exception) -> bool:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error; `None` where the Hub did not answer."""
-    answer = _answer(error)
-    return None if answer is None else int(answer.response.status_code)
+    answers = [link for link in _chain(error) if isinstance(link, HfHubHTTPError)]
+    return int(answers[0].response.status_code) if answers else None
 
 
 def describe(error: BaseException, repo_id: str, revision: str | None = None) -> str:
     """Says in one line what an error of huggingface_hub or transformers means for a repository."""
     for link in _chain(error):
-        if text := _known(link, repo_id, revision):
-            return text
+        for kind, meaning in _MEANINGS.items():
+            if isinstance(link, kind):
+                file = re.search(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(link))
+                asked = revision or "main"
+                return meaning.format(repo=repo_id, revision=asked, log_in=_LOG_IN, file=file[1] if file else "")
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is unreadable; try again"
     if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
         return redact(" ".join(str(error).split()))  # of the client, which knows better than the answer behind it
-    answer = _answer(error)
-    if answer is not None:
-        return _refused(int(answer.response.status_code), answer.server_message, repo_id)
+    status = status_of(error)
+    if status == 401:
+        return f"the Hub does not accept the token: it is missing, wrong or expired; {_LOG_IN}"
+    if status == 403:
+        return f"the token may not do this with {repo_id}: use one with write access to it"
+    if status is not None:
+        message = next(link.server_message for link in _chain(error) if isinstance(link, HfHubHTTPError))
+        return f"the Hub answers with status {status}" + (f" ({redact(' '.join(message.split()))})" if message else "")
     if any(isinstance(link, NetworkError) for link in _chain(error)):
         return f"the Hub cannot be reached ({type(error).__name__}); try again"
     return _first_line(error)
 
 
-def _known(error: BaseException, repo_id: str, revision: str | None) -> str | None:
-    if isinstance(error, GatedRepoError):
-        return f"the owner of {repo_id} asks for consent: request access on its page, then {_LOG_IN}"
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"the Hub shows no repository {repo_id}: there is none, or it is private and hidden from you (the Hub does "
-            f"not tell which); check the name, or {_LOG_IN}"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision!r}: no branch, tag or commit has this name"
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return f"{repo_id} is not in the cache and the Hub cannot be reached; load it once online"
-    if isinstance(error, HFValidationError):
-        return f"{repo_id!r} is no folder here and no name of a repository, which is like org/name"
-    if isinstance(error, EntryNotFoundError):
-        name = re.search(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(error))
-        return f"{repo_id} has no file {name[1] if name else ''} at revision {revision or 'main'!r}"
-    return None
-
-
-def _refused(status: int, message: str | None, repo_id: str) -> str:
-    if status == 401:
-        return f"the Hub does not accept the token: it is missing, wrong or expired; {_LOG_IN}"
-    if status == 403:
-        return f"the token may not do this with {repo_id}: use one with write access to it"
-    return f"the Hub answers with status {status}" + (f" ({redact(' '.join(message.split()))})" if message else "")
-
-
 def _first_line(error: BaseException) -> str:
     """What an error says, without an address of a page that there may not be."""
     return redact(str(error).strip().split("\n", 1)[0]).split(". Checkout", 1)[0] or type(error).__name__
-
-
-def _answer(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's answer behind an error."""
-    return next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

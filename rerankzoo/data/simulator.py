@@ -110,15 +110,13 @@ class SimulatorSettings:
             raise ValueError(
                 f"num_complements {self.num_complements} must be below num_categories {self.num_categories}"
             )
-        for name in ("continue_without_click", "continue_after_click"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
-        for name in ("item_bias_std", "feature_noise", "retrieval_noise", "upstream_noise", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("num_users", "latent_size", "logging_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name.startswith("continue_") and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be a probability, got {value}")
+            if name.endswith(("_std", "_noise", "seed")) and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+            if name in ("num_users", "latent_size", "logging_temperature") and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> SimulatorSettings:
@@ -157,9 +155,6 @@ class _Requests:
     @property
     def num_candidates(self) -> int:
         return int(self.relevance.shape[1])
-
-    def rows(self, start: int, stop: int) -> _Requests:
-        return self.select(slice(start, stop))
 
     def select(self, rows: slice | np.ndarray) -> _Requests:
         return _Requests(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
@@ -301,7 +296,7 @@ class Simulator:
         utilities = np.empty((len(requests.relevance), len(slates)))
         step = max(1, _CHUNK_ELEMENTS // len(slates))
         for start in range(0, len(utilities), step):
-            utilities[start : start + step] = self._utility(requests.rows(start, start + step), slates)
+            utilities[start : start + step] = self._utility(requests.select(slice(start, start + step)), slates)
         return utilities
 
     def pointwise_oracle(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
@@ -376,8 +371,8 @@ class Simulator:
         return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
 
     def _requests(self, user_ids: np.ndarray, item_ids: np.ndarray) -> _Requests:
-        users = _checked_ids(user_ids, "user_id", self.settings.num_users, dimensions=1)
-        items = _checked_ids(item_ids, "item_id", self.settings.num_items, dimensions=2)
+        users = _checked(user_ids, "user_id", self.settings.num_users, ("B",))
+        items = _checked(item_ids, "item_id", self.settings.num_items, ("B", "N"))
         if len(users) != len(items):
             raise RerankingDataError(f"{len(users)} users but {len(items)} rows of candidates", field="item_id")
         vectors, categories = self.item_vectors[items], self.item_categories[items]
@@ -454,21 +449,21 @@ class Simulator:
         slates, propensities = plackett_luce_slates(upstream / settings.logging_temperature, settings.slate_size, rng)
         clicks = self._read(self._clicks(requests, slates[:, None]), rng)[:, 0]
         user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
-        return pa.table(
-            {
-                "user_id": pa.array(users),
-                "user_embedding": list_array(user_embedding.astype(np.float32)),
-                "item_id": list_array(items),
-                "category": list_array(self.item_categories[items]),
-                "item_embedding": list_array(item_embedding.astype(np.float32)),
-                "affinity": list_array((4.0 * user_embedding[:, None] * item_embedding).astype(np.float32)),
-                "value": list_array(requests.value.astype(np.float32)),
-                "upstream_score": list_array(upstream.astype(np.float32)),
-                "slate": list_array(slates),
-                "click": list_array(clicks.astype(np.float32)),
-                "propensity": list_array(propensities.astype(np.float32)),
-            }
-        )
+        lists = {
+            "item_id": items,
+            "category": self.item_categories[items],
+            "item_embedding": item_embedding,
+            "affinity": 4.0 * user_embedding[:, None] * item_embedding,
+            "value": requests.value,
+            "upstream_score": upstream,
+            "slate": slates,
+            "click": clicks,
+            "propensity": propensities,
+        }
+        columns = {"user_id": pa.array(users), "user_embedding": list_array(user_embedding.astype(np.float32))}
+        for name, values in lists.items():
+            columns[name] = list_array(values if values.dtype.kind == "i" else values.astype(np.float32))
+        return pa.table(columns)
 
 
 def write_simulator_folder(
@@ -541,34 +536,26 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
         raise ValueError(f"unknown simulator constants {unknown}")
 
 
-def _checked_ids(ids: np.ndarray, field: str, bound: int, dimensions: int) -> np.ndarray:
-    ids = np.asarray(ids)
-    if ids.ndim != dimensions or not np.issubdtype(ids.dtype, np.integer):
+def _checked(values: np.ndarray, field: str, bound: int, shape: tuple[int | str, ...]) -> np.ndarray:
+    """Integers in 0..bound - 1 of a shape; sizes given by a letter may be any."""
+    values = np.asarray(values)
+    fits = len(shape) == values.ndim and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, values.shape, strict=True)
+    )
+    if not fits or not np.issubdtype(values.dtype, np.integer):
+        expected = ", ".join(map(str, shape))
         raise RerankingDataError(
-            f"expected {dimensions}-dimensional integer ids, got shape {ids.shape} of {ids.dtype}", field=field
+            f"expected integers ({expected}), got shape {values.shape} of {values.dtype}", field=field
         )
-    wrong = np.argwhere((ids < 0) | (ids >= bound))
+    wrong = np.argwhere((values < 0) | (values >= bound))
     if len(wrong):
-        raise RerankingDataError(
-            f"id {ids[tuple(wrong[0])]} is outside 0..{bound - 1}", field=field, row=int(wrong[0][0])
-        )
-    return ids
+        what = f"{'position' if field == 'slate' else 'id'} {values[tuple(wrong[0])]}"
+        raise RerankingDataError(f"{what} is outside 0..{bound - 1}", field=field, row=int(wrong[0][0]))
+    return values
 
 
 def _checked_slates(slates: np.ndarray, requests: _Requests) -> np.ndarray:
-    slates = np.asarray(slates)
-    if slates.ndim != 3 or len(slates) != len(requests.relevance) or not np.issubdtype(slates.dtype, np.integer):
-        raise RerankingDataError(
-            f"expected integer positions ({len(requests.relevance)}, S, M), got shape {slates.shape} of {slates.dtype}",
-            field="slate",
-        )
-    wrong = np.argwhere((slates < 0) | (slates >= requests.num_candidates))
-    if len(wrong):
-        raise RerankingDataError(
-            f"position {slates[tuple(wrong[0])]} is outside 0..{requests.num_candidates - 1}",
-            field="slate",
-            row=int(wrong[0][0]),
-        )
+    slates = _checked(slates, "slate", requests.num_candidates, (len(requests.relevance), "S", "M"))
     ordered = np.sort(slates, axis=-1)
     repeated = np.argwhere((ordered[..., 1:] == ordered[..., :-1]).any(-1))
     if len(repeated):

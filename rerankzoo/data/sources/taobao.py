@@ -384,8 +384,9 @@ def _ascending(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (users.astype(np.int64) << (_TIME_BITS + 2)) + np.clip(values, -(2**_TIME_BITS), 2**_TIME_BITS)
 
 
-def _choose_windows(records: dict[str, np.ndarray], slate_size: int) -> _Windows:
-    """The windows of some users that become requests; users with a split of their own give one clicked window each."""
+def _choose_windows(records: dict[str, np.ndarray], slate_size: int, rng: np.random.Generator) -> _Windows:
+    """The windows of some users that become requests, in random order; users with a split of their own give one clicked
+    window each."""
     start = cut_windows(records["user"], records["time_stamp"])
     stop = np.append(start[1:], len(records["user"]))
     split = np.searchsorted([VALIDATION_DAY, TEST_DAY], records["day"][start], side="right")
@@ -395,7 +396,8 @@ def _choose_windows(records: dict[str, np.ndarray], slate_size: int) -> _Windows
         start, stop = start[clicked[first]], stop[clicked[first]]
         split = records["split"][start]
     start = np.maximum(start, stop - MAX_CANDIDATES)
-    kept = stop - start >= slate_size
+    kept = np.flatnonzero(stop - start >= slate_size)
+    kept = kept[rng.permutation(len(kept))]
     return _Windows(start=start[kept], stop=stop[kept], split=split[kept])
 
 
@@ -412,10 +414,8 @@ def _tables(
         records, pid = _read_records(connection, bucket, buckets)
         if not pid:
             continue
-        windows = _choose_windows(records, slate_size)
-        order = rng.permutation(len(windows.start))
-        windows = _Windows(start=windows.start[order], stop=windows.stop[order], split=windows.split[order])
-        if not len(order):
+        windows = _choose_windows(records, slate_size, rng)
+        if not len(windows.start):
             continue
         first = windows.stop - 1
         columns = _request_columns(connection, records, first) | {"pid": pid.take(pa.array(first))}
