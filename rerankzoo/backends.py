@@ -148,10 +148,6 @@ class ExportedModel(SlateGenerationMixin):
 
     Raises:
         SchemaMismatchError: If graph and config are of different schemas.
-
-    Example:
-        >>> model = ExportedModel.from_pretrained("outputs/onnx", "onnx")  # doctest: +SKIP
-        >>> slates = model.generate(**extractor(rows))  # doctest: +SKIP
     """
 
     device: Final = torch.device("cpu")

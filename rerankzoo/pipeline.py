@@ -57,9 +57,10 @@ class RerankingPipeline:
         SchemaMismatchError: If model or evaluator were trained with another extractor.
 
     Example:
-        >>> pipeline = RerankingPipeline.from_pretrained("outputs/quickstart/degre")  # doctest: +SKIP
-        >>> pipeline({"user_embedding": [...], "item_id": [3, 1, 2], ...}, slate_size=2)  # doctest: +SKIP
-        [{'item_id': 2, 'index': 2, 'score': -0.31}, {'item_id': 3, 'index': 0, 'score': -0.52}]
+        >>> pipeline = RerankingPipeline(model, extractor)  # or RerankingPipeline.from_pretrained("my-org/degre")
+        >>> items = pipeline({"user_id": 7, "item_id": [3, 1, 2], "price": [9.5, 1.0, 2.0]}, slate_size=2)
+        >>> [sorted(item) for item in items]
+        [['index', 'item_id', 'score'], ['index', 'item_id', 'score']]
     """
 
     def __init__(
