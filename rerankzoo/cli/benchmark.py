@@ -163,81 +163,63 @@ class Benchmark:
         """Reads a benchmark file.
 
         Raises:
-            RecipeError: If a key is unknown or missing, its value is of a wrong type, or parts contradict one another;
-                names file and key.
+            RecipeError: If a key is unknown or missing, its value is of a wrong type, or parts contradict one another.
             UnreadableFileError: If the file is no YAML.
             FileNotFoundError: If a recipe in it is missing.
         """
         values = read_yaml(path)
         try:
-            return cls(**_parsed(_File, values, "benchmark").parts())
+            _check_keys(cls, values, "benchmark")
+            parts = {key: _part(key, value) for key, value in values.items() if value is not None}
+            if not parts.get("models"):
+                raise RecipeError("models: expected models by name, got none")
+            return cls(**parts)
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
     def only(self, names: Sequence[str]) -> Benchmark:
-        """The same benchmark of some of its models.
-
-        Raises:
-            RecipeError: If there is no model of such a name.
-        """
+        """The same benchmark of some of its models."""
         if unknown := [name for name in names if name not in self.models]:
             near = did_you_mean(unknown[0], self.models)
             raise RecipeError(f"unknown models {unknown}; there are {list(self.models)}{near}")
         return replace(self, models={name: entry for name, entry in self.models.items() if name in names})
 
 
-@dataclass(frozen=True)
-class _File:
-    """The keys of a benchmark file, whose parts are parsed one by one: so an error can tell which."""
-
-    models: dict[str, Any]
-    evaluator: Any = None
-    judge: Any = None
-    evaluators: dict[str, Any] = field(default_factory=dict)
-    arguments: list[str] = field(default_factory=list)
-    curve: Any = None
-
-    def parts(self) -> dict[str, Any]:
-        if not self.models:
-            raise RecipeError("models: expected models by name, got none")
-        evaluators = {"evaluator": self.evaluator, "judge": self.judge}
-        return {
-            "models": {name: _parsed(Entry, part, _where("models", name)) for name, part in self.models.items()},
-            "evaluators": {name: _spec(part, _where("evaluators", name)) for name, part in self.evaluators.items()},
-            **{name: None if part is None else _spec(part, name) for name, part in evaluators.items()},
-            "curve": None if self.curve is None else _parsed(Curve, self.curve, "curve"),
-            "arguments": self.arguments,
-        }
-
-
-def _spec(part: Any, where: str) -> Any:
-    return _parsed(EvaluatorSpec, {"recipe": part} if isinstance(part, str) else part, where)
+def _part(key: str, value: Any) -> Any:
+    """The value of a key of a benchmark file."""
+    kind = {"models": Entry, "curve": Curve, "arguments": list}.get(key, EvaluatorSpec)
+    if kind is list:
+        if not isinstance(value, list) or not all(isinstance(argument, str) for argument in value):
+            raise RecipeError(f"{key}: expected a list of texts, got {shown(value)}")
+        return value
+    if key not in ("models", "evaluators"):
+        return _parsed(kind, value, key)
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{key}: expected {key} by name, got {shown(value)}")
+    for name in value:
+        _check_name(name, key)
+    return {name: _parsed(kind, part, f"{key}.{name}") for name, part in value.items()}
 
 
 def _parsed(kind: Any, values: Any, where: str) -> Any:
-    """A part of a benchmark file as its dataclass.
+    """A part of a benchmark file as its dataclass."""
+    if kind is EvaluatorSpec and isinstance(values, str):
+        values = {"recipe": values}
+    _check_keys(kind, values, where)
+    parser = RecipeParser()
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**parser.parse_object(dict(values)).as_dict())
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RecipeError(f"{where}: {error}") from error
 
-    Raises:
-        RecipeError: If a key is unknown or missing, or a value is not what it must be; begins with `where`.
-    """
+
+def _check_keys(kind: Any, values: Any, where: str) -> None:
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where} must hold keys, got {shown(values)}")
     known = [entry.name for entry in fields(kind)]
     if unknown := [key for key in values if key not in known]:
         raise RecipeError(f"{where}.{shown(unknown[0])[1:-1]}: unknown key{did_you_mean(unknown[0], known)}")
-    parser = RecipeParser()
-    parser.add_class_arguments(kind)
-    try:
-        return kind(**parser.parse_object(dict(values)).as_dict())
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def _where(group: str, name: Any) -> str:
-    _check_name(name, group)
-    return f"{group}.{name}"
 
 
 def _check_name(name: Any, where: str) -> None:
@@ -246,15 +228,7 @@ def _check_name(name: Any, where: str) -> None:
 
 
 class _Run:
-    """One seed of a benchmark.
-
-    Args:
-        benchmark: What to run.
-        root: The seed's folder.
-        seed: The seed.
-        further: Options added to every recipe's command line.
-        device: Where models are evaluated.
-    """
+    """One seed of a benchmark, in the folder `root`."""
 
     def __init__(self, benchmark: Benchmark, root: Path, seed: int, further: Sequence[str], device: str) -> None:
         self.benchmark, self.root, self.seed, self.device = benchmark, root, seed, device

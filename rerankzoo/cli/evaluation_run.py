@@ -71,17 +71,10 @@ class EvaluationRun:
         num_requests: int | None = None,
         hr_requests: int = 200,
     ) -> Evaluation:
-        """Evaluates a model.
+        """Evaluates a model as `rerankzoo.evaluation.evaluate` does.
 
-        Args:
-            name: Of the model, in the table.
-            model: Generates slates.
-            extractor: The model's.
-            seed: Of the run.
-            decodings: How to decode; default: the usual ones, alpha of contrastive decoding tuned on validation.
-            tuning_requests: Of the validation split, for alpha; default: all.
-            num_requests: Of the split; default: all.
-            hr_requests: See `rerankzoo.evaluation.evaluate`.
+        Without decodings these are the usual ones, with alpha of contrastive decoding tuned on so many requests of the
+        validation split.
         """
         notes: dict[str, Any] = {}
         alpha = None

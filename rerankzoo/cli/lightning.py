@@ -43,19 +43,31 @@ from rerankzoo.training.resuming import (
     newest_checkpoint,
 )
 
-#: Sections of a recipe that hold nothing but keys.
-_SECTIONS = ("trainer", "checkpoint", "resume", "early_stopping", "export", "hub", "predictions")
+#: Callbacks of every run, by their section of the recipe.
+_CALLBACKS = {
+    "checkpoint": ModelCheckpoint,
+    "resume": ExactResume,
+    "early_stopping": EarlyStopping,
+    "export": PretrainedExport,
+    "hub": HubCheckpoint,
+    "predictions": SlateWriter,
+}
+_DEFAULTS = {
+    "checkpoint.monitor": "val/loss",
+    "checkpoint.filename": "best",
+    "checkpoint.auto_insert_metric_name": False,
+    "checkpoint.enable_version_counter": False,
+    "early_stopping.monitor": "val/loss",
+    "early_stopping.patience": 3,
+    "early_stopping.check_on_train_epoch_end": False,  # there may have been no validation yet
+}
 
 
 class RecipeWriter(SaveConfigCallback):
     """Lightning's writer of `config.yaml`, which says where it cannot write."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """See `SaveConfigCallback.setup`.
-
-        Raises:
-            OutputError: If the file cannot be written.
-        """
+        """See `SaveConfigCallback.setup`."""
         try:
             super().setup(trainer, pl_module, stage)
         except OSError as error:
@@ -72,29 +84,11 @@ class RerankingCLI(LightningCLI):
         """Adds the callbacks, each with its own section of the recipe, the optimizer and `--wandb`."""
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(ExactResume, "resume")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.add_lightning_class_args(PretrainedExport, "export")
-        parser.add_lightning_class_args(HubCheckpoint, "hub")
-        parser.add_lightning_class_args(SlateWriter, "predictions")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.filename": "best",
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.enable_version_counter": False,
-                "early_stopping.monitor": "val/loss",
-                "early_stopping.patience": 3,
-                "early_stopping.check_on_train_epoch_end": False,  # there may have been no validation yet
-            }
-        )
-        parser.add_argument(
-            "--wandb",
-            type=bool,
-            default=False,
-            help="also log to Weights & Biases (WANDB_MODE=offline needs no account)",
-        )
+        for section, callback in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, section)
+        parser.set_defaults(_DEFAULTS)
+        about = "also log to Weights & Biases (WANDB_MODE=offline needs no account)"
+        parser.add_argument("--wandb", type=bool, default=False, help=about)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Checks the checkpoint that is asked for, before Lightning reads what it says of the model.
@@ -126,7 +120,9 @@ class RerankingCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         root = config.trainer.default_root_dir
         if config.trainer.logger is None:
-            loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": _in(root, "logs")}]
+            loggers = [
+                {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": root, "name": "logs"}}
+            ]
             if config.wandb:
                 os.makedirs(root, exist_ok=True)
                 wandb = {"project": "rerankzoo", "save_dir": root}
@@ -146,11 +142,7 @@ class RerankingCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Makes trainer, module and data.
-
-        Raises:
-            RecipeError: If one of them refuses what the recipe says.
-        """
+        """Makes trainer, module and data; if one of them refuses what the recipe says, it is a `RecipeError`."""
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, AttributeError, MisconfigurationException) as error:
@@ -211,16 +203,16 @@ def _kept_extractor(config: Namespace) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _in(root: str, name: str) -> dict[str, str]:
-    return {"save_dir": root, "name": name}
-
-
 def quiet() -> None:
     """Silences messages that tell a user nothing: advertising, hardware that is not there, loader workers we avoid."""
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=r".*WeightAveraging state cannot be restored.*")
-    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    for text in (
+        r"isinstance\(treespec, LeafSpec\)",
+        "does not have many workers",
+        "WeightAveraging callback with a model that overrides",
+        "WeightAveraging state cannot be restored",
+        "Checkpoint directory .* exists and is not empty",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights, over before they are seen
     datasets.disable_progress_bars()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
@@ -228,13 +220,7 @@ def quiet() -> None:
 
 
 def with_shipped_recipes(arguments: Sequence[str]) -> list[str]:
-    """The arguments with files in the place of the recipes' names, once each is known to hold keys.
-
-    Raises:
-        FileNotFoundError: If a recipe is missing.
-        UnreadableFileError: If it is no YAML; names the file and the place in it.
-        RecipeError: If it is no mapping.
-    """
+    """The arguments with files in the place of the recipes' names, once each is known to hold keys."""
     words: list[str] = []
     for argument in arguments:
         words += argument.split("=", 1) if argument.startswith(("--config=", "-c=")) else [argument]
@@ -246,7 +232,7 @@ def _recipe(name: str) -> Path:
     path = find_recipe(name)
     if not isinstance(recipe := read_yaml(path), Mapping):
         raise RecipeError(f"{path} must hold keys such as model, data and trainer, got {shown(recipe)}")
-    for section in _SECTIONS:
+    for section in ("trainer", *_CALLBACKS):
         if not isinstance(recipe.get(section) or {}, Mapping):
             raise RecipeError(f"{path}: {section} must hold keys, got {shown(recipe[section])}")
     return path
@@ -256,12 +242,9 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
     """Parses a command line and makes trainer, module and data.
 
     Args:
-        arguments: Subcommand and options, such as `["fit", "--config", "recipes/nar4rec/simulator.yaml"]`; without the
+        arguments: Subcommand and options, such as `["fit", "--config", "nar4rec/simulator.yaml"]`; without the
             subcommand where nothing is to run.
         run: Whether to run the subcommand.
-
-    Returns:
-        The command line, with `trainer`, `model` and `datamodule`.
 
     Raises:
         FileNotFoundError: If a recipe is missing.
@@ -269,10 +252,8 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
         UnreadableFileError: If a recipe is no YAML.
     """
     quiet()
-    program, sys.argv = (
-        sys.argv,
-        [sys.argv[0], *with_shipped_recipes(arguments)],
-    )  # Lightning warns of arguments other than the process's
+    program = sys.argv
+    sys.argv = [sys.argv[0], *with_shipped_recipes(arguments)]  # Lightning warns of arguments other than the process's
     try:
         return RerankingCLI(
             RerankingModule,
@@ -291,14 +272,7 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs a subcommand of Lightning's.
-
-    Args:
-        arguments: Subcommand and options.
-
-    Raises:
-        SystemExit: With status 143, if SIGTERM has ended it.
-    """
+    """Runs a subcommand of Lightning's; ends with status 143, if SIGTERM has ended it."""
     try:
         command_line(arguments)
     except SIGTERMException as error:

@@ -24,10 +24,7 @@ COMMANDS = {
     "test": ("rerankzoo.cli.lightning:run", "run one test epoch"),
     "predict": ("rerankzoo.cli.lightning:run", "write the slates of the test split"),
     "mine": ("rerankzoo.cli.mine:mine", "search for better slates with an evaluator, for a generator to learn"),
-    "evaluate": (
-        "rerankzoo.cli.evaluate:evaluate",
-        "compare models with the upstream order and with the truth",
-    ),
+    "evaluate": ("rerankzoo.cli.evaluate:evaluate", "compare models with the upstream order and with the truth"),
     "benchmark": ("rerankzoo.cli.benchmark:benchmark", "train and evaluate models over several seeds"),
     "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
     "card": ("rerankzoo.cli.card:card", "write the model card of a checkpoint from the data in its folder"),

@@ -46,14 +46,7 @@ def find_recipe(name: str) -> Path:
 
 
 def copy_recipe(recipe: str, target: Path) -> list[Path]:
-    """Copies a recipe, or a folder of recipes.
-
-    Args:
-        recipe: A name from `list_recipes`, or of a folder in it, such as `nar4rec`.
-        target: A file to make, or a folder.
-
-    Returns:
-        The files made; of a folder those in a folder of the same name.
+    """Copies a recipe, or all of a folder of recipes into a folder of that name; returns the files made.
 
     Raises:
         FileNotFoundError: If there is no such recipe.

@@ -54,36 +54,20 @@ class Trained:
 
 
 def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
-    """Makes trainer, module and data of a recipe.
-
-    Args:
-        recipe: A file, or the name of a shipped recipe.
-        folder: The run's root directory.
-        seed: Of initialisation and shuffling.
-        arguments: Further options of the command line.
-
-    Returns:
-        The command line, ready for `train`.
-    """
+    """Makes trainer, module and data of a recipe, ready for `train`; `folder` becomes the run's root directory."""
     options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
     return command_line(["--config", recipe, *options], run=False)
 
 
 def train(run: RerankingCLI, folder: Path, checkpoint: Path | None = None) -> Trained:
-    """Trains what `prepare_run` made; the best checkpoint is exported to `folder`.
-
-    Args:
-        run: Of `prepare_run`.
-        folder: What the run exports to.
-        checkpoint: Of a run that was stopped and goes on; its CPU time is then not known.
-    """
+    """Trains what `prepare_run` made, from a checkpoint where it was stopped, and exports to `folder`."""
     start = time.process_time()
     run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
     return _trained(run, folder, time.process_time() - start if checkpoint is None else None)
 
 
 def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains a recipe, unless its folder holds the result already; arguments as of `prepare_run`.
+    """Trains a recipe, unless its folder holds the result already.
 
     The checkpoint appears with the first validation: only the cost, which is written last, tells of a result.
     """
@@ -99,7 +83,7 @@ def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = 
 
 
 def train_members(recipe: str, folder: Path, seed: int, members: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains the members of an ensemble of evaluators; one is a plain evaluator. Arguments as of `train_once`."""
+    """Trains the members of an ensemble of evaluators; one is a plain evaluator."""
     if members == 1:
         return train_once(recipe, folder, seed, arguments)
     # The members' seeds are far from those of other runs.
@@ -109,12 +93,7 @@ def train_members(recipe: str, folder: Path, seed: int, members: int, arguments:
 
 
 def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None:
-    """Mines slates of the evaluator's training log, unless they are there.
-
-    Args:
-        evaluator: Searches.
-        folder: Data folder to make.
-        **settings: Of `rerankzoo.mining.mine_folder`.
+    """Mines slates of the evaluator's training log, unless they are there; settings as of `mine_folder`.
 
     Returns:
         CPU seconds; `None` where they are not known.
