@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 from transformers.utils.logging import disable_progress_bar
 
 from rerankzoo.backends import GRAPH_NAMES, Format, GraphSizes
-from rerankzoo.cli.options import choose_device
 from rerankzoo.errors import RecipeError
 from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.serving import export_model
@@ -27,7 +26,7 @@ def export(
     batch_size: PositiveInt | None = None,
     num_candidates: PositiveInt | None = None,
     history_length: PositiveInt | None = None,
-    device: str = "auto",
+    device: Literal["auto", "cpu"] = "auto",
 ) -> None:
     """Writes features, encoder and the whole decode loop of a model as one graph.
 
@@ -45,7 +44,7 @@ def export(
         batch_size: Requests per call, for aoti; smaller requests are padded (default: 1).
         num_candidates: Most candidates of a request, for aoti.
         history_length: Longest history, for aoti, where there are any.
-        device: Where the model is checked, such as cpu or cuda:1; auto: the accelerator where there is one.
+        device: What the graph is made for; so far it is always the CPU.
 
     Raises:
         RecipeError: If the options contradict one another.
@@ -63,9 +62,7 @@ def export(
         raise RecipeError("format aoti needs --num-candidates")
     sizes = GraphSizes(**{"batch_size": 1, **given}) if given else None
     disable_progress_bar()  # of loading weights, over before it is seen
-    place = choose_device(device)
     generator, extractor = load_checkpoint(model, AutoModelForReranking)
-    generator.to(place)
     decoding = {"slate_size": slate_size, "num_beams": num_beams, "penalty_alpha": penalty_alpha, "top_k": top_k}
     config = generator.generation_config.merged(**decoding)
     graph = export_model(generator, extractor, out, format, config, sizes) / GRAPH_NAMES[format]
