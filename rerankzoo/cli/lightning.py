@@ -208,7 +208,6 @@ def quiet() -> None:
     for text in (
         r"isinstance\(treespec, LeafSpec\)",
         "does not have many workers",
-        "WeightAveraging callback with a model that overrides",
         "WeightAveraging state cannot be restored",
         "Checkpoint directory .* exists and is not empty",
     ):
