@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from rerankzoo.layers.embedding import FEATURES, FeatureEmbedding, FieldEmbedding, PackedEmbedding
+from rerankzoo.layers.embedding import (
+    FEATURES,
+    FeatureEmbedding,
+    FieldEmbedding,
+    GatedFieldNorm,
+    InterFieldAttention,
+    PackedEmbedding,
+)
 from rerankzoo.layers.feedback import FeedbackHead
-from rerankzoo.layers.fields import GatedFieldNorm, InterFieldAttention
-from rerankzoo.layers.pointer import PointerHead
 from rerankzoo.layers.transformer import (
     MultiHeadAttention,
+    PointerHead,
     TokenBlock,
     TransformerBlock,
     additive_mask,

@@ -19,6 +19,7 @@ another wording. `test_auto.py` holds that every registered model has such a cla
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from dataclasses import fields
 from itertools import permutations
@@ -480,6 +481,18 @@ class ModelTestSuite(VariantTestSuite):
     def test_config_refuses_unknown_keys(self) -> None:
         with pytest.raises(ValueError, match="hiden_size"):
             self.model_class.config_class(**self.config_values, hiden_size=8)
+
+    def test_a_saved_config_may_have_keys_that_are_unknown_here(
+        self, extractor: RerankingFeatureExtractor, tmp_path: Path
+    ) -> None:
+        model = self.make_model(extractor)
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        (tmp_path / "config.json").write_text(json.dumps({**saved, "use_cache": False}), encoding="utf-8")
+        loaded = self.model_class.from_pretrained(tmp_path)
+        assert loaded.config.use_cache is False
+        loaded.save_pretrained(tmp_path / "again")
+        assert AutoConfig.from_pretrained(tmp_path / "again").use_cache is False
 
     def test_config_refuses_wrong_types(self) -> None:
         config_class = self.model_class.config_class
