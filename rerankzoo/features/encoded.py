@@ -137,9 +137,9 @@ class Encoded:
         )
 
 
-def _item_codes(items: Sequence[Any], column: Column) -> list[int]:
+def _item_codes(items: Any, column: Column) -> list[int]:
     """Item ids as they stand in a column's values; -1 for a string that it does not have."""
-    kind: type | tuple[type, ...] = str if column.kind == "string" else (int, np.integer)
+    kind: Any = str if column.kind == "string" else (int, np.integer)
     for item in items:
         if not isinstance(item, kind) or isinstance(item, bool):
             message = f"item ids are {'str' if kind is str else 'int'}, got {shown(item)}"

@@ -22,6 +22,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.batch import BUILT_IN, ENTRIES
 from rerankzoo.errors import (
     RerankingDataError,
     SchemaError,
@@ -31,12 +32,11 @@ from rerankzoo.errors import (
     shown,
 )
 from rerankzoo.features.encoded import Encoded, ItemIds, read_item_ids
-from rerankzoo.features.encoding import IdEncoder, NumberEncoder, pack
+from rerankzoo.features.encoding import IdEncoder, NumberEncoder, begins_with, pack
 from rerankzoo.features.fitting import FittedState, extend_state, fit_state, fitted_schema, unfitted_schema
 from rerankzoo.features.labels import Arrays, read_candidate_values, read_labels
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import Ragged, RowTable, Table, holds_columns, read_table
-from rerankzoo.features.vocabulary import begins_with
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 from rerankzoo.text_files import read_json
 
@@ -55,6 +55,8 @@ class _Fitted:
     schema: FeatureSchema
     state: FittedState
     fields: Mapping[Group, list[tuple[str, int, bool, IdEncoder | NumberEncoder]]]
+    labels: frozenset[str | None]
+    has_values: bool
 
     @classmethod
     def of(cls, declared: FeatureSchema, state: FittedState) -> _Fitted:
@@ -66,7 +68,8 @@ class _Fitted:
             ]
             for group in get_args(Group)
         }
-        return cls(schema, state, fields)
+        labels = frozenset({schema.slate, *(target.candidate_feedback for target in schema.targets)})
+        return cls(schema, state, fields, labels, any(target.value for target in schema.targets))
 
 
 class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
@@ -243,20 +246,26 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return parts, errors
 
     def _encode(self, table: Table) -> Encoded:
-        schema, fields = self.schema, self._require_fitted().fields
+        fitted = self._require_fitted()
+        schema = fitted.schema
         item_ids = read_item_ids(table, schema.item_id)
         requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
         arrays = self._group("request", table, item_ids, requests)
         arrays = {key: array[:, 0] for key, array in arrays.items()}  # one value per request: no list dimension
         arrays.update(self._group("candidate", table, item_ids, candidates))
-        arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
         arrays["candidate_mask"] = candidates.mask()
-        if fields["history"]:
+        if fitted.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
-            layout = Ragged(table.column(fields["history"][0][0], 1).offsets[0], min_width=1)
+            layout = Ragged(table.column(fitted.fields["history"][0][0], 1).offsets[0], min_width=1)
             arrays["history_categorical"] = self._group("history", table, item_ids, layout)["history_categorical"]
             arrays["history_mask"] = layout.mask()
-        arrays.update(read_labels(table, schema, candidates))
+        if fitted.has_values:
+            arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
+        else:
+            values = np.repeat(arrays["candidate_mask"][..., None], len(schema.targets), axis=-1)
+            arrays["candidate_value"] = values.astype(np.float32)
+        if not table.names.isdisjoint(fitted.labels | (ENTRIES.keys() - BUILT_IN)):
+            arrays.update(read_labels(table, schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
         return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)

@@ -13,18 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from rerankzoo.errors import SchemaMismatchError, in_one_line, shown
-from rerankzoo.features.encoding import IdEncoder, IdType, Moments, NumberEncoder, Statistics, id_type
-from rerankzoo.features.schema import FeatureSchema, FieldSpec
-from rerankzoo.features.tables import Table
-from rerankzoo.features.vocabulary import (
+from rerankzoo.features.encoding import (
     FIRST_ID,
+    IdEncoder,
+    IdType,
     IntegerVocabulary,
+    Moments,
+    NumberEncoder,
+    Statistics,
     StringVocabulary,
     Vocabulary,
     extended_vocabulary,
+    id_type,
     vocabulary_digest,
     vocabulary_from_arrays,
 )
+from rerankzoo.features.schema import FeatureSchema, FieldSpec
+from rerankzoo.features.tables import Table
 
 _SLICE_ROWS = 16_384
 

@@ -36,19 +36,19 @@ def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arra
     arrays: Arrays = {}
     if lists.slates is not None:
         arrays["slates"] = lists.pad(lists.slates, _check_slates(lists.slates, candidates), "SM", PADDING)
-        mined = table.has(SLATE_WEIGHTS)
-        if not mined or any(table.has(target.name) for target in schema.targets):
+        mined = SLATE_WEIGHTS in table.names
+        if not mined or any(target.name in table.names for target in schema.targets):
             arrays["feedback"] = _feedback(lists, schema, arrays["slates"].shape)
-        if schema.propensity is not None and table.has(schema.propensity):
+        if schema.propensity is not None and schema.propensity in table.names:
             arrays["propensity"] = _read_entry(lists, schema.propensity, "propensity")
         if mined:
             arrays[SLATE_WEIGHTS] = _read_entry(lists, SLATE_WEIGHTS, SLATE_WEIGHTS)
-        if mined and table.has(SOFT_LABELS):
+        if mined and SOFT_LABELS in table.names:
             arrays[SOFT_LABELS] = _read_entry(lists, SOFT_LABELS, SOFT_LABELS)
             _check_chosen_have_none(arrays[SOFT_LABELS], arrays["slates"], table.first_row)
     arrays.update(_candidate_feedback(lists, schema, candidates))
     arrays.update(
-        {name: _read_entry(lists, name, name) for name in ENTRIES if name not in BUILT_IN and table.has(name)}
+        {name: _read_entry(lists, name, name) for name in ENTRIES if name not in BUILT_IN and name in table.names}
     )
     return arrays
 
@@ -83,8 +83,8 @@ class _Lists:
         self._schema = schema
         self._candidates = candidates
         self.slates: Column | None = None
-        self._nested = table.has(schema.slate) and table.is_nested(schema.slate)
-        if table.has(schema.slate):
+        self._nested = schema.slate in table.names and table.is_nested(schema.slate)
+        if schema.slate in table.names:
             self.slates = table.column(schema.slate, 1 + self._nested)
 
     def _levels(self, axes: str) -> str:
@@ -152,9 +152,9 @@ def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> n
 
 def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> Arrays:
     """`candidate_feedback` and its mask: True where the labels of all declared targets are known; 0 elsewhere."""
-    declared = {index: target.candidate_feedback for index, target in enumerate(schema.targets)}
-    declared = {index: name for index, name in declared.items() if name is not None}
-    if not declared or not all(map(lists.table.has, declared.values())):
+    columns = {index: target.candidate_feedback for index, target in enumerate(schema.targets)}
+    declared = {index: name for index, name in columns.items() if name is not None}
+    if not declared or not lists.table.names.issuperset(declared.values()):
         return {}
     labels = np.zeros((candidates.total, len(schema.targets)), dtype=np.float32)
     known = np.ones(candidates.total, dtype=np.bool_)

@@ -174,9 +174,10 @@ class Table:
         self.first_row = first_row
         self._length = rows  # of the columns
 
-    def has(self, name: str) -> bool:
-        """Whether the table has this column."""
-        return name in self._columns
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The columns that there are."""
+        return frozenset(self._columns)
 
     def is_nested(self, name: str) -> bool:
         """Whether the rows of a column are lists of lists."""
@@ -207,7 +208,7 @@ class Table:
         return part
 
     def _values(self, name: str) -> Any:
-        if name not in self._columns:
+        if name not in self.names:
             raise missing_column(name, self._columns)
         values = self._columns[name]
         if not is_list(values):
@@ -228,9 +229,10 @@ class RowTable(Table):
         super().__init__(rows, len(rows), first_row)
         self._item_id = item_id
 
-    def has(self, name: str) -> bool:
+    @cached_property
+    def names(self) -> frozenset[str]:
         """See `Table`."""
-        return any(name in row for row in self._columns if isinstance(row, Mapping))
+        return frozenset[str]().union(*self._columns)
 
     def slice(self, start: int, stop: int) -> Table:
         """See `Table`."""
@@ -246,7 +248,7 @@ class RowTable(Table):
             return list(map(itemgetter(name), self._columns))
         except KeyError:
             number = next(number for number, row in enumerate(self._columns) if name not in row)
-            place = self.first_row + number if self.has(name) else None
+            place = self.first_row + number if name in self.names else None
             raise missing_column(name, self._columns[number], place) from None
 
 

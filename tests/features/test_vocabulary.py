@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankzoo.features.vocabulary import (
+from rerankzoo.features.encoding import (
     IntegerVocabulary,
     StringVocabulary,
     begins_with,
