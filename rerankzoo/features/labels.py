@@ -144,9 +144,7 @@ def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> n
     feedback = np.empty((*shape, len(schema.targets)), dtype=np.float32)
     for index, target in enumerate(schema.targets):
         column = lists.column(target.name, "SM", "feedback", "; give 0 where nothing was earned")
-        values = finite(column)
-        column.refuse((values < 0) | (values > 1), "feedback in [0, 1] is required, got {}")
-        feedback[..., index] = lists.pad(column, values, "SM")
+        feedback[..., index] = lists.pad(column, finite(column), "SM")
     return feedback
 
 

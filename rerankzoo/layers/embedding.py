@@ -242,12 +242,12 @@ class FieldEmbedding(nn.Module):
         maps, runs, first = cast(nn.ModuleList, self.projections[group]), self._runs[group], 0
         mapped = []
         for part, (_, number) in zip(joined.split([size * number for size, number in runs], dim=-1), runs, strict=True):
-            mapped.append(_map_each(part, maps[first : first + number]))
+            mapped.append(_map_each(part, cast(Sequence[nn.Linear], maps[first : first + number])))
             first += number
         return torch.cat(mapped, dim=-2)
 
 
-def _map_each(columns: Tensor, maps: nn.ModuleList) -> Tensor:
+def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
     """What F linear maps of K numbers each make of the columns (..., F * K): (..., F, D), in one call for all.
 
     Maps that are more than a plain `nn.Linear` (quantised, adapted) are called one by one.

@@ -23,7 +23,7 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         (...), in nats per position and target; 0 for an empty slate.
 
     Raises:
-        ValueError: If shown feedback lies outside [0, 1]: cross-entropy has no meaning there.
+        ValueError: If shown feedback on the CPU lies outside [0, 1]: cross-entropy has no meaning there.
 
     References:
         NAR4Rec (arXiv 2402.06871), evaluator.
@@ -35,9 +35,19 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         tensor(0.6931)
     """
     shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
-    if not bool(((shown >= 0) & (shown <= 1)).all()):
-        low, high = shown.min().item(), shown.max().item()
-        raise ValueError(f"field 'feedback': values must lie in [0, 1], found a range of [{low}, {high}]")
+    if shown.device.type == "cpu":  # elsewhere it would wait for the device; `RerankingModule` looks before the transfer
+        check_probabilities(shown)
     loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
     loss = (loss if possible is None else loss.masked_fill(~possible, 0.0)).mean(-1)
     return loss.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+def check_probabilities(feedback: Tensor) -> None:
+    """Refuses feedback that a cross-entropy cannot learn.
+
+    Raises:
+        ValueError: If any of it lies outside [0, 1].
+    """
+    if not bool(((feedback >= 0) & (feedback <= 1)).all()):
+        low, high = feedback.min().item(), feedback.max().item()
+        raise ValueError(f"field 'feedback': expected values in [0, 1], got a range of [{low}, {high}]")

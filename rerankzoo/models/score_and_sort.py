@@ -6,6 +6,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,5 +55,5 @@ class ScoreAndSortModel(SlateGenerator):
         return StaticScorer(self._scores)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        output = self.compute(inputs(batch))
+        output: Any = self.compute(inputs(batch))
         return output.logits[:, 0], output.candidate_states

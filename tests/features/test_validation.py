@@ -72,8 +72,6 @@ BAD_VALUES: list[tuple[str, Any, list[str]]] = [
     ("click", [1.0, 0.0], ["2 entries", "'slate' has 1"]),
     ("click", [None], ["feedback", "None"]),
     ("click", [NAN], ["nan"]),
-    ("click", [1.5], ["[0, 1]", "1.5"]),
-    ("order", [-0.5], ["[0, 1]", "-0.5"]),
     ("click", 1.0, ["list", "1.0"]),
     ("probability", [0.0], ["(0, 1]", "0.0"]),
     ("probability", [1.5], ["(0, 1]", "1.5"]),

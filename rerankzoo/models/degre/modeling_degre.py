@@ -23,7 +23,7 @@ Where this differs from the paper, or fills in what our sources (summaries and t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         self.layers = self.make_blocks(config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.predicts_feedback = config.value_head == "feedback"
-        self.value_head = (
+        self.value_head: Any = (
             FeedbackHead(config.hidden_size, self.schema, config.conditional_targets)
             if self.predicts_feedback
             else nn.Linear(config.hidden_size, 1)
