@@ -53,7 +53,7 @@ _MEANINGS: dict[type | tuple[type, ...], str] = {
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     ): "{repo} is not in the cache and the Hub cannot be reached; load it once online",
-    HFValidationError: "{repo!r} is no folder here and not the name of a repository, which is like org/name",
+    HFValidationError: "{repo!r} is neither a folder here nor the name of a repository, which is like org/name",
     EntryNotFoundError: "{repo} has no file {file} at revision {revision!r}",
 }
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")

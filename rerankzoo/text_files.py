@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, *_NOT_YAML) as error:
-        raise UnreadableFileError(f"{path} is no YAML: {in_one_line(error)}") from error
+        raise UnreadableFileError(f"{path} is invalid YAML: {in_one_line(error)}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -38,4 +38,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnreadableFileError(f"{path} is no JSON: {in_one_line(error)}") from error
+        raise UnreadableFileError(f"{path} is invalid JSON: {in_one_line(error)}") from error

@@ -96,7 +96,7 @@ def test_generation_config(checkpoint: Path) -> None:
 def test_extractor(checkpoint: Path, name: str) -> None:
     cut(checkpoint / name)
     for load in (RerankingFeatureExtractor.from_pretrained, RerankingPipeline.from_pretrained):
-        with pytest.raises(UnreadableFileError, match=f"best/{name} is (damaged|no JSON)"):
+        with pytest.raises(UnreadableFileError, match=f"best/{name} is (damaged|invalid JSON)"):
             load(str(checkpoint))
 
 

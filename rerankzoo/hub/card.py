@@ -123,7 +123,7 @@ def card_values(folder: str | Path, details: CardDetails) -> dict[str, Any]:
     folder = Path(folder)
     config = _read(folder / "config.json")
     if not config:
-        raise FileNotFoundError(f"{folder / 'config.json'} not found: {folder} is no checkpoint")
+        raise FileNotFoundError(f"{folder / 'config.json'} not found: {folder} is not a checkpoint")
     metrics, results, bench = (_read(folder / name) for name in (METRICS_FILE, RESULTS_FILE, BENCH_FILE))
     name = details.results_name or str(config.get("model_type"))
     try:

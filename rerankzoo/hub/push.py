@@ -210,7 +210,7 @@ def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
     """The files below a folder, without hidden ones, by their relative paths."""
     if not (folder / required).is_file():
         kind = "checkpoint" if required == "config.json" else "data folder"
-        raise FileNotFoundError(f"{folder / required} not found: {folder} is no {kind}")
+        raise FileNotFoundError(f"{folder / required} not found: {folder} is not a {kind}")
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

@@ -131,13 +131,16 @@ def test_recipe(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"model: [", ["recipe.yaml is no YAML", "line 1"]),
+        (b"model: [", ["recipe.yaml is invalid YAML", "line 1"]),
         (b"- 1\n- 2", ["recipe.yaml must hold keys", "[1, 2]"]),
         (b"", ["recipe.yaml must hold keys", "None"]),
-        (b"model: \xff\xfe", ["recipe.yaml is no YAML"]),
-        (b"model: " + b"[" * 5000, ["recipe.yaml is no YAML"]),
-        (b"model: !!python/object/apply:os.system [echo]", ["recipe.yaml is no YAML", "python/object/apply:os.system"]),
-        (b"model: !!timestamp x", ["recipe.yaml is no YAML"]),
+        (b"model: \xff\xfe", ["recipe.yaml is invalid YAML"]),
+        (b"model: " + b"[" * 5000, ["recipe.yaml is invalid YAML"]),
+        (
+            b"model: !!python/object/apply:os.system [echo]",
+            ["recipe.yaml is invalid YAML", "python/object/apply:os.system"],
+        ),
+        (b"model: !!timestamp x", ["recipe.yaml is invalid YAML"]),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "benchmark"])
@@ -204,7 +207,7 @@ CASES: dict[str, Case] = {
         *["evaluate", str(model), "--data", str(data), "--evaluator", copied(model, folder / "m")]
     ],
     "generator that is none": lambda model, data, folder: ["evaluate", str(model / "evaluator"), "--data", str(data)],
-    "config that is no JSON": lambda model, data, folder: [
+    "config that is invalid JSON": lambda model, data, folder: [
         *["evaluate", copied(model, folder / "m", config__json="{"), "--data", str(data)]
     ],
     "config of another kind": lambda model, data, folder: [
@@ -218,16 +221,16 @@ CASES: dict[str, Case] = {
         copied(model, folder / "m", model__safetensors=(model / "model.safetensors").read_bytes()[:-100]),
         *["--data", str(data)],
     ],
-    "extractor that is no JSON": lambda model, data, folder: [
+    "extractor that is invalid JSON": lambda model, data, folder: [
         *["evaluate", copied(model, folder / "m", preprocessor_config__json="x"), "--data", str(data)]
     ],
     "vocabulary cut off": lambda model, data, folder: [
         *["evaluate", copied(model, folder / "m", vocabularies__safetensors=b"x"), "--data", str(data)]
     ],
-    "schema that is no YAML": lambda model, data, folder: [
+    "schema that is invalid YAML": lambda model, data, folder: [
         *["evaluate", str(model), "--data", copied(data, folder / "d", schema__yaml="a: [")]
     ],
-    "dataset.json that is no JSON": lambda model, data, folder: [
+    "dataset.json that is invalid JSON": lambda model, data, folder: [
         *["evaluate", str(model), "--data", copied(data, folder / "d", dataset__json="{")]
     ],
     "mine with a generator": lambda model, data, folder: [

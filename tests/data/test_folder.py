@@ -175,7 +175,7 @@ def test_refuses_metadata_that_is_no_json(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), (json.dumps([1]), "got list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is invalid JSON"), (json.dumps([1]), "got list")])
 def test_read_metadata_refuses_garbled_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -215,17 +215,17 @@ FLAGS = "|".join("0" * 19)
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("u.data", "100\t1000\tfive\t880000000", r"u\.data, line 7: rating 'five' is no whole number"),
+        ("u.data", "100\t1000\tfive\t880000000", r"u\.data, line 7: rating 'five' is not an integer"),
         ("u.data", "100\t1000\t880000000", r"u\.data, line 7: '100\\t1000\\t880000000' has not 4 parts"),
         ("u.data", "", r"u\.data, line 7: '' has not 4 parts"),
         ("u.data", "100\t1000\t6\t880000000", r"u\.data, line 7: rating 6 is outside 1\.\.5"),
         ("u.data", "99\t1000\t5\t880000000", r"u\.data, line 7: user 99 is not among the users"),
         ("u.data", "100\t999\t5\t880000000", r"u\.data, line 7: item 999 is not among the items"),
-        ("u.item", f"x7|Title|01-Jan-1990||u|{FLAGS}", r"u\.item, line 7: id 'x7' is no whole number"),
+        ("u.item", f"x7|Title|01-Jan-1990||u|{FLAGS}", r"u\.item, line 7: id 'x7' is not an integer"),
         ("u.item", f"1000|Title|01-Jan-1990||u|{FLAGS}", r"u\.item, line 7: id 1000 appears twice"),
         ("u.item", f"1006|Title|Jan||u|{FLAGS}", r"u\.item, line 7: release date 'Jan' does not end in a year"),
         ("u.item", f"1006|Title|01-Jan-1990||u|2{FLAGS[1:]}", r"line 7: genre flag 0 '2' is neither 0 nor 1"),
-        ("u.user", "106|old|M|writer|0", r"u\.user, line 7: age 'old' is no whole number"),
+        ("u.user", "106|old|M|writer|0", r"u\.user, line 7: age 'old' is not an integer"),
         ("u.user", "106|20|?|writer|0", r"u\.user, line 7: gender '\?' is neither M nor F"),
     ],
 )
@@ -258,7 +258,7 @@ def test_missing_and_empty_files_are_refused(tmp_path: Path, content: str | None
     (tmp_path / "raw" / "u.item").unlink()
     if content is not None:
         (tmp_path / "raw" / "u.item").write_text(content)
-    with pytest.raises(RerankingDataError, match=r"u\.item is (missing|empty)"):
+    with pytest.raises(RerankingDataError, match=r"u\.item (not found|is empty)"):
         convert_movielens(tmp_path / "out", tmp_path / "raw")
 
 

@@ -438,7 +438,7 @@ def test_quoted_headers_and_windows_line_ends_are_read(raw: Path, last_day: Path
 def test_missing_files_are_named(raw: Path, tmp_path: Path, name: str) -> None:
     write_all(tmp_path / "raw", DOZEN)
     (tmp_path / "raw" / name).unlink(missing_ok=True)
-    with pytest.raises(RerankingDataError, match=rf"{name} is missing") as error:
+    with pytest.raises(RerankingDataError, match=rf"{name} not found") as error:
         convert_taobao(tmp_path / "out", tmp_path / "raw", history=True)
     assert error.value.field == name
     assert not (tmp_path / "out").exists()
@@ -451,11 +451,11 @@ def test_missing_files_are_named(raw: Path, tmp_path: Path, name: str) -> None:
         ("ad_feature.csv", "customer", "client", r"ad_feature\.csv has no column 'customer'"),
         ("user_profile.csv", "new_user_class_level ", "level", r"has no column 'new_user_class_level'"),
         ("raw_sample.csv", ",12,", ",twelve,", r"raw_sample\.csv.* Line: 3 .*adgroup_id.*\"twelve\""),
-        ("raw_sample.csv", f"1,{at(8, 700)},12", f",{at(8, 700)},12", r"raw_sample\.csv, line 3: user None cannot"),
-        ("raw_sample.csv", ",12,430548_1007,1,0", ",12,430548_1007,1,2", r"raw_sample\.csv, line 3: clk 2 cannot be"),
-        ("raw_sample.csv", f"1,{at(8, 700)},12", "1,-7,12", r"line 3: time_stamp -7 cannot be used"),
+        ("raw_sample.csv", f"1,{at(8, 700)},12", f",{at(8, 700)},12", r"raw_sample\.csv, line 3: user None is invalid"),
+        ("raw_sample.csv", ",12,430548_1007,1,0", ",12,430548_1007,1,2", r"raw_sample\.csv, line 3: clk 2 is invalid"),
+        ("raw_sample.csv", f"1,{at(8, 700)},12", "1,-7,12", r"line 3: time_stamp -7 is invalid"),
         ("raw_sample.csv", ",12,430548_1007,1,0", ",12", r"raw_sample\.csv: .* Line: 3 .*Columns: 6 Found: 3"),
-        ("ad_feature.csv", "37.5", "-37.5", r"ad_feature\.csv, line 3: price -37\.5 is no price"),
+        ("ad_feature.csv", "37.5", "-37.5", r"ad_feature\.csv, line 3: price -37\.5 is not a price"),
         ("ad_feature.csv", "\n37,", "\n38,", r"line 2: adgroup_id 38 is missing or appears twice"),
         ("user_profile.csv", "\n2,", "\n,", r"user_profile\.csv, line 3: userid None is missing or appears twice"),
     ],

@@ -50,7 +50,7 @@ def test_evaluates_runs_and_writes_everything(
     ("replaced", "message"),
     [
         ({"model": "evaluator"}, "generates no slates"),
-        ({"model": "nowhere"}, "is no folder here"),
+        ({"model": "nowhere"}, "is neither a folder here"),
         ({"evaluator": "a"}, "is no evaluator"),
         ({"split": "holdout"}, "no split 'holdout'"),
         ({"alpha": "1.5"}, "--penalty-alpha: expected ClosedUnitInterval, got '1.5'"),

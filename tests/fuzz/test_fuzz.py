@@ -139,9 +139,9 @@ def test_finding(name: str) -> None:
 def test_yaml_that_the_library_trips_over(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=r"any\.yaml is no YAML: .{0,600}$"):
+    with pytest.raises(UnreadableFileError, match=r"any\.yaml is invalid YAML: .{0,600}$"):
         read_yaml(path)
-    with pytest.raises(SchemaError, match=r"any\.yaml is no YAML"):
+    with pytest.raises(SchemaError, match=r"any\.yaml is invalid YAML"):
         FeatureSchema.from_yaml(path)
 
 
@@ -159,7 +159,7 @@ def test_yaml_that_grows_when_it_is_shown(tmp_path: Path) -> None:
 def test_json_that_the_library_trips_over(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.json"
     path.write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=r"any\.json is no JSON"):
+    with pytest.raises(UnreadableFileError, match=r"any\.json is invalid JSON"):
         read_json(path)
 
 

@@ -251,7 +251,7 @@ def test_command_takes_results_of_evaluate(folder: Path, tmp_path: Path, capsys:
     assert "no results of 'degre'; there are results of ['nar4rec', 'prm']" in capsys.readouterr().err
     assert main(["card", str(folder), "--results", str(tmp_path / "none.json")]) == 2
     assert main(["card", str(tmp_path)]) == 2
-    assert "is no checkpoint" in capsys.readouterr().err
+    assert "is not a checkpoint" in capsys.readouterr().err
 
 
 def test_refuses_results_of_another_model(folder: Path) -> None:

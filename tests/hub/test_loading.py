@@ -98,7 +98,7 @@ extractor = AutoFeatureExtractor.from_pretrained("org/parts")
 evaluator = AutoModel.from_pretrained("org/whole", subfolder="evaluator")
 beside = RerankingFeatureExtractor.from_pretrained("org/whole", subfolder="evaluator")
 for kind in (NAR4RecForReranking, AutoModel, AutoModelForReranking):
-    found[kind.__name__] = RerankingPipeline(kind.from_pretrained("org/parts"), extractor, evaluator)(
+    found[kind.__name__] = RerankingPipeline(kind.from_pretrained("org/parts", verify=True), extractor, evaluator)(
         requests, **decoding
     )
 found["elsewhere"] = RerankingPipeline.from_pretrained("org/whole", evaluator="org/parts-evaluator", revision="v1")(
@@ -251,7 +251,7 @@ def test_errors_are_one_clear_line(
     assert "model.safetensors" in found["file"]
     assert "org/empty: it has no config.json" in found["empty"]
     assert "model.safetensors" in found["evaluator"]
-    assert "'outputs/no/such/folder' is no folder here" in found["no name"]
+    assert "'outputs/no/such/folder' is neither a folder here" in found["no name"]
     assert "org/alone: it has no evaluator/config.json" in found["no evaluator"]
     for run in (missing, empty):
         assert run.status == 2

@@ -153,9 +153,9 @@ def test_refuses_what_is_no_checkpoint(folder: Path, evaluator: Path, tmp_path: 
     assert Push(other, "org/a", evaluator=folder).files()["evaluator/config.json"] == folder / "evaluator/config.json"
     (folder / "evaluator").rename(evaluator)
     (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
         Push(folder, "org/a").files()
-    with pytest.raises(FileNotFoundError, match="is no data folder"):
+    with pytest.raises(FileNotFoundError, match="is not a data folder"):
         Push(evaluator, "org/a", repo_type="dataset").files()
     with pytest.raises(OSError, match="'a/b/c' is not the name of a repository"):
         push_folder(Push(evaluator, "a/b/c"))

@@ -112,7 +112,7 @@ def convert_movielens(
     Raises:
         ValueError: If the variant is unknown, a split is empty, or the complete ML-100K does not give the
             documented number of windows.
-        RerankingDataError: If a raw file is missing or garbled; names the file, the line and the value.
+        RerankingDataError: If a raw file is not found or garbled; names the file, the line and the value.
         OSError: If the download fails.
     """
     if variant not in get_args(Variant):
@@ -381,7 +381,7 @@ def _read(folder: Path, variant: Variant) -> _Raw:
 def _split_lines(path: Path, separator: str, names: tuple[str, ...]) -> pd.DataFrame:
     """Reads a file without header into text columns."""
     if not path.is_file():
-        raise RerankingDataError(f"{path} is missing", field=path.name)
+        raise RerankingDataError(f"{path} not found", field=path.name)
     # Not splitlines(): in Latin-1 it would also split at bytes such as 0x85.
     lines = path.read_text(encoding="latin-1").removesuffix("\n").split("\n")
     if lines == [""]:
@@ -402,7 +402,7 @@ def _refuse(wrong: pd.Series, values: pd.Series, path: Path, reason: str) -> Non
 
 
 def _integers(values: pd.Series, path: Path) -> pd.Series:
-    _refuse(~values.str.fullmatch(r"[0-9]{1,18}"), values, path, "is no whole number")
+    _refuse(~values.str.fullmatch(r"[0-9]{1,18}"), values, path, "is not an integer")
     return values.astype(np.int64)
 
 

@@ -211,7 +211,7 @@ def _connection(out: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnect
 def _read_header(path: Path) -> list[str]:
     """The names of a file's columns; checks that those we need are among them."""
     if not path.is_file():
-        raise RerankingDataError(f"{path} is missing", field=path.name)
+        raise RerankingDataError(f"{path} not found", field=path.name)
     # Padded, so that a line too short is refused when the rows are read, with its number.
     options = "header = true, delim = ',', quote = '\"', escape = '\"', all_varchar = true, null_padding = true"
     query = f"DESCRIBE SELECT * FROM read_csv(?, {options})"
@@ -259,8 +259,8 @@ def _check_values(connection: duckdb.DuckDBPyConnection, raw: Path) -> None:
         "clk": "clk IS NULL OR clk NOT IN (0, 1)",
     }
     for column, condition in wrong.items():
-        _refuse(connection, raw / "raw_sample.csv", column, condition, "cannot be used")
-    _refuse(connection, raw / "ad_feature.csv", "price", "price < 0 OR isnan(price)", "is no price")
+        _refuse(connection, raw / "raw_sample.csv", column, condition, "is invalid")
+    _refuse(connection, raw / "ad_feature.csv", "price", "price < 0 OR isnan(price)", "is not a price")
     for name, key in (("ad_feature.csv", "adgroup_id"), ("user_profile.csv", "userid")):
         repeated = f"{key} IN (SELECT {key} FROM {Path(name).stem} GROUP BY {key} HAVING count(*) > 1)"
         _refuse(connection, raw / name, key, f"{key} IS NULL OR {repeated}", "is missing or appears twice")
