@@ -85,6 +85,8 @@ def inputs(batch: Batch) -> dict[str, Tensor]:
 
 def take(batch: Batch, rows: Tensor | slice | list[int]) -> dict[str, Tensor]:
     """Some requests of a batch, by number, mask or slice."""
+    if isinstance(rows, Tensor) and rows.dtype == torch.int64:  # several times faster than indexing
+        return {name: tensor.index_select(0, rows) for name, tensor in batch.items()}
     return {name: tensor[rows] for name, tensor in batch.items()}
 
 

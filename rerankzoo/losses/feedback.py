@@ -35,7 +35,9 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         tensor(0.6931)
     """
     shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
-    if shown.device.type == "cpu":  # elsewhere it would wait for the device; `RerankingModule` looks before the transfer
+    if (
+        shown.device.type == "cpu"
+    ):  # elsewhere it would wait for the device; `RerankingModule` looks before the transfer
         check_probabilities(shown)
     loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
     loss = (loss if possible is None else loss.masked_fill(~possible, 0.0)).mean(-1)
