@@ -95,13 +95,7 @@ def draw_curve(
 
 
 def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figure:
-    """Draws one metric as horizontal bars, with lines at the upstream order and the oracle.
-
-    Args:
-        summaries: Lines of the table.
-        metric: A metric that at least one line has.
-        subtitle: What it was measured on.
-    """
+    """Draws a metric that at least one line has as horizontal bars, with lines at the upstream order and the oracle."""
     rows = [row for row in summaries if metric in row.metrics]
     means, deviations = _bars(rows, metric)
     figure = Figure(figsize=(8.4, 1.2 + 0.36 * len(rows)), layout="constrained")

@@ -142,14 +142,8 @@ def tune_penalty_alpha(
 ) -> tuple[float, dict[str, Any]]:
     """Chooses the penalty of contrastive decoding by the primary metric, on the validation split.
 
-    Args:
-        model: This, `extractor` and `metadata`: see `evaluate`.
-        data: The validation split.
-        extractor: See `evaluate`.
-        metadata: See `evaluate`.
-        alphas: The grid; the smallest of equally good values wins.
-        **options: Further ones of `evaluate`, such as evaluator (needed only where nothing else tells slates apart),
-            evaluators, num_requests.
+    Of equally good values of the grid `alphas` the smallest wins. The other arguments are those of `evaluate`; an
+    evaluator is needed only where nothing else tells slates apart.
 
     Returns:
         The chosen alpha, and a JSON-able record of the choice for the protocol.

@@ -76,17 +76,13 @@ class _Table:
     def _column(self, name: str) -> list[tuple[str, bool]]:
         shown = shown_as(name)
         means = [row.metrics[name].mean for row in self.rows if name in row.metrics and row.key != ORACLE]
-        top = {"min": min, "max": max}[shown.better](means) if shown.better and means else None
-        return [
-            (
-                _text(row.metrics.get(name), shown),
-                top is not None
-                and row.key != ORACLE
-                and name in row.metrics
-                and f"{100 * row.metrics[name].mean:.1f}" == f"{100 * top:.1f}",
-            )
-            for row in self.rows
-        ]
+        top = f"{100 * {'min': min, 'max': max}[shown.better](means):.1f}" if shown.better and means else None
+        cells = []
+        for row in self.rows:
+            spread = row.metrics.get(name)
+            best = spread is not None and row.key != ORACLE and f"{100 * spread.mean:.1f}" == top
+            cells.append((_text(spread, shown), best))
+        return cells
 
     def markdown(self) -> str:
         """The table as Markdown."""
@@ -204,29 +200,21 @@ def evaluator_line(summaries: Sequence[Summary]) -> str | None:
 
 def opinion_line(summaries: Sequence[Summary]) -> str | None:
     """What the evaluator's figures about slates are worth, where there are any."""
-    names = [heading(name) for name in OPINIONS if any(name in row.metrics for row in summaries)]
-    if not names:
-        return None
-    return (
-        f"by the evaluator: {', '.join(names)}. It may have chosen these slates or taught their generator: this is "
-        "agreement with it, not quality, and has no confidence interval"
+    names = ", ".join(heading(name) for name in OPINIONS if any(name in row.metrics for row in summaries))
+    worth = (
+        "by the evaluator, which may have chosen slates or taught their generator: agreement, not quality, no interval"
     )
+    return f"{names}: {worth}" if names else None
 
 
 def comparison_text(comparison: Comparison) -> str:
     """A difference in one line."""
-    shown = shown_as(comparison.metric)
-    unit = " points" if shown.scale == 100 else ""
-
-    def text(value: float) -> str:
-        return f"{shown.scale * value:+.{shown.digits}f}"
-
+    shown, numbers = shown_as(comparison.metric), (comparison.mean, comparison.low, comparison.high)
+    mean, *ends = (f"{shown.scale * value:+.{shown.digits}f}" for value in numbers if value is not None)
     a, b = (key[0] if key in BASELINES else " ".join(key) for key in (comparison.a, comparison.b))
-    difference = f"{a} - {b}: {text(comparison.mean)}{unit} of {comparison.metric}"
-    if comparison.low is None or comparison.high is None:
-        return f"{difference}, by the evaluator, hence without an interval ({comparison.num_requests} requests)"
-    ends = f"{text(comparison.low)} to {text(comparison.high)}"
-    return f"{difference}, 95 % interval {ends} ({comparison.num_requests} requests)"
+    unit = " points" if shown.scale == 100 else ""
+    doubt = f"95 % interval {' to '.join(ends)}" if ends else "by the evaluator, hence without an interval"
+    return f"{a} - {b}: {mean}{unit} of {comparison.metric}, {doubt} ({comparison.num_requests} requests)"
 
 
 def shown_as(metric: str) -> Shown:

@@ -48,16 +48,11 @@ class SlateRanks(ABC):
 
     The values of all slates of a request are kept: the slates of the next model on the same requests are ranked without
     valuing them again. The object therefore belongs to one table of requests, told apart by `request_index`.
-
-    Attributes:
-        max_exact: Where a request has more slates than this, `num_samples` uniformly drawn ones stand for them.
-        num_samples: Slates drawn then.
-        tolerance: A slate is better if it exceeds the chosen one by more than this share of the larger of the two.
     """
 
-    max_exact: int
-    num_samples: int
-    tolerance: float
+    max_exact: int  # where a request has more slates than this, uniformly drawn ones stand for them
+    num_samples: int  # slates drawn then
+    tolerance: float  # see `rerankzoo.metrics.count_better`
 
     def __init__(self) -> None:
         self._spaces: dict[tuple[int, int], Tensor] = {}
@@ -128,11 +123,7 @@ class SlateRanks(ABC):
 
 
 class EvaluatorRanks(SlateRanks):
-    """Values slates by their predicted utility.
-
-    Args:
-        evaluator: Values whole slates; on the device of the batches.
-    """
+    """Values slates by the utility that an evaluator, on the device of the batches, predicts."""
 
     max_exact = 20_000
     num_samples = 10_000
@@ -222,17 +213,11 @@ class SimulatorTruth(SlateRanks):
 
 @dataclass(frozen=True)
 class Evaluators:
-    """All that values the slates of one table of requests; for several models on it, made once.
+    """All that values the slates of one table of requests; for several models on it, made once."""
 
-    Attributes:
-        truth: Of the simulated world, where the data is simulated.
-        evaluator: Values every row's slates; it may also choose and teach.
-        judge: An independent evaluator: values every row's slates, chooses and teaches nothing.
-    """
-
-    truth: SimulatorTruth | None = None
-    evaluator: EvaluatorRanks | None = None
-    judge: EvaluatorRanks | None = None
+    truth: SimulatorTruth | None = None  # where the data is simulated
+    evaluator: EvaluatorRanks | None = None  # it may also choose and teach
+    judge: EvaluatorRanks | None = None  # an independent evaluator, which does neither
 
     @classmethod
     def of(

@@ -270,7 +270,7 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
     Where the rows are not an evaluator's own, they are of the generator whose slates it values.
     """
     # Evaluation needs packages that serving does without; a folder with results was made where they are.
-    from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table
+    from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table, opinion_line
     from rerankzoo.evaluation.results import Comparison, Row, summarize
 
     rows = _rows_of(results, name)
@@ -297,21 +297,27 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
         "about": about,
         "table": markdown_table(summaries).rstrip(),
         "evaluator": evaluator_line(summaries),
+        "opinion": opinion_line(summaries),
         "differences": compared,
         "protocol": json.dumps(protocol, indent=2),
     }
 
 
 def _figures(results: Mapping[str, Any], name: str, own: bool) -> list[dict[str, Any]]:
-    """Entries of `model-index`, means over runs: every metric of the model's own slates under every decoding; of an
-    evaluator of others' slates, what is known of itself."""
+    """Entries of `model-index`, means over runs: every metric of the model's own slates under every decoding, but for
+    an evaluator's opinion of them; of an evaluator of others' slates, what is known of itself."""
     from rerankzoo.evaluation.report import OF_EVALUATOR
+    from rerankzoo.evaluation.results import OPINIONS
 
     groups: dict[tuple[str, str], list[float]] = {}
     for row in _rows_of(results, name):
         if row["model"] == name:
             for metric, value in row["metrics"].items():
-                if (metric in OF_EVALUATOR) != own and not metric.endswith(("_low", "_high")):
+                if (
+                    (metric in OF_EVALUATOR) != own
+                    and metric not in OPINIONS
+                    and not metric.endswith(("_low", "_high"))
+                ):
                     groups.setdefault((metric, row["decoding"] if own else ""), []).append(value)
     data = results["protocol"]["data"]
     sources = {part.get("source", "unknown") for part in (data if isinstance(data, list) else [data])}

@@ -35,14 +35,7 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], of: str) -
 
 
 def check_rows(name: str, bad: Tensor, values: Tensor, problem: str) -> None:
-    """Raises ValueError for the first True of `bad`, quoting its place and its entry in `values`.
-
-    Args:
-        name: The argument concerned.
-        bad: (...) bool, True where an entry cannot be used; its leading dimension counts rows.
-        values: Tensor of the same shape as `bad`.
-        problem: What is wrong, for example "is not finite".
-    """
+    """Raises ValueError for the first True of `bad` (B, ...): its place, its entry in `values`, and the problem."""
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())
         where = f"row {place[0]}" + (f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else "")

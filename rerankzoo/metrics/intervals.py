@@ -26,32 +26,20 @@ class Estimate:
     """A mean over requests with its confidence interval.
 
     Of a paired difference of two methods: claim it only where 0 lies outside [low, high].
-
-    Attributes:
-        mean: The mean over requests.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        num_requests: The number of requests it rests on.
     """
 
     mean: float
     low: float
     high: float
-    num_requests: int
+    num_requests: int  # that it rests on
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over repeated runs (seeds) and their sample standard deviation.
-
-    Attributes:
-        mean: The mean over runs.
-        sd: Sample standard deviation (divisor: runs - 1); None for a single run, which says nothing of the spread.
-        num_runs: The number of runs.
-    """
+    """Mean over repeated runs (seeds) and their sample standard deviation."""
 
     mean: float
-    sd: float | None
+    sd: float | None  # divisor: runs - 1; None for a single run, which says nothing of the spread
     num_runs: int
 
 

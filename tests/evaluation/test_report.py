@@ -167,8 +167,7 @@ def test_what_the_evaluator_says_is_not_called_quality(simulated: Any, tmp_path:
     assert found.primary == "value"
     page = write_report([found], tmp_path)["markdown"].read_text()
     for text in (page, printed([found], 400)):
-        assert "by the evaluator: value, HR@1%, HR@10%. It may have chosen these slates or taught" in text
-        assert "agreement with it, not quality, and has no confidence interval" in text
+        assert "value, HR@1%, HR@10%: by the evaluator, which may have chosen slates or taught" in text
         assert " of value, by the evaluator, hence without an interval (20 requests)" in text
         assert "95 %" not in text
         assert "**" not in text
