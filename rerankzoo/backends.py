@@ -64,16 +64,16 @@ class GraphSizes:
         Raises:
             RerankingDataError: If real entries would have to be cut.
         """
-        sizes = {"N": self.num_candidates, "L": self.history_length}
-        for axis, name in {"N": "candidate_mask", "L": "history_mask"}.items():
-            size, mask = sizes[axis], batch.get(name)
-            if size is None or mask is None:
-                continue
-            if (beyond := mask[:, size:].any(-1)).any():
+        masks = {"candidate_mask": ("N", self.num_candidates), "history_mask": ("L", self.history_length)}
+        sizes = {axis: size for axis, size in masks.values() if size is not None}
+        for name in masks.keys() & batch.keys():
+            beyond = batch[name][:, sizes[masks[name][0]] :].any(-1)
+            if beyond.any():
                 row = int(beyond.int().argmax())
-                message = f"{int(mask[row].sum())} entries, the graph was exported for at most {size}"
+                count, most = int(batch[name][row].sum()), masks[name][1]
+                message = f"{count} entries, the graph was exported for at most {most}"
                 raise RerankingDataError(message, field=name, row=row)
-        return pad(batch, **{axis: size for axis, size in sizes.items() if size is not None})
+        return pad(batch, **sizes)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,8 @@ class GraphMetadata:
         """
         entries = read_json(Path(path))
         try:
-            sizes = entries.pop("sizes")
-            inputs = tuple(entries.pop("inputs"))
-            return cls(**entries, inputs=inputs, sizes=None if sizes is None else GraphSizes(**sizes))
+            sizes = None if entries["sizes"] is None else GraphSizes(**entries["sizes"])
+            return cls(**{**entries, "inputs": tuple(entries["inputs"]), "sizes": sizes})
         except (KeyError, TypeError, AttributeError) as error:
             raise UnreadableFileError(f"{path} does not describe an exported graph: {in_one_line(error)}") from error
 

@@ -261,7 +261,7 @@ class RerankingPipeline:
                 constraints.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
-        constraints = constraint_list(constraints)
+        constraints = constraint_list(constraints) if constraints != () else ()
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
         names = self.model.generation_config_class.names()

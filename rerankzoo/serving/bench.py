@@ -136,14 +136,15 @@ def bench_model(
 
 def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, float | None]:
     """The times of a call, and the peak of memory meanwhile in MB, where the system tells it."""
-    status, module = Path("/proc/self/status"), None if device.type == "cpu" else torch.get_device_module(device)
-    if module is not None:
-        module.reset_peak_memory_stats(device)
-    elif status.is_file():
+    status, module = Path("/proc/self/status"), torch.get_device_module(device)
+    on_cpu, counts = device.type == "cpu", hasattr(module, "reset_peak_memory_stats")  # Apple's does not
+    if on_cpu and status.is_file():
         status.with_name("clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    elif counts:
+        module.reset_peak_memory_stats(device)
     times = in_turns({"call": finished(call, device)}, seconds)["call"]
-    if module is not None:
-        return times, module.max_memory_allocated(device) / 2**20
+    if not on_cpu:
+        return times, module.max_memory_allocated(device) / 2**20 if counts else None
     lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
     return times, next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 

@@ -26,10 +26,11 @@ WARM_UP = 2
 
 def describe_machine() -> dict[str, Any]:
     """Processor, accelerator, cores, threads that torch uses, load, torch's version; what is not there is left out."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     known = {
         "processor": _processor(),
-        "accelerator": None if accelerator is None else torch.get_device_module(accelerator).get_device_name(),
+        "accelerator": accelerator
+        and getattr(torch.get_device_module(accelerator), "get_device_name", str)(accelerator),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -84,16 +85,13 @@ def in_turns(calls: Mapping[str, Call], seconds: float, fewest: int = 7) -> dict
 
 def finished(call: Call, device: torch.device) -> Call:
     """A call that ends when the device is done: an accelerator answers before it has computed."""
-    if device.type == "cpu":
-        return call
-    module = torch.get_device_module(device)
 
     def wait() -> Any:
         result = call()
-        module.synchronize(device)
+        torch.accelerator.synchronize(device)
         return result
 
-    return wait
+    return call if device.type == "cpu" else wait
 
 
 def count_flops(call: Call) -> int:

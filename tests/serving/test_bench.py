@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.serving import bench, random_requests
 from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
-from rerankzoo.serving.timing import count_flops, gemm_rate, in_turns
+from rerankzoo.serving.timing import Times, count_flops, finished, gemm_rate, in_turns
 from tests.serving.conftest import make_model as make_tiny
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -33,6 +34,16 @@ def test_calls_take_turns() -> None:
     times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, fewest=3)
     assert order == ["a", "a", "b", "b", *"ababab"]  # warmed up first
     assert all(len(values) == 3 for one in times.values() for values in one)
+
+
+def test_a_call_on_an_accelerator_ends_when_it_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(f"wait for {device}"))
+    for device in ("cuda:1", "cpu"):
+        finished(lambda: order.append("call"), torch.device(device))()
+    assert order == ["call", "wait for cuda:1", "call"]
+    times = Times(cpu=np.array([1.0]), wall=np.array([2.0]))
+    assert (times.on(torch.device("cuda:1")), times.on(torch.device("cpu"))) == (times.wall, times.cpu)
 
 
 def test_counts_the_operations_of_a_product() -> None:
