@@ -69,8 +69,8 @@ def profile_request() -> None:
     import rerankzoo
 
     package = f"{Path(rerankzoo.__file__).parent}{os.sep}"
-    fields = {"categorical": ("category",), "numeric": ("score",)}
-    pipeline, [request] = make_pipeline(**fields), make_requests(1, 10, **fields)
+    fields = ("category",), ("score",)
+    pipeline, [request] = make_pipeline(*fields), make_requests(1, 10, *fields)
     pipeline(request)
     profile = cProfile.Profile()
     profile.runcall(pipeline, request)

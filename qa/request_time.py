@@ -20,17 +20,14 @@ from pathlib import Path
 from request_calls import ROOT, environment, make_pipeline, make_requests
 
 MAIN = Path(__file__).resolve()
-FIELDS = {
-    "categorical": ("category", "brand", "shop", "color"),
-    "numeric": ("score", "price", "rating", "age", "stock"),
-}
+FIELDS = ("category", "brand", "shop", "color"), ("score", "price", "rating", "age", "stock")
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_decoder_layers": 2, "slate_size": 6}
 
 
 def serve_turns(calls: int) -> None:
     """Answers each line of the standard input by the milliseconds of CPU time of a request, a median of some calls."""
-    pipeline = make_pipeline(**FIELDS, **SIZES)
-    text = json.dumps(make_requests(1, 50, **FIELDS)[0])
+    pipeline = make_pipeline(*FIELDS, **SIZES)
+    text = json.dumps(make_requests(1, 50, *FIELDS)[0])
     answer = ""
     for line in sys.stdin:
         times = []
