@@ -100,6 +100,8 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
 
     #: Fields that say how to train and not what is computed: a run that starts from a checkpoint may change them.
     training_fields = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"})
+    #: Of an output, what transformers' `Trainer.predict` does not gather: all but the logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_terms", "candidate_states", "utilities", "prefix_values"]
     #: Fields that `adapt_to_log` fills in: a run that starts from a checkpoint measures them on its own log.
     measured_fields = frozenset[str]()
 

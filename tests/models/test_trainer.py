@@ -79,3 +79,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         ).train()
         trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", HEADS)
+def test_predicts_logits_only(
+    head: Any, extractor: RerankingFeatureExtractor, rows: Any, batch: dict[str, Tensor], tmp_path: Path, dtype: Any
+) -> None:
+    model = make_model(head, extractor).to(dtype).eval()
+    found = make_trainer(model, extractor, rows, tmp_path).predict(rows).predictions
+    with torch.no_grad():
+        expected = model(**batch).logits
+    assert found.shape == expected.shape
+    assert found.tolist() == expected.float().tolist()

@@ -102,6 +102,22 @@ def test_half_precision_trains_and_predicts(data_folder: Path, tmp_path: Path) -
     assert table.num_rows == 8
 
 
+def test_gradient_checkpointing_trains_the_same(data_folder: Path, tmp_path: Path) -> None:
+    class Enable(L.Callback):
+        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            pl_module.model.gradient_checkpointing_enable()  # type: ignore[union-attr, operator]
+
+    found = []
+    for callbacks in ([], [Enable()]):
+        L.seed_everything(0, verbose=False)
+        module = RerankingModule("PRMForReranking", TINY, warmup_steps=0)
+        data = RerankingDataModule(str(data_folder), batch_size=8)
+        trainer(tmp_path, max_epochs=1, callbacks=callbacks).fit(module, datamodule=data)
+        found.append(module.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name)
+
+
 def _all_at_once(data: RerankingDataModule) -> RerankingDataModule:
     data.eval_batch_size = 24
     return data
