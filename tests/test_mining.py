@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -621,13 +619,3 @@ def test_docs_tell_every_option_and_its_default() -> None:
             assert f"`{default}`" in shown, option
         else:
             assert (default is parameter.empty) == (shown == "required"), option
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_same_folder(mined: Path, evaluator: str, data_folder: Path, tmp_path: Path) -> None:
-    arguments = [*command(evaluator, data_folder, tmp_path / "out"), "--devices=2", "--strategy=ddp"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rerankzoo.cli.main", *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "out") == contents(mined)

@@ -148,13 +148,13 @@ def files_outcome(folder: Path) -> Outcome:
 
 
 def training_outcome(folder: Path) -> Outcome:
-    """Like `files_outcome`, but without the name of the run, and of checkpoints what they hold."""
+    """Like `files_outcome`, but of checkpoints what they hold."""
     found = {}
     for name, digest in files_outcome(folder).items():
         if name.endswith(".ckpt"):
             held = torch.load(folder / name, weights_only=True)
             found |= {f"{name}: {key}": text for key, text in _flat(held).items()}
-        elif not name.endswith("run.json"):
+        else:
             found[name] = digest
     return found
 

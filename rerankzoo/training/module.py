@@ -145,10 +145,10 @@ class RerankingModule(L.LightningModule):
             ValueError: If there are neither a data module nor loaders of ours to tell the schema.
         """
         data = data_of_run(self.trainer)
-        if self.model is not None and data is not None:
-            self._check_vocabulary(data.extractor.schema)
-        elif data is not None:
+        if self.model is None and data is not None:
             self._make_model(data)
+        elif data is not None and stage == "fit":  # other stages: when their loaders are there
+            self._check_vocabulary(data.extractor.schema)
         elif self.model is None and stage == "fit":
             raise ValueError(
                 "the model is made from the data's schema: expected a data module, or loaders that one has made"
@@ -211,8 +211,9 @@ class RerankingModule(L.LightningModule):
         """The loaders of a stage as a list; refuses those whose extractor is not the model's."""
         loaders = tree_leaves(loaders)
         for loader in loaders:
-            if isinstance(loader, RequestLoader):
-                self._check_vocabulary(loader.extractor.schema)
+            source = loader if isinstance(loader, RequestLoader) else self.trainer.datamodule
+            if hasattr(source, "extractor"):
+                self._check_vocabulary(source.extractor.schema)
         return loaders
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

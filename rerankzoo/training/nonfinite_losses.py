@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rerankzoo.atomic_writing import make_folder, write_atomically
-from rerankzoo.batch import Batch
+from rerankzoo.batch import Batch, take
 from rerankzoo.errors import NonFiniteLossError
 
 #: In the trainer's root directory.
@@ -91,7 +91,7 @@ def nonfinite_loss(module: Any, batch: Batch, losses: dict[str, Tensor], step: i
     Returns:
         The error. In a process whose own loss is finite nothing is saved, for the trouble is another one's.
     """
-    trainer, model = module.trainer, module.model
+    trainer = module.trainer
     folder = Path(trainer.default_root_dir) / FOLDER
     where = f"at step {step} of epoch {trainer.current_epoch}"
     if all(math.isfinite(value.item()) for value in losses.values()):
@@ -100,6 +100,8 @@ def nonfinite_loss(module: Any, batch: Batch, losses: dict[str, Tensor], step: i
     target = folder / f"step-{step}-rank-{trainer.global_rank}.safetensors"
     tensors = {key: value.detach().cpu().contiguous() for key, value in batch.items()}
     write_atomically(target, partial(save_file, tensors))
+    parameters, rows = module.model.named_parameters(), batch.get("request_index")
+    numbers = list(range(len(batch["candidate_mask"]))) if rows is None else rows.tolist()
     record = {
         "step": step,
         "epoch": trainer.current_epoch,
@@ -107,11 +109,11 @@ def nonfinite_loss(module: Any, batch: Batch, losses: dict[str, Tensor], step: i
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
         **{name: _number(value) for name, value in losses.items()},
-        "request_index": _request_numbers(batch),
-        "nonfinite_requests": _nonfinite_requests(module, batch),
-        "nonfinite_parameters": [
-            name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())
+        "request_index": numbers,
+        "nonfinite_requests": [
+            number for row, number in enumerate(numbers) if not _is_finite_alone(module, batch, row)
         ],
+        "nonfinite_parameters": [name for name, value in parameters if not bool(torch.isfinite(value).all())],
         "largest_inputs": {
             key: _number(value.abs().max()) for key, value in batch.items() if value.is_floating_point()
         },
@@ -123,19 +125,9 @@ def nonfinite_loss(module: Any, batch: Batch, losses: dict[str, Tensor], step: i
 
 
 @torch.no_grad()
-def _nonfinite_requests(module: Any, batch: Batch) -> list[int]:
-    """The requests whose own loss is not finite, as rows of the source where the batch knows them."""
-    numbers = []
-    for row, number in enumerate(_request_numbers(batch)):
-        loss = module.objective.loss(module.model, {key: value[row : row + 1] for key, value in batch.items()}).loss
-        if not math.isfinite(loss.item()):
-            numbers.append(number)
-    return numbers
-
-
-def _request_numbers(batch: Batch) -> list[int]:
-    known = batch.get("request_index")
-    return list(range(len(batch["candidate_mask"]))) if known is None else known.tolist()
+def _is_finite_alone(module: Any, batch: Batch, row: int) -> bool:
+    """Whether the loss of a single request is finite."""
+    return math.isfinite(module.objective.loss(module.model, take(batch, slice(row, row + 1))).loss.item())
 
 
 def _number(value: Tensor) -> Any:

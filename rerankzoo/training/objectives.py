@@ -6,6 +6,7 @@ B requests, N candidates, M positions, S slates.
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,14 +152,18 @@ class Objective(ABC):
         """Class and arguments, as a recipe has them.
 
         Raises:
-            ValueError: If an argument is not kept under its name.
+            ValueError: If an argument is not kept under its name, or is no plain value.
         """
         names = list(inspect.signature(type(self)).parameters)
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ValueError(f"{type(self).__name__} must keep its arguments {missing} in attributes of that name")
-        path = f"{type(self).__module__}.{type(self).__qualname__}"
-        return {"class_path": path, "init_args": {name: getattr(self, name) for name in names}}
+        arguments = {name: getattr(self, name) for name in names}
+        try:
+            json.dumps(arguments)
+        except TypeError as error:
+            raise ValueError(f"{type(self).__name__}: a checkpoint cannot hold {arguments}: {error}") from error
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
 
 
 class Supervised(Objective):

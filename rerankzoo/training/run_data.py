@@ -17,12 +17,14 @@ def data_of_run(trainer: L.Trainer) -> Any:
         trainer: As its callbacks' `setup` sees it.
 
     Returns:
-        The data module or the training loader; `None` where neither has an extractor.
+        The data module or, where a trainer is given loaders only, the training loader; `None` where neither has an
+        extractor.
     """
-    if hasattr(trainer.datamodule, "extractor"):
-        return trainer.datamodule
-    if trainer.state.fn != "fit":
-        return None
-    trainer.fit_loop.setup_data()
-    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, RequestLoader)]
-    return loaders[0] if loaders else None
+    data = trainer.datamodule if hasattr(trainer.datamodule, "extractor") else None
+    if trainer.state.fn == "fit":
+        trainer.fit_loop.setup_data()
+        for loader in tree_leaves(trainer.train_dataloader):
+            # The trainer may still have the data module of an earlier call.
+            if isinstance(loader, RequestLoader) and (data is None or data.extractor is not loader.extractor):
+                return loader
+    return data

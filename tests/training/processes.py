@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
@@ -99,7 +100,14 @@ def write_folders(root: Path) -> None:
     evaluator = DeGReEvaluator(DeGReConfig(feature_schema=extractor.schema.to_dict(), **LIST))
     for part in (evaluator, extractor):
         part.save_pretrained(root / "evaluator")
-    mine_folder([str(root / "evaluator")], root / "log", root / "mined", num_beams=4, keep=3)
+    mine(root, "mined")
+
+
+def mine(root: Path, name: str, world_size: int = 1) -> None:
+    fabric = Fabric(accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto")
+    fabric.launch()
+    settings = {"num_beams": 4, "keep": 3, "shard_size": 10}
+    mine_folder([str(root / "evaluator")], root / "log", root / name, fabric=fabric, **settings)
 
 
 def make_trainer(root: Path, world_size: int, *callbacks: L.Callback) -> L.Trainer:
@@ -230,6 +238,7 @@ def main() -> None:
         found = train_all(root, PROCESSES)
         found["poisoned"] = poisoned(root, PROCESSES)
         found["rewarded"] = rewarded(root, PROCESSES)
+        mine(root, "mined-together", PROCESSES)
         rank = torch.distributed.get_rank()
         (root / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
         torch.distributed.destroy_process_group()

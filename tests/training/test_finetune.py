@@ -313,8 +313,6 @@ def test_two_processes_fine_tune_as_one_does(new_folder: str, new_rows: Rows, ch
         root = tmp_path / str(processes)
         trainer_values = {**common, "devices": processes, "default_root_dir": str(root)}
         trainer_values["callbacks"] = [{"class_path": f"{__name__}.Record"}]
-        if processes > 1:
-            trainer_values["strategy"] = "ddp"
         arguments = {"architecture": "DeGReGenerator", "pretrained": checkpoint, "freeze": frozen, "warmup_steps": 0}
         data = {"path": new_folder, "batch_size": 8 // processes}
         values = {
@@ -325,7 +323,9 @@ def test_two_processes_fine_tune_as_one_does(new_folder: str, new_rows: Rows, ch
         root.mkdir()
         (root / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert main(["fit", f"--config={tmp_path / '1/recipe.yaml'}"]) == 0
-    command = [sys.executable, "-m", "rerankzoo.cli.main", "fit", f"--config={tmp_path / '2/recipe.yaml'}"]
+    recipes = ["--config", str(tmp_path / "2/recipe.yaml"), "--config", "trainer/ddp.yaml"]
+    further = ["--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / '2'}"]
+    command = [sys.executable, "-m", "rerankzoo.cli.main", "fit", *recipes, *further]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"2/process-{rank}.json").read_text()) for rank in (0, 1))

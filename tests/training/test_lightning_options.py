@@ -187,6 +187,8 @@ def test_another_vocabulary_is_refused(
     loaders = {"fit": (data.train_dataloader(), other.val_dataloader())}.get(stage, (other.test_dataloader(),))
     with pytest.raises(SchemaMismatchError, match="give the run's own as the data's extractor"):
         run(module, *loaders)
+    right = {"fit": (data.train_dataloader(), data.val_dataloader())}.get(stage, (data.test_dataloader(),))
+    run(module, *right)  # though the trainer remembers the data module that was refused
     run(module, datamodule=RerankingDataModule(str(data_folder)))
 
 

@@ -352,6 +352,12 @@ def test_is_made_again_from_class_and_arguments() -> None:
         RerankingModule("NAR4RecForReranking", objective=Forgetful(1.0))
 
 
+def test_arguments_are_plain_values() -> None:
+    """Or the checkpoints of the run could not be loaded without running code."""
+    with pytest.raises(ValueError, match=r"EvaluatorReward: a checkpoint cannot hold .*PosixPath"):
+        RerankingModule("NAR4RecForReranking", objective=EvaluatorReward(Path("somewhere")))  # type: ignore[arg-type]
+
+
 def test_recipe_names_objective_and_companion(
     data_folder: Path, evaluator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

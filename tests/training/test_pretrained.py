@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,18 +290,3 @@ def test_fit_starts_from_a_folder_and_resumes_without_it(
     assert torch.load(last, weights_only=True)["global_step"] == 2 * 4  # 64 rows in batches of 16
     assert main([*command, "--trainer.max_epochs=1"]) == 2
     assert f"cannot load {copy}" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_every_process_starts_from_it(simulated: tuple[list[str], Path], tmp_path: Path) -> None:
-    options, best = simulated
-    parallel = [f"--config={recipes_folder() / 'trainer/ddp.yaml'}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-    command = [*options, *parallel, STILL, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rerankzoo.cli.main", "fit", *command, f"--model.init_args.pretrained={best}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_close(tmp_path / "best", best)

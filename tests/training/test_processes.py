@@ -32,6 +32,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert first[name] == second[name], name  # every process sees the same
         check_same(name, alone[name], first[name])
     check_stopped(tmp_path / "poisoned" / "nonfinite", first["poisoned"], second["poisoned"])
+    one, together = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("mined", "mined-together")
+    )
+    assert len(one) > 8
+    assert one == together  # each has mined its share of the shards
     assert first["rewarded"] == second["rewarded"]  # the same weights, and a companion that is not wrapped
     evaluator = DeGReEvaluator.from_pretrained(tmp_path / "evaluator")
     assert (first["rewarded"]["kind"], first["rewarded"]["companion"]) == ("DeGReEvaluator", weights_digest(evaluator))
