@@ -267,8 +267,9 @@ class _Run:
             seconds["mining"] = mine_once(evaluator, mined, **entry.mine)
             kept = [option for option in options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
             options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
-        own = [argument.replace("{evaluator}", str(evaluator and evaluator.folder)) for argument in entry.arguments]
-        trained = train_once(recipe, self.root / name, self.seed, [*options, *own])
+        place = str(evaluator and evaluator.folder)
+        options = [*options, *(argument.replace("{evaluator}", place) for argument in entry.arguments)]
+        trained = train_once(recipe, self.root / name, self.seed, options)
         return trained, {**seconds, "generator": trained.cpu_seconds}
 
     def _evaluate(self, name: str, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
@@ -277,11 +278,13 @@ class _Run:
         model = run.evaluator if trained is evaluator else trained.load(self.device)
         extractor = RerankingFeatureExtractor.from_pretrained(trained.folder)
         with console.status(f"evaluating {name}, seed {self.seed}"):
-            found = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
+            evaluation = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
         costs = {"evaluator": evaluator.cpu_seconds, **seconds} if evaluator else seconds
-        found = found.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
-        found = found.with_metrics(name, lambda decoding: {**quality, **_cost(entry, found, decoding, costs)})
-        return found if entry.evaluator is None else found.with_own_evaluator()
+        evaluation = evaluation.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
+        evaluation = evaluation.with_metrics(
+            name, lambda decoding: {**quality, **_cost(entry, evaluation, decoding, costs)}
+        )
+        return evaluation if entry.evaluator is None else evaluation.with_own_evaluator()
 
     def _evaluation_run(self, entry: Entry, trained: Trained) -> tuple[EvaluationRun, dict[str, float]]:
         """What judges the models of one evaluator, and the evaluator's own quality."""
@@ -302,9 +305,9 @@ def evaluation_run(trained: Trained, evaluator: Any, judge: Any = None) -> Evalu
     return EvaluationRun(splits, data.extractor.schema.item_id, data.metadata, evaluator, judge)
 
 
-def _cost(entry: Entry, found: Evaluation, decoding: str, seconds: Mapping[str, float | None]) -> dict[str, float]:
+def _cost(entry: Entry, decoding: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, float]:
     """CPU seconds of all that one row needs: of the evaluator's training only where it taught, chooses or searches."""
-    uses = entry.recipe is None or entry.mine is not None or found.protocol["decodings"][decoding]["evaluator"]
+    uses = entry.recipe is None or entry.mine is not None or decoding["evaluator"]
     needed = total(cost for stage, cost in seconds.items() if uses or stage != "evaluator")
     return {} if needed is None else {"cpu_seconds": needed}
 

@@ -89,17 +89,17 @@ def evaluate(
             name = model.config.model_type
             usual = default_decodings(evaluator is not None, penalty_alpha, model.strategies)
             decodings = None if tune_alpha else usual
-            found = run.evaluate(
+            evaluation = run.evaluate(
                 name, model, extractor, seed + runs[name], decodings, num_requests, num_requests, hr_requests
             )
             notes = {"model": path, "evaluator": evaluator, "split": split}
-            evaluations.append(found.with_protocol(**notes, **({"judge_model": judge} if judge else {})))
+            evaluations.append(evaluation.with_protocol(**notes, **({"judge_model": judge} if judge else {})))
             runs[name] += 1
     if evaluating is not None:
         quality = run.quality(evaluating.extractor, loaded[0][0].config.slate_size)
         evaluations = [
-            found.with_metrics(model.config.model_type, lambda decoding: quality)
-            for found, (model, _) in zip(evaluations, loaded, strict=True)
+            evaluation.with_metrics(model.config.model_type, lambda decoding: quality)
+            for evaluation, (model, _) in zip(evaluations, loaded, strict=True)
         ]
     paths = write_report(evaluations, out)
     print_table(evaluations)

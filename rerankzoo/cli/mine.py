@@ -67,8 +67,8 @@ def mine(
         RerankingDataError: If the output folder was begun with other settings.
         SchemaMismatchError: If the evaluators were made for different schemas.
     """
-    own = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
-    MiningSettings(slate_size=1, **{name: settings[name] for name in own & set(settings)})  # before anything is read
+    names = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
+    MiningSettings(slate_size=1, **{name: settings[name] for name in names & set(settings)})  # before anything is read
     quiet()
     fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
