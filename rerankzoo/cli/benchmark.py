@@ -281,9 +281,8 @@ class _Run:
             evaluation = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
         costs = {"evaluator": evaluator.cpu_seconds, **seconds} if evaluator else seconds
         evaluation = evaluation.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
-        evaluation = evaluation.with_metrics(
-            name, lambda decoding: {**quality, **_cost(entry, evaluation, decoding, costs)}
-        )
+        asked = evaluation.protocol["decodings"]
+        evaluation = evaluation.with_metrics(name, lambda key: {**quality, **_cost(entry, asked[key], costs)})
         return evaluation if entry.evaluator is None else evaluation.with_own_evaluator()
 
     def _evaluation_run(self, entry: Entry, trained: Trained) -> tuple[EvaluationRun, dict[str, float]]:
