@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from rerankzoo.cli.main import main
+from rerankzoo.generation import EvaluatorEnsemble
 
 
 @pytest.fixture(scope="module")
 def checkpoints(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name, model in {"a": simulated.model(0), "b": simulated.model(1), "evaluator": simulated.evaluator()}.items():
+    models = {"a": simulated.model(0), "b": simulated.model(1), "evaluator": simulated.evaluator()}
+    for name, model in {**models, "ensemble": EvaluatorEnsemble([models["evaluator"]])}.items():
         model.save_pretrained(folder / name)
         simulated.extractor.save_pretrained(folder / name)
     shutil.copytree(folder / "b", folder / "whole")
@@ -25,9 +27,9 @@ def test_evaluates_runs_and_writes_everything(
     simulated: Any, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
-    arguments += ["--evaluator", str(checkpoints / "evaluator"), "--tune-alpha", "--num-requests", "20"]
-    arguments += ["--judge", str(checkpoints / "whole")]  # the same one, who agrees with himself
-    arguments += ["--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
+    arguments += ["--evaluator", str(checkpoints / "whole"), "--tune-alpha", "--num-requests", "20"]
+    arguments += ["--judge", str(checkpoints / "ensemble")]  # the same one, who agrees with himself
+    arguments += ["--device", "cpu", "--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["seed"] for row in results["rows"]} == {3, 4}
