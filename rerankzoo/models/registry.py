@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from rerankzoo.errors import did_you_mean
+
 Model = TypeVar("Model", bound=type)
 
 #: Heads by class name, in the order of their definition.
@@ -51,7 +53,8 @@ def model_class(architecture: str) -> Any:
     """
     known = MODELS if architecture in MODELS else load_families()
     if architecture not in known:
-        raise ValueError(f"architecture {architecture!r} is not one of {sorted(known)}")
+        near = did_you_mean(architecture, known)
+        raise ValueError(f"architecture {architecture!r} is not one of {sorted(known)}{near}")
     return known[architecture]
 
 

@@ -86,7 +86,7 @@ BAD_KEYS: list[tuple[str, Any, list[str]]] = [
     ("model.class_path", "os.system", ["model", "Import path os.system", "subclass of RerankingModule"]),
     ("model.class_path", "no.such.module", ["model", "no.such.module"]),
     ("model.init_args.architecture", DELETE, ["RerankingModule", "required: architecture"]),
-    ("model.init_args.architecture", "NAR4Rec", ["'NAR4Rec' is not one of", "NAR4RecForReranking"]),
+    ("model.init_args.architecture", "NAR4RecReranker", ["is not one of", "did you mean 'NAR4RecForReranking'?"]),
     ("model.init_args.learning_rat", 1, ["RerankingModule", "'learning_rat'", "did you mean 'learning_rate'?"]),
     (
         "model.init_args.learning_rate",
