@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModel
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
-from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE
 from rerankzoo.models.auto import EVALUATOR_FOLDER
 from rerankzoo.models.base import RerankingPreTrainedModel, SlateEvaluator
@@ -185,7 +184,7 @@ def _model(
         "searches": searches,
         "evaluator": f"`{evaluator[0]}`" if evaluator else None,
         "architecture": {f"`{key}`": f"`{value}`" for key, value in config.items() if key not in _NOT_SHOWN},
-        "decoding": _decoding(folder) if searches else None,
+        "decoding": _decoding(folder, model) if searches else None,
         "citation": citation,
     }
 
@@ -212,9 +211,10 @@ def _old_name(old: Mapping[str, Any]) -> str | None:
     return name
 
 
-def _decoding(folder: Path) -> str:
-    config = RerankingGenerationConfig.from_pretrained(folder)
-    values = {name: getattr(config, name) for name in ("num_beams", "num_return_sequences", "penalty_alpha", "top_k")}
+def _decoding(folder: Path, model: Any) -> str:
+    config = model.generation_config_class.from_pretrained(folder)
+    names = ("num_beams", "num_return_sequences", "penalty_alpha", "top_k", *config.extra_parameters)
+    values = {name: getattr(config, name) for name in names}
     said = ", ".join(f"`{name}={value}`" for name, value in values.items() if value is not None)
     return f"{config.strategy} ({said})" if said else config.strategy
 
