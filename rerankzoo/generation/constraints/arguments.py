@@ -21,8 +21,8 @@ Categories = Tensor | str
 
 
 def _items(value: Any, what: str) -> Items:
-    if isinstance(value, np.ndarray) and value.dtype == bool:
-        return torch.from_numpy(value)
+    if isinstance(value, Tensor | np.ndarray) and value.dtype in (bool, torch.bool):
+        return torch.as_tensor(value)
     if isinstance(value, Tensor) and not value.is_floating_point():
         return value
     ids = _listed(value, what)
@@ -38,28 +38,18 @@ def _listed(value: Any, what: str) -> Any:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
 
-def _categories(value: Any, what: str) -> Categories:
-    if isinstance(value, str):
-        return value
-    values = _tensor(value, what)
-    if values.is_floating_point():
-        raise ValueError(f"{what} must be integers (B, N) or the name of a field, got {values.dtype}")
-    return values
-
-
-def _bias(value: Any, what: str) -> float | Tensor:
-    values = _tensor(float(value) if isinstance(value, Real) else value, what)
-    return values if values.dim() else values.item()
-
-
-def _tensor(value: Any, what: str) -> Tensor:
+def _table(value: Any, what: str, integers: bool = False) -> Tensor:
     try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        table = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
     except (TypeError, ValueError):
-        raise ValueError(f"{what} must be numbers (B, N), got {shown(value)}") from None
+        table = None
+    if table is None or (integers and table.is_floating_point()):
+        got = shown(value) if table is None else table.dtype
+        raise ValueError(f"{what} must be {'integers' if integers else 'numbers'} (B, N), got {got}")
+    return table
 
 
-def _integer(value: Any, what: str, least: int) -> int:
+def _integer(value: Any, what: str, least: int = 1) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{what} must be an integer of at least {least}, got {shown(value)}")
     return int(value)
@@ -68,8 +58,12 @@ def _integer(value: Any, what: str, least: int) -> int:
 #: How an argument of a constraint is read, by its name; the second value is what an error calls it.
 READ: dict[str, Callable[[Any, str], Any]] = {
     "items": _items,
-    "categories": _categories,
-    "bias": _bias,
+    "categories": lambda value, what: value if isinstance(value, str) else _table(value, what, integers=True),
+    "bias": lambda value, what: float(value) if _is_scalar(value) else _table(value, what),
     "position": partial(_integer, least=0),
-    **dict.fromkeys(("limit", "window", "distance", "count"), partial(_integer, least=1)),
+    **dict.fromkeys(("limit", "window", "distance", "count"), _integer),
 }
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Real) or getattr(value, "ndim", 1) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rerankzoo.batch import Batch, take
 from rerankzoo.errors import InfeasibleConstraintError
@@ -47,20 +47,20 @@ def bind(
     if verdicts[row] is None:
         message = f"{slate} was found in {FIRST_BUDGET} steps of search; relax a constraint"
         raise InfeasibleConstraintError(message, row=row, constraints=tuple(map(repr, constraints)))
-    places = _conflict(constraints, batch, slate_size, schema, row)
+    rows = slice(row, row + 1)
+    alone = [constraint.rows(rows) for constraint in constraints]
+    places = _conflict(alone, take(batch, rows), slate_size, schema)
     message = f"{slate} keeps {' and '.join(f'constraints[{place}] {constraints[place]!r}' for place in places)}"
     raise InfeasibleConstraintError(message, row=row, constraints=tuple(repr(constraints[place]) for place in places))
 
 
 def _conflict(
-    constraints: Sequence[Constraint], batch: Batch, slate_size: int, schema: FeatureSchema | None, row: int
+    constraints: list[Constraint], request: Batch, slate_size: int, schema: FeatureSchema | None
 ) -> list[int]:
     """The places of some constraints that exclude one another in a request, none of which can be left out."""
-    rows = slice(row, row + 1)
-    request, alone = take(batch, rows), [constraint.rows(rows) for constraint in constraints]
-    kept = list(range(len(alone)))
-    for place in range(len(alone)):
+    kept = list(range(len(constraints)))
+    for place in range(len(constraints)):
         fewer = [other for other in kept if other != place]
-        if SlateRules([alone[other] for other in fewer], request, slate_size, schema).verdicts[0] is False:
+        if SlateRules([constraints[other] for other in fewer], request, slate_size, schema).verdicts[0] is False:
             kept = fewer
     return kept

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,13 +37,13 @@ class Constraint:
 
     def rows(self: C, rows: slice, num_candidates: int | None = None) -> C:
         """The same demand on some of the requests, of which none has more than so many candidates."""
-        changes = {}
+        parts = {}
         for name, value in self._arguments().items():
-            if isinstance(value, Tensor):
-                changes[name] = value[rows] if _is_indexes(name, value) else value[rows][:, :num_candidates]
-            elif _is_nested(value):
-                changes[name] = value[rows]
-        return replace(self, **changes)
+            if _is_nested(value) or isinstance(value, Tensor):
+                parts[name] = value[rows]
+            if isinstance(value, Tensor) and not _is_indexes(name, value):
+                parts[name] = parts[name][:, :num_candidates]
+        return replace(self, **parts)
 
     def check_fit(self, num_requests: int, num_candidates: int | None) -> None:
         """Refuses tensors and lists of a number of requests or candidates (`None`: any) that is not the batch's.
@@ -57,10 +57,10 @@ class Constraint:
                 message = f"{self}: item ids must be one list, or one list for each of the {num_requests} rows"
                 raise RerankingDataError(message, field=name)
             if isinstance(value, Tensor):
-                size = None if _is_indexes(name, value) else num_candidates
-                if value.dim() != 2 or len(value) != num_requests or size not in (None, value.shape[1]):
-                    expected = f"({num_requests}, {'any' if size is None else size})"
-                    raise ValueError(f"{self}: {name} has shape {tuple(value.shape)}, the batch {expected}")
+                size = "any" if num_candidates is None or _is_indexes(name, value) else num_candidates
+                if value.dim() != 2 or len(value) != num_requests or size not in ("any", value.shape[1]):
+                    message = f"{name} has shape {tuple(value.shape)}, the batch ({num_requests}, {size})"
+                    raise ValueError(f"{self}: {message}")
 
     def located(self: C, find: Callable[[Sequence[Any]], Tensor]) -> C:
         """The same demand with item ids replaced by masks (B, N), which `find` looks up."""
@@ -109,12 +109,9 @@ class Constraint:
         return {argument.name: getattr(self, argument.name) for argument in fields(self)}
 
     def __repr__(self) -> str:
-        texts = [
-            f"{name}=tensor{tuple(value.shape)}" if isinstance(value, Tensor) else f"{name}={shown(value)}"
-            for name, value in self._arguments().items()
-            if value is not None
-        ]
-        return f"{type(self).__name__}({', '.join(texts)})"
+        known = {name: value for name, value in self._arguments().items() if value is not None}
+        texts = {k: f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else shown(v) for k, v in known.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in texts.items())})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,6 +185,12 @@ class MinDistance(Constraint):
 
     distance: int
     categories: Categories
+    limit: ClassVar[int] = 1
+
+    @property
+    def window(self) -> int:
+        """As of `AtMost`."""
+        return self.distance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,9 +240,8 @@ def constraint_list(constraints: Any) -> list[Constraint]:
     if not isinstance(constraints, Iterable) or isinstance(constraints, str | Mapping):
         raise ValueError(f"constraints must be a list of them, got {shown(constraints)}")
     constraints = list(constraints)
-    for constraint in constraints:
-        if not isinstance(constraint, Constraint):
-            raise ValueError(f"constraints must be objects such as Exclude or AtMost, got {shown(constraint)}")
+    if wrong := [constraint for constraint in constraints if not isinstance(constraint, Constraint)]:
+        raise ValueError(f"constraints must be objects such as Exclude or AtMost, got {shown(wrong[0])}")
     return constraints
 
 

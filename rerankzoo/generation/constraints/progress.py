@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rerankzoo.generation.constraints.rules import SlateRules
+from rerankzoo.generation.constraints.search import Plan
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Progress:
         slates: (R, M), what is chosen so far, and the items whose positions are known.
         position: The next one to fill.
         boost: (R,), what the boosts added so far.
-        plans: For each row of a request that is searched a slate of types that starts as the row's and keeps
-            everything; `None` for others.
+        plans: For each row of a request that is searched how it can go on; `None` for others.
     """
 
     rules: SlateRules
@@ -29,7 +29,7 @@ class Progress:
     slates: Tensor
     position: int
     boost: Tensor
-    plans: list[list[int] | None]
+    plans: list[Plan | None]
 
     @classmethod
     def start(cls, rules: SlateRules) -> Progress:
@@ -51,20 +51,21 @@ class Progress:
             alive: (R,), False for rows that hold no slate; they are spared the search.
         """
         legal = self.rules.legal(self.request, self.slates, self.position) & alive.unsqueeze(-1)
-        stuck = self._stuck(legal) if self.rules.searched else []
-        if stuck:
-            legal[tuple(zip(*stuck, strict=True))] = False
+        if self.rules.searched:
+            plans, possible = self.plans, legal.nonzero().tolist()
+            stuck = [(r, item) for r, item in possible if (plan := plans[r]) and not plan.after(self.position, item)]
+            legal[tuple(zip(*stuck, strict=True)) or ([], [])] = False
         if self.rules.bias is not None:
             scores = scores + self.rules.bias[self.request]
         return scores.masked_fill(~legal, float("-inf"))
 
     def extend(self, parent: Tensor | None, index: Tensor) -> Progress:
         """Row r continues row `parent[r]` (R',), or itself, with candidate `index[r]`; -100 where it is finished."""
-        plans: list[list[int] | None] = [None] * len(index)
+        plans: list[Plan | None] = [None] * len(index)
         if self.rules.searched:
-            parents = range(len(index)) if parent is None else parent.tolist()
-            requests = self.request.tolist()
-            plans = [self._plan(requests[row], row, item) for row, item in zip(parents, index.tolist(), strict=True)]
+            before = self.plans if parent is None else [self.plans[row] for row in parent.tolist()]
+            steps = zip(before, index.tolist(), strict=True)
+            plans = [plan.known_after(item) if plan and item >= 0 else plan for plan, item in steps]
         request, slates, boost = self.request, self.slates, self.boost
         if parent is not None:
             request, slates, boost = request[parent], slates[parent], boost[parent]
@@ -74,22 +75,3 @@ class Progress:
         if self.rules.bias is not None:
             boost = boost + self.rules.bias[request, item] * chosen
         return Progress(self.rules, request, slates, self.position + 1, boost, plans)
-
-    def _stuck(self, legal: Tensor) -> list[tuple[int, int]]:
-        """Rows and candidates that counting allows (R, N), and after which no completion was found."""
-        requests, stuck = self.request.tolist(), []
-        for row, item in legal.nonzero().tolist():
-            plan = self.plans[row]
-            if plan is not None:
-                request = self.rules.searched[requests[row]]
-                if request.plan_with(plan, self.position, request.types[item]) is None:
-                    stuck.append((row, item))
-        return stuck
-
-    def _plan(self, request: int, row: int, item: int) -> list[int] | None:
-        """The plan of a row after it got an item; none for rows that hold no slate."""
-        plan = self.plans[row]
-        if plan is None or item < 0:
-            return plan
-        searched = self.rules.searched[request]
-        return searched.plans.get((*plan[: self.position], searched.types[item]))

@@ -91,18 +91,13 @@ class SlateRules:
             match constraint:
                 case Exclude():
                     self.usable = self.usable & ~constraint.mask(real)
-                case Pin(position=position):
-                    if position >= slate_size:
-                        raise ValueError(
-                            f"{constraint}: position {position} is not one of the {slate_size} of the slate"
-                        )
+                case Pin(position=position) if position < slate_size:
                     pins.append((constraint.mask(real), position))
-                case AtMost(limit=most, window=window):
-                    self.limits.append(
-                        Limit(constraint.labels(batch, schema), most, min(window or slate_size, slate_size))
-                    )
-                case MinDistance(distance=window):
-                    self.limits.append(Limit(constraint.labels(batch, schema), 1, min(window, slate_size)))
+                case Pin(position=position):
+                    raise ValueError(f"{constraint}: position {position} is not one of the {slate_size} of the slate")
+                case AtMost(limit=most) | MinDistance(limit=most):
+                    window = min(constraint.window or slate_size, slate_size)
+                    self.limits.append(Limit(constraint.labels(batch, schema), most, window))
                 case AtLeast(count=count):
                     groups.append(constraint.mask(real).unsqueeze(1))
                     counts.append(count)
@@ -138,17 +133,20 @@ class SlateRules:
             (R, N).
         """
         slates = torch.where(torch.arange(slates.shape[1], device=slates.device) == position, PADDING, slates)
-        shown = mask_of(slates, self.usable.shape[1])
-        legal = self.domain[:, position][request] & ~shown
+        legal = self.domain[:, position][request] & ~mask_of(slates, self.usable.shape[1])
         for limit in self.limits:
             legal = legal & limit.room(request, slates, position)
         if len(self.counts) == 0:
             return legal
         free = (self.length[request] - (slates >= 0).sum(-1) - 1).unsqueeze(-1)  # positions left after this one
-        groups = self.groups[request]
-        lack = (self.counts - (groups & shown.unsqueeze(1)).sum(-1)).unsqueeze(-1) - groups.long()
+        lack = self._lack(request, slates).unsqueeze(-1) - self.groups[request].long()  # (R, J, N)
         enough = lack.clamp_min(0).sum(1) <= self._overlap[request].unsqueeze(-1) * free
         return legal & enough & (lack <= free.unsqueeze(1)).all(1)
+
+    def _lack(self, request: Tensor, slates: Tensor) -> Tensor:
+        """(R, J), how many of each group slates (R, M) still miss; negative where there are more than enough."""
+        shown = mask_of(slates, self.usable.shape[1]).unsqueeze(1)
+        return self.counts - (self.groups[request] & shown).sum(-1)
 
     def boosts(self, slates: Tensor) -> Tensor:
         """(B, S), what the boosts add to slates (B, S, M)."""
@@ -177,13 +175,11 @@ class SlateRules:
         for limit in self.limits:
             possible = possible & (limit.supply(self.usable, self.length) >= self.length)
         for position in self._pinned_positions:  # pinned items must suit one another
-            item = self.fixed[:, position : position + 1]
-            fits = look_up(self.legal(request, self.fixed, position), item, True)
-            possible = possible & fits.squeeze(-1)
+            legal = self.legal(request, self.fixed, position)
+            possible = possible & look_up(legal, self.fixed[:, position : position + 1], True).squeeze(-1)
         if len(self.counts) > 0:
             free = self.length - (self.fixed >= 0).sum(-1)
-            shown = (self.groups & mask_of(self.fixed, self.usable.shape[1]).unsqueeze(1)).sum(-1)
-            lack = (self.counts - shown).clamp_min(0)  # (B, J)
+            lack = self._lack(request, self.fixed).clamp_min(0)
             possible = possible & (lack.sum(-1) <= self._overlap * free) & (lack <= free.unsqueeze(-1)).all(-1)
             possible = possible & (self.groups.sum(-1) >= self.counts).all(-1)
         return possible

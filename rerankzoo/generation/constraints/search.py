@@ -18,6 +18,41 @@ STEP_BUDGET = 200
 GAP = -1
 
 
+class Plan:
+    """A slate of types that keeps everything.
+
+    Args:
+        request: What everything is.
+        slate: The slate.
+    """
+
+    def __init__(self, request: RequestRules, slate: list[int]) -> None:
+        self.request, self.slate = request, slate
+        self._after: dict[int, Plan | None] = {}
+
+    def after(self, position: int, item: int) -> Plan | None:
+        """A plan that starts as this one does up to a position, where a candidate stands; `None` if none was found.
+
+        Tried first is this one with the candidate in its new place, in exchange for what stands there.
+        """
+        request, number = self.request, self.request.types[item]
+        if number not in self._after:
+            slate, changed = list(self.slate), [position]
+            if number in slate[position + 1 :]:
+                changed.append(slate.index(number, position + 1))
+            slate[changed[-1]], slate[position] = slate[position], number
+            if all(request.suits(slate, place) for place in changed):
+                self._after[number] = Plan(request, slate)
+            else:
+                found, _ = request.complete([*slate[: position + 1], *request.fixed[position + 1 :]], STEP_BUDGET)
+                self._after[number] = None if found is None else Plan(request, found)
+        return self._after[number]
+
+    def known_after(self, item: int) -> Plan | None:
+        """What `after` found for a candidate; `None` where it was not asked."""
+        return self._after.get(self.request.types[item])
+
+
 class RequestRules:
     """What constraints ask of one request, for which counting found nothing impossible.
 
@@ -27,9 +62,7 @@ class RequestRules:
 
     Attributes:
         types: The type of each candidate.
-        plan: A slate that keeps everything; `None` where there is none or, as `gave_up` says, none was found in time.
-        plans: Prefixes that counting allows and that were looked at, each with a slate that starts so and keeps
-            everything, or `None` where none was found.
+        plan: A first slate; `None` where there is none or, as `gave_up` says, none was found in time.
     """
 
     def __init__(self, rules: SlateRules, row: int) -> None:
@@ -47,26 +80,8 @@ class RequestRules:
         self.groups = list(zip(groups, rules.counts.tolist(), strict=True))
         self.stock = [Counter(kind[number] for number in self.types if kind[number] >= 0) for kind in kinds]
         self.fixed = [GAP if item < 0 else self.types[item] for item in rules.fixed[row].tolist()[: len(places)]]
-        self.plan, self.gave_up = self.complete(self.fixed, FIRST_BUDGET)
-        self.plans: dict[tuple[int, ...], list[int] | None] = {}
-
-    def plan_with(self, plan: list[int], position: int, number: int) -> list[int] | None:
-        """A slate that starts as a plan does up to a position, where another type stands; `None` if none was found.
-
-        Tried first is the plan itself with the type in its new place, in exchange for what stands there.
-        """
-        prefix = (*plan[:position], number)
-        if prefix not in self.plans:
-            other, changed = list(plan), [position]
-            if number in plan[position + 1 :]:
-                changed.append(plan.index(number, position + 1))
-                other[changed[1]] = plan[position]
-            other[position] = number
-            if all(self.suits(other, place) for place in changed):
-                self.plans[prefix] = other
-            else:
-                self.plans[prefix], _ = self.complete([*prefix, *self.fixed[position + 1 :]], STEP_BUDGET)
-        return self.plans[prefix]
+        slate, self.gave_up = self.complete(self.fixed, FIRST_BUDGET)
+        self.plan = None if slate is None else Plan(self, slate)
 
     def complete(self, slate: list[int], budget: int) -> tuple[list[int] | None, bool]:
         """Fills the gaps of a slate, those with the fewest options first; depth first.
