@@ -58,21 +58,13 @@ class Summary(_Line):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured of one run of one model.
+    """What `evaluate` measured of one run of one model."""
 
-    Attributes:
-        rows: Baselines first, then the model under each decoding.
-        protocol: How it was measured; JSON-able.
-        primary: The metric by which rows are compared; `None` where nothing is known of slates.
-        per_request: The primary metric of every request (R,), by row.
-        requests: Identifies the requests: runs on the same ones are paired.
-    """
-
-    rows: list[Row]
-    protocol: dict[str, Any]
-    primary: str | None
-    per_request: dict[Key, Tensor] = field(repr=False)
-    requests: str
+    rows: list[Row]  # baselines first, then the model under each decoding
+    protocol: dict[str, Any]  # how it was measured; JSON-able
+    primary: str | None  # the metric by which rows are compared; `None` where nothing is known of slates
+    per_request: dict[Key, Tensor] = field(repr=False)  # the primary metric of every request (R,), by row
+    requests: str  # identifies the requests: runs on the same ones are paired
 
     @property
     def seed(self) -> int:
@@ -115,23 +107,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference a - b of the primary metric.
+    """A paired difference a - b of the primary metric, with its 95 % interval.
 
-    Attributes:
-        metric: The primary metric.
-        a: Model and decoding.
-        b: Model and decoding.
-        mean: Of a - b over the requests.
-        low: Lower end of its 95 % interval; `None` where the metric is an evaluator's opinion of slates that it may
-            have chosen or taught: no number of requests makes agreement with it certain to be quality.
-        high: Upper end.
-        num_requests: How many it rests on.
+    There is no interval where the metric is an evaluator's opinion of slates that it may have chosen or taught: no
+    number of requests makes agreement with it certain to be quality.
     """
 
     metric: str
     a: Key
     b: Key
-    mean: float
+    mean: float  # of a - b over the requests
     low: float | None
     high: float | None
     num_requests: int

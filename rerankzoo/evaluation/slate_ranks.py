@@ -144,10 +144,7 @@ class EvaluatorRanks(SlateRanks):
 class SimulatorTruth(SlateRanks):
     """Values slates by their exact expected utility in the simulated world that the requests come from.
 
-    Args:
-        simulator: The world.
-        data: The requests, whose row numbers are the batches' `request_index`.
-        item_id: The column of the candidates' ids.
+    The row numbers of `data` are the batches' `request_index`; `item_id` is its column of the candidates' ids.
     """
 
     max_exact = 200_000

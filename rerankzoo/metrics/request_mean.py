@@ -36,7 +36,6 @@ class RequestMean(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = None
     full_state_update = False
     total: Tensor
     count: Tensor
