@@ -210,7 +210,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         """
         mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
         key_value = None if memory is None else self.memory_key_value(memory)
-        return self._rest(self._add(hidden, mixed), key_value, memory_mask, implementation)
+        return self._rest(hidden + self.dropout(mixed), key_value, memory_mask, implementation)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
@@ -253,12 +253,9 @@ class TransformerBlock(GradientCheckpointingLayer):
         """What follows self-attention."""
         if memory_key_value is not None:
             query = self.cross_attention_norm(hidden)
-            hidden = self._add(hidden, self.cross_attention.read(query, memory_key_value, memory_mask, implementation))
-        return self._add(hidden, self.feed_forward(self.feed_forward_norm(hidden)))
-
-    def _add(self, hidden: Tensor, branch: Tensor) -> Tensor:
-        """A residual connection."""
-        return hidden + (self.dropout(branch) if self.training else branch)
+            mixed = self.cross_attention.read(query, memory_key_value, memory_mask, implementation)
+            hidden = hidden + self.dropout(mixed)
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
 def key_mask(mask: Tensor) -> Tensor:
