@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class RerankingModule(L.LightningModule):
         objective: Objective | None = None,
     ) -> None:
         super().__init__()
-        self.objective = make_objective(objective)  # from a checkpoint it comes as class and arguments
+        self.objective = copy(make_objective(objective))  # with companions of its own
         self.objective.companions = Companions()
         self.save_hyperparameters(ignore="objective")
         self.save_hyperparameters({"objective": self.objective.to_dict()})  # plain values: checkpoints load safely

@@ -31,7 +31,7 @@ from rerankzoo.errors import NonFiniteLossError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.mining import mine_folder, weights_digest
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
-from rerankzoo.training import EvaluatorReward, RerankingModule, SlateWriter
+from rerankzoo.training import Companion, EvaluatorReward, ObjectiveOutput, RerankingModule, SlateWriter
 from tests.conftest import TINY_SCHEMA, random_row
 
 STEPS = 20
@@ -164,10 +164,22 @@ def poisoned(root: Path, world_size: int) -> str:
     return "it was not noticed"
 
 
+class Anchored(EvaluatorReward):
+    """Stays near the start, too."""
+
+    def declare(self) -> dict[str, Companion]:
+        return {**super().declare(), "start": Companion("start")}
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        output, start = super().loss(model, batch), self.companions["start"]
+        pairs = zip(model.parameters(), start.parameters(), strict=True)
+        return ObjectiveOutput(**{**output, "loss": output.loss + sum((a - b).square().sum() for a, b in pairs)})
+
+
 def rewarded(root: Path, world_size: int) -> dict[str, Any]:
     """Trains with a companion; one of the processes is sometimes left without a request."""
     L.seed_everything(0, verbose=False)
-    objective = EvaluatorReward(str(root / "evaluator"), num_slates=4)
+    objective = Anchored(str(root / "evaluator"), num_slates=4)
     module = RerankingModule("DeGReGenerator", LIST, learning_rate=3e-3, objective=objective)
     trainer = make_trainer(root, world_size)
     trainer.fit(module, datamodule=RerankingDataModule(str(root / "log"), 14 // world_size, EVAL_BATCH_SIZE))
@@ -175,6 +187,7 @@ def rewarded(root: Path, world_size: int) -> dict[str, Any]:
     return {
         "kind": type(companion).__name__,
         "companion": weights_digest(companion),
+        "start": weights_digest(module.objective.companions["start"]),
         "trained": weights_digest(module.model),  # type: ignore[arg-type]
         "metrics": numbers(trainer.callback_metrics, ""),
     }

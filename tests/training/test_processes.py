@@ -38,6 +38,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert len(one) > 8
     assert one == together  # each has mined its share of the shards
     assert first["rewarded"] == second["rewarded"]  # the same weights, and a companion that is not wrapped
+    assert first["rewarded"]["start"] != first["rewarded"]["trained"]
     evaluator = DeGReEvaluator.from_pretrained(tmp_path / "evaluator")
     assert (first["rewarded"]["kind"], first["rewarded"]["companion"]) == ("DeGReEvaluator", weights_digest(evaluator))
     assert first["rewarded"]["metrics"].keys() >= {"train/value", "val/value", "val/policy_loss"}
