@@ -269,11 +269,8 @@ class RerankingPipeline:
             raise ValueError(f"unknown parameters {unknown}; decoding parameters are {list(names)}")
         if isinstance(requests, Sized) and not isinstance(requests, Mapping | str | bytes) and len(requests) == 0:
             return []
-        errors: dict[int, RerankingDataError] = {}
-        if on_error == "raise":
-            parts = [self.extractor.read(requests)]
-        else:
-            parts, errors = self.extractor.usable(requests)
+        read, usable = self.extractor.read, self.extractor.usable
+        parts, errors = ([read(requests)], {}) if on_error == "raise" else usable(requests)
         answer: list[Outcome] = [None] * (sum(map(len, parts)) + len(errors))
         for row, error in errors.items():
             answer[row] = error
@@ -329,7 +326,7 @@ class RerankingPipeline:
 
 def _chunks(part: Encoded) -> Iterator[Encoded]:
     """The rows in runs that are decoded together, each padded to the longest of its own candidate lists only."""
-    lengths = part.batch["candidate_mask"].sum(-1).tolist()
+    lengths = part.batch["candidate_mask"].sum(-1).tolist() if len(part) > 1 else [0]
     start, widest = 0, 0
     for row, length in enumerate(lengths):
         size, widest = row - start + 1, max(widest, length)
@@ -339,13 +336,11 @@ def _chunks(part: Encoded) -> Iterator[Encoded]:
     yield part.take(slice(start, len(lengths)))
 
 
-def _counted_from(
-    first: int, error: RerankingDataError | InfeasibleConstraintError
-) -> RerankingDataError | InfeasibleConstraintError:
+def _counted_from(first: int, error: Any) -> RerankingDataError | InfeasibleConstraintError:
     """An error about a row of a chunk, as one about a row of all requests."""
+    row = None if error.row is None else first + error.row
     if isinstance(error, InfeasibleConstraintError):
         return InfeasibleConstraintError(error.message, row=first + error.row, constraints=error.constraints)
-    row = None if error.row is None else first + error.row
     return RerankingDataError(error.message, field=error.field, row=row)
 
 

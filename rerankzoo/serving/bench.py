@@ -217,14 +217,8 @@ def loads_of(
 def print_measured(measured: Sequence[Measured]) -> None:
     """A table."""
     header = "n, m, batch, beams, backend, device, p50 ms, p99 ms, CPU ms, requests/s, MB, MFLOP, x floor"
-    formats = (*[""] * 6, ".2f", ".2f", ".2f", ".0f", ".0f", ".1f", ".1f")
-    lines = [
-        [
-            "-" if value is None else format(value, text)
-            for value, text in zip(asdict(entry).values(), formats, strict=True)
-        ]
-        for entry in measured
-    ]
+    cells = [["-" if value is None else value for value in asdict(entry).values()] for entry in measured]
+    lines = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in cells]
     _print_table("One call on random requests", header, lines)
 
 
