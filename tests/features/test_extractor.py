@@ -383,6 +383,24 @@ def test_locate_refuses_ids_of_another_type(extractor: RerankingFeatureExtractor
         extractor.locate([[1], 2], rows)
 
 
+@pytest.mark.parametrize("convert", [list, pa.Table.from_pylist])
+def test_what_was_read_can_be_taken_apart(convert: Any, extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    """Ids, batches and row numbers of a part are those of its rows, read alone."""
+    many = [rows[1], *rows, rows[1]]
+    encoded = extractor.read(convert(many))
+    assert (len(encoded), encoded.rows) == (4, slice(0, 4))
+    for first, last in ((0, 1), (1, 3), (2, 4), (0, 4)):
+        part, alone = encoded.take(slice(first, last)), extractor.read(many[first:last])
+        assert part.rows == slice(first, last)
+        assert part.batch.pop("request_index").tolist() == list(range(first, last))
+        assert same(part.batch, {key: value for key, value in alone.batch.items() if key != "request_index"})
+        slates = torch.tensor([[1, 0]] * (last - first))
+        assert part.item_ids.decode(slates) == [row["item_id"][1::-1] for row in many[first:last]]
+        assert torch.equal(part.item_ids.locate([14, 11]), alone.item_ids.locate([14, 11]))
+    assert extractor.is_single(rows[0])
+    assert not any(map(extractor.is_single, (rows, columns_of(rows), pa.Table.from_pylist(rows))))
+
+
 def test_string_ids_decode(rows: Rows) -> None:
     schema = FeatureSchema(name="s", item_id="sku", fields=())
     extractor = RerankingFeatureExtractor(schema).fit({"sku": ["b", "a", "b"]})
