@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
 from rerankzoo.atomic_writing import write_folder_atomically
-from rerankzoo.errors import HubError, UnreadableFileError, shown
+from rerankzoo.errors import HubError, UnreadableFileError, in_one_line, shown
 from rerankzoo.features.arrow_tables import ArrowTable, stored_array
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.hub_errors import one_line_errors
@@ -220,7 +220,11 @@ def write_arrow(path: Path, files: Sequence[Path], columns: Collection[str]) -> 
         if schemas[-1].names != schemas[0].names:
             different = shown(sorted(set(schemas[-1].names) ^ set(schemas[0].names)))
             raise UnreadableFileError(f"{file} has other columns than {files[0].name}: {different}")
-    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        message = f"{files[0].parent}: the files of a split hold different types: {in_one_line(error)}"
+        raise UnreadableFileError(message) from error
     with pa.ipc.new_stream(path, schema) as writer:
         for file in files:
             for table in _read_tables(file, schema.names):

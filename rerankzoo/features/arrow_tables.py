@@ -5,7 +5,8 @@ Whoever imports the module has pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, in_one_line
 from rerankzoo.features.tables import KIND_OF_DTYPE, Column, Table, missing_column, refuse_beyond_int64
 
 
@@ -35,10 +36,8 @@ class ArrowTable(Table):
     def column(self, name: str, depth: int) -> Column:
         """See `Table`."""
         column = Column(name=name, first_row=self.first_row)
-        try:
+        with naming_type(name):
             _read_array(self.array(name), depth, column)
-        except pa.ArrowException as error:
-            raise RerankingDataError(f"cannot read type {self._table.schema.field(name).type}", field=name) from error
         return column
 
     def slice(self, start: int, stop: int) -> Table:
@@ -59,9 +58,19 @@ class ArrowTable(Table):
         if names.count(name) > 1:
             raise RerankingDataError(f"{names.count(name)} columns have this name", field=name)
         array = self._table.column(name)
-        if isinstance(array, pa.ChunkedArray):
-            array = array.chunk(0) if array.num_chunks == 1 else array.unify_dictionaries().combine_chunks()
-        return plain_array(array)
+        with naming_type(name):
+            if isinstance(array, pa.ChunkedArray):
+                array = array.chunk(0) if array.num_chunks == 1 else array.unify_dictionaries().combine_chunks()
+            return plain_array(array)
+
+
+@contextmanager
+def naming_type(name: str) -> Iterator[None]:
+    """Turns what Arrow says of types that it has no kernel for into an error about the column."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise RerankingDataError(f"numbers or strings are required, got {in_one_line(error)}", field=name) from error
 
 
 def is_arrow_list(kind: Any) -> bool:
@@ -102,7 +111,8 @@ def stored_array(array: Any, name: str) -> Any:
     Raises:
         RerankingDataError: If it holds anything but numbers and strings.
     """
-    array = plain_array(array)
+    with naming_type(name):
+        array = plain_array(array)
     if is_arrow_list(array.type):
         lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
         large = pa.types.is_large_list(array.type) or pa.types.is_large_list_view(array.type)
@@ -131,10 +141,8 @@ def _read_array(array: Any, depth: int, column: Column) -> None:
         if pa.types.is_null(array.type):
             array = pa.nulls(0)
         elif is_arrow_list(array.type):
-            lengths = pc.list_value_length(array)
-            np.cumsum(
-                (lengths if nulls is None else lengths.fill_null(0)).to_numpy(zero_copy_only=False), out=offsets[1:]
-            )
+            lengths = pc.list_value_length(array) if nulls is None else pc.list_value_length(array).fill_null(0)
+            np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
             array = array.flatten()  # respects the slice and skips null lists; without nulls it copies nothing
         else:
             message = f"a list column is required ({depth} deep), got type {whole_type}"

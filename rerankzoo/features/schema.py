@@ -190,7 +190,6 @@ class FeatureSchema:
         _require_choice(self.position_discount, get_args(Discount), "the schema's position_discount")
         _require_unique([field.name for field in self.fields], "field")
         _require_unique([target.name for target in self.targets], "target")
-        self._check_item_id()
         self._check_labels()
         self._check_shares()
         self._check_references()
@@ -202,11 +201,6 @@ class FeatureSchema:
         state = "not fitted" if self.fingerprint is None else f"fingerprint {self.fingerprint[:12]}"
         return f"FeatureSchema({self.name!r}, item_id={self.item_id!r}{listed}, {state})"
 
-    def _check_item_id(self) -> None:
-        for field in self.fields:
-            if field.name == self.item_id and (field.group, field.kind) != ("candidate", "categorical"):
-                raise SchemaError(f"item_id {self.item_id!r} is also a {field.group} {field.kind} field")
-
     def _check_labels(self) -> None:
         """Columns known only after the slate was shown must be distinct and must not be inputs."""
         labels = [*self.label_columns(), *MINED_COLUMNS]
@@ -214,11 +208,8 @@ class FeatureSchema:
         _require_unique(labels, "label column")
         inputs = {self.item_id, *(field.name for field in self.fields)}
         inputs.update(target.value for target in self.targets if target.value)
-        for label in labels:
-            if label in inputs:
-                raise SchemaError(
-                    f"column {label!r} is both an input and a label (slate, feedback, propensity or mined)"
-                )
+        if both := [label for label in labels if label in inputs]:
+            raise SchemaError(f"column {both[0]!r} is both an input and a label (slate, feedback, propensity or mined)")
 
     def _check_shares(self) -> None:
         for field in self.fields:
@@ -231,20 +222,19 @@ class FeatureSchema:
                 raise SchemaError(f"field {field.name!r} shares {target.name!r}, which itself shares {target.shares!r}")
 
     def _check_references(self) -> None:
-        if self.upstream_score is not None:
-            field = self.field(self.upstream_score)
-            if (field.group, field.kind) != ("candidate", "numeric"):
-                raise SchemaError(
-                    f"upstream_score {field.name!r} must be a numeric candidate field, got {field.group} {field.kind}"
-                )
+        """Fields that the schema names elsewhere must be candidate fields of the right kind."""
         specs = {field.name: field for field in self.fields}
-        for target in self.targets:
-            spec = specs.get(target.value or "")
-            if spec is not None and (spec.group, spec.kind) != ("candidate", "numeric"):
-                raise SchemaError(
-                    f"value {spec.name!r} of target {target.name!r} must be a numeric candidate column, "
-                    f"got {spec.group} {spec.kind}"
-                )
+        references = [("item_id", self.item_id, "", "categorical")]
+        if self.upstream_score is not None:
+            references.append(("upstream_score", self.field(self.upstream_score).name, "", "numeric"))
+        references += [
+            ("value", target.value or "", f" of target {target.name!r}", "numeric") for target in self.targets
+        ]
+        for key, name, owner, kind in references:
+            spec = specs.get(name)
+            if spec is not None and (spec.group, spec.kind) != ("candidate", kind):
+                message = f"{key} {name!r}{owner} must be a {kind} candidate field, got {spec.group} {spec.kind}"
+                raise SchemaError(message)
 
     def columns(self) -> set[str]:
         """Returns all columns that are read where a table has them: the schema's, and those of registered entries."""

@@ -108,6 +108,9 @@ def test_part_files_of_different_types(data_folder: Path, tmp_path: Path) -> Non
     narrow = part.set_column(0, "user_id", part["user_id"].cast(pa.int8()))
     pq.write_table(narrow, tmp_path / "train/part.1.parquet")
     assert len(open_splits(tmp_path)["train"]) == 16
+    pq.write_table(part.set_column(0, "user_id", pa.array(["a"] * len(part))), tmp_path / "train/part.2.parquet")
+    with pytest.raises(UnreadableFileError, match="the files of a split hold different types"):
+        open_splits(tmp_path)
     pq.write_table(part.drop_columns("price"), tmp_path / "train/part.2.parquet")
     with pytest.raises(
         UnreadableFileError, match=r"part\.2\.parquet has other columns than part\.0\.parquet: \['price'\]"

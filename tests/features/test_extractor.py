@@ -228,6 +228,26 @@ ARROW_TYPES: dict[str, Callable[[Rows], pa.Array]] = {
 }
 
 
+NO_NUMBERS = [
+    pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
+    pa.array([{"a": 1}, None]),
+    pa.array([[b"a"], [b"b"]]),
+    pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array([[1], [2]])),
+    pa.array([[[1]], [[2]]], pa.list_view(pa.list_view(pa.int64()))),
+]
+
+
+@pytest.mark.parametrize("array", NO_NUMBERS, ids=lambda array: str(array.type)[:12])
+@pytest.mark.parametrize("name", ["item_id", "slate", "user", "price"])
+def test_arrow_types_that_are_no_numbers(
+    name: str, array: pa.Array, extractor: RerankingFeatureExtractor, rows: Rows
+) -> None:
+    table = pa.Table.from_pylist(rows)
+    for column in (array, pa.chunked_array([array.slice(0, 1), array.slice(1)])):
+        with pytest.raises(RerankingDataError):
+            extractor(table.set_column(table.column_names.index(name), name, column))
+
+
 @pytest.mark.parametrize("name", ARROW_TYPES)
 def test_every_arrow_type_of_ids(name: str) -> None:
     rows: Rows = [{"item_id": [11, 12]}, {"item_id": [12, 14]}]
