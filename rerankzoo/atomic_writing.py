@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rerankzoo.errors import OutputError, UnreadableFileError
+from rerankzoo.errors import OutputError, UnreadableFileError, error_chain
 
 #: What a checkpoint says of its weights.
 CHECKSUMS_FILE = "SHA256SUMS"
@@ -243,16 +245,32 @@ def disk_error(error: BaseException) -> str | None:
     Returns:
         The system's words; `None` if the error is about something else.
     """
-    link: BaseException | None = error
-    while link is not None:
+    for link in error_chain(error):
         text, own_number = str(link), getattr(link, "errno", None)
         for number in _DISK_ERRORS:
             if own_number == number or os.strerror(number) in text or f"(os error {number})" in text:
                 return os.strerror(number)
         if isinstance(link, RuntimeError) and _TORCH_WRITER.search(text):
             return "the file was not taken whole, as on a full disk"
-        link = link.__cause__ or link.__context__
     return None
+
+
+def name_output(error: Exception) -> str | None:
+    """One line about an error of the disk that names no file: the one that was open where it arose.
+
+    Returns:
+        The line; `None` if the error is about something else, or names its file.
+    """
+    reason = disk_error(error)
+    if reason is None or isinstance(error, OutputError) or getattr(error, "filename", None) is not None:
+        return None
+    name = "an output"
+    for link in error_chain(error):
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            opened = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
+            names = [getattr(file, "name", None) for file in opened]
+            name = next((found for found in names if isinstance(found, str)), name)
+    return f"cannot write {name}: {reason}"
 
 
 # --- checksums ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -109,6 +109,14 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 class _ShortRepr(reprlib.Repr):

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from rerankzoo.errors import HubError, in_one_line
+from rerankzoo.errors import HubError, error_chain, in_one_line
 
 #: The base of what the HTTP library of huggingface_hub raises, whichever that is.
 NetworkError = HTTPError
@@ -82,13 +82,13 @@ def is_refusal(error: Exception) -> bool:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error; `None` where the Hub did not answer."""
-    answers = [link for link in _chain(error) if isinstance(link, HfHubHTTPError)]
+    answers = [link for link in error_chain(error) if isinstance(link, HfHubHTTPError)]
     return int(answers[0].response.status_code) if answers else None
 
 
 def describe(error: BaseException, repo_id: str, revision: str | None = None) -> str:
     """Says in one line what an error of huggingface_hub or transformers means for a repository."""
-    for link in _chain(error):
+    for link in error_chain(error):
         for kind, meaning in _MEANINGS.items():
             if isinstance(link, kind):
                 file = re.search(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(link))
@@ -104,9 +104,9 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
     if status == 403:
         return f"the token may not do this with {repo_id}: use one with write access to it"
     if status is not None:
-        message = next(link.server_message for link in _chain(error) if isinstance(link, HfHubHTTPError))
+        message = next(link.server_message for link in error_chain(error) if isinstance(link, HfHubHTTPError))
         return f"the Hub answers with status {status}" + (f" ({redact(' '.join(message.split()))})" if message else "")
-    if any(isinstance(link, NetworkError) for link in _chain(error)):
+    if any(isinstance(link, NetworkError) for link in error_chain(error)):
         return f"the Hub cannot be reached ({type(error).__name__}); try again"
     return _first_line(error)
 
@@ -114,14 +114,6 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
 def _first_line(error: BaseException) -> str:
     """What an error says, without an address of a page that there may not be."""
     return redact(str(error).strip().split("\n", 1)[0]).split(". Checkout", 1)[0] or type(error).__name__
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
 
 
 @contextmanager

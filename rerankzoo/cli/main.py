@@ -11,7 +11,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from rerankzoo.atomic_writing import disk_error
+from rerankzoo.atomic_writing import disk_error, name_output
 from rerankzoo.cli.options import HELP, call, usage
 from rerankzoo.errors import NonFiniteLossError, RecipeError, did_you_mean, in_one_line
 
@@ -88,7 +88,8 @@ def _run(command: str, arguments: Sequence[str]) -> None:
 
 def _refuse(command: str, error: Exception, status: int = 2) -> int:
     """Says what is wrong in one line, without tokens; returns the exit status."""
-    text = import_module("rerankzoo.hub_errors").redact(in_one_line(error, limit=2000))
+    text = name_output(error) or in_one_line(error, limit=2000)
+    text = import_module("rerankzoo.hub_errors").redact(text)
     print(f"rerankzoo {command}: {text}", file=sys.stderr)
     return status
 

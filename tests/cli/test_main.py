@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import signal
@@ -18,6 +19,7 @@ import rerankzoo
 from rerankzoo.cli.main import COMMANDS, main
 from rerankzoo.cli.options import call
 from rerankzoo.errors import OutputError, RecipeError
+from tests.test_atomic_writing import full_disk
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +154,21 @@ def test_a_full_disk_is_one_line_and_status_2(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("rerankzoo card: ")
     assert "out.json" in line
+
+
+def test_a_full_disk_below_a_library_names_the_open_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def log(folder: str) -> None:  # as Lightning's loggers do
+        try:
+            with (tmp_path / "metrics.csv").open("w") as file, full_disk():
+                csv.writer(file).writerows([["a" * 100]] * 2_000)
+        except OSError as error:
+            raise RuntimeError("of a library, without a word") from error
+
+    monkeypatch.setattr("rerankzoo.cli.card.card", log)
+    assert main(["card", "folder"]) == 2
+    assert capsys.readouterr().err == f"rerankzoo card: cannot write {tmp_path}/metrics.csv: File too large\n"
 
 
 def in_python() -> None:
