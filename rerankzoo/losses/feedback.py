@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +24,8 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         (...), in nats per position and target; 0 for an empty slate.
 
     Raises:
-        ValueError: If shown feedback on the CPU lies outside [0, 1]: cross-entropy has no meaning there.
+        ValueError: If shown feedback lies outside [0, 1], where cross-entropy has no meaning. (On an accelerator the
+            loss is NaN instead.)
 
     References:
         NAR4Rec (arXiv 2402.06871), evaluator.
@@ -35,12 +37,12 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         tensor(0.6931)
     """
     shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
-    if (
-        shown.device.type == "cpu"
-    ):  # elsewhere it would wait for the device; `RerankingModule` looks before the transfer
+    if shown.device.type == "cpu":
         check_probabilities(shown)
     loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
-    loss = (loss if possible is None else loss.masked_fill(~possible, 0.0)).mean(-1)
+    loss = loss if possible is None else loss.masked_fill(~possible, 0.0)
+    # Elsewhere a look would wait for the device: there the loss itself tells, and training stops at it.
+    loss = loss.masked_fill(~((shown >= 0) & (shown <= 1)), torch.nan).mean(-1)
     return loss.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 

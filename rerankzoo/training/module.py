@@ -18,8 +18,6 @@ from transformers.trainer_utils import SchedulerType
 from rerankzoo.batch import Batch
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
-from rerankzoo.layers import FeedbackHead
-from rerankzoo.losses.feedback import check_probabilities
 from rerankzoo.metrics import hit_at_k, ndcg_at_k
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
@@ -293,17 +291,6 @@ class RerankingModule(L.LightningModule):
             raise ValueError(f"expected one training loader, got {len(loaders)}")
         if self.trainer.overfit_batches and isinstance(loaders[0], RequestLoader):
             loaders[0].shuffle = False
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Looks at feedback while it is on the CPU, where the loss need not look at it again.
-
-        Raises:
-            ValueError: If probabilities are learned and it lies outside [0, 1].
-        """
-        learned = any(isinstance(part, FeedbackHead) for part in self._made().modules())
-        if learned and "feedback" in batch and self.device.type != "cpu" and not self.trainer.predicting:
-            check_probabilities(batch["feedback"][batch["slates"] >= 0])
-        return batch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch; logs the mean over the batches of all processes.

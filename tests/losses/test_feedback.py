@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import rerankzoo.losses.feedback
 from rerankzoo.losses import feedback_loss
 
 
@@ -32,6 +33,15 @@ def test_each_slate_is_averaged_over_the_positions_it_showed() -> None:
 def test_refuses_feedback_that_is_no_probability(wrong: float, shown: str) -> None:
     with pytest.raises(ValueError, match=f"'feedback'.*{shown}"):
         feedback_loss(torch.zeros(2, 1), torch.tensor([[1.0], [wrong]]), torch.tensor([True, True]))
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.5, math.nan])
+def test_where_nobody_looks_the_loss_tells(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator."""
+    monkeypatch.setattr(rerankzoo.losses.feedback, "check_probabilities", lambda feedback: None)
+    feedback, possible = torch.tensor([[1.0], [wrong]]), torch.zeros(2, 1, dtype=torch.bool)
+    assert feedback_loss(torch.zeros(2, 1), feedback, torch.tensor([True, True]), possible).isnan()
+    assert feedback_loss(torch.zeros(2, 1), feedback, torch.tensor([True, False])).item() == pytest.approx(math.log(2))
 
 
 def test_gradients() -> None:

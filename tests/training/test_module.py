@@ -102,23 +102,6 @@ def test_half_precision_trains_and_predicts(data_folder: Path, tmp_path: Path) -
     assert table.num_rows == 8
 
 
-def test_feedback_is_looked_at_before_it_goes_to_a_device(
-    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, data = RerankingModule("NAR4RecEvaluator", TINY), RerankingDataModule(str(data_folder))
-    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
-    batch = next(iter(data.train_dataloader()))
-    batch["feedback"][batch["slates"] < 0] = torch.nan  # nobody reads it
-    other = RerankingModule("NAR4RecForReranking", TINY)  # learns from utilities, of whatever unit
-    trainer(tmp_path, max_epochs=1).fit(other, datamodule=data)
-    monkeypatch.setattr(RerankingModule, "device", torch.device("cuda"))
-    assert module.on_before_batch_transfer(batch, 0) is batch
-    batch["feedback"][3, 0, 0] = 3.0
-    with pytest.raises(ValueError, match=r"field 'feedback': expected values in \[0, 1\], got a range of \[0.0, 3.0\]"):
-        module.on_before_batch_transfer(batch, 0)
-    assert other.on_before_batch_transfer(batch, 0) is batch
-
-
 def test_gradient_checkpointing_trains_the_same(data_folder: Path, tmp_path: Path) -> None:
     class Enable(L.Callback):
         def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
