@@ -79,11 +79,12 @@ class Constraint:
         items, size = items.to(candidates.device), candidates.shape[1]
         if items.dtype == torch.bool:
             return items
+        items = items.long()
         outside = (items != PADDING) & ((items < 0) | (items >= size))
         if outside.any():
             row, column = outside.nonzero()[0].tolist()
             raise ValueError(f"{self}: index {int(items[row, column])} of row {row} is outside 0..{size - 1}")
-        return mask_of(items.long(), size)
+        return mask_of(items, size)
 
     def labels(self, batch: Batch, schema: FeatureSchema | None) -> Tensor:
         """(B, N), for each candidate the first one of its category; -1 for none.
