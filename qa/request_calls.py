@@ -64,25 +64,37 @@ def make_pipeline(categorical: Sequence[str], numeric: Sequence[str], **sizes: i
     return RerankingPipeline(DeGReGenerator(config), extractor)
 
 
-def profile_request() -> None:
-    """Prints what a request costs the package that is imported, and which of its files have the calls."""
+def count_calls(call: Any, package: str) -> tuple[Counter[str], int]:
+    """Python calls into a package by its file, and the number of its functions that are called."""
+    profile = cProfile.Profile()
+    profile.runcall(call)
+    stats: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    calls = {place: counts[1] for place, counts in stats.items() if place[0].startswith(package)}
+    files = Counter[str]()
+    for (path, _, _), count in calls.items():
+        files[path.removeprefix(package)] += count
+    return files, len(calls)
+
+
+def make_call() -> tuple[Any, str]:
+    """The call that is counted, after a first one, and the folder of the package that is imported."""
     import rerankzoo
 
-    package = f"{Path(rerankzoo.__file__).parent}{os.sep}"
     fields = ("category",), ("score",)
     pipeline, [request] = make_pipeline(*fields), make_requests(1, 10, *fields)
     pipeline(request)
-    profile = cProfile.Profile()
-    profile.runcall(pipeline, request)
-    stats: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    calls = {place: counts[1] for place, counts in stats.items() if place[0].startswith(package)}
-    files, parts = Counter[str](), Counter[str]()
-    for (path, _, _), count in calls.items():
-        name = path.removeprefix(package)
-        files[name] += count
+    return lambda: pipeline(request), f"{Path(rerankzoo.__file__).parent}{os.sep}"
+
+
+def report() -> None:
+    """Prints what a request costs the package that is imported, and which of its files have the calls."""
+    call, package = make_call()
+    files, functions = count_calls(call, package)
+    changes = count_file_changes(call, package)
+    print(f"  {len(files)} files, {functions} functions, {files.total()} calls, {changes} changes of file")
+    parts = Counter[str]()
+    for name, count in files.items():
         parts[name.split(os.sep)[0]] += count
-    changes = count_file_changes(lambda: pipeline(request), package)
-    print(f"  {len(files)} files, {len(calls)} functions, {files.total()} calls, {changes} changes of file")
     print("  " + ", ".join(f"{part} {count}" for part, count in parts.most_common()))
     for name, count in files.most_common():
         print(f"  {count:6d}  {name}")
@@ -117,7 +129,7 @@ def main() -> None:
     parser.add_argument("--imported", action="store_true", help=argparse.SUPPRESS)  # counts what is imported
     options = parser.parse_args()
     if options.imported:
-        profile_request()
+        report()
         return
     for checkout in filter(None, (ROOT, options.other)):
         print(checkout, flush=True)

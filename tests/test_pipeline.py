@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from qa.request_calls import count_calls, make_call
 from rerankzoo import (
     AtLeast,
     AtMost,
@@ -370,6 +371,12 @@ def test_goes_to_other_processes(folder: Path, requests: list[dict[str, Any]], s
     assert_same([received[0], *received[3:]], [answer[0], *answer[3:]])
     for error in map(send, answer[1:3]):
         assert (error.row, str(error)) in [(row, str(answer[row])) for row in (1, 2)]
+
+
+def test_a_request_takes_few_steps() -> None:
+    files, _ = count_calls(*make_call())
+    assert len(files) <= 15
+    assert files.total() <= 350
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
