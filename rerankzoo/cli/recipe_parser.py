@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from rerankzoo.errors import RecipeError, did_you_mean
+from rerankzoo.errors import RecipeError, did_you_mean, error_chain
 
 _MOST_SAID = 1_000  # characters
 _UNION = "Does not validate against any of the Union subtypes"
@@ -82,7 +82,5 @@ def explain(error: BaseException | None, message: str = "") -> str:
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:
-    while error is not None:
-        hint = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
-        yield f"{error}{hint}"
-        error = error.__cause__ or error.__context__
+    for link in error_chain(error) if error is not None else ():
+        yield f"{link}{did_you_mean(link.name, dir(link.obj)) if isinstance(link, AttributeError) else ''}"
