@@ -6,7 +6,7 @@ field width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import cast
 
@@ -239,11 +239,12 @@ class FieldEmbedding(nn.Module):
         joined = embedded.flatten(-2)
         if numeric is not None:
             joined = torch.cat([joined, bounded(numeric, embedded.dtype)], dim=-1)
-        maps, runs, first = cast(nn.ModuleList, self.projections[group]), self._runs[group], 0
-        mapped = []
-        for part, (_, number) in zip(joined.split([size * number for size, number in runs], dim=-1), runs, strict=True):
-            mapped.append(_map_each(part, cast(Sequence[nn.Linear], maps[first : first + number])))
-            first += number
+        runs, maps = self._runs[group], list(cast(Iterable[nn.Linear], self.projections[group]))
+        parts = joined.split([size * number for size, number in runs], dim=-1)
+        ends = accumulate(number for _, number in runs)
+        mapped = [
+            _map_each(part, maps[end - number : end]) for part, end, (_, number) in zip(parts, ends, runs, strict=True)
+        ]
         return torch.cat(mapped, dim=-2)
 
 
@@ -252,7 +253,7 @@ def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
 
     Maps that are more than a plain `nn.Linear` (quantised, adapted) are called one by one.
     """
-    if any(type(linear) is not nn.Linear or linear._forward_hooks for linear in maps):
+    if not all(type(linear) is nn.Linear and not linear._forward_hooks for linear in maps):
         parts = columns.unflatten(-1, (len(maps), -1)).unbind(-2)
         return torch.stack([linear(part) for linear, part in zip(maps, parts, strict=True)], dim=-2)
     weight = torch.stack([linear.weight for linear in maps])  # (F, D, K)

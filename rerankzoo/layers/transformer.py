@@ -210,7 +210,9 @@ class TransformerBlock(GradientCheckpointingLayer):
         """
         mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
         key_value = None if memory is None else self.memory_key_value(memory)
-        return self._rest(hidden + self.dropout(mixed), key_value, memory_mask, implementation)
+        return self._rest(
+            hidden + (self.dropout(mixed) if self.training else mixed), key_value, memory_mask, implementation
+        )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
@@ -254,8 +256,9 @@ class TransformerBlock(GradientCheckpointingLayer):
         if memory_key_value is not None:
             query = self.cross_attention_norm(hidden)
             mixed = self.cross_attention.read(query, memory_key_value, memory_mask, implementation)
-            hidden = hidden + self.dropout(mixed)
-        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+            hidden = hidden + (self.dropout(mixed) if self.training else mixed)
+        wide = self.feed_forward(self.feed_forward_norm(hidden))
+        return hidden + (self.dropout(wide) if self.training else wide)
 
 
 def key_mask(mask: Tensor) -> Tensor:
