@@ -27,7 +27,11 @@ class ScoreAndSortModel(SlateGenerator):
     def __init__(self, config: RerankingConfig) -> None:
         super().__init__(config)
         self.features = self.make_feature_embedding()
-        self.heads = FeedbackHead(config.hidden_size, self.schema)
+
+    def post_init(self) -> None:
+        """Adds the heads, behind the family's own layers, and initialises all weights."""
+        self.heads = FeedbackHead(self.config.hidden_size, self.schema)
+        super().post_init()
 
     @abstractmethod
     def encode_candidates(self, batch: Batch) -> Tensor:
