@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rerankzoo.data.folder import write_data_folder
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
-from tests.hub.processes import client, command_line, hub  # noqa: F401
+from tests.hub.processes import client, command_line, forks, hub  # noqa: F401
 
 # Helpers are no test files themselves: pytest would leave their assertions without an explanation.
 pytest.register_assert_rewrite("tests.models.common", "tests.generation.common")

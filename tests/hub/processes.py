@@ -49,8 +49,21 @@ def hub() -> Iterator[LoopbackHub]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks the others, see `tests.hub.forks`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.hub.forks"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        yield process
+
+
 @pytest.fixture
-def client(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def client(
+    hub: LoopbackHub, forks: subprocess.Popen[str], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`client(script, cache="a", token=WRITER, **variables)`: runs Python in a process of its own.
 
     huggingface_hub reads its environment when it is imported, hence the process. Scripts that share a `cache` share
@@ -72,11 +85,12 @@ def client(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.Complet
             **({"HF_TOKEN": token} if token else {}),
             **variables,
         }
-        found = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert not check or found.returncode == 0, found.stdout + found.stderr
-        return found
+        order = {"script": script, "folder": str(tmp_path), "environment": environment}
+        forks.stdin.write(json.dumps(order) + "\n")
+        status = int(forks.stdout.readline())
+        texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("client.out", "client.err")]
+        assert not check or status == 0, "".join(texts)
+        return subprocess.CompletedProcess(script, status, *texts)
 
     return run
 

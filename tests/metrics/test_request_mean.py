@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
-import importlib
 import pickle
 from typing import Any
 
@@ -103,10 +101,3 @@ def test_every_public_name_exists_and_others_do_not() -> None:
     torch.testing.assert_close(fed(metrics.NDCG(**OPTIONS), slice(0, B)).compute(), EXPECTED)
     with pytest.raises(AttributeError, match="no attribute 'Novelty'"):
         _ = metrics.Novelty
-
-
-@pytest.mark.parametrize("module", ["metrics.ranking", "metrics.slate_rank", "metrics.request_mean", "slates"])
-def test_docstring_examples(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"rerankzoo.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0
