@@ -35,13 +35,9 @@ from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtract
 from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecForReranking
-from rerankzoo.models.registry import family_names, load_families
+from tests.families import CONFIGS
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(
-    {head.config_class for head in load_families().values() if head.__module__.split(".")[2] in family_names()},
-    key=lambda config: config.model_type,
-)
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]

@@ -13,11 +13,8 @@ from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.models.auto import AutoModelForReranking, evaluator_subfolder, model_class
 from rerankzoo.models.base import RerankingConfig, SlateGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
-from rerankzoo.models.registry import family_names, load_families
+from tests.families import HEADS
 from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite, ModelTestSuite, VariantTestSuite
-
-#: Those of the package: other tests add models of their own.
-HEADS = [head for head in load_families().values() if head.__module__.split(".")[2] in family_names()]
 
 
 def suites(base: type[VariantTestSuite] = VariantTestSuite) -> list[type[VariantTestSuite]]:

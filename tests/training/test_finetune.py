@@ -27,15 +27,14 @@ from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.layers import PackedEmbedding
 from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.models.degre import DeGReConfig, DeGReGenerator
-from rerankzoo.models.registry import load_families
 from rerankzoo.training import PretrainedExport, RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
 from rerankzoo.training.initial_weights import continued_weights, freeze_modules
+from tests.families import HEADS
 from tests.training.test_module import TINY, trainer
 from tests.training.test_pretrained import DEGRE, assert_same
 
 Rows = list[dict[str, Any]]
-HEADS = list(load_families().values())
 
 #: Two of the 20 items of the rows are replaced by ones before and after all others.
 NEW_ITEMS = {3: -5, 7: 90}

@@ -22,10 +22,10 @@ from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor
 from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
-from rerankzoo.models.registry import load_families
 from rerankzoo.training import RerankingModule
 from rerankzoo.training.callbacks import save_checkpoint_folder
 from rerankzoo.training.initial_weights import copy_modules
+from tests.families import CONFIGS
 from tests.training.test_module import TINY, trainer
 
 DEGRE = {**TINY, "field_size": 8, "num_hidden_layers": 1, "num_decoder_layers": 1}
@@ -76,7 +76,7 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("kind", {head.config_class for head in load_families().values()})
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_configs_name_fields_that_they_have(kind: type[RerankingConfig]) -> None:
     assert kind.training_fields | kind.measured_fields <= set(kind.own_fields())
 
