@@ -70,6 +70,8 @@ UNNAMED = {
     "decimal": pa.array([decimal.Decimal(1)], pa.decimal32(5, 1)),
     "struct": pa.array([{"a": [1]}]),
 }
+#: The first that writes list views to Parquet is 25.
+PYARROW = int(pa.__version__.split(".")[0])
 STORED: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
     "list_view": lambda lists: pa.array(lists.to_pylist(), pa.list_view(pa.int64())),
     "fixed_size": lambda lists: pa.array([row[:2] for row in lists.to_pylist()], pa.list_(pa.int32(), 2)),
@@ -88,7 +90,8 @@ def test_columns_of_any_type(tmp_path: Path) -> None:
     schema.to_yaml(tmp_path / "schema.yaml")
     for name, value in UNNAMED.items():
         rows = rows.append_column(name, pa.chunked_array([value] * len(rows)))
-    for convert in (lambda lists: lists, *STORED.values()):
+    written = {name: convert for name, convert in STORED.items() if name != "list_view" or PYARROW >= 25}
+    for convert in (lambda lists: lists, *written.values()):
         pq.write_table(rows.set_column(0, "item_id", convert(rows["item_id"])), tmp_path / "train.parquet")
         data = RerankingDataModule(str(tmp_path), eval_batch_size=2)
         data.setup()
