@@ -42,7 +42,7 @@ class GraphSizes:
 
     Args:
         batch_size: B.
-        num_candidates: N, the most candidates of a request.
+        num_candidates: N, the most of a request.
         history_length: L, the most items of a history; `None` where the schema has no history fields.
 
     Raises:
@@ -64,14 +64,12 @@ class GraphSizes:
         Raises:
             RerankingDataError: If real entries would have to be cut.
         """
-        masks = {"candidate_mask": ("N", self.num_candidates), "history_mask": ("L", self.history_length)}
-        sizes = {axis: size for axis, size in masks.values() if size is not None}
-        for name in masks.keys() & batch.keys():
-            beyond = batch[name][:, sizes[masks[name][0]] :].any(-1)
+        sizes = {"N": self.num_candidates} | ({} if self.history_length is None else {"L": self.history_length})
+        for name, most in zip(("candidate_mask", "history_mask"), sizes.values(), strict=False):
+            beyond = batch[name][:, most:].any(-1)
             if beyond.any():
                 row = int(beyond.int().argmax())
-                count, most = int(batch[name][row].sum()), masks[name][1]
-                message = f"{count} entries, the graph was exported for at most {most}"
+                message = f"{int(batch[name][row].sum())} entries, the graph was exported for at most {most}"
                 raise RerankingDataError(message, field=name, row=row)
         return pad(batch, **sizes)
 
@@ -101,11 +99,7 @@ class GraphMetadata:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GraphMetadata:
-        """Reads an `export.json`.
-
-        Raises:
-            UnreadableFileError: If the file is not what `save` writes.
-        """
+        """Reads an `export.json`; raises an `UnreadableFileError` if it is not what `save` writes."""
         entries = read_json(Path(path))
         try:
             sizes = None if entries["sizes"] is None else GraphSizes(**entries["sizes"])
@@ -115,16 +109,11 @@ class GraphMetadata:
 
 
 class GraphFile:
-    """A graph, opened from its file. A copy, or a pickle in another process, opens the file again.
-
-    Args:
-        path: The file.
-        format: Its format.
-    """
+    """A graph, opened from its file. A copy, or a pickle in another process, opens the file again."""
 
     def __init__(self, path: str, format: Format) -> None:  # noqa: A002  (the command's own word)
         self.path, self.format = os.path.abspath(path), format
-        self.run = _open_onnx(self.path) if format == "onnx" else _open_aoti(self.path)
+        self.run = (_open_onnx if format == "onnx" else _open_aoti)(self.path)
 
     def __call__(self, batch: Batch) -> Sequence[Tensor]:
         """Runs the graph; see `Run`."""
@@ -134,10 +123,31 @@ class GraphFile:
         return GraphFile, (self.path, self.format)
 
 
-class ExportedModel(SlateGenerationMixin):
-    """An exported graph: `generate` with the decoding that is part of it, and nothing else of a model.
+def _open_onnx(path: str) -> Run:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("an ONNX graph is run by onnxruntime: pip install 'rerankzoo[serve]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
 
-    It runs on the CPU, in single precision.
+    def run(batch: Batch) -> Sequence[Tensor]:
+        arrays = session.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in names})
+        return [torch.from_numpy(array) for array in arrays]
+
+    return run
+
+
+def _open_aoti(path: str) -> Run:
+    from torch._inductor import aoti_load_package
+
+    return cast(Run, aoti_load_package(path))
+
+
+class ExportedModel(SlateGenerationMixin):
+    """An exported graph: `generate` with the decoding that is part of it, on the CPU, in single precision.
 
     Args:
         metadata: What the graph is.
@@ -166,10 +176,8 @@ class ExportedModel(SlateGenerationMixin):
         self.strategies = ("greedy", *generation_config_class.strategies.values())  # type: ignore[misc]
         self._run = run
         if metadata.fingerprint != self.schema.fingerprint:
-            raise SchemaMismatchError(
-                f"the graph was exported for a schema with fingerprint {metadata.fingerprint}, the config's is "
-                f"{self.schema.fingerprint}"
-            )
+            made_for = f"the graph was exported for a schema with fingerprint {metadata.fingerprint}"
+            raise SchemaMismatchError(f"{made_for}, the config's is {self.schema.fingerprint}")
 
     @classmethod
     def from_pretrained(
@@ -182,9 +190,6 @@ class ExportedModel(SlateGenerationMixin):
                 AOTInductor package is native code, and is loaded from folders only.
             backend: `"onnx"` (runs with as many threads as torch) or `"aoti"`.
             **kwargs: Of the Hub: `revision`, `token`, `cache_dir`, `local_files_only`...
-
-        Returns:
-            The graph, ready to run on the CPU.
 
         Raises:
             ValueError: If the backend is unknown, or the folder's graph is of another format.
@@ -201,20 +206,14 @@ class ExportedModel(SlateGenerationMixin):
             )
         metadata = GraphMetadata.load(_locate(path, METADATA_NAME, kwargs))
         if metadata.format != backend:
-            raise ValueError(
-                f"{path} was exported as {metadata.format!r}, not {backend!r}; use backend={metadata.format!r} or "
-                "backend='eager'"
-            )
+            instead = f"use backend={metadata.format!r} or backend='eager'"
+            raise ValueError(f"{path} was exported as {metadata.format!r}, not {backend!r}; {instead}")
         graph = GraphFile(_locate(path, GRAPH_NAMES[backend], kwargs), backend)
         config = AutoConfig.from_pretrained(path, **kwargs)
         return cls(metadata, graph, config, model_class(config.architectures[0]).generation_config_class)
 
     def to(self, *args: Any, **kwargs: Any) -> ExportedModel:
-        """As `torch.nn.Module.to`, for what changes nothing.
-
-        Raises:
-            ValueError: If another device or type is asked for.
-        """
+        """As `torch.nn.Module.to`; raises a `ValueError` if another device or type is asked for."""
         moved = torch.empty(0).to(*args, **kwargs)
         if (moved.device, moved.dtype) != (self.device, self.dtype):
             raise ValueError(f"an exported graph stays {self.dtype} on the CPU, got {args or kwargs}; use the model")
@@ -231,19 +230,16 @@ class ExportedModel(SlateGenerationMixin):
             raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
         expected, asked = self.metadata.decoding, decoding_parameters(config)
         if asked != expected:
-            raise ValueError(
-                f"the graph decodes with {expected}, not with {asked}; export it anew, or use backend='eager'"
-            )
+            instead = "export it anew, or use backend='eager'"
+            raise ValueError(f"the graph decodes with {expected}, not with {asked}; {instead}")
         if missing := [name for name in self.metadata.inputs if name not in batch]:
             raise ValueError(f"the graph needs {missing}, which the batch lacks")
-        outputs = self._decode({name: batch[name] for name in self.metadata.inputs})
+        batch, sizes = {name: batch[name] for name in self.metadata.inputs}, self.metadata.sizes
+        outputs = self._run(batch) if sizes is None else self._run_in_parts(sizes.fit(batch), sizes.batch_size)
         return Decoded(*(tensor.unsqueeze(1) for tensor in outputs))
 
-    def _decode(self, batch: dict[str, Tensor]) -> Sequence[Tensor]:
-        sizes, num_requests = self.metadata.sizes, len(batch["candidate_mask"])
-        if sizes is None:
-            return self._run(batch)
-        batch, size = sizes.fit(batch), sizes.batch_size
+    def _run_in_parts(self, batch: Batch, size: int) -> Sequence[Tensor]:
+        num_requests = len(batch["candidate_mask"])
         # Requests that fill up the last part have no candidates.
         parts = (pad(take(batch, slice(start, start + size)), B=size) for start in range(0, num_requests, size))
         outputs = [self._run({name: tensor.contiguous() for name, tensor in part.items()}) for part in parts]
@@ -253,31 +249,8 @@ class ExportedModel(SlateGenerationMixin):
 def decoding_parameters(config: RerankingGenerationConfig) -> dict[str, Any]:
     """The parameters that decide which slates come out, without those that have their default."""
     defaults = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
-    given = {key: value for key, value in config.parameters().items() if key != "return_dict_in_generate"}
-    return {key: value for key, value in given.items() if value != defaults.get(key)}
-
-
-def _open_onnx(path: str) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("an ONNX graph is run by onnxruntime: pip install 'rerankzoo[serve]'") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(batch: Batch) -> Sequence[Tensor]:
-        arrays = session.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in names})
-        return [torch.from_numpy(array) for array in arrays]
-
-    return run
-
-
-def _open_aoti(path: str) -> Run:
-    from torch._inductor import aoti_load_package
-
-    return cast(Run, aoti_load_package(path))
+    given = config.parameters().items()
+    return {key: value for key, value in given if value != defaults.get(key) and key != "return_dict_in_generate"}
 
 
 def _locate(path: str | os.PathLike[str], name: str, options: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """Look-ahead mining: beam search with an evaluator, over the requests of a log, into a table of mined slates.
 
-For every request the miner keeps the best slates it finds, what the evaluator says they are worth, a weight each, and
-for every position of every slate a distribution over the candidates left, the *soft label* that a generator learns. The
-soft labels are read off the scores of the beam search; the evaluator runs once.
+A request gets the best slates found, their values, a weight each, and for every position a distribution over the
+candidates left, the *soft label* that a generator learns, read off the scores of the search.
 
 `mine_batch` is the computation, `mine_folder` makes a data folder of it. The method is DeGRe's (KDD 2026,
 arXiv:2605.25749); the look-ahead soft label and the normalisation of values are ours.
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,9 +60,6 @@ _NEVER = float("-inf")
 _ROUNDING = 1e-5
 
 
-# --- one batch ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class MiningSettings:
     """How slates are mined.
@@ -89,12 +85,11 @@ class MiningSettings:
     label_temperature: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("slate_size", "num_beams", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_temperature", "label_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if name in ("slate_size", "num_beams", "keep") and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if name.endswith("_temperature") and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
         if self.keep > self.num_beams:
             raise ValueError(f"keep {self.keep} exceeds num_beams {self.num_beams}")
         if self.soft_label not in get_args(SoftLabel):
@@ -106,11 +101,10 @@ class MinedSlates:
     """The slates mined for a batch of requests, best first.
 
     Attributes:
-        slates: (B, S, M), indexes into the candidates; -100 where a request has fewer candidates or fewer slates.
-        values: (B, S), their values by the evaluator; -inf where there is no slate.
-        weights: (B, S), w: softmax of the normalised values over a request's slates; 0 where there is no slate.
-        soft_labels: (B, S, M, N), q: per position a distribution over the candidates left; 0 at padding. `None` if none
-            were asked for.
+        slates: (B, S, M), indexes into the candidates; -100 where there are fewer candidates or slates.
+        values: (B, S), by the evaluator; -inf where there is no slate.
+        weights: (B, S), w: sum to 1 over a request's slates; 0 where there is no slate.
+        soft_labels: (B, S, M, N), q: sum to 1 over N, 0 at padding; `None` if none were asked for.
     """
 
     slates: Tensor
@@ -153,9 +147,6 @@ def mine_batch(
     Raises:
         ValueError: If the scorer is no evaluator's, or a setting is out of its range.
         InfeasibleConstraintError: If a request has no slate that keeps the constraints.
-
-    References:
-        DeGRe (arXiv:2605.25749), look-ahead sequence mining and dense supervision.
     """
     options = MiningSettings(slate_size=slate_size, **settings)
     if scorer.kind != "value":
@@ -178,9 +169,8 @@ def value_spread(history: Sequence[BeamStep], num_requests: int) -> Tensor:
     """The unit of a request's values: how much its slates differ, read off a beam search.
 
     At each position, the variance of the prefix values over the candidates left, averaged over the beams; the spread is
-    the root of the sum over positions. It is what the standard deviation over all slates would be if choices added up
-    independently, and within about a tenth of it on the simulator, whatever the beam's width (docs/mining.md). The
-    standard deviation over the slates scored last, of which a narrow beam sees only good ones, is 2 to 4 times smaller.
+    the root of the sum over positions: within about a tenth of the standard deviation over all slates on the simulator,
+    whatever the beam's width (docs/mining.md).
 
     Args:
         history: The steps of a beam search by values.
@@ -219,19 +209,15 @@ def _step_targets(history: Sequence[BeamStep], num_requests: int, keep: int, loo
     below: Tensor | None = None  # (R,), the best completed value below each prefix that a step kept
     targets = []
     for step in reversed(history):
-        completed = step.totals if below is None else _completed(step, below)
-        rows = step.parent[rows]
-        estimate = look_ahead and below is not None
-        targets.append(_with_estimates(step.totals[rows], completed[rows]) if estimate else step.totals[rows])
-        below = completed.amax(-1) if look_ahead else below
+        rows, completed = step.parent[rows], step.totals  # (R, N), -inf where nothing was scored below
+        target = step.totals[rows]
+        if below is not None:
+            completed = torch.full_like(step.totals, _NEVER)
+            completed[step.parent, step.index] = below
+            target = _with_estimates(target, completed[rows])
+        targets.append(target)
+        below = completed.amax(-1) if look_ahead else None
     return torch.stack(targets[::-1], dim=1).unflatten(0, (num_requests, -1))
-
-
-def _completed(step: BeamStep, below: Tensor) -> Tensor:
-    """The best completed value (R, N) found below each prefix and candidate; -inf where none was scored."""
-    completed = torch.full_like(step.totals, _NEVER)
-    completed[step.parent, step.index] = below
-    return completed
 
 
 def _with_estimates(totals: Tensor, completed: Tensor) -> Tensor:
@@ -241,9 +227,6 @@ def _with_estimates(totals: Tensor, completed: Tensor) -> Tensor:
     gain = gains.sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
     smallest = completed.masked_fill(~known, float("inf")).amin(-1, keepdim=True)
     return torch.where(known, completed, torch.minimum(totals + gain, smallest))
-
-
-# --- a data folder --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -257,15 +240,9 @@ class Shard:
 
 
 def plan_shards(split: str, source: str, available: int, num_requests: int | None, shard_size: int) -> list[Shard]:
-    """Picks requests evenly spaced over a split of so many, and cuts them into shards.
-
-    Args:
-        split: Split of the mined folder.
-        source: Split of the source.
-        available: Its number of requests.
-        num_requests: How many to mine; `None`, or more than there are, for all.
-        shard_size: Requests of a shard.
-    """
+    """Cuts so many requests (`None`, or more than there are: all), evenly spaced over a split, into shards."""
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     count = available if num_requests is None else min(num_requests, available)
     rows = np.arange(count) * available // max(count, 1)
     total = -(-count // shard_size)
@@ -275,18 +252,8 @@ def plan_shards(split: str, source: str, available: int, num_requests: int | Non
     ]
 
 
-def mined_table(rows: pa.Table, batch: Batch, mined: MinedSlates, schema: FeatureSchema) -> pa.Table:
-    """The rows of a log with mined slates in place of the logged ones.
-
-    Args:
-        rows: Rows of the source; labels of the logged slates are dropped.
-        batch: The same rows as a batch.
-        mined: What was mined for them.
-        schema: Tells which columns are labels, and the name of the slate column.
-
-    Returns:
-        All other columns of `rows`, then the slates, their weights, values and (in half precision) soft labels.
-    """
+def _mined_table(rows: pa.Table, batch: Batch, mined: MinedSlates, schema: FeatureSchema) -> pa.Table:
+    """The rows of a log with mined slates, weights, values and (in half precision) soft labels in place of labels."""
     labels = {*schema.label_columns(), *MINED_COLUMNS}
     columns = {name: rows.column(name) for name in rows.column_names if name not in labels}
     slates, values = mined.slates.cpu().numpy(), mined.values.float().cpu().numpy()
@@ -332,25 +299,24 @@ def mine_folder(
 ) -> Path:
     """Mines a data folder into another one, on which a generator trains.
 
-    The new folder holds `train-*.parquet` and `validation-*.parquet` with mined slates, the source's test split and
-    schema, and the evaluator's feature extractor. Shards are written whole or not at all, and `schema.yaml` and
-    `dataset.json` last: a run that was stopped continues with the shards that are missing, and nobody trains on half
-    a folder. Each process mines its own shards; what they hold does not depend on the number of processes.
+    The new folder holds mined `train` and `validation` shards, the source's test split and schema, and the evaluator's
+    feature extractor. Shards are written whole or not at all, and `schema.yaml` and `dataset.json` last: a run that was
+    stopped continues with the shards that are missing, and nobody trains on half a folder. Each process mines its own
+    shards; what they hold does not depend on the number of processes.
 
     Args:
-        evaluators: Folders or Hub ids of evaluators with their feature extractor, or of generators with an evaluator
-            beside them; several are an ensemble.
+        evaluators: Folders or Hub ids of evaluators, or of generators with one beside them; several are an ensemble.
         data: The source: a folder, or a dataset repository on the Hub.
         out: The folder to make or to complete.
         split: The source's split that becomes the training split; the log's labels are not used.
         num_requests: Requests to mine of it, evenly spaced; default: all.
-        num_validation: Requests to mine of the validation split, for the generator's validation loss.
+        num_validation: Requests to mine of the validation split.
         slate_size: M; default: the evaluator's.
         spread_penalty: Of several evaluators: a value is their mean minus this many times their standard deviation.
         shard_size: Requests per file.
         batch_size: Requests per evaluator call; default: as many as suit the device.
         fabric: Lightning's device and processes, launched; default: one process on the best device there is.
-        on_progress: Called with the number of requests that this process has mined, and the number it has to mine.
+        on_progress: Called with the numbers of requests that this process has mined and has to mine.
         **settings: Other entries of `MiningSettings`.
 
     Returns:
@@ -361,25 +327,34 @@ def mine_folder(
         HubError: If a repository is missing or cannot be reached.
         SchemaMismatchError: If the evaluators were made for different schemas.
         RerankingDataError: If the folder was begun with other settings, or a model is no evaluator of prefixes.
-        UnreadableFileError: If the settings that the folder was begun with, or a file of the source, are damaged.
+        UnreadableFileError: If a file is damaged.
         OutputError: If a file cannot be written; the shards that are finished stay.
         ValueError: If a setting is out of its range.
     """
     if (num_requests is not None and num_requests < 1) or num_validation < 0:
         raise ValueError(f"cannot mine {num_requests} requests and {num_validation} for validation")
     fabric = fabric or Fabric(accelerator="auto", devices=1)
-    source = _Source(local_folder(data), {"train": (split, num_requests), "validation": ("validation", num_validation)})
-    miner = _load_miner(evaluators, spread_penalty, fabric.device, slate_size, settings)
-    shards, out = source.shards(shard_size), Path(out)
+    folder, out = local_folder(data), Path(out)
+    splits, wanted = open_splits(folder), {"train": (split, num_requests)}
+    if num_validation:
+        wanted["validation"] = ("validation", num_validation)
+    shards: list[Shard] = []
+    for name, (source, count) in wanted.items():
+        if source not in splits:
+            raise FileNotFoundError(f"{folder} has no {source}*.parquet; it has {sorted(splits)}")
+        shards += plan_shards(name, source, len(splits[source]), count, shard_size)
+    evaluator, extractor = _load(evaluators, spread_penalty)
+    evaluator.to(fabric.device)
+    options = MiningSettings(slate_size=slate_size or evaluator.config.slate_size, **settings)
     record = {
-        "evaluator": weights_digest(miner.evaluator),
+        "evaluator": weights_digest(evaluator),
         "spread_penalty": spread_penalty,
-        "source": source.identity(),
+        "source": {name: _size(folder, splits, name) for name in sorted({source for source, _ in wanted.values()})},
         "split": split,
         "num_requests": num_requests,
         "num_validation": num_validation,
         "shard_size": shard_size,
-        **asdict(miner.settings),
+        **asdict(options),
     }
     _check_settings(out, record)  # in every process, so that none waits for one that gave up
     if fabric.is_global_zero:
@@ -390,8 +365,8 @@ def mine_folder(
     share = missing[fabric.global_rank :: fabric.world_size]
     done, total = 0, sum(len(shard.rows) for shard in share)
     for shard in share:
-        tables = []
-        for table in miner.tables(source.splits[shard.source], shard.rows, batch_size):
+        rows, tables = splits[shard.source].with_format("arrow")[shard.rows.tolist()], []
+        for table in _mined_tables(rows, evaluator, extractor, options, batch_size):
             tables.append(table)
             done += table.num_rows
             if on_progress is not None:
@@ -399,40 +374,13 @@ def mine_folder(
         write_shard(out / shard.name, tables)
     fabric.barrier()
     if fabric.is_global_zero:
-        _complete(out, source, miner.extractor, shards, record, list(evaluators))
+        counts = {name: sum(len(shard.rows) for shard in shards if shard.split == name) for name in wanted}
+        _complete(out, folder, splits, extractor, list(evaluators), record, counts)
     fabric.barrier()
     return out
 
 
-@dataclass(frozen=True)
-class _Miner:
-    """An evaluator, its extractor and how it searches."""
-
-    evaluator: Any
-    extractor: RerankingFeatureExtractor
-    settings: MiningSettings
-    device: torch.device
-
-    def tables(self, dataset: Dataset, rows: np.ndarray, batch_size: int | None) -> Iterator[pa.Table]:
-        """Mines some rows, and yields a table for each batch of them."""
-        source = dataset.with_format("arrow")[rows.tolist()]
-        encoded = inputs(self.extractor(source))
-        scores = _SCORES_PER_CALL.get(self.device.type, _SCORES_PER_CALL_ELSEWHERE)
-        widest = encoded["candidate_mask"].shape[1]
-        size = batch_size or max(1, scores // (self.settings.num_beams * widest))
-        for start in range(0, len(rows), size):
-            batch = to_device(trim(take(encoded, slice(start, start + size))), self.device)
-            mined = mine_batch(self.evaluator.scorer(), batch, **asdict(self.settings))
-            yield mined_table(source.slice(start, size), batch, mined, self.extractor.schema)
-
-
-def _load_miner(
-    evaluators: Sequence[str],
-    spread_penalty: float,
-    device: torch.device,
-    slate_size: int | None,
-    settings: Mapping[str, Any],
-) -> _Miner:
+def _load(evaluators: Sequence[str], spread_penalty: float) -> tuple[Any, RerankingFeatureExtractor]:
     checkpoints = [load_evaluator(path) for path in evaluators]
     models = [checkpoint.model for checkpoint in checkpoints]
     for path, model in zip(evaluators, models, strict=True):
@@ -441,44 +389,29 @@ def _load_miner(
                 message = f"a {type(member).__name__} ({path}) gives prefixes no value"
                 raise RerankingDataError(message, field="evaluator")
     evaluator = models[0] if len(models) == 1 else EvaluatorEnsemble(models, spread_penalty)
-    options = MiningSettings(slate_size=slate_size or models[0].config.slate_size, **settings)
-    return _Miner(evaluator.to(device).eval(), checkpoints[0].extractor, options, device)
+    return evaluator.eval(), checkpoints[0].extractor
 
 
-class _Source:
-    """The folder that is mined.
+def _size(folder: Path, splits: DatasetDict, split: str) -> list[int]:
+    """Rows and bytes of a split."""
+    return [len(splits[split]), sum(path.stat().st_size for path in split_files(folder, split))]
 
-    Args:
-        folder: Its path.
-        wanted: Split of the mined folder -> (split of the source, how many requests of it; 0 for none).
-    """
 
-    def __init__(self, folder: Path, wanted: Mapping[str, tuple[str, int | None]]) -> None:
-        if not (folder / SCHEMA_FILE).is_file():
-            raise FileNotFoundError(f"{folder / SCHEMA_FILE} is missing: {folder} is no data folder")
-        self.folder = folder
-        self.splits = open_splits(folder)
-        self.wanted = {split: entry for split, entry in wanted.items() if entry[1] != 0}
-        for source, _ in self.wanted.values():
-            if source not in self.splits:
-                raise FileNotFoundError(f"{folder} has no {source}*.parquet; it has {sorted(self.splits)}")
-        self.metadata = read_metadata(folder) if (folder / METADATA_FILE).is_file() else None
-
-    def shards(self, shard_size: int) -> list[Shard]:
-        """All shards of the mined folder."""
-        if shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-        plans = (
-            plan_shards(split, source, len(self.splits[source]), count, shard_size)
-            for split, (source, count) in self.wanted.items()
-        )
-        return [shard for plan in plans for shard in plan]
-
-    def identity(self) -> dict[str, list[int]]:
-        """Rows and bytes of each split that is read."""
-        names = sorted({source for source, _ in self.wanted.values()})
-        sizes = {name: sum(path.stat().st_size for path in split_files(self.folder, name)) for name in names}
-        return {name: [len(self.splits[name]), sizes[name]] for name in names}
+def _mined_tables(
+    source: pa.Table,
+    evaluator: Any,
+    extractor: RerankingFeatureExtractor,
+    settings: MiningSettings,
+    batch_size: int | None,
+) -> Iterator[pa.Table]:
+    """Mines some rows, and yields a table for each batch of them."""
+    encoded = inputs(extractor(source))
+    scores = _SCORES_PER_CALL.get(evaluator.device.type, _SCORES_PER_CALL_ELSEWHERE)
+    size = batch_size or max(1, scores // (settings.num_beams * encoded["candidate_mask"].shape[1]))
+    for start in range(0, source.num_rows, size):
+        batch = to_device(trim(take(encoded, slice(start, start + size))), evaluator.device)
+        mined = mine_batch(evaluator.scorer(), batch, **asdict(settings))
+        yield _mined_table(source.slice(start, size), batch, mined, extractor.schema)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -491,7 +424,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _check_settings(out: Path, record: dict[str, Any]) -> None:
-    """Refuses to continue a folder that was begun with other settings."""
+    """Refuses a folder that was begun with other settings."""
     path = out / SETTINGS_FILE
     if not path.is_file():
         if (out / SCHEMA_FILE).is_file():
@@ -509,44 +442,44 @@ def _check_settings(out: Path, record: dict[str, Any]) -> None:
 
 def _complete(
     out: Path,
-    source: _Source,
+    source: Path,
+    splits: DatasetDict,
     extractor: RerankingFeatureExtractor,
-    shards: Sequence[Shard],
-    record: dict[str, Any],
     evaluators: list[str],
+    record: dict[str, Any],
+    rows: dict[str, int],
 ) -> None:
     """Writes what makes the shards a data folder."""
-    files = split_files(source.folder, "test")
+    files = split_files(source, "test")
     for number, path in enumerate(files):
         name = "test.parquet" if len(files) == 1 else f"test-{number:05d}-of-{len(files):05d}.parquet"
         write_atomically(out / name, partial(link_or_copy, path))
     extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
-    rows = {split: sum(len(shard.rows) for shard in shards if shard.split == split) for split in source.wanted}
-    if "test" in source.splits:
-        rows["test"] = len(source.splits["test"])
+    origin = read_metadata(source) if (source / METADATA_FILE).is_file() else None
+    if SLATE_WEIGHTS in splits[record["split"]].column_names:  # mined itself
+        quantiles = (origin or {}).get(UTILITY_QUANTILES)
+    else:
+        quantiles = _utility_quantiles(splits[record["split"]], extractor)
     metadata = {
         "source": MINED_SOURCE,
         "protocol": "slates mined by beam search with an evaluator from logged requests, without their labels; the "
         "test split is the source's",
         "evaluators": evaluators,
         "settings": record,
-        "origin": source.metadata,
-        UTILITY_QUANTILES: _utility_quantiles(source, source.wanted["train"][0], extractor),
-        "rows": rows,
+        "origin": origin,
+        UTILITY_QUANTILES: quantiles,
+        "rows": rows | ({"test": len(splits["test"])} if "test" in splits else {}),
     }
-    FeatureSchema.from_yaml(source.folder / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
+    FeatureSchema.from_yaml(source / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
     _write_json(out / METADATA_FILE, metadata)
 
 
-def _utility_quantiles(source: _Source, split: str, extractor: RerankingFeatureExtractor) -> list[float] | None:
+def _utility_quantiles(log: Dataset, extractor: RerankingFeatureExtractor) -> list[float] | None:
     """What the logged slates earned, in hundredths; `None` of a log without feedback.
 
     The generator's threshold for logged slates, such as those of the test split, cannot be measured without the log.
     """
-    log, schema = source.splits[split], extractor.schema
-    if SLATE_WEIGHTS in log.column_names:  # mined itself
-        known: list[float] | None = (source.metadata or {}).get(UTILITY_QUANTILES)
-        return known
+    schema = extractor.schema
     if not {schema.slate, *(target.name for target in schema.targets)} <= set(log.column_names):
         return None
     quantiles: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()

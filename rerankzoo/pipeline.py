@@ -42,15 +42,12 @@ Outcome = list[RerankedItem] | RerankingDataError | InfeasibleConstraintError | 
 
 
 class RerankingPipeline:
-    """Reranks raw requests.
-
-    A pipeline can be copied, pickled, and sent to other processes, before and after its first call.
+    """Reranks raw requests; can be copied, pickled, and sent to other processes.
 
     Args:
         model: A model that generates slates, a pool of them, or an exported graph.
         extractor: The feature extractor it was trained with.
-        evaluator: Chooses among several slates where `num_return_sequences` asks for them: an evaluator, or an
-            ensemble.
+        evaluator: An evaluator or ensemble, which chooses among `num_return_sequences` slates.
         generation_config: How to decode where a call does not say; default: as the model's own config says.
 
     Raises:
@@ -94,8 +91,7 @@ class RerankingPipeline:
 
         Args:
             pretrained_model_name_or_path: A folder or Hub id with model and feature extractor.
-            evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or a folder or Hub id of an
-                evaluator, of an ensemble, or of a generator with one beside it.
+            evaluator: `True`: the one beside the model, in its subfolder `evaluator`; or what `load_evaluator` takes.
             backend: What decodes: `"eager"`, the model itself, or, from a folder made by `rerankzoo export`, its graph:
                 `"onnx"` or `"aoti"`. A graph decodes as it was exported to, on the CPU, and has no evaluator.
             device: Where the models go; default: the CPU, or as `device_map` says.
@@ -104,14 +100,9 @@ class RerankingPipeline:
                 `cache_dir`, `local_files_only`... `revision` and `subfolder` are of the checkpoint, and not of an
                 evaluator elsewhere.
 
-        Returns:
-            The pipeline.
-
         Raises:
-            ValueError: If the backend is unknown, the folder's graph is of another format, or an evaluator or another
-                device was given for a graph.
+            ValueError: If an evaluator or another device was given for a graph. See `ExportedModel.from_pretrained`.
             TypeError: If an option of a model was given for a graph.
-            FileNotFoundError: If a graph is asked for where there is none.
             HubError: If anything is missing or cannot be reached, or an option is unknown; in one line that says what
                 to do.
         """
@@ -145,34 +136,21 @@ class RerankingPipeline:
         return self.model.dtype
 
     def to(self, *args: Any, **kwargs: Any) -> RerankingPipeline:
-        """Moves or casts model and evaluator, as `torch.nn.Module.to`.
-
-        Returns:
-            The pipeline itself.
-
-        Raises:
-            ValueError: If an exported graph is asked to be anything else than it is.
-        """
-        for part in (self.model, self.evaluator):
-            if part is not None:
-                part.to(*args, **kwargs)
+        """Moves or casts model and evaluator, as `torch.nn.Module.to`; see `ExportedModel.to`."""
+        self.model.to(*args, **kwargs)
+        if self.evaluator is not None:
+            self.evaluator.to(*args, **kwargs)
         return self
 
     def __repr__(self) -> str:
         evaluator = "" if self.evaluator is None else f", evaluator={type(self.evaluator).__name__}"
-        schema = self.extractor.schema
-        return (
-            f"{type(self).__name__}({type(self.model).__name__}, schema={schema.name!r}{evaluator}, "
-            f"device={str(self.device)!r}, dtype={self.dtype})"
-        )
+        parts = f"{type(self.model).__name__}, schema={self.extractor.schema.name!r}{evaluator}"
+        return f"{type(self).__name__}({parts}, device={str(self.device)!r}, dtype={self.dtype})"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Saves the whole: model, feature extractor, the evaluator in the subfolder `evaluator`, and a model card.
 
-        What an earlier save or export left in the folder goes; other files stay.
-
-        Args:
-            save_directory: The folder, created if need be. A card that is there is kept.
+        What an earlier save or export left in the folder goes; other files, and a card that is there, stay.
 
         Raises:
             ValueError: If the model is an exported graph: its folder is whole already.
@@ -205,8 +183,8 @@ class RerankingPipeline:
 
         Args:
             repo_id: The repository, made if there is none.
-            commit_message: Title of the commit.
-            private: Whether to make the repository private; `None`: as the owner's default says.
+            commit_message: Its title.
+            private: Of a new repository; `None`: as the owner's default says.
             token: Default: HF_TOKEN, or that of `hf auth login`.
             revision: The branch, made if there is none; default: main.
             create_pr: Open a pull request instead.
@@ -243,9 +221,8 @@ class RerankingPipeline:
             on_error: What becomes of a request that cannot be used, or has no slate that keeps the constraints.
                 `"raise"`: its error is raised, and no request is answered. `"report"`: the error stands in the place of
                 its items. `"skip"`: `None` does, and a warning is logged. All others are answered as if they came
-                alone, and the answer stays as long as the requests, so that `zip(requests, answer)` is right. What is
-                wrong with the call or the whole table (a parameter, a constraint, a missing column of a DataFrame) is
-                raised in any case.
+                alone. What is wrong with the call or the whole table (a parameter, a constraint, a missing column of a
+                DataFrame) is raised in any case.
             generation_config: How to decode, instead of the pipeline's own or the model's.
             **parameters: Decoding parameters, such as `slate_size=4, num_beams=4` (see `RerankingGenerationConfig`),
                 which replace those of the config.
@@ -253,7 +230,7 @@ class RerankingPipeline:
         Returns:
             For one request a list of items in display order, each a dictionary with `item_id`, `index` (position among
             the request's candidates) and `score` (what the model's scorer gave to the choice: a log-probability, or the
-            value of the slate up to it). For many requests a list of such lists; for no requests an empty one.
+            value of the slate up to it). For many requests a list of such lists, as long as the requests.
 
         Raises:
             RerankingDataError: If a request cannot be used; it names field and row.
@@ -286,7 +263,10 @@ class RerankingPipeline:
             for chunk in _chunks(part):
                 answer[chunk.rows] = self._rank(chunk, constraints, on_error, options)
         if on_error == "skip":
-            answer = _without_errors(answer)
+            failed = [outcome for outcome in answer if isinstance(outcome, Exception)]
+            if failed:
+                logger.warning("%d of %d requests were skipped; the first: %s", len(failed), len(answer), failed[0])
+            answer = [None if isinstance(outcome, Exception) else outcome for outcome in answer]
         return answer[0] if self.extractor.is_single(requests) else answer
 
     def _rank(
@@ -338,15 +318,7 @@ def _chunks(part: Encoded) -> Iterator[Encoded]:
 
 def _counted_from(first: int, error: Any) -> RerankingDataError | InfeasibleConstraintError:
     """An error about a row of a chunk, as one about a row of all requests."""
-    row = None if error.row is None else first + error.row
     if isinstance(error, InfeasibleConstraintError):
         return InfeasibleConstraintError(error.message, row=first + error.row, constraints=error.constraints)
+    row = None if error.row is None else first + error.row
     return RerankingDataError(error.message, field=error.field, row=row)
-
-
-def _without_errors(answer: list[Outcome]) -> list[Outcome]:
-    """The answer with `None` in the place of errors, which are logged."""
-    errors = [outcome for outcome in answer if isinstance(outcome, Exception)]
-    if errors:
-        logger.warning("%d of %d requests were skipped; the first: %s", len(errors), len(answer), errors[0])
-    return [None if isinstance(outcome, Exception) else outcome for outcome in answer]

@@ -572,7 +572,7 @@ def test_what_cannot_mine_is_named(
     (tmp_path / "empty").mkdir()
     with pytest.raises(HubError, match=r"cannot load .*empty: it has no config\.json"):
         mine_folder([str(tmp_path / "empty")], data_folder, out)
-    with pytest.raises(FileNotFoundError, match="is no data folder"):
+    with pytest.raises(FileNotFoundError, match="a data folder holds a schema"):
         mine_folder([evaluator], tmp_path / "empty", out)
     with pytest.raises(FileNotFoundError, match=r"has no valid\*\.parquet"):
         mine_folder([evaluator], data_folder, out, split="valid")

@@ -34,10 +34,7 @@ HISTORY_LENGTH = 20  # of the random requests, where the schema has history fiel
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a model at a time: N candidates, M positions, B requests, W beams.
-
-    With one beam, the model's own generation config says how to decode.
-    """
+    """What is asked of a model at a time; with one beam, its own generation config says how to decode."""
 
     num_candidates: int
     slate_size: int
@@ -47,7 +44,12 @@ class Load:
     @property
     def decoding(self) -> dict[str, int]:
         """Its decoding parameters."""
-        return {"slate_size": self.slate_size, **({"num_beams": self.num_beams} if self.num_beams > 1 else {})}
+        return {"slate_size": self.slate_size} | ({"num_beams": self.num_beams} if self.num_beams > 1 else {})
+
+
+def loads_of(*choices: Sequence[int]) -> list[Load]:
+    """Every combination of some numbers of candidates, positions, requests and beams."""
+    return [Load(*sizes) for sizes in product(*choices)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,8 @@ def bench_model(
         model: A model that generates slates; measured where it is. Graphs run on the CPU.
         extractor: Its feature extractor.
         loads: What to ask of it.
-        backends: `"eager"`, `"onnx"`, `"aoti"`. Graphs are exported first: one per decoding for ONNX, one per load for
-            AOTInductor, which compiles for a minute or so.
+        backends: Graphs are exported first: one per decoding for ONNX, one per load for AOTInductor, which compiles for
+            a minute or so.
         seconds: Wall time of each load and backend.
 
     Yields:
@@ -117,9 +119,8 @@ def bench_model(
                 call = partial(decoder.generate, **to_device(batch, decoder.device), **options)
                 times, memory = _measure(call, seconds, decoder.device)
                 spent, milliseconds = times.on(decoder.device), 1e3 * times.wall
-                rate = gemm_rate(
-                    load.batch_size * load.num_candidates, model.config.hidden_size, decoder.device, min(seconds, 0.2)
-                )
+                rows, width = load.batch_size * load.num_candidates, model.config.hidden_size
+                floor = flops / gemm_rate(rows, width, decoder.device, min(seconds, 0.2))
                 yield Measured(
                     **asdict(load),
                     backend=backend,
@@ -130,7 +131,7 @@ def bench_model(
                     requests_per_second=load.batch_size / float(spent.mean()),
                     peak_memory_mb=memory,
                     mflops=flops / 1e6,
-                    floor_ratio=float(np.median(spent)) * rate / flops,
+                    floor_ratio=float(np.median(spent)) / floor,
                 )
 
 
@@ -153,17 +154,15 @@ def _export(
     model: Any, extractor: RerankingFeatureExtractor, folder: Path, backend: Format, load: Load
 ) -> ExportedModel:
     """The graph of a load, exported unless it was before."""
-    graph, sizes = folder / f"{backend}-{load.slate_size}-{load.num_beams}", None
+    name, sizes = f"{backend}-{load.slate_size}-{load.num_beams}", None
     if backend == "aoti":
-        graph = folder / f"{graph.name}-{load.num_candidates}-{load.batch_size}"
+        name = f"{name}-{load.num_candidates}-{load.batch_size}"
         history = HISTORY_LENGTH if extractor.schema.select("history", "categorical") else None
         sizes = GraphSizes(load.batch_size, load.num_candidates, history)
+    graph = folder / name
     if not graph.is_dir():
         export_model(model, extractor, graph, backend, model.generation_config.merged(**load.decoding), sizes)
     return ExportedModel.from_pretrained(graph, backend)
-
-
-# --- from JSON to JSON ----------------------------------------------------------------------------------------------
 
 
 def end_to_end(
@@ -174,8 +173,8 @@ def end_to_end(
     Args:
         pipeline: What serves, wherever it is.
         requests: Raw requests.
-        seconds: Wall time of the measurement.
-        **parameters: Decoding parameters.
+        seconds: Wall time.
+        **parameters: Of decoding.
 
     Returns:
         Milliseconds, medians: `"parse"` (JSON to Python), `"extract"` (features), `"decode"` (the model), `"answer"`
@@ -202,16 +201,6 @@ def bench_pipeline(pipeline: RerankingPipeline, loads: Sequence[Load], seconds: 
         requests = random_requests(pipeline.extractor, load.batch_size, load.num_candidates, HISTORY_LENGTH)
         shares[load] = end_to_end(pipeline, requests, seconds, **load.decoding)
     return shares
-
-
-# --- telling it -----------------------------------------------------------------------------------------------------
-
-
-def loads_of(
-    candidates: Sequence[int], slates: Sequence[int], batches: Sequence[int], num_beams: Sequence[int]
-) -> list[Load]:
-    """Every combination."""
-    return [Load(*sizes) for sizes in product(candidates, slates, batches, num_beams)]
 
 
 def print_measured(measured: Sequence[Measured]) -> None:
@@ -252,17 +241,15 @@ def write_bench(folder: Path, measured: Sequence[Measured], shares: Mapping[Load
 
 
 def _plot(path: Path, measured: Sequence[Measured]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     series: dict[str, list[Measured]] = {}
     for entry in sorted(measured, key=lambda entry: entry.batch_size):
         beams = f" W={entry.num_beams}" if entry.num_beams > 1 else ""
         label = f"{entry.backend}, n={entry.num_candidates} m={entry.slate_size}{beams}"
         series.setdefault(label, []).append(entry)
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
     names = {"p50_ms": "latency p50, ms", "requests_per_second": "requests per second"}
     for panel, (name, label) in zip(panels, names.items(), strict=True):
         for entries in series.values():
@@ -271,4 +258,3 @@ def _plot(path: Path, measured: Sequence[Measured]) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend(series, frameon=False, fontsize=7)
     figure.savefig(path)
-    pyplot.close(figure)

@@ -1,6 +1,6 @@
 """Exporting a model: features, encoder and the whole decode loop in one graph, checked against the model itself.
 
-B requests, N candidates, M positions, W beams, L history length.
+B requests, N candidates, M positions, L history length.
 """
 
 from __future__ import annotations
@@ -42,12 +42,7 @@ TOLERANCE = 1e-4
 
 
 class SlateGraph(nn.Module):
-    """A model with its decoding, as one function of the batch's input tensors.
-
-    Args:
-        model: A model that generates slates.
-        config: The decoding; its `slate_size` counts.
-    """
+    """A model with its decoding (whose `slate_size` counts), as one function of the batch's input tensors."""
 
     def __init__(self, model: SlateGenerator, config: RerankingGenerationConfig) -> None:
         super().__init__()
@@ -96,16 +91,19 @@ def export_model(
     model.check_schema(schema)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; name a new folder")
-    config = _complete(generation_config or model.generation_config, model.config.slate_size)
+    config = generation_config or model.generation_config
+    if config.strategy == "sample":
+        raise ExportError("sampling cannot be exported: a graph is deterministic; use another strategy")
+    if (config.num_return_sequences or 1) > 1:
+        raise ExportError(f"a graph returns one slate per request, not {config.num_return_sequences}")
+    config = config.merged(slate_size=config.slate_size or model.config.slate_size, return_dict_in_generate=False)
     _check_sizes(schema, format, sizes)
     model = copy.deepcopy(model).eval().cpu().float()
     model.generation_config = config
-    if sizes is None:
-        # No size of the traced batch is 1, which is never dynamic, or less than what a search can use.
-        width = 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1)
-        batch: dict[str, Any] = random_batch(extractor, 3, width, 4)
-    else:
-        batch = random_batch(extractor, sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
+    # No dynamic size of the traced batch is 1, which is never dynamic, or less than what a search can use.
+    width = 5 + max(config.slate_size or 1, config.num_beams or 1, config.top_k or 1)
+    traced = (3, width, 4) if sizes is None else (sizes.batch_size, sizes.num_candidates, sizes.history_length or 1)
+    batch: dict[str, Any] = random_batch(extractor, *traced)
     try:
         model.generate(**batch)
     except ValueError as error:
@@ -114,9 +112,10 @@ def export_model(
     def write(target: Path) -> None:
         model.save_pretrained(target)
         extractor.save_pretrained(target)
-        program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
         path = target / GRAPH_NAMES[format]
-        _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
+        with _quiet_exporters():
+            program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
+            _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
         inputs, decoding = tuple(batch), decoding_parameters(config)
         GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
         check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
@@ -125,23 +124,10 @@ def export_model(
     return folder
 
 
-def _complete(config: RerankingGenerationConfig, slate_size: int) -> RerankingGenerationConfig:
-    """The decoding with its slate size.
-
-    Raises:
-        ExportError: If it cannot be one deterministic slate per request.
-    """
-    if config.strategy == "sample":
-        raise ExportError("sampling cannot be exported: a graph is deterministic; use another strategy")
-    if (config.num_return_sequences or 1) > 1:
-        raise ExportError(f"a graph returns one slate per request, not {config.num_return_sequences}")
-    return config.merged(slate_size=config.slate_size or slate_size, return_dict_in_generate=False)
-
-
 def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None) -> None:  # noqa: A002
-    if format == "onnx" and sizes is not None:
-        raise ExportError("an ONNX graph takes any sizes; leave them out")
     if format == "onnx":
+        if sizes is not None:
+            raise ExportError("an ONNX graph takes any sizes; leave them out")
         return
     if sizes is None:
         raise ExportError("format 'aoti' needs fixed sizes: batch size and number of candidates")
@@ -154,15 +140,14 @@ def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise ExportError(
-            "format 'aoti' needs a C++ compiler: install g++, or name one in CXX; 'onnx' needs none"
-        ) from error
+        need = "format 'aoti' needs a C++ compiler: install g++, or name one in CXX; 'onnx' needs none"
+        raise ExportError(need) from error
 
 
 def _trace(graph: SlateGraph, batch: dict[str, Tensor], dynamic: bool) -> ExportedProgram:
     shapes = {name: dict.fromkeys(_dynamic_axes(name), Dim.DYNAMIC) if dynamic else None for name in batch}
     try:
-        with torch.no_grad(), _quiet_exporters():
+        with torch.no_grad():
             return torch.export.export(graph, (batch,), dynamic_shapes=(shapes,), strict=False)
     except (torch._dynamo.exc.UserError, GuardOnDataDependentSymNode) as error:
         raise ExportError(f"an axis of {type(graph.model).__name__}'s graph is frozen: {error}") from error
@@ -174,17 +159,12 @@ def _dynamic_axes(name: str) -> tuple[int, ...]:
 
 
 def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Path) -> None:
-    """Converts and saves; weights beyond 2 GB go to a file beside it.
-
-    Raises:
-        ExportError: If an axis came out with a fixed size.
-    """
+    """Converts and saves, unless an axis came out with a fixed size; weights beyond 2 GB go to a file beside it."""
     try:
         import onnxscript  # noqa: F401  (torch asks for it by a traceback)
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
-    with _quiet_exporters():
-        converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
+    converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
     graph = converted.model.graph
     axes = {**{entry: _dynamic_axes(entry.name) for entry in graph.inputs}, **dict.fromkeys(graph.outputs, (0,))}
     for entry, dynamic in axes.items():
@@ -197,8 +177,7 @@ def _write_aoti(program: ExportedProgram, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
     # Weights are constants: their layout is chosen when the graph is compiled, and not again in every call.
-    with _quiet_exporters():
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+    aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
 @contextmanager
@@ -229,8 +208,14 @@ def check_graph(exported: ExportedModel, model: SlateGenerator, extractor: Reran
     Raises:
         ExportError: If they differ, or the graph cannot run at some size.
     """
-    decoding = exported.metadata.decoding
-    for seed, sizes in enumerate(_other_sizes(exported.metadata), start=1):
+    decoding, fixed = exported.metadata.decoding, exported.metadata.sizes
+    if fixed is None:
+        m = decoding["slate_size"]
+        others = [(1, m + 50, 1), (1, 1, 1), (2, m, 9), (17, 31, 6), (8, max(1, m - 1), 2)]
+    else:
+        size, width, length = fixed.batch_size, fixed.num_candidates, fixed.history_length or 1
+        others = [(size, width, length), (size + 1, max(1, width // 2), 1), (3 * size, width, length)]
+    for seed, sizes in enumerate(others, start=1):  # (B, N, L)
         batch: dict[str, Any] = random_batch(extractor, *sizes, seed=seed)
         expected = model.generate(**batch, **decoding, return_dict_in_generate=True)
         place = f"{sizes[0]} requests with {sizes[1]} candidates"
@@ -240,15 +225,6 @@ def check_graph(exported: ExportedModel, model: SlateGenerator, extractor: Reran
             raise ExportError(f"the graph cannot run on {place}: {error}") from error
         if differences := _differences(decoded, expected, beams="num_beams" in decoding):
             raise ExportError(f"on {place}, {differences}")
-
-
-def _other_sizes(metadata: GraphMetadata) -> list[tuple[int, int, int]]:
-    """Sizes (B, N, L) of the batches that a graph is checked on."""
-    sizes, slate_size = metadata.sizes, metadata.decoding["slate_size"]
-    if sizes is None:
-        return [(1, slate_size + 50, 1), (1, 1, 1), (2, slate_size, 9), (17, 31, 6), (8, max(1, slate_size - 1), 2)]
-    batch, candidates, history = sizes.batch_size, sizes.num_candidates, sizes.history_length or 1
-    return [(batch, candidates, history), (batch + 1, max(1, candidates // 2), 1), (3 * batch, candidates, history)]
 
 
 def _differences(decoded: Any, expected: Any, beams: bool) -> str | None:

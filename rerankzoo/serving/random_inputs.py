@@ -11,8 +11,7 @@ from rerankzoo.batch import inputs
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FieldSpec
 
-#: So many different ids of a field are drawn from.
-_IDS = 100_000
+_IDS = 100_000  # of a field, that are drawn from
 
 
 def random_batch(
@@ -53,30 +52,24 @@ def random_requests(
     """
     schema, rng = extractor.schema, np.random.default_rng(seed)
     ids = {field.name: extractor.example_values(field, _IDS) for field in schema.fields if field.kind == "categorical"}
+
+    def values(field: FieldSpec, count: int) -> list[Any]:
+        if field.kind == "categorical":
+            known = ids[field.name]
+            return [known[at] for at in rng.integers(len(known), size=count)]
+        return rng.random((count, field.size) if field.kind == "dense" else count).tolist()
+
     requests = []
     for number in range(num_requests):
-        counts = {"request": 1, "candidate": num_candidates, "history": history_length}
+        size, length = num_candidates, history_length
         if ragged and number:
-            counts["candidate"] = int(rng.integers(1, num_candidates, endpoint=True))
-            counts["history"] = int(rng.integers(history_length, endpoint=True))
-        size = counts["candidate"]
+            size = int(rng.integers(1, num_candidates, endpoint=True))
+            length = int(rng.integers(history_length, endpoint=True))
         request: dict[str, Any] = {schema.item_id: rng.permutation(10 * size)[:size].tolist()}
-        for target in schema.targets:
-            if target.value is not None:
-                request[target.value] = rng.random(size).tolist()
+        request |= {target.value: rng.random(size).tolist() for target in schema.targets if target.value is not None}
+        counts = {"request": 1, "candidate": size, "history": length}
         for field in schema.fields:
-            values = _random_values(field, counts[field.group], ids.get(field.name, []), rng)
-            request[field.name] = values[0] if field.group == "request" else values
+            drawn = values(field, counts[field.group])
+            request[field.name] = drawn[0] if field.group == "request" else drawn
         requests.append(request)
     return requests
-
-
-def _random_values(field: FieldSpec, count: int, ids: list[Any], rng: np.random.Generator) -> list[Any]:
-    """Values of a field, one per request, candidate or item of the history."""
-    if field.kind == "dense":
-        return rng.random((count, field.size)).tolist()
-    return (
-        rng.random(count).tolist()
-        if field.kind == "numeric"
-        else [ids[at] for at in rng.integers(len(ids), size=count)]
-    )

@@ -1,7 +1,7 @@
 """Timing: CPU time of calls taken in turns, floating-point operations, and what the machine's GEMM reaches.
 
-CPU time and not wall time, because other processes of the machine lengthen the latter; in turns, because they also
-slow down the former, by the caches they share, and then slow down all that is compared alike.
+CPU time, because other processes lengthen what the clock on the wall shows; in turns, because by the shared caches they
+slow down the former too, and then all that is compared alike.
 """
 
 from __future__ import annotations
@@ -26,24 +26,20 @@ WARM_UP = 2
 
 def describe_machine() -> dict[str, Any]:
     """Processor, accelerator, cores, threads that torch uses, load, torch's version; what is not there is left out."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device_name = accelerator and getattr(torch.get_device_module(accelerator), "get_device_name", str)
     known = {
-        "processor": _processor(),
-        "accelerator": accelerator
-        and getattr(torch.get_device_module(accelerator), "get_device_name", str)(accelerator),
+        "processor": named[0] if named else platform.processor(),
+        "accelerator": device_name and device_name(accelerator),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
     }
     return {name: value for name, value in known.items() if value not in (None, "")}
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
 
 
 class Times(NamedTuple):
