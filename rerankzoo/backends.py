@@ -27,7 +27,6 @@ from rerankzoo.text_files import read_json
 
 Format = Literal["onnx", "aoti"]
 Backend = Literal["eager", "onnx", "aoti"]
-
 METADATA_NAME: Final = "export.json"
 GRAPH_NAMES: Final[dict[Format, str]] = {"onnx": "model.onnx", "aoti": "model.pt2"}
 OUTPUT_NAMES: Final = ("slates", "scores", "step_scores")
@@ -38,15 +37,12 @@ Run = Callable[[Batch], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class GraphSizes:
-    """The sizes that a graph was compiled for. Smaller batches are padded, larger ones cut into several.
+    """The positive sizes that a graph was compiled for. Smaller batches are padded, larger ones cut into several.
 
     Args:
         batch_size: B.
         num_candidates: N, the most of a request.
         history_length: L, the most items of a history; `None` where the schema has no history fields.
-
-    Raises:
-        ValueError: If a size is not positive.
     """
 
     batch_size: int
@@ -57,21 +53,6 @@ class GraphSizes:
         for name, size in asdict(self).items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-
-    def fit(self, batch: Batch) -> dict[str, Tensor]:
-        """Pads candidates and histories, or cuts their padding.
-
-        Raises:
-            RerankingDataError: If real entries would have to be cut.
-        """
-        sizes = {"N": self.num_candidates} | ({} if self.history_length is None else {"L": self.history_length})
-        for name, most in zip(("candidate_mask", "history_mask"), sizes.values(), strict=False):
-            beyond = batch[name][:, most:].any(-1)
-            if beyond.any():
-                row = int(beyond.int().argmax())
-                message = f"{int(batch[name][row].sum())} entries, the graph was exported for at most {most}"
-                raise RerankingDataError(message, field=name, row=row)
-        return pad(batch, **sizes)
 
 
 @dataclass(frozen=True)
@@ -113,37 +94,29 @@ class GraphFile:
 
     def __init__(self, path: str, format: Format) -> None:  # noqa: A002  (the command's own word)
         self.path, self.format = os.path.abspath(path), format
-        self.run = (_open_onnx if format == "onnx" else _open_aoti)(self.path)
+        if format == "aoti":
+            from torch._inductor import aoti_load_package
+
+            self.graph: Any = aoti_load_package(self.path)
+            return
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError("an ONNX graph is run by onnxruntime: pip install 'rerankzoo[serve]'") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.graph = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [entry.name for entry in self.graph.get_inputs()]
 
     def __call__(self, batch: Batch) -> Sequence[Tensor]:
         """Runs the graph; see `Run`."""
-        return self.run(batch)
+        if self.format == "aoti":
+            return cast(Sequence[Tensor], self.graph(batch))
+        arrays = self.graph.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in self.inputs})
+        return [torch.from_numpy(array) for array in arrays]
 
     def __reduce__(self) -> tuple[type[GraphFile], tuple[str, Format]]:
         return GraphFile, (self.path, self.format)
-
-
-def _open_onnx(path: str) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("an ONNX graph is run by onnxruntime: pip install 'rerankzoo[serve]'") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(batch: Batch) -> Sequence[Tensor]:
-        arrays = session.run(OUTPUT_NAMES, {name: batch[name].numpy() for name in names})
-        return [torch.from_numpy(array) for array in arrays]
-
-    return run
-
-
-def _open_aoti(path: str) -> Run:
-    from torch._inductor import aoti_load_package
-
-    return cast(Run, aoti_load_package(path))
 
 
 class ExportedModel(SlateGenerationMixin):
@@ -235,11 +208,18 @@ class ExportedModel(SlateGenerationMixin):
         if missing := [name for name in self.metadata.inputs if name not in batch]:
             raise ValueError(f"the graph needs {missing}, which the batch lacks")
         batch, sizes = {name: batch[name] for name in self.metadata.inputs}, self.metadata.sizes
-        outputs = self._run(batch) if sizes is None else self._run_in_parts(sizes.fit(batch), sizes.batch_size)
+        outputs = self._run(batch) if sizes is None else self._run_in_parts(batch, sizes)
         return Decoded(*(tensor.unsqueeze(1) for tensor in outputs))
 
-    def _run_in_parts(self, batch: Batch, size: int) -> Sequence[Tensor]:
-        num_requests = len(batch["candidate_mask"])
+    def _run_in_parts(self, batch: Batch, sizes: GraphSizes) -> Sequence[Tensor]:
+        most = {"N": sizes.num_candidates} | ({} if sizes.history_length is None else {"L": sizes.history_length})
+        for name, length in zip(("candidate_mask", "history_mask"), most.values(), strict=False):
+            beyond = batch[name][:, length:].any(-1)
+            if beyond.any():
+                row = int(beyond.int().argmax())
+                message = f"{int(batch[name][row].sum())} entries, the graph was exported for at most {length}"
+                raise RerankingDataError(message, field=name, row=row)
+        batch, size, num_requests = pad(batch, **most), sizes.batch_size, len(batch["candidate_mask"])
         # Requests that fill up the last part have no candidates.
         parts = (pad(take(batch, slice(start, start + size)), B=size) for start in range(0, num_requests, size))
         outputs = [self._run({name: tensor.contiguous() for name, tensor in part.items()}) for part in parts]

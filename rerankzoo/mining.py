@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -169,8 +169,7 @@ def value_spread(history: Sequence[BeamStep], num_requests: int) -> Tensor:
     """The unit of a request's values: how much its slates differ, read off a beam search.
 
     At each position, the variance of the prefix values over the candidates left, averaged over the beams; the spread is
-    the root of the sum over positions: within about a tenth of the standard deviation over all slates on the simulator,
-    whatever the beam's width (docs/mining.md).
+    the root of the sum over positions. Why: docs/mining.md.
 
     Args:
         history: The steps of a beam search by values.
@@ -214,19 +213,15 @@ def _step_targets(history: Sequence[BeamStep], num_requests: int, keep: int, loo
         if below is not None:
             completed = torch.full_like(step.totals, _NEVER)
             completed[step.parent, step.index] = below
-            target = _with_estimates(target, completed[rows])
+            ends = completed[rows]
+            known = ends > _NEVER  # the others fell out of the beam (see `mine_batch`)
+            gains = (ends - target).masked_fill(~known, 0.0)
+            gain = gains.sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
+            smallest = ends.masked_fill(~known, float("inf")).amin(-1, keepdim=True)
+            target = torch.where(known, ends, torch.minimum(target + gain, smallest))
         targets.append(target)
         below = completed.amax(-1) if look_ahead else None
     return torch.stack(targets[::-1], dim=1).unflatten(0, (num_requests, -1))
-
-
-def _with_estimates(totals: Tensor, completed: Tensor) -> Tensor:
-    """Completed values (R, N), estimated for the candidates that fell out of the beam (see `mine_batch`)."""
-    known = completed > _NEVER
-    gains = (completed - totals).masked_fill(~known, 0.0)
-    gain = gains.sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
-    smallest = completed.masked_fill(~known, float("inf")).amin(-1, keepdim=True)
-    return torch.where(known, completed, torch.minimum(totals + gain, smallest))
 
 
 @dataclass(frozen=True)
@@ -275,9 +270,7 @@ def _lists(values: np.ndarray, *lengths: np.ndarray) -> pa.Array:
     """Flat values as a column of nested lists; `lengths` from the innermost list to the rows."""
     column: pa.Array = pa.array(values)
     for length in lengths:
-        offsets = np.zeros(len(length) + 1, dtype=np.int32)
-        np.cumsum(length, out=offsets[1:])
-        column = pa.ListArray.from_arrays(pa.array(offsets), column)
+        column = pa.ListArray.from_arrays(np.concatenate([[0], length]).cumsum(dtype=np.int32), column)
     return column
 
 
@@ -349,7 +342,10 @@ def mine_folder(
     record = {
         "evaluator": weights_digest(evaluator),
         "spread_penalty": spread_penalty,
-        "source": {name: _size(folder, splits, name) for name in sorted({source for source, _ in wanted.values()})},
+        "source": {
+            name: [len(splits[name]), sum(path.stat().st_size for path in split_files(folder, name))]
+            for name in sorted({source for source, _ in wanted.values()})
+        },
         "split": split,
         "num_requests": num_requests,
         "num_validation": num_validation,
@@ -392,11 +388,6 @@ def _load(evaluators: Sequence[str], spread_penalty: float) -> tuple[Any, Rerank
     return evaluator.eval(), checkpoints[0].extractor
 
 
-def _size(folder: Path, splits: DatasetDict, split: str) -> list[int]:
-    """Rows and bytes of a split."""
-    return [len(splits[split]), sum(path.stat().st_size for path in split_files(folder, split))]
-
-
 def _mined_tables(
     source: pa.Table,
     evaluator: Any,
@@ -416,7 +407,9 @@ def _mined_tables(
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's class and weights."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+    # An ensemble by the name that it had when the first folders were mined: they are continued.
+    name = "DeGReEvaluatorEnsemble" if isinstance(model, EvaluatorEnsemble) else type(model).__name__
+    digest = hashlib.sha256(name.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"/{name}:{tensor.dtype}:{tuple(tensor.shape)}/".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -456,10 +449,12 @@ def _complete(
         write_atomically(out / name, partial(link_or_copy, path))
     extractor.save_pretrained(out)  # the generator must have the evaluator's: `data.init_args.extractor`
     origin = read_metadata(source) if (source / METADATA_FILE).is_file() else None
-    if SLATE_WEIGHTS in splits[record["split"]].column_names:  # mined itself
+    log, schema, quantiles = splits[record["split"]], extractor.schema, None
+    if SLATE_WEIGHTS in log.column_names:  # mined itself
         quantiles = (origin or {}).get(UTILITY_QUANTILES)
-    else:
-        quantiles = _utility_quantiles(splits[record["split"]], extractor)
+    elif {schema.slate, *(target.name for target in schema.targets)} <= set(log.column_names):
+        # A generator's threshold for logged slates cannot be measured without the log.
+        quantiles = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
     metadata = {
         "source": MINED_SOURCE,
         "protocol": "slates mined by beam search with an evaluator from logged requests, without their labels; the "
@@ -472,18 +467,6 @@ def _complete(
     }
     FeatureSchema.from_yaml(source / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
     _write_json(out / METADATA_FILE, metadata)
-
-
-def _utility_quantiles(log: Dataset, extractor: RerankingFeatureExtractor) -> list[float] | None:
-    """What the logged slates earned, in hundredths; `None` of a log without feedback.
-
-    The generator's threshold for logged slates, such as those of the test split, cannot be measured without the log.
-    """
-    schema = extractor.schema
-    if not {schema.slate, *(target.name for target in schema.targets)} <= set(log.column_names):
-        return None
-    quantiles: list[float] = np.quantile(logged_utilities(log, extractor), np.linspace(0, 1, 101)).tolist()
-    return quantiles
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

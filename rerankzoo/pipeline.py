@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU's cache
 _CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
-
 #: What an earlier save or export may have left in a folder, as patterns.
 _EARLIER = (*SAVED_MODEL, "config.json", EVALUATOR_FOLDER, METADATA_NAME, "model.onnx*", "model.pt2")
 
@@ -170,24 +169,15 @@ class RerankingPipeline:
             write_card(folder)
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
+        self, repo_id: str, *, commit_message: str | None = None, token: str | bool | None = None, **options: Any
     ) -> str:
         """Pushes the whole in one commit; a card that the repository has is kept.
 
         Args:
             repo_id: The repository, made if there is none.
             commit_message: Its title.
-            private: Of a new repository; `None`: as the owner's default says.
             token: Default: HF_TOKEN, or that of `hf auth login`.
-            revision: The branch, made if there is none; default: main.
-            create_pr: Open a pull request instead.
+            **options: Of `rerankzoo.hub.push.Push`: `private`, `revision`, `create_pr`.
 
         Returns:
             The address of the commit or pull request.
@@ -196,9 +186,9 @@ class RerankingPipeline:
             HubError: If the Hub refuses or stays unreachable; the message names the folder where the files are kept.
         """
         folder = Path(tempfile.mkdtemp(prefix="rerankzoo-"))
+        push = Push(folder, repo_id, message=commit_message, keep=(CARD_FILE,), **options)
         self.save_pretrained(folder)
         write_card(folder, CardDetails(repo_id))
-        push = Push(folder, repo_id, private, revision, create_pr, commit_message, keep=(CARD_FILE,))
         pushed = push_folder(push, token)
         shutil.rmtree(folder)  # only now: after a failure the files are all there is
         return pushed.url
@@ -276,11 +266,12 @@ class RerankingPipeline:
         try:
             return self._decode(chunk, constraints, options)
         except (InfeasibleConstraintError, RerankingDataError) as error:
-            failed = _counted_from(chunk.rows.start, error)
-            if on_error == "raise" or failed.row is None:
+            place: Any = error.row  # within the chunk
+            row = None if place is None else chunk.rows.start + place
+            failed = type(error)(**{**vars(error), "row": row})
+            if on_error == "raise" or row is None:
                 raise failed from error
         # Outside the handler: it keeps the failed decoding's tensors in memory.
-        place = failed.row - chunk.rows.start
         before, after = (
             self._rank(chunk.take(rows), constraints, on_error, options) if rows.start < rows.stop else []
             for rows in (slice(0, place), slice(place + 1, len(chunk)))
@@ -314,11 +305,3 @@ def _chunks(part: Encoded) -> Iterator[Encoded]:
             yield part.take(slice(start, row))
             start, widest = row, length
     yield part.take(slice(start, len(lengths)))
-
-
-def _counted_from(first: int, error: Any) -> RerankingDataError | InfeasibleConstraintError:
-    """An error about a row of a chunk, as one about a row of all requests."""
-    if isinstance(error, InfeasibleConstraintError):
-        return InfeasibleConstraintError(error.message, row=first + error.row, constraints=error.constraints)
-    row = None if error.row is None else first + error.row
-    return RerankingDataError(error.message, field=error.field, row=row)

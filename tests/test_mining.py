@@ -28,7 +28,7 @@ from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import BeamStep, EvaluatorEnsemble, beam_search
-from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
+from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread, weights_digest
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.training import RerankingModule
@@ -543,6 +543,15 @@ def test_several_evaluators_are_an_ensemble(
     ]
     with pytest.raises(RerankingDataError, match="was begun with"):
         mine_folder(both, data_folder, out, **SETTINGS)
+
+
+def test_an_ensemble_has_the_digest_of_its_earlier_class(extractor: RerankingFeatureExtractor) -> None:
+    """Folders that were begun with it are continued."""
+    torch.manual_seed(0)
+    ensemble = EvaluatorEnsemble([DeGReEvaluator(DeGReConfig(feature_schema=extractor.schema.to_dict(), **TINY))])
+    earlier = type("DeGReEvaluatorEnsemble", (torch.nn.Module,), {})()
+    earlier.members = ensemble.members
+    assert weights_digest(earlier) == weights_digest(ensemble)
 
 
 def test_an_evaluator_beside_its_generator_mines(

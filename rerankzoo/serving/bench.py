@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.backends import Backend, ExportedModel, Format, GraphSizes
@@ -222,9 +222,8 @@ def print_shares(shares: Mapping[Any, Mapping[str, float]]) -> None:
 
 
 def _print_table(title: str, header: str, lines: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header.split(", ")):
-        table.add_column(name, justify="right" if number else "left")
+    first, *others = header.split(", ")
+    table = Table(first, *(Column(name, justify="right") for name in others), title=title, title_justify="left")
     for line in lines:
         table.add_row(*line)
     Console(width=120).print(table)

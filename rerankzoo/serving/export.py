@@ -115,7 +115,13 @@ def export_model(
         path = target / GRAPH_NAMES[format]
         with _quiet_exporters():
             program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
-            _write_onnx(program, batch, path) if format == "onnx" else _write_aoti(program, path)
+            if format == "onnx":
+                _write_onnx(program, batch, path)
+            else:
+                from torch._inductor import aoti_compile_and_package
+
+                # Weights are constants: their layout is chosen now, and not again in every call.
+                aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
         inputs, decoding = tuple(batch), decoding_parameters(config)
         GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
         check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
@@ -171,13 +177,6 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         if frozen := [axis for axis in dynamic if isinstance(entry.shape[axis], int)]:
             raise ExportError(f"axes {frozen} of {entry.name!r} are frozen: its shape is {entry.shape}")
     converted.save(path)
-
-
-def _write_aoti(program: ExportedProgram, path: Path) -> None:
-    from torch._inductor import aoti_compile_and_package
-
-    # Weights are constants: their layout is chosen when the graph is compiled, and not again in every call.
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
 @contextmanager
