@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 
 from rerankzoo.atomic_writing import write_folder_atomically
 from rerankzoo.errors import HubError, UnreadableFileError, in_one_line, shown
-from rerankzoo.features.arrow_tables import ArrowTable, stored_array
+from rerankzoo.features.arrow_tables import ArrowTable
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.hub_errors import one_line_errors
 from rerankzoo.text_files import read_json
@@ -239,8 +239,7 @@ def _read_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _stored(table: pa.Table, columns: Collection[str]) -> pa.Table:
-    arrays = {name: ArrowTable(table).array(name) for name in sorted(set(table.column_names) & set(columns))}
-    return pa.table({name: stored_array(array, name) for name, array in arrays.items()})
+    return pa.table({name: ArrowTable(table).array(name) for name in sorted(set(table.column_names) & set(columns))})
 
 
 @contextmanager

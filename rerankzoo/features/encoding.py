@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rerankzoo.errors import shown
-from rerankzoo.features.schema import FieldSpec
+from rerankzoo.features.schema import FLOAT32_MAX, FieldSpec
 from rerankzoo.features.tables import BoolArray, Column, IntArray, Ragged
 
 FloatArray = npt.NDArray[np.float64]
 IdType = Literal["int", "string"]
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: Of categorical values: padding or missing, unknown; then the vocabulary (or the hash buckets).
 MISSING_ID = 0
@@ -43,15 +42,10 @@ class IntegerVocabulary:
         order = np.argsort(values, kind="stable")
         self._sorted, self._ids = values[order], order + FIRST_ID
         self._table: IntArray | None = None
-        if len(values):
-            first = self._sorted[0]
-            span = int(self._sorted[-1]) - int(first) + 1
-            if span <= max(_MIN_TABLE_SLOTS, _MAX_TABLE_SLOTS_PER_VALUE * len(values)):
-                self._table = np.full(span, UNKNOWN_ID, dtype=np.int64)
-                self._table[self._sorted - first] = self._ids
-
-    def __len__(self) -> int:
-        return len(self.values)
+        span = int(self._sorted[-1]) - int(self._sorted[0]) + 1 if len(values) else math.inf
+        if span <= max(_MIN_TABLE_SLOTS, _MAX_TABLE_SLOTS_PER_VALUE * len(values)):
+            self._table = np.full(int(span), UNKNOWN_ID, dtype=np.int64)
+            self._table[self._sorted - self._sorted[0]] = self._ids
 
     def encode(self, values: IntArray) -> IntArray:
         """Returns one id per value."""
@@ -66,35 +60,26 @@ class IntegerVocabulary:
         places = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
         return np.where(self._sorted[places] == values, self._ids[places], UNKNOWN_ID)
 
-    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns the arrays to store."""
         return {"values": self.values}
 
 
 class StringVocabulary:
-    """Maps strings to ids.
-
-    Args:
-        values: The known values in the order of their ids, without repetition. Fitting sorts them; what
-            `extended_vocabulary` adds comes after them.
-    """
+    """Maps strings to ids; see `IntegerVocabulary`."""
 
     def __init__(self, values: Sequence[str]) -> None:
         self.values = list(values)
         self._ids = {value: index for index, value in enumerate(self.values, start=FIRST_ID)}
 
-    def __len__(self) -> int:
-        return len(self.values)
-
     def encode(self, values: Sequence[str]) -> IntArray:
         """Returns one id per value."""
         return np.fromiter(map(self._ids.get, values, itertools.repeat(UNKNOWN_ID)), np.int64, len(values))
 
-    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns the arrays to store: UTF-8 bytes and where each value starts."""
         encoded = [_utf8(value) for value in self.values]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(value) for value in encoded], out=offsets[1:])
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         return {"bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8), "offsets": offsets}
 
 
@@ -107,22 +92,21 @@ def extended_vocabulary(vocabulary: Vocabulary, other: Vocabulary) -> Vocabulary
     Raises:
         TypeError: If one holds integers and the other strings.
     """
-    if not len(vocabulary):
+    if not len(vocabulary.values):
         return other
     if type(vocabulary) is not type(other):
         raise TypeError(f"a {type(vocabulary).__name__} cannot be extended by a {type(other).__name__}")
-    values: list[Any] = list(vocabulary.values)
-    known = set(values)
-    return type(vocabulary)(values + [value for value in other.values if value not in known])
+    # As keys: each value once, in order. Integers stay numpy's, which are equal to Python's.
+    return type(vocabulary)(list(dict.fromkeys([*vocabulary.values, *other.values])))
 
 
 def begins_with(vocabulary: Vocabulary, other: Vocabulary) -> bool:
     """Tells whether all values of the other vocabulary have the same ids in the first."""
     same_type = type(vocabulary) is type(other)
-    return not len(other) or (same_type and list(vocabulary.values[: len(other)]) == list(other.values))
+    return not len(other.values) or (same_type and list(vocabulary.values[: len(other.values)]) == list(other.values))
 
 
-def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabulary:
+def vocabulary_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Vocabulary:
     """Rebuilds a vocabulary from `to_arrays`.
 
     Raises:
@@ -133,9 +117,9 @@ def vocabulary_from_arrays(arrays: dict[str, npt.NDArray[np.generic]]) -> Vocabu
         if array.dtype != expected or array.ndim != 1:
             raise ValueError(f"{name} must be {np.dtype(expected)} of one axis, got {array.dtype} of {array.ndim}")
     if "values" in arrays:
-        return IntegerVocabulary(arrays["values"].astype(np.int64, copy=False))
+        return IntegerVocabulary(arrays["values"])
     blob, offsets = arrays["bytes"].tobytes(), arrays["offsets"].tolist()
-    if not offsets or offsets[0] != 0 or offsets[-1] != len(blob) or np.any(np.diff(arrays["offsets"]) < 0):
+    if offsets[:1] != [0] or offsets[-1] != len(blob) or offsets != sorted(offsets):
         raise ValueError(f"offsets must grow from 0 to {len(blob)}, the number of bytes")
     return StringVocabulary(
         [blob[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]
@@ -146,8 +130,7 @@ def vocabulary_digest(vocabulary: Vocabulary) -> str:
     """Returns a SHA-256 over a vocabulary's type and values."""
     digest = hashlib.sha256(type(vocabulary).__name__.encode())
     for name, array in sorted(vocabulary.to_arrays().items()):
-        digest.update(f"/{name}:{array.dtype.str}:{len(array)}/".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"/{name}:{array.dtype.str}:{len(array)}/".encode() + array.tobytes())
     return digest.hexdigest()
 
 
@@ -233,28 +216,16 @@ class IdEncoder:
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What "standardize" subtracts and divides by, one entry per component."""
-
-    mean: FloatArray
-    std: FloatArray
-
-    def equals(self, other: Statistics) -> bool:
-        """Whether both standardise alike."""
-        return np.array_equal(self.mean, other.mean) and np.array_equal(self.std, other.std)
-
-
-@dataclass(frozen=True)
 class NumberEncoder:
     """A numeric or dense field's clipping and transforms.
 
     Args:
         spec: The field.
-        statistics: For "standardize".
+        statistics: (2, size) what "standardize" subtracts and divides by; `None` while fitting.
     """
 
     spec: FieldSpec
-    statistics: Statistics | None
+    statistics: FloatArray | None
 
     def __call__(self, column: Column) -> FloatArray:
         """Returns (n, size) transformed values, 0 where missing.
@@ -263,9 +234,10 @@ class NumberEncoder:
             RerankingDataError: As `transform`, and if a standardised value does not fit float32.
         """
         values, missing = self.transform(column)
-        values = values if missing is None else np.where(missing, 0.0, values)
+        if missing is not None:
+            values = np.where(missing, 0.0, values)
         if self.statistics is not None:  # no other transform makes a number larger
-            self._refuse(column, values, np.abs(values) > _FLOAT32_MAX, "{} after standardising is beyond float32")
+            self._refuse(column, values, np.abs(values) > FLOAT32_MAX, "{} after standardising is beyond float32")
         return values
 
     def transform(self, column: Column) -> tuple[FloatArray, BoolArray | None]:
@@ -293,12 +265,12 @@ class NumberEncoder:
             elif self.statistics is None:
                 break
             else:
-                values = (values - self.statistics.mean) / self.statistics.std
+                values = (values - self.statistics[0]) / self.statistics[1]
         return values, missing
 
-    def _refuse(self, column: Column, values: FloatArray, bad: BoolArray, message: str) -> None:
-        if bad.any():
-            index, component = divmod(int(bad.argmax()), values.shape[1])
+    def _refuse(self, column: Column, values: FloatArray, wrong: BoolArray, message: str) -> None:
+        if wrong.any():
+            index, component = divmod(int(wrong.argmax()), values.shape[1])
             # The entries of a dense column are its vectors, one level above the leaves.
             level = len(column.offsets) - (self.spec.kind == "dense")
             raise column.error(message.format(float(values[index, component])), index, level)
@@ -309,17 +281,16 @@ def _vectors(column: Column, values: FloatArray, size: int) -> tuple[FloatArray,
     level = len(column.offsets) - 1
     lengths = np.diff(column.offsets[level])
     absent, missing = column.nulls[level:]
-    wrong = lengths != size if absent is None else (lengths != size) & ~absent
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise column.error(f"a vector of length {size} is required, got length {lengths[index]}", index, level)
-    values, missing = values.reshape(-1, size), None if missing is None else missing.reshape(-1, size)
+    present = np.ones(len(lengths), dtype=np.bool_) if absent is None else ~absent
+    column.refuse(
+        (lengths != size) & present, f"a vector of length {size} is required, got length {{}}", level, lengths
+    )
     if absent is None:
-        return values, missing
+        return values.reshape(-1, size), None if missing is None else missing.reshape(-1, size)
     vectors, no_vector = np.zeros((len(lengths), size)), np.repeat(absent[:, None], size, axis=1)
-    vectors[~absent] = values
+    vectors[present] = values.reshape(-1, size)
     if missing is not None:
-        no_vector[~absent] |= missing
+        no_vector[present] = missing.reshape(-1, size)
     return vectors, no_vector
 
 
@@ -334,7 +305,7 @@ def finite(column: Column) -> FloatArray:
         raise column.error(f"a number is required, got {shown(column.value(index))}", index)
     values = column.values.astype(np.float64, copy=False)
     # One comparison also catches NaN, for which it is false.
-    good = np.abs(values) <= _FLOAT32_MAX
+    good = np.abs(values) <= FLOAT32_MAX
     if column.nulls[-1] is not None:
         good |= column.nulls[-1]
     if not good.all():
@@ -345,27 +316,18 @@ def finite(column: Column) -> FloatArray:
     return values
 
 
-@dataclass
 class Moments:
-    """Running mean and variance of vectors, in float64.
+    """Running mean and variance of (n, size) values, in float64.
 
     Chunks are merged with Chan, Golub and LeVeque's pairwise update (Updating formulae and a pairwise algorithm for
     computing sample variances, 1979), so that the result does not lose digits on long data.
-
-    Args:
-        size: The vectors' length.
     """
 
-    size: int
-    count: FloatArray = field(init=False)
-    mean: FloatArray = field(init=False)
-    squares: FloatArray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count, self.mean, self.squares = (np.zeros(self.size) for _ in range(3))
+    def __init__(self, size: int) -> None:
+        self.count, self.mean, self.squares = np.zeros((3, size))
 
     def update(self, values: FloatArray, missing: BoolArray | None) -> None:
-        """Adds (n, size) values, except where `missing`."""
+        """Adds values, except where `missing`."""
         seen = np.ones_like(values) if missing is None else (~missing).astype(np.float64)
         count = seen.sum(axis=0)
         mean = (values * seen).sum(axis=0) / np.maximum(count, 1)
@@ -376,10 +338,10 @@ class Moments:
         self.mean += delta * count / total
         self.count += count
 
-    def statistics(self) -> Statistics:
-        """Mean and population standard deviation; 1 where it is 0, so that dividing by it changes nothing."""
+    def statistics(self) -> FloatArray:
+        """(2, size) mean and population standard deviation; 1 where it is 0, so that dividing by it changes nothing."""
         std = np.sqrt(self.squares / np.maximum(self.count, 1))
-        return Statistics(mean=self.mean, std=np.where(std > 0, std, 1.0))
+        return np.stack([self.mean, np.where(std > 0, std, 1.0)])
 
 
 def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast, get_args
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import BUILT_IN, ENTRIES
 from rerankzoo.errors import (
     RerankingDataError,
     SchemaError,
@@ -32,9 +31,9 @@ from rerankzoo.errors import (
     shown,
 )
 from rerankzoo.features.encoded import Encoded, ItemIds, read_item_ids
-from rerankzoo.features.encoding import IdEncoder, NumberEncoder, begins_with, pack
-from rerankzoo.features.fitting import FittedState, extend_state, fit_state, fitted_schema, unfitted_schema
-from rerankzoo.features.labels import Arrays, read_candidate_values, read_labels
+from rerankzoo.features.encoding import IdEncoder, NumberEncoder, begins_with, extended_vocabulary, pack
+from rerankzoo.features.fitting import Fields, FittedState, fit_state
+from rerankzoo.features.labels import read_candidate_values, read_labels
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import Ragged, RowTable, Table, holds_columns, read_table
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
@@ -43,33 +42,6 @@ from rerankzoo.text_files import read_json
 CONFIG_NAME: Final = "preprocessor_config.json"
 VOCABULARY_NAME: Final = "vocabularies.safetensors"
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """What a fitted extractor works with: per group its fields, the categorical ones first.
-
-    A field is a name, the depth of its lists, whether it is categorical, and its encoder.
-    """
-
-    schema: FeatureSchema
-    state: FittedState
-    fields: Mapping[Group, list[tuple[str, int, bool, IdEncoder | NumberEncoder]]]
-    labels: frozenset[str | None]
-    has_values: bool
-
-    @classmethod
-    def of(cls, declared: FeatureSchema, state: FittedState) -> _Fitted:
-        schema = fitted_schema(declared, state)
-        fields = {
-            group: [
-                (spec.name, spec.depth, spec.kind == "categorical", state.encoder(schema, spec))
-                for spec in (*schema.select(group, "categorical"), *schema.numeric_fields(group))
-            ]
-            for group in get_args(Group)
-        }
-        labels = frozenset({schema.slate, *(target.candidate_feedback for target in schema.targets)})
-        return cls(schema, state, fields, labels, any(target.value for target in schema.targets))
 
 
 class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
@@ -94,8 +66,9 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def __init__(self, schema: FeatureSchema) -> None:
         super().__init__()
-        self._declared = unfitted_schema(schema)
-        self._fitted: _Fitted | None = None
+        fields = tuple(replace(field, num_embeddings=None) for field in schema.fields)
+        self._declared = replace(schema, fields=fields, fingerprint=None)
+        self._state: FittedState | None = None
 
     @property
     def schema(self) -> FeatureSchema:
@@ -104,15 +77,15 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        return self._require_fitted().schema
+        return self._fitted_state().schema
 
-    def _require_fitted(self) -> _Fitted:
-        if self._fitted is None:
+    def _fitted_state(self) -> FittedState:
+        if self._state is None:
             raise SchemaError(f"the extractor of schema {self._declared.name!r} is not fitted; call fit(data) first")
-        return self._fitted
+        return self._state
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._declared if self._fitted is None else self.schema!r})"
+        return f"{type(self).__name__}({self._declared if self._state is None else self.schema!r})"
 
     def fit(self, data: Any) -> RerankingFeatureExtractor:
         """Learns vocabularies and statistics anew; call it on training rows only.
@@ -129,8 +102,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             RerankingDataError: If a value cannot be used; it names field, row and value.
         """
-        state = fit_state(self._declared, read_table(data, self._declared.item_id))
-        self._fitted = _Fitted.of(self._declared, state)
+        self._state = fit_state(self._declared, read_table(data, self._declared.item_id))
         return self
 
     def extend(self, data: Any, update_statistics: bool = False) -> RerankingFeatureExtractor:
@@ -151,10 +123,16 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             RerankingDataError: If a value cannot be used, or is a string where ids are integers (or the reverse).
             SchemaError: If the extractor was not fitted.
         """
-        state = self._require_fitted().state
-        table = read_table(data, self._declared.item_id)
+        state = self._fitted_state()
+        new = fit_state(self._declared, read_table(data, self._declared.item_id), state.types)
         extractor = RerankingFeatureExtractor(self._declared)
-        extractor._fitted = _Fitted.of(self._declared, extend_state(self._declared, state, table, update_statistics))
+        extractor._state = replace(
+            new,
+            vocabularies={
+                name: extended_vocabulary(known, new.vocabularies[name]) for name, known in state.vocabularies.items()
+            },
+            statistics=new.statistics if update_statistics else state.statistics,
+        )
         return extractor
 
     def check_extends(self, other: RerankingFeatureExtractor, other_statistics: bool = False) -> None:
@@ -167,15 +145,18 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaMismatchError: If the columns, the ids of known values or the statistics differ; names the fields.
         """
-        after, before = self._require_fitted().state, other._require_fitted().state
+        after, before = self._fitted_state(), other._fitted_state()
         self._declared.check_same(other._declared)
-        vocabularies, statistics = before.vocabularies.items(), before.statistics.items()
-        moved = [name for name, known in vocabularies if not begins_with(after.vocabularies[name], known)]
+        moved = [
+            name for name, known in before.vocabularies.items() if not begins_with(after.vocabularies[name], known)
+        ]
         moved += [name for name, known in before.types.items() if known not in (None, after.types[name])]
         problems = [f"field {name!r} has other ids" for name in dict.fromkeys(moved)]
-        if not other_statistics:
-            changed = [name for name, known in statistics if not known.equals(after.statistics[name])]
-            problems += [f"field {name!r} is standardised otherwise" for name in changed]
+        problems += [
+            f"field {name!r} is standardised otherwise"
+            for name, known in before.statistics.items()
+            if not other_statistics and not np.array_equal(known, after.statistics[name])
+        ]
         if problems:
             name = self._declared.name
             raise SchemaMismatchError(f"schema {name!r} was fitted on other data: {'; '.join(problems)}")
@@ -246,46 +227,24 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return parts, errors
 
     def _encode(self, table: Table) -> Encoded:
-        fitted = self._require_fitted()
-        schema = fitted.schema
+        schema, fields = self._fitted_state().schema, self._fitted_state().fields
         item_ids = read_item_ids(table, schema.item_id)
         requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
-        arrays = self._group("request", table, item_ids, requests)
+        arrays = _encode_group("request", fields["request"], table, item_ids, requests)
         arrays = {key: array[:, 0] for key, array in arrays.items()}  # one value per request: no list dimension
-        arrays.update(self._group("candidate", table, item_ids, candidates))
+        arrays.update(_encode_group("candidate", fields["candidate"], table, item_ids, candidates))
         arrays["candidate_mask"] = candidates.mask()
-        if fitted.fields["history"]:
+        if fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
-            layout = Ragged(table.column(fitted.fields["history"][0][0], 1).offsets[0], min_width=1)
-            arrays["history_categorical"] = self._group("history", table, item_ids, layout)["history_categorical"]
+            layout = Ragged(table.column(fields["history"][0][0], 1).offsets[0], min_width=1)
+            history = _encode_group("history", fields["history"], table, item_ids, layout)
+            arrays["history_categorical"] = history["history_categorical"]
             arrays["history_mask"] = layout.mask()
-        if fitted.has_values:
-            arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
-        else:
-            values = np.repeat(arrays["candidate_mask"][..., None], len(schema.targets), axis=-1)
-            arrays["candidate_value"] = values.astype(np.float32)
-        if not table.names.isdisjoint(fitted.labels | (ENTRIES.keys() - BUILT_IN)):
-            arrays.update(read_labels(table, schema, candidates))
+        arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
+        arrays.update(read_labels(table, schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
         return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)
-
-    def _group(self, group: Group, table: Table, item_ids: ItemIds, layout: Ragged) -> Arrays:
-        """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
-        parts: dict[bool, list[npt.NDArray[Any]]] = {True: [], False: []}
-        fields = self._require_fitted().fields[group]
-        for name, depth, categorical, encode in fields:
-            is_id = name == item_ids.column.name
-            column = item_ids.column if is_id else table.column(name, depth)
-            if group == "candidate" and column.nulls[0] is not None:
-                column.refuse_nulls(None)
-            if group != "request" and not is_id:
-                layout.check_same(column, 0, repr(item_ids.column.name if group == "candidate" else fields[0][0]))
-            parts[categorical].append(encode(column))
-        return {
-            f"{group}_categorical": pack(parts[True], layout, np.int64),
-            f"{group}_numeric": pack(parts[False], layout, np.float32),
-        }
 
     def example_values(self, spec: FieldSpec, limit: int = 1000) -> list[Any]:
         """Raw values that a categorical field takes: the first of its vocabulary, or made-up ones for a hashed field.
@@ -293,10 +252,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        state = self._require_fitted().state
+        state = self._fitted_state()
         owner = self._declared.owner(spec).name
         vocabulary = state.vocabularies.get(owner)
-        if vocabulary is not None and len(vocabulary):
+        if vocabulary is not None and len(vocabulary.values):
             return cast(list[Any], np.asarray(vocabulary.values[:limit]).tolist())
         return list(map(str, range(limit))) if state.types[owner] == "string" else list(range(limit))
 
@@ -315,12 +274,12 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able configuration; the vocabularies are stored beside it."""
-        fitted = self._require_fitted()
+        state = self._fitted_state()
         return {
             "feature_extractor_type": type(self).__name__,
             "auto_map": auto_map(AutoFeatureExtractor=type(self).__name__),
-            "schema": fitted.schema.to_dict(),
-            "state": fitted.state.to_dict(),
+            "schema": state.schema.to_dict(),
+            "state": state.to_dict(),
         }
 
     def save_pretrained(
@@ -339,7 +298,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Raises:
             SchemaError: If the extractor was not fitted.
         """
-        state = self._require_fitted().state
+        state = self._fitted_state()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         vocabularies, config = folder / VOCABULARY_NAME, folder / CONFIG_NAME
@@ -385,22 +344,19 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         except (SafetensorError, TypeError, KeyError, ValueError) as error:  # the latter of types that numpy has not
             raise UnreadableFileError(f"{vocabularies} is damaged: {in_one_line(error)}") from error
         try:
-            return cls._restore(data, arrays)
+            saved = FeatureSchema.from_dict(data["schema"])
+            extractor = cls(saved)
+            extractor._state = FittedState.restore(extractor._declared, data["state"], arrays)
+            if extractor.schema.fingerprint != saved.fingerprint:
+                raise SchemaMismatchError(
+                    f"schema {saved.name!r} or its statistics were changed after saving: fingerprint "
+                    f"{extractor.schema.fingerprint}, expected {shown(saved.fingerprint)}"
+                )
+            return extractor
         except SchemaMismatchError as error:
             raise SchemaMismatchError(f"{vocabularies}: {error}") from error
         except SchemaError as error:
             raise type(error)(f"{config}: {error}") from error
-
-    @classmethod
-    def _restore(cls, data: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> RerankingFeatureExtractor:
-        extractor = cls(saved := FeatureSchema.from_dict(data["schema"]))
-        extractor._fitted = _Fitted.of(extractor._declared, FittedState.restore(saved, data["state"], arrays))
-        if extractor.schema.fingerprint != saved.fingerprint:
-            raise SchemaMismatchError(
-                f"schema {saved.name!r} or its statistics were changed after saving: fingerprint "
-                f"{extractor.schema.fingerprint}, expected {shown(saved.fingerprint)}"
-            )
-        return extractor
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> RerankingFeatureExtractor:
@@ -410,3 +366,22 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             SchemaError: Always.
         """
         raise SchemaError("a dictionary lacks the vocabularies; use from_pretrained")
+
+
+def _encode_group(
+    group: Group, fields: Fields, table: Table, item_ids: ItemIds, layout: Ragged
+) -> dict[str, npt.NDArray[Any]]:
+    """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
+    parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: []}
+    for name, depth, encode in fields:
+        is_id = name == item_ids.column.name
+        column = item_ids.column if is_id else table.column(name, depth)
+        if group == "candidate" and column.nulls[0] is not None:
+            column.refuse_nulls(None)
+        if group != "request" and not is_id:
+            layout.check_same(column, 0, repr(item_ids.column.name if group == "candidate" else fields[0][0]))
+        parts[type(encode)].append(encode(column))
+    return {
+        f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
+        f"{group}_numeric": pack(parts[NumberEncoder], layout, np.float32),
+    }

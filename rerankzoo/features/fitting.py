@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,57 +16,83 @@ import numpy.typing as npt
 from rerankzoo.errors import SchemaMismatchError, in_one_line, shown
 from rerankzoo.features.encoding import (
     FIRST_ID,
+    FloatArray,
     IdEncoder,
     IdType,
     IntegerVocabulary,
     Moments,
     NumberEncoder,
-    Statistics,
     StringVocabulary,
     Vocabulary,
-    extended_vocabulary,
     id_type,
     vocabulary_digest,
     vocabulary_from_arrays,
 )
-from rerankzoo.features.schema import FeatureSchema, FieldSpec
-from rerankzoo.features.tables import Table
+from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
+from rerankzoo.features.tables import Column, Table
+
+#: The name, the depth of the lists and the encoder of each field of a group, the categorical ones first.
+Fields = list[tuple[str, int, IdEncoder | NumberEncoder]]
 
 _SLICE_ROWS = 16_384
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FittedState:
     """What fitting learned, by field name.
 
     Args:
+        declared: The schema, without what fitting sets.
         types: The type of every categorical field that shares no other's vocabulary; `None` if only missing values were
             seen.
         vocabularies: Of those of them that do not hash.
-        statistics: Of the fields with "standardize".
+        statistics: Of the fields with "standardize", (2, size): mean and standard deviation.
     """
 
+    declared: FeatureSchema
     types: dict[str, IdType | None]
     vocabularies: dict[str, Vocabulary]
-    statistics: dict[str, Statistics]
+    statistics: dict[str, FloatArray]
 
-    def encoder(self, schema: FeatureSchema, spec: FieldSpec) -> IdEncoder | NumberEncoder:
-        """What turns the columns of a field into inputs."""
+    @cached_property
+    def schema(self) -> FeatureSchema:
+        """The schema with `num_embeddings` and the fingerprint of everything that was learned."""
+        sizes = {spec.name: spec.hash_size for spec in _vocabulary_owners(self.declared)}
+        sizes |= {name: len(vocabulary.values) for name, vocabulary in self.vocabularies.items()}
+        fields = tuple(
+            replace(spec, num_embeddings=FIRST_ID + (sizes[spec.shares or spec.name] or 0))
+            if spec.kind == "categorical"
+            else spec
+            for spec in self.declared.fields
+        )
+        schema = replace(self.declared, fields=fields)
+        content = json.dumps({"schema": schema.to_dict(), "state": self.to_dict()}, sort_keys=True)
+        return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
+
+    @cached_property
+    def fields(self) -> dict[Group, Fields]:
+        """What encodes each group of columns."""
+        return {
+            group: [
+                (spec.name, spec.depth, self._encoder(spec))
+                for spec in (*self.schema.select(group, "categorical"), *self.schema.numeric_fields(group))
+            ]
+            for group in get_args(Group)
+        }
+
+    def _encoder(self, spec: FieldSpec) -> IdEncoder | NumberEncoder:
         if spec.kind != "categorical":
             return NumberEncoder(spec, self.statistics.get(spec.name))
-        owner = schema.owner(spec)
+        owner = self.declared.owner(spec)
         return IdEncoder(owner.hash_size, self.vocabularies.get(owner.name), self.types[owner.name])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON-able part: all but the vocabularies, of which it has the digests."""
-        return {
-            "types": self.types,
-            "statistics": {
-                name: {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()}
-                for name, statistics in self.statistics.items()
-            },
-            "vocabulary_digests": {name: vocabulary_digest(known) for name, known in self.vocabularies.items()},
+        """Returns the JSON-able part of what was learned: all but the vocabularies, of which it has the digests."""
+        statistics = {
+            name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()
         }
+        digests = {name: vocabulary_digest(vocabulary) for name, vocabulary in self.vocabularies.items()}
+        return {"types": self.types, "statistics": statistics, "vocabulary_digests": digests}
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns the vocabularies as named arrays."""
@@ -77,7 +104,7 @@ class FittedState:
 
     @classmethod
     def restore(
-        cls, schema: FeatureSchema, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+        cls, declared: FeatureSchema, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
     ) -> FittedState:
         """Undoes `to_dict` and `to_arrays`.
 
@@ -85,20 +112,17 @@ class FittedState:
             SchemaMismatchError: If a vocabulary is missing or not the one that was saved, or anything else is not what
                 fitting writes; names the field.
         """
-        owners = _vocabulary_owners(schema)
+        owners = _vocabulary_owners(declared)
+        learned = [spec.name for spec in owners if spec.hash_size is None]
         try:
+            scaled = {spec.name: data["statistics"][spec.name] for spec in _scaled_fields(declared)}
             digests = data["vocabulary_digests"]
             return cls(
+                declared=declared,
                 types={spec.name: data["types"][spec.name] for spec in owners},
-                vocabularies={
-                    spec.name: _saved_vocabulary(spec.name, arrays, digests[spec.name])
-                    for spec in owners
-                    if spec.hash_size is None
-                },
+                vocabularies={name: _saved_vocabulary(name, arrays, digests[name]) for name in learned},
                 statistics={
-                    spec.name: Statistics(**{key: np.array(value, np.float64) for key, value in entry.items()})
-                    for spec in _scaled_fields(schema)
-                    for entry in [data["statistics"][spec.name]]
+                    name: np.array([entry["mean"], entry["std"]], np.float64) for name, entry in scaled.items()
                 },
             )
         except SchemaMismatchError:
@@ -132,96 +156,47 @@ def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest:
     return vocabulary
 
 
-def fitted_schema(schema: FeatureSchema, state: FittedState) -> FeatureSchema:
-    """Returns the schema with `num_embeddings` and the fingerprint of everything that was learned."""
-    fields = tuple(replace(field, num_embeddings=_num_embeddings(schema, field, state)) for field in schema.fields)
-    schema = replace(schema, fields=fields, fingerprint=None)
-    content = json.dumps({"schema": schema.to_dict(), "state": state.to_dict()}, sort_keys=True)
-    return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
-
-
-def unfitted_schema(schema: FeatureSchema) -> FeatureSchema:
-    """Returns the schema without what fitting sets."""
-    fields = tuple(replace(field, num_embeddings=None) for field in schema.fields)
-    return replace(schema, fields=fields, fingerprint=None)
-
-
-def _num_embeddings(schema: FeatureSchema, field: FieldSpec, state: FittedState) -> int | None:
-    if field.kind != "categorical":
-        return None
-    owner = schema.owner(field)
-    return FIRST_ID + (len(state.vocabularies[owner.name]) if owner.hash_size is None else owner.hash_size)
-
-
-def fit_state(schema: FeatureSchema, table: Table, types: Mapping[str, IdType | None] | None = None) -> FittedState:
+def fit_state(
+    declared: FeatureSchema, table: Table, known_types: Mapping[str, IdType | None] | None = None
+) -> FittedState:
     """Reads all rows once, in slices, and returns what was learned.
 
     Args:
-        schema: What the columns are.
+        declared: What the columns are.
         table: The rows.
-        types: The types that categorical fields must have, where they are known already.
+        known_types: The types that categorical fields must have, where they are known already.
 
     Raises:
         RerankingDataError: If a value cannot be used.
     """
-    ids = {spec.name: _IdFitter(spec, (types or {}).get(spec.name)) for spec in _vocabulary_owners(schema)}
-    scaled = _scaled_fields(schema)
+    owners, scaled = _vocabulary_owners(declared), _scaled_fields(declared)
+    types = {spec.name: (known_types or {}).get(spec.name) for spec in owners}
+    counts = {spec.name: Counter[Any]() for spec in owners if spec.hash_size is None}
     moments = {spec.name: Moments(spec.size) for spec in scaled}
     for start in range(0, table.rows, _SLICE_ROWS):
         rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
-        for fitter in ids.values():
-            fitter.update(rows)
-        for spec in scaled:
+        for spec in owners:
             column = rows.column(spec.name, spec.depth)
-            moments[spec.name].update(*NumberEncoder(spec, None).transform(column))
-    return FittedState(
-        types={name: fitter.type for name, fitter in ids.items()},
-        vocabularies={name: fitter.vocabulary() for name, fitter in ids.items() if fitter.spec.hash_size is None},
-        statistics={name: moment.statistics() for name, moment in moments.items()},
-    )
+            types[spec.name] = id_type(column, types[spec.name]) or types[spec.name]
+            if spec.name in counts:
+                _count(column, counts[spec.name])
+        for spec in scaled:
+            values, missing = NumberEncoder(spec, None).transform(rows.column(spec.name, spec.depth))
+            moments[spec.name].update(values, missing)
+    vocabularies: dict[str, Vocabulary] = {}
+    for spec in owners:
+        if spec.hash_size is None:
+            values = sorted(value for value, count in counts[spec.name].items() if count >= spec.min_count)
+            kind = StringVocabulary if types[spec.name] == "string" else IntegerVocabulary
+            vocabularies[spec.name] = kind(values)
+    statistics = {name: moment.statistics() for name, moment in moments.items()}
+    return FittedState(declared=declared, types=types, vocabularies=vocabularies, statistics=statistics)
 
 
-def extend_state(schema: FeatureSchema, state: FittedState, table: Table, update_statistics: bool) -> FittedState:
-    """Returns a state that knows the table's values as well; the ids of known ones stay.
-
-    Args:
-        schema: What the columns are.
-        state: What was learned before.
-        table: Further rows.
-        update_statistics: Whether the statistics become those of the table.
-
-    Raises:
-        RerankingDataError: If a value cannot be used, or has another type than before.
-    """
-    new = fit_state(schema, table, state.types)
-    known = state.vocabularies.items()
-    return FittedState(
-        types=new.types,
-        vocabularies={name: extended_vocabulary(vocabulary, new.vocabularies[name]) for name, vocabulary in known},
-        statistics=new.statistics if update_statistics else state.statistics,
-    )
-
-
-class _IdFitter:
-    """Counts the values of a categorical field (of a hashed one, only their type is kept)."""
-
-    def __init__(self, spec: FieldSpec, expected: IdType | None) -> None:
-        self.spec = spec
-        self.type = expected
-        self._counts: Counter[Any] = Counter()
-
-    def update(self, rows: Table) -> None:
-        column = rows.column(self.spec.name, self.spec.depth)
-        kind = id_type(column, self.type)
-        self.type = self.type or kind
-        if kind is None or self.spec.hash_size is not None:
-            return
-        missing = column.nulls[-1]
-        codes, counts = np.unique(column.values if missing is None else column.values[~missing], return_counts=True)
-        values = [column.strings[code] for code in codes] if kind == "string" else codes.astype(np.int64).tolist()
-        for value, count in zip(values, counts.tolist(), strict=True):
-            self._counts[value] += count
-
-    def vocabulary(self) -> Vocabulary:
-        values = sorted(value for value, count in self._counts.items() if count >= self.spec.min_count)
-        return (StringVocabulary if self.type == "string" else IntegerVocabulary)(values)
+def _count(column: Column, counts: Counter[Any]) -> None:
+    """Counts the leaves of a column that are not missing."""
+    present = column.values if column.nulls[-1] is None else column.values[~column.nulls[-1]]
+    codes, numbers = np.unique(present, return_counts=True)
+    values = [column.strings[code] for code in codes] if column.kind == "string" else codes.astype(np.int64).tolist()
+    for value, number in zip(values, numbers.tolist(), strict=True):
+        counts[value] += number

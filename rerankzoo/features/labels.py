@@ -130,11 +130,11 @@ def _read_entry(lists: _Lists, column_name: str, name: str) -> npt.NDArray[Any]:
     column = lists.column(column_name, entry.axes[1:], "a number")
     values = finite(column)
     if not entry.dtype.is_floating_point:
-        column.refuse(values != np.floor(values), "an integer is required, got {}")
+        column.refuse(values != np.floor(values), "an integer is required, got {}", None, values)
     if name == "propensity":
-        column.refuse((values <= 0) | (values > 1), "a probability in (0, 1] is required, got {}")
+        column.refuse((values <= 0) | (values > 1), "a probability in (0, 1] is required, got {}", None, values)
     elif name in (SLATE_WEIGHTS, SOFT_LABELS):
-        column.refuse(values < 0, "a number that is not negative is required, got {}")
+        column.refuse(values < 0, "a number that is not negative is required, got {}", None, values)
     if name == SOFT_LABELS:
         _check_sums(column, values)
     return lists.pad(column, values.astype(str(entry.dtype).removeprefix("torch.")), entry.axes[1:], entry.fill)

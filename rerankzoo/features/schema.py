@@ -27,7 +27,7 @@ Kind = Literal["categorical", "numeric", "dense"]
 Transform = Literal["log1p", "standardize"]
 Discount = Literal["none", "log2"]
 
-_FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_MAX = 3.4028234663852886e38
 _MAX_NAME = 256
 _MOST_UNKNOWN = 8  # keys in a message
 #: Beyond these no machine has the memory, and ids would not fit int64.
@@ -142,7 +142,7 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         _require_name(self.name, "a target's name")
-        if not _is_number(self.weight, _FLOAT32_MAX):
+        if not _is_number(self.weight, FLOAT32_MAX):
             raise SchemaError(f"weight of target {self.name!r} must be a finite number, got {shown(self.weight)}")
         object.__setattr__(self, "weight", float(self.weight))
         for key in ("value", "candidate_feedback"):

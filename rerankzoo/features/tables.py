@@ -81,12 +81,9 @@ class Column:
         return index + self.first_row
 
     def value(self, index: int) -> Any:
-        """Returns a leaf as a Python object."""
-        missing = self.nulls[-1]
-        if self.kind == "null" or (missing is not None and missing[index]):
-            return None
-        value = self.values[index]
-        return self.strings[value] if self.kind == "string" else value.item()
+        """Returns a leaf that is not missing as a Python object."""
+        value = self.values[index].item()
+        return self.strings[value] if self.kind == "string" else value
 
     def first_present(self) -> int:
         """Returns the index of the first leaf that is not missing."""
@@ -96,18 +93,20 @@ class Column:
         """Returns an error about an entry of a level (default: a leaf)."""
         return RerankingDataError(message, field=self.name, row=self.row(index, level))
 
+    def refuse(
+        self, wrong: BoolArray, message: str, level: int | None = None, *values: Sequence[Any] | IntArray
+    ) -> None:
+        """Raises if an entry of a level (default: a leaf) is wrong; the message's `{}` stand for its `values`."""
+        if wrong.any():
+            index = int(wrong.argmax())
+            raise self.error(message.format(*(value[index] for value in values)), index, level)
+
     def refuse_nulls(self, what: str | None, advice: str = "") -> None:
         """Raises if a list or (unless `what` is None) a leaf is missing."""
         for level, null in enumerate(self.nulls if what else self.nulls[:-1]):
-            if null is not None and null.any():
+            if null is not None:
                 kind = what if level == len(self.offsets) else "a list"
-                raise self.error(f"{kind} is required, got None{advice}", int(null.argmax()), level)
-
-    def refuse(self, wrong: BoolArray, message: str) -> None:
-        """Raises if a leaf is marked as wrong; the message is about its value, `{}`."""
-        if wrong.any():
-            index = int(wrong.argmax())
-            raise self.error(message.format(self.value(index)), index)
+                self.refuse(null, f"{kind} is required, got None{advice}", level)
 
 
 class Ragged:
@@ -152,32 +151,32 @@ class Ragged:
     def check_same(self, column: Column, level: int, what: str) -> None:
         """Raises if a level of `column` has other lengths; `what` says whose lengths are right."""
         offsets = column.offsets[level]
-        if offsets.shape == self.offsets.shape and (offsets == self.offsets).all():
-            return
-        lengths = np.diff(offsets)
-        index = int((lengths != self.lengths).argmax())
-        raise column.error(f"{lengths[index]} entries, but {what} has {self.lengths[index]}", index, level)
+        if (offsets != self.offsets).any():
+            lengths = np.diff(offsets)
+            index = int((lengths != self.lengths).argmax())
+            raise column.error(f"{lengths[index]} entries, but {what} has {self.lengths[index]}", index, level)
 
 
 class Table:
     """Rows by column: a dict of columns or a pandas DataFrame; other sources derive from it.
 
     Args:
-        columns: The columns by name.
-        rows: How many rows there are, from `first_row` on.
+        data: The columns by name; the rows from `first_row` on are the table's.
+        rows: How many rows there are.
         first_row: The number of the first of them in the data that the caller passed in.
+        length: Of the columns; default: `rows`.
     """
 
-    def __init__(self, columns: Any, rows: int, first_row: int = 0) -> None:
-        self._columns = columns
+    def __init__(self, data: Any, rows: int, first_row: int = 0, length: int | None = None) -> None:
+        self._data = data
         self.rows = rows
         self.first_row = first_row
-        self._length = rows  # of the columns
+        self._length = rows if length is None else length
 
     @cached_property
     def names(self) -> frozenset[str]:
         """The columns that there are."""
-        return frozenset(self._columns)
+        return frozenset(self._data)
 
     def is_nested(self, name: str) -> bool:
         """Whether the rows of a column are lists of lists."""
@@ -203,53 +202,47 @@ class Table:
 
     def slice(self, start: int, stop: int) -> Table:
         """A range of rows."""
-        part = Table(self._columns, min(stop, self.rows) - start, self.first_row + start)
-        part._length = self._length
-        return part
+        return Table(self._data, min(stop, self.rows) - start, self.first_row + start, self._length)
 
     def _values(self, name: str) -> Any:
         if name not in self.names:
-            raise missing_column(name, self._columns)
-        values = self._columns[name]
+            raise missing_column(name, self._data)
+        values = self._data[name]
         if not is_list(values):
             raise RerankingDataError(f"a column must be a list, got {shown(values)}", field=name)
-        positional = getattr(values, "iloc", None)  # of a pandas object
-        if positional is not None and values.ndim > 1:
+        if _is_a(values, "pandas", "DataFrame"):
             raise RerankingDataError(f"{values.shape[1]} columns have this name", field=name)
         if len(values) != self._length:
             raise RerankingDataError(f"the column has {len(values)} rows, others have {self._length}", field=name)
-        part = (values if positional is None else positional)[self.first_row : self.first_row + self.rows]
-        return as_sequence(part, Column(name=name))
+        part = getattr(values, "iloc", values)[self.first_row : self.first_row + self.rows]  # pandas, by place
+        return _as_sequence(part, Column(name=name))
 
 
 class RowTable(Table):
     """A list of dict rows; a column is picked out when it is read."""
 
-    def __init__(self, rows: Sequence[Any], item_id: str, first_row: int = 0) -> None:
-        super().__init__(rows, len(rows), first_row)
-        self._item_id = item_id
-
     @cached_property
     def names(self) -> frozenset[str]:
-        """See `Table`."""
-        return frozenset[str]().union(*self._columns)
+        """See `Table.names`."""
+        return frozenset[str]().union(*self._data)
 
     def slice(self, start: int, stop: int) -> Table:
-        """See `Table`."""
-        return RowTable(self._columns[start:stop], self._item_id, self.first_row + start)
+        """See `Table.slice`."""
+        rows = self._data[start:stop]
+        return RowTable(rows, len(rows), self.first_row + start)
 
     def _values(self, name: str) -> Any:
         # Rows are checked when they are read, not before: a slice without the bad one can be used.
-        if set(map(type, self._columns)) != {dict}:
-            for number, row in enumerate(self._columns, self.first_row):
+        if set(map(type, self._data)) != {dict}:
+            for number, row in enumerate(self._data, self.first_row):
                 if not isinstance(row, Mapping):
-                    raise RerankingDataError(f"a row must be a dict, got {shown(row)}", field=self._item_id, row=number)
+                    raise RerankingDataError(f"a row must be a dict, got {shown(row)}", field=name, row=number)
         try:
-            return list(map(itemgetter(name), self._columns))
+            return list(map(itemgetter(name), self._data))
         except KeyError:
-            number = next(number for number, row in enumerate(self._columns) if name not in row)
+            number = next(number for number, row in enumerate(self._data) if name not in row)
             place = self.first_row + number if name in self.names else None
-            raise missing_column(name, self._columns[number], place) from None
+            raise missing_column(name, self._data[number], place) from None
 
 
 def read_table(data: Any, item_id: str) -> Table:
@@ -262,30 +255,27 @@ def read_table(data: Any, item_id: str) -> Table:
     Raises:
         RerankingDataError: If the type is not supported or there are no rows.
     """
-    table = _wrap(data, item_id)
+    if isinstance(data, Mapping):
+        table = Table(data, len(data[item_id])) if holds_columns(data, item_id) else RowTable([data], 1)
+    elif isinstance(data, list | tuple):
+        table = RowTable(data, len(data))
+    elif isinstance(data, Table):
+        table = data
+    elif _is_a(data, "pandas", "DataFrame"):
+        table = Table(data, len(data))
+    elif _is_a(data, "pyarrow", "Table", "RecordBatch") or _is_a(data, "datasets", "Dataset"):
+        from rerankzoo.features.arrow_tables import ArrowTable  # needs pyarrow, which is there now
+
+        table = ArrowTable(data)
+    else:
+        raise RerankingDataError(
+            f"cannot read {type(data).__module__}.{type(data).__qualname__}; pass a dict, a list of dicts, a dict of "
+            "columns, a pandas DataFrame, a pyarrow Table or a datasets.Dataset",
+            field=item_id,
+        )
     if table.rows == 0:
         raise RerankingDataError("the data has no rows", field=item_id)
     return table
-
-
-def _wrap(data: Any, item_id: str) -> Table:
-    if isinstance(data, Mapping):
-        return Table(data, len(data[item_id])) if holds_columns(data, item_id) else RowTable([data], item_id)
-    if isinstance(data, list | tuple):
-        return RowTable(data, item_id)
-    if isinstance(data, Table):
-        return data
-    if _is_a(data, "pandas", "DataFrame"):
-        return Table(data, len(data))
-    if _is_a(data, "pyarrow", "Table", "RecordBatch") or _is_a(data, "datasets", "Dataset"):
-        from rerankzoo.features.arrow_tables import ArrowTable  # needs pyarrow, which is there now
-
-        return ArrowTable(data)
-    raise RerankingDataError(
-        f"cannot read {type(data).__module__}.{type(data).__qualname__}; pass a dict, a list of dicts, a dict of "
-        "columns, a pandas DataFrame, a pyarrow Table or a datasets.Dataset",
-        field=item_id,
-    )
 
 
 def _is_a(data: Any, module: str, *names: str) -> bool:
@@ -316,33 +306,28 @@ def is_list(value: Any) -> bool:
     return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
 
 
-def as_sequence(value: Any, column: Column, index: int | None = None) -> Any:
+def _as_sequence(value: Any, column: Column, index: int | None = None) -> Any:
     """A list-like value as a list, a tuple or an array; errors are about this entry of the column, or all of it."""
     if isinstance(value, list | tuple):
         return value
     try:
-        return _plain_sequence(value)
+        if _is_a(value, "pandas", "Series"):
+            if isinstance(value.dtype, np.dtype):
+                return value.to_numpy() if value.dtype.kind in KIND_OF_DTYPE else value.tolist()
+            # Extension types have a missing value of their own (pd.NA, or NaN in a string column), which means None.
+            return [None if null else entry for entry, null in zip(value.tolist(), value.isna().tolist(), strict=True)]
+        if isinstance(value, torch.Tensor):
+            # numpy lacks some half precisions, all of which float32 holds exactly.
+            value = value.float() if value.is_floating_point() and value.itemsize < 4 else value
+            return value.detach().to_dense().numpy(force=True)
+        if isinstance(value, np.ma.MaskedArray):
+            return value.tolist()  # what is masked is None there
+        array = np.asarray(value)
+        return list(array) if array.dtype.kind in "mM" else array  # `tolist` makes integers of dates
     except Exception as error:  # of whatever library the value is; it is the value that cannot be used
         message = f"cannot read {type(value).__name__}: {' '.join(str(error).split())[:120]}"
         row = None if index is None else column.row(index, len(column.offsets))
         raise RerankingDataError(message, field=column.name, row=row) from error
-
-
-def _plain_sequence(value: Any) -> Any:
-    if _is_a(value, "pandas", "Series"):
-        if isinstance(value.dtype, np.dtype):
-            return value.to_numpy() if value.dtype.kind in KIND_OF_DTYPE else value.tolist()
-        # Extension types have a missing value of their own (pd.NA, or NaN in a string column), which means None.
-        return [None if null else entry for entry, null in zip(value.tolist(), value.isna().tolist(), strict=True)]
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        value = value if value.layout is torch.strided else value.to_dense()
-        # numpy lacks some half precisions, all of which float32 holds exactly.
-        return (value.float() if value.is_floating_point() and value.itemsize < 4 else value).cpu().numpy()
-    if isinstance(value, np.ma.MaskedArray):
-        return value.tolist()  # what is masked is None there
-    array = np.asarray(value)
-    return list(array) if array.dtype.kind in "mM" else array  # `tolist` makes integers of dates
 
 
 def _open_lists(values: Any, column: Column) -> Any:
@@ -361,7 +346,7 @@ def _open_lists(values: Any, column: Column) -> Any:
             for index, value in enumerate(values):
                 if not is_list(value):
                     raise column.error(f"a list is required, got {shown(value)}", index)
-            values = [as_sequence(value, column, index) for index, value in enumerate(values)]
+            values = [_as_sequence(value, column, index) for index, value in enumerate(values)]
         offsets = np.zeros(len(values) + 1, dtype=np.int64)
         np.cumsum(list(map(len, values)), out=offsets[1:])
         values = _concatenate(values)
@@ -380,39 +365,32 @@ def _concatenate(values: Sequence[Any]) -> Any:
 
 def _read_leaves(values: Any, column: Column) -> None:
     """Adds the innermost values, their kind, missing mask and distinct strings to a column."""
-    missing = None
     if isinstance(values, np.ndarray):
         if values.ndim > 1:
             raise column.error(f"a single value is required, got {shown(values[0].tolist())}", 0)
         if values.dtype.kind in KIND_OF_DTYPE:
-            column.kind, column.values = KIND_OF_DTYPE[values.dtype.kind], refuse_beyond_int64(values, column)
+            column.kind, column.values = KIND_OF_DTYPE[values.dtype.kind], values
             column.nulls += (None,)
+            refuse_beyond_int64(column)
             return
         values = values.tolist()
     types = frozenset(map(type, values))
-    if NoneType in types:
-        missing = np.array([value is None for value in values], dtype=np.bool_)
     column.kind = _KIND_OF_TYPES.get(types - {NoneType}) or _common_kind(values, column)
+    column.nulls += (np.array([value is None for value in values], dtype=np.bool_) if NoneType in types else None,)
     if column.kind == "string":
         distinct = dict.fromkeys(values)
         distinct.pop(None, None)
         column.strings = list(distinct)
         codes: dict[str | None, int] = {**dict(zip(distinct, count())), None: 0}
         column.values = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
-    else:
-        column.values = _number_array(
-            values if missing is None else [0 if value is None else value for value in values], column
-        )
-    column.nulls += (missing,)
-
-
-def _number_array(values: Sequence[Any], column: Column) -> npt.NDArray[Any]:
+        return
+    numbers = values if NoneType not in types else [0 if value is None else value for value in values]
     try:
-        return np.array(values, dtype=_DTYPE_OF_KIND[column.kind])
+        column.values = np.array(numbers, dtype=_DTYPE_OF_KIND[column.kind])
     except OverflowError:
         most = INT64_MAX if column.kind == "int" else sys.float_info.max
         # int(): a numpy integer compares in its own width.
-        integers = ((index, int(value)) for index, value in enumerate(values) if isinstance(value, int | np.integer))
+        integers = ((index, int(value)) for index, value in enumerate(numbers) if isinstance(value, int | np.integer))
         index = next(index for index, value in integers if not -most - 1 <= value <= most)
         raise column.error(f"{shown(values[index])} is too large", index) from None
 
@@ -434,9 +412,7 @@ def _common_kind(values: Sequence[Any], column: Column) -> LeafKind:
     return common
 
 
-def refuse_beyond_int64(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:
-    """Returns `values`, or raises if an unsigned one does not fit int64."""
-    if values.dtype == np.uint64 and len(values) and values.max() > INT64_MAX:
-        index = int(values.argmax())
-        raise column.error(f"{values[index]} is too large", index)
-    return values
+def refuse_beyond_int64(column: Column) -> None:
+    """Raises if an unsigned leaf does not fit int64."""
+    if column.values.dtype == np.uint64:
+        column.refuse(column.values > INT64_MAX, "{} is too large", None, column.values)
