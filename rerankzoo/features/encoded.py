@@ -19,12 +19,7 @@ from rerankzoo.features.tables import INT64_MAX, Column, Ragged, Table
 
 @dataclass(frozen=True)
 class ItemIds:
-    """The ids of the candidates of some rows.
-
-    Args:
-        column: The item ids, one list per row.
-        layout: The lengths of these lists.
-    """
+    """The ids of the candidates of some rows: a column of one list per row, and the lengths of these lists."""
 
     column: Column
     layout: Ragged
@@ -75,24 +70,18 @@ class ItemIds:
         if nested and (len(items) != rows or not all(isinstance(entry, list | tuple) for entry in items)):
             message = f"expected one list of item ids, or one for each of the {rows} rows, got {shown(list(items))}"
             raise RerankingDataError(message, field=self.column.name)
-        codes = [_item_codes(entry, self.column) for entry in (items if nested else [items])]
-        if nested:
-            parts = np.split(self.column.values, self.layout.offsets[1:-1])
-            located = np.concatenate([np.isin(part, known) for part, known in zip(parts, codes, strict=True)])
-        else:
-            located = np.isin(self.column.values, codes[0])
+        known = [_item_codes(entry, self.column) for entry in (items if nested else [items])]
+        values = self.column.values
+        parts = np.split(values, self.layout.offsets[1:-1]) if nested else [values]
+        located = np.concatenate([np.isin(part, codes) for part, codes in zip(parts, known, strict=True)])
         return torch.from_numpy(self.layout.pad(located))
 
     def take(self, rows: slice) -> ItemIds:
         """The ids of a range of rows."""
         offsets = self.layout.offsets[rows.start : rows.stop + 1]
-        column = replace(
-            self.column,
-            values=self.column.values[offsets[0] : offsets[-1]],
-            offsets=(offsets - offsets[0],),
-            first_row=self.column.first_row + rows.start,
-        )
-        return ItemIds(column, Ragged(column.offsets[0]))
+        values, first_row = self.column.values[offsets[0] : offsets[-1]], self.column.first_row + rows.start
+        layout = Ragged(offsets - offsets[0])
+        return ItemIds(replace(self.column, values=values, offsets=(layout.offsets,), first_row=first_row), layout)
 
 
 def read_item_ids(table: Table, item_id: str) -> ItemIds:
@@ -104,25 +93,18 @@ def read_item_ids(table: Table, item_id: str) -> ItemIds:
     column = table.column(item_id, 1)
     column.refuse_nulls("an item id")
     layout = Ragged(column.offsets[0])
-    if not layout.lengths.all():
-        raise column.error("an empty candidate set", int((layout.lengths == 0).argmax()), 0)
+    column.refuse(layout.lengths == 0, "an empty candidate set", 0)
     id_type(column)
     return ItemIds(column, layout)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Consecutive rows of a table that were read together.
+    """Consecutive rows of a table that were read together."""
 
-    Args:
-        batch: Their batch; `request_index` counts from the first row of the whole table.
-        item_ids: The ids of their candidates.
-        rows: Where they are in the table.
-    """
-
-    batch: dict[str, Tensor]
+    batch: dict[str, Tensor]  # `request_index` counts from the first row of the whole table
     item_ids: ItemIds
-    rows: slice
+    rows: slice  # in the table
 
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start

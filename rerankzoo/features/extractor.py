@@ -187,7 +187,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def read(self, data: Any) -> Encoded:
         """The batch of rows (see `__call__`, also for errors), with the ids of their candidates."""
-        return self._encode(read_table(data, self.schema.item_id))
+        return self._encode(read_table(data, self._declared.item_id))
 
     def usable(self, data: Any) -> tuple[list[Encoded], dict[int, RerankingDataError]]:
         """Sorts usable rows from others; what `extractor(data)` would say of the first bad row, this says of each.
@@ -227,7 +227,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return parts, errors
 
     def _encode(self, table: Table) -> Encoded:
-        schema, fields = self._fitted_state().schema, self._fitted_state().fields
+        state = self._fitted_state()
+        schema, fields = state.schema, state.fields
         item_ids = read_item_ids(table, schema.item_id)
         requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
         arrays = _encode_group("request", fields["request"], table, item_ids, requests)

@@ -1,7 +1,6 @@
 """What was shown and what it earned, or what was mined: slates, feedback, propensities, labels and values.
 
-The lists of such a column run along the axes of a batch: S and M as long as the slate column's, N as the candidates'.
-Where the slate column is flat, with one slate per row, no column has a list level for S.
+The lists of a column run along the axes of a batch. Where slates are flat, one per row, no column has a level for S.
 """
 
 from __future__ import annotations
@@ -13,27 +12,21 @@ import numpy.typing as npt
 
 from rerankzoo.batch import BUILT_IN, ENTRIES, PADDING
 from rerankzoo.errors import RerankingDataError, shown
-from rerankzoo.features.encoding import FloatArray, finite
+from rerankzoo.features.encoding import finite
 from rerankzoo.features.schema import SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.features.tables import Column, IntArray, Ragged, Table
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 #: How far the sum of a soft label may be from 1: it is stored in half precision.
 _SUM_TOLERANCE = 0.01
 
 
-def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arrays:
+def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> dict[str, npt.NDArray[Any]]:
     """Returns the labels that a table has, and the registered entries of whose name it has a column.
 
     A table with `slate_weights` is a mined one: nobody was shown its slates, so it may lack feedback.
-
-    Raises:
-        RerankingDataError: If a slate is empty, longer than the candidate list, repeats a candidate or points outside
-            the list, or if anything else is missing, not in its range or not aligned.
     """
     lists = _Lists(table, schema, candidates)
-    arrays: Arrays = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     if lists.slates is not None:
         arrays["slates"] = lists.pad(lists.slates, _check_slates(lists.slates, candidates), "SM", PADDING)
         mined = SLATE_WEIGHTS in table.names
@@ -41,24 +34,19 @@ def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> Arra
             arrays["feedback"] = _feedback(lists, schema, arrays["slates"].shape)
         if schema.propensity is not None and schema.propensity in table.names:
             arrays["propensity"] = _read_entry(lists, schema.propensity, "propensity")
-        if mined:
-            arrays[SLATE_WEIGHTS] = _read_entry(lists, SLATE_WEIGHTS, SLATE_WEIGHTS)
-        if mined and SOFT_LABELS in table.names:
-            arrays[SOFT_LABELS] = _read_entry(lists, SOFT_LABELS, SOFT_LABELS)
+        for name in (SLATE_WEIGHTS, SOFT_LABELS):
+            if mined and name in table.names:
+                arrays[name] = _read_entry(lists, name, name)
+        if SOFT_LABELS in arrays:
             _check_chosen_have_none(arrays[SOFT_LABELS], arrays["slates"], table.first_row)
     arrays.update(_candidate_feedback(lists, schema, candidates))
-    arrays.update(
-        {name: _read_entry(lists, name, name) for name in ENTRIES if name not in BUILT_IN and name in table.names}
-    )
+    for name in sorted(table.names & (ENTRIES.keys() - BUILT_IN)):
+        arrays[name] = _read_entry(lists, name, name)
     return arrays
 
 
 def read_candidate_values(table: Table, schema: FeatureSchema, candidates: Ragged) -> npt.NDArray[np.float32]:
-    """Returns `candidate_value` (B, N, T): 1 where a target has no value column, 0 in padding.
-
-    Raises:
-        RerankingDataError: If a value is missing or not finite, or the lists' lengths are not the candidates'.
-    """
+    """Returns `candidate_value` (B, N, T): 1 where a target has no value column, 0 in padding."""
     values = np.ones((candidates.total, len(schema.targets)), dtype=np.float32)
     for index, target in enumerate(schema.targets):
         if target.value is not None:
@@ -70,22 +58,14 @@ def read_candidate_values(table: Table, schema: FeatureSchema, candidates: Ragge
 
 
 class _Lists:
-    """How long the lists of label columns must be.
-
-    Args:
-        table: The rows.
-        schema: Names its columns.
-        candidates: The layout of the candidate lists.
-    """
+    """How long the lists of label columns must be: as the slate column's, or as those of the candidates."""
 
     def __init__(self, table: Table, schema: FeatureSchema, candidates: Ragged) -> None:
         self.table = table
         self._schema = schema
         self._candidates = candidates
-        self.slates: Column | None = None
         self._nested = schema.slate in table.names and table.is_nested(schema.slate)
-        if schema.slate in table.names:
-            self.slates = table.column(schema.slate, 1 + self._nested)
+        self.slates = table.column(schema.slate, 1 + self._nested) if schema.slate in table.names else None
 
     def _levels(self, axes: str) -> str:
         return axes if self._nested else axes.replace("SM", "M")
@@ -136,7 +116,9 @@ def _read_entry(lists: _Lists, column_name: str, name: str) -> npt.NDArray[Any]:
     elif name in (SLATE_WEIGHTS, SOFT_LABELS):
         column.refuse(values < 0, "a number that is not negative is required, got {}", None, values)
     if name == SOFT_LABELS:
-        _check_sums(column, values)
+        sums = np.add.reduceat(values, column.offsets[-1][:-1])
+        message = "soft labels of a position must sum to 1, got {:.4g}"
+        column.refuse(np.abs(sums - 1) > _SUM_TOLERANCE, message, len(column.offsets) - 1, sums)
     return lists.pad(column, values.astype(str(entry.dtype).removeprefix("torch.")), entry.axes[1:], entry.fill)
 
 
@@ -148,15 +130,15 @@ def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> n
     return feedback
 
 
-def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> Arrays:
+def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> dict[str, npt.NDArray[Any]]:
     """`candidate_feedback` and its mask: True where the labels of all declared targets are known; 0 elsewhere."""
-    columns = {index: target.candidate_feedback for index, target in enumerate(schema.targets)}
-    declared = {index: name for index, name in columns.items() if name is not None}
-    if not declared or not lists.table.names.issuperset(declared.values()):
+    targets = enumerate(schema.targets)
+    declared = {target.candidate_feedback: index for index, target in targets if target.candidate_feedback is not None}
+    if not declared or not lists.table.names.issuperset(declared):
         return {}
     labels = np.zeros((candidates.total, len(schema.targets)), dtype=np.float32)
     known = np.ones(candidates.total, dtype=np.bool_)
-    for index, name in declared.items():
+    for name, index in declared.items():
         column = lists.column(name, "N", None)
         labels[:, index] = finite(column)
         if column.nulls[-1] is not None:
@@ -168,40 +150,25 @@ def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged
 def _check_slates(column: Column, candidates: Ragged) -> IntArray:
     """The candidate indexes of all slates."""
     column.refuse_nulls("a candidate index")
+    last = len(column.offsets) - 1
     sizes = candidates.lengths  # of the row that each slate belongs to
     for level, offsets in enumerate(column.offsets):
         lengths = np.diff(offsets)
-        if (lengths == 0).any():
-            raise column.error("an empty slate", int((lengths == 0).argmax()), level)
-        sizes = sizes if level == len(column.offsets) - 1 else np.repeat(sizes, lengths)
+        column.refuse(lengths == 0, "an empty slate", level)
+        sizes = sizes if level == last else np.repeat(sizes, lengths)
     if column.kind != "int":
         raise column.error(f"a candidate index (int) is required, got {shown(column.value(0))}", 0)
     # A copy: the values may be Arrow's own read-only memory, and the batch is the caller's to change.
     indices = column.values.astype(np.int64)
-    if (long := lengths > sizes).any():
-        slate = int(long.argmax())
-        message = f"{lengths[slate]} slate positions for {sizes[slate]} candidates"
-        raise column.error(message, slate, len(column.offsets) - 1)
+    column.refuse(lengths > sizes, "{} slate positions for {} candidates", last, lengths, sizes)
     limits = np.repeat(sizes, lengths)
-    if (outside := (indices < 0) | (indices >= limits)).any():
-        index = int(outside.argmax())
-        raise column.error(f"slate index {indices[index]} is outside 0..{limits[index] - 1}", index)
+    outside = (indices < 0) | (indices >= limits)
+    column.refuse(outside, "slate index {} is outside 0..{}", None, indices, limits - 1)
     keys = np.repeat(np.arange(len(lengths)), lengths) * candidates.width + indices
-    order = np.argsort(keys, kind="stable")
-    repeated = keys[order][1:] == keys[order][:-1]
-    if repeated.any():
-        index = int(order[1:][repeated].min())
-        raise column.error(f"candidate {indices[index]} appears twice in a slate", index)
+    repeated = np.ones_like(indices, dtype=np.bool_)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    column.refuse(repeated, "candidate {} appears twice in a slate", None, indices)
     return indices
-
-
-def _check_sums(column: Column, values: FloatArray) -> None:
-    """Raises if the soft labels of a position do not sum to 1."""
-    sums = np.add.reduceat(values, column.offsets[-1][:-1])
-    if (wrong := np.abs(sums - 1) > _SUM_TOLERANCE).any():
-        index = int(wrong.argmax())
-        message = f"soft labels of a position must sum to 1, got {sums[index]:.4g}"
-        raise column.error(message, index, len(column.offsets) - 1)
 
 
 def _check_chosen_have_none(labels: npt.NDArray[np.float32], slates: IntArray, first_row: int) -> None:

@@ -1,25 +1,19 @@
-"""What a reranking log contains: fields, their kinds and groups, feedback targets.
-
-A `FeatureSchema` is written by hand (`schema.yaml`) or by a converter. Fitting a
-`rerankzoo.features.extractor.RerankingFeatureExtractor` returns the same schema with the number of embeddings of every
-categorical field and a fingerprint, and that fitted schema is what a model is built from.
-"""
+"""What a reranking log contains: fields, their kinds and groups, feedback targets."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.batch import BUILT_IN, ENTRIES
-from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, shown
+from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, did_you_mean, shown
 from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
@@ -32,6 +26,7 @@ _MAX_NAME = 256
 _MOST_UNKNOWN = 8  # keys in a message
 #: Beyond these no machine has the memory, and ids would not fit int64.
 _LIMITS = {"hash_size": 1 << 40, "min_count": 1 << 62, "size": 1 << 20, "num_embeddings": (1 << 40) + 2}
+_CATEGORICAL = ["hash_size", "min_count", "shares", "num_embeddings"]
 
 #: Columns of a mined table (`rerankzoo mine`); their names are the same under every schema.
 SLATE_WEIGHTS = "slate_weights"
@@ -42,7 +37,7 @@ MINED_COLUMNS = (SLATE_WEIGHTS, SLATE_VALUES, SOFT_LABELS)
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One input column.
+    """One input column. Contradictory settings are a `SchemaError`.
 
     Args:
         name: The column's name.
@@ -58,9 +53,6 @@ class FieldSpec:
         size: Dense: the length of the vector.
         num_embeddings: Categorical, set by fitting: 2 + vocabulary (or `hash_size`). Id 0 is padding or missing, 1 is
             unknown.
-
-    Raises:
-        SchemaError: If the settings contradict one another.
     """
 
     name: str
@@ -75,37 +67,21 @@ class FieldSpec:
     num_embeddings: int | None = None
 
     def __post_init__(self) -> None:
-        _require_name(self.name, "a field's name")
-        for key, choices in (("group", Group), ("kind", Kind)):
-            _require_choice(getattr(self, key), get_args(choices), f"{key} of field {self.name!r}")
+        _require_names(self, "a field", "name")
+        _require_names(self, f"field {self.name!r}", "shares", optional=True)
+        _require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
+        _require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
         for key, most in _LIMITS.items():
-            optional = key not in ("size", "min_count")
-            _require_positive_integer(getattr(self, key), f"{key} of field {self.name!r}", optional=optional, most=most)
+            value, optional = getattr(self, key), getattr(FieldSpec, key) is None
+            if not (optional and value is None) and (type(value) is not int or not 1 <= value <= most):
+                message = f"must be a positive integer of at most {most}, got {shown(value)}"
+                raise SchemaError(f"{key} of field {self.name!r} {message}")
         if self.group == "history" and self.kind != "categorical":
             raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
-        if self.kind == "categorical":
-            self._refuse("transforms", "clip", "size")
-        else:
-            self._refuse("hash_size", "min_count", "shares", "num_embeddings")
-        if self.kind == "numeric":
-            self._refuse("size")
+        refused = {"categorical": ["transforms", "clip", "size"], "numeric": [*_CATEGORICAL, "size"]}
+        self._refuse(f"is {self.kind}", refused.get(self.kind, _CATEGORICAL))
         if self.shares is not None:
-            _require_name(self.shares, f"shares of field {self.name!r}")
-            self._refuse("hash_size", "min_count")
-        self._check_transforms()
-
-    @property
-    def depth(self) -> int:
-        """How many lists deep the column is."""
-        return (self.group != "request") + (self.kind == "dense")
-
-    def _refuse(self, *keys: str) -> None:
-        for key in keys:
-            if getattr(self, key) != getattr(type(self), key):  # a dataclass keeps its defaults there
-                reason = "shares a vocabulary" if self.kind == "categorical" and self.shares else f"is {self.kind}"
-                raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={shown(getattr(self, key))}")
-
-    def _check_transforms(self) -> None:
+            self._refuse("shares a vocabulary", ["hash_size", "min_count"])
         for transform in self.transforms:
             _require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
         if len(set(self.transforms)) != len(self.transforms):
@@ -117,10 +93,20 @@ class FieldSpec:
             # 1 and 1.0 must give the same fingerprint.
             object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
 
+    @property
+    def depth(self) -> int:
+        """How many lists deep the column is."""
+        return (self.group != "request") + (self.kind == "dense")
+
+    def _refuse(self, reason: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            if getattr(self, key) != getattr(FieldSpec, key):  # a dataclass keeps its defaults there
+                raise SchemaError(f"field {self.name!r} {reason} and cannot have {key}={shown(getattr(self, key))}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """One kind of feedback, such as a click.
+    """One kind of feedback, such as a click. Entries of a wrong type are a `SchemaError`.
 
     The utility of a slate is the sum over its positions and all targets of weight x value x feedback, discounted by
     position where the schema says so.
@@ -130,9 +116,6 @@ class TargetSpec:
         weight: What one unit of it is worth.
         value: A raw numeric candidate column that multiplies the feedback (a price); 1 if `None`.
         candidate_feedback: A column of labels for all candidates, not only those of the slate; `None` if there is none.
-
-    Raises:
-        SchemaError: If an entry has the wrong type.
     """
 
     name: str
@@ -141,18 +124,19 @@ class TargetSpec:
     candidate_feedback: str | None = None
 
     def __post_init__(self) -> None:
-        _require_name(self.name, "a target's name")
+        _require_names(self, "a target", "name")
+        _require_names(self, f"target {self.name!r}", "value", "candidate_feedback", optional=True)
         if not _is_number(self.weight, FLOAT32_MAX):
             raise SchemaError(f"weight of target {self.name!r} must be a finite number, got {shown(self.weight)}")
         object.__setattr__(self, "weight", float(self.weight))
-        for key in ("value", "candidate_feedback"):
-            if getattr(self, key) is not None:
-                _require_name(getattr(self, key), f"{key} of target {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FeatureSchema:
-    """The columns of a reranking log and what they mean.
+    """The columns of a reranking log and what they mean, written by hand (`schema.yaml`) or by a converter.
+
+    Fitting an extractor returns it with the numbers of embeddings and a fingerprint; from that a model is built.
+    Entries that contradict one another are a `SchemaError`.
 
     Args:
         name: A name for people.
@@ -166,9 +150,6 @@ class FeatureSchema:
             the feedback itself depends on what was seen) or `"log2"` (1/log2(t + 1), as NDCG; for logs whose labels do
             not depend on the slate, such as ratings, where the order would otherwise be worth nothing).
         fingerprint: Set by fitting: a hash over schema, vocabularies and statistics. Models compare it.
-
-    Raises:
-        SchemaError: If entries contradict one another.
     """
 
     name: str
@@ -182,16 +163,12 @@ class FeatureSchema:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("name", "item_id", "slate"):
-            _require_name(getattr(self, key), f"the schema's {key}")
-        for key in ("upstream_score", "propensity", "fingerprint"):
-            if getattr(self, key) is not None:
-                _require_name(getattr(self, key), f"the schema's {key}")
+        _require_names(self, "the schema", "name", "item_id", "slate")
+        _require_names(self, "the schema", "upstream_score", "propensity", "fingerprint", optional=True)
         _require_choice(self.position_discount, get_args(Discount), "the schema's position_discount")
         _require_unique([field.name for field in self.fields], "field")
         _require_unique([target.name for target in self.targets], "target")
         self._check_labels()
-        self._check_shares()
         self._check_references()
 
     def __repr__(self) -> str:
@@ -211,30 +188,23 @@ class FeatureSchema:
         if both := [label for label in labels if label in inputs]:
             raise SchemaError(f"column {both[0]!r} is both an input and a label (slate, feedback, propensity or mined)")
 
-    def _check_shares(self) -> None:
-        for field in self.fields:
-            if field.shares is None:
-                continue
-            target = self.field(field.shares)
-            if target.kind != "categorical":
-                raise SchemaError(f"field {field.name!r} shares {target.name!r}, which is {target.kind}")
-            if target.shares is not None:
-                raise SchemaError(f"field {field.name!r} shares {target.name!r}, which itself shares {target.shares!r}")
-
     def _check_references(self) -> None:
         """Fields that the schema names elsewhere must be candidate fields of the right kind."""
-        specs = {field.name: field for field in self.fields}
-        references = [("item_id", self.item_id, "", "categorical")]
+        for field in self.fields:
+            owner = self.owner(field)
+            if owner.kind != field.kind:
+                raise SchemaError(f"field {field.name!r} shares {owner.name!r}, which is {owner.kind}")
+            if owner.shares is not None:
+                raise SchemaError(f"field {field.name!r} shares {owner.name!r}, which itself shares {owner.shares!r}")
         if self.upstream_score is not None:
-            references.append(("upstream_score", self.field(self.upstream_score).name, "", "numeric"))
-        references += [
-            ("value", target.value or "", f" of target {target.name!r}", "numeric") for target in self.targets
-        ]
-        for key, name, owner, kind in references:
-            spec = specs.get(name)
+            self.field(self.upstream_score)
+        references = [(f"value {target.value!r} of target {target.name!r}", target.value) for target in self.targets]
+        references += [(f"upstream_score {self.upstream_score!r}", self.upstream_score)]
+        kinds = [*[(what, name, "numeric") for what, name in references], ("item_id", self.item_id, "categorical")]
+        for what, name, kind in kinds:
+            spec = next((field for field in self.fields if field.name == name), None)
             if spec is not None and (spec.group, spec.kind) != ("candidate", kind):
-                message = f"{key} {name!r}{owner} must be a {kind} candidate field, got {spec.group} {spec.kind}"
-                raise SchemaError(message)
+                raise SchemaError(f"{what} must be a {kind} candidate field, got {spec.group} {spec.kind}")
 
     def columns(self) -> set[str]:
         """Returns all columns that are read where a table has them: the schema's, and those of registered entries."""
@@ -253,15 +223,11 @@ class FeatureSchema:
         return next((index for index, target in enumerate(self.targets) if target.candidate_feedback is not None), None)
 
     def field(self, name: str) -> FieldSpec:
-        """Returns the field of this name.
-
-        Raises:
-            SchemaError: If there is none.
-        """
-        for field in self.fields:
-            if field.name == name:
-                return field
-        raise SchemaError(f"no field {name!r}{_nearest(name, [field.name for field in self.fields])}")
+        """Returns the field of this name; a `SchemaError` if there is none."""
+        specs = {field.name: field for field in self.fields}
+        if name not in specs:
+            raise SchemaError(f"no field {name!r}{did_you_mean(name, specs)}")
+        return specs[name]
 
     def owner(self, field: FieldSpec) -> FieldSpec:
         """Returns the field whose vocabulary a categorical field uses: itself, unless it shares another's."""
@@ -280,11 +246,7 @@ class FeatureSchema:
         return sum(field.size for field in self.numeric_fields(group))
 
     def position(self, name: str) -> int:
-        """Returns the (first) column of a field within its group's categorical or numeric tensor.
-
-        Raises:
-            SchemaError: If there is no such field.
-        """
+        """Returns the (first) column of a field within its group's categorical or numeric tensor."""
         field = self.field(name)
         if field.kind == "categorical":
             return self.select(field.group, "categorical").index(field)
@@ -292,23 +254,19 @@ class FeatureSchema:
         return sum(other.size for other in numeric[: numeric.index(field)])
 
     def check_same(self, expected: FeatureSchema) -> None:
-        """Refuses a schema with other columns, or columns that mean something else.
-
-        Names of schemas and what fitting sets are not compared.
+        """Refuses a schema with other columns, or columns that mean something else; names of schemas may differ.
 
         Raises:
             SchemaMismatchError: If they differ; lists every difference.
         """
-        keys = ("item_id", "upstream_score", "slate", "propensity", "position_discount")
         problems: list[str] = []
-        for key in keys:
+        for key in ("item_id", "upstream_score", "slate", "propensity", "position_discount"):
             problems += _differences(key, getattr(self, key), getattr(expected, key))
         problems += _entry_differences("field", self.fields, expected.fields)
         problems += _entry_differences("target", self.targets, expected.targets)
         if problems:
-            raise SchemaMismatchError(
-                f"schema {self.name!r} is not schema {expected.name!r} (expected): {'; '.join(problems)}"
-            )
+            names = f"schema {self.name!r} is not schema {expected.name!r} (expected)"
+            raise SchemaMismatchError(f"{names}: {'; '.join(problems)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-able dictionary without the entries that have their default value."""
@@ -394,21 +352,12 @@ def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise SchemaError(f"{where} must be a mapping, got {shown(data)}")
     known = [entry.name for entry in fields(spec)]
-    unknown = [key for key in data if key not in known]
-    if unknown:
-        listed = ", ".join(f"{shown(key)}{_nearest(key, known)}" for key in unknown[:_MOST_UNKNOWN])
-        raise SchemaError(f"unknown keys in {where}: {listed}; known keys: {', '.join(known)}")
-    missing = [entry.name for entry in fields(spec) if entry.default is MISSING and entry.name not in data]
-    if missing:
+    if unknown := [key for key in data if key not in known][:_MOST_UNKNOWN]:
+        listed, hints = ", ".join(map(shown, unknown)), "".join(did_you_mean(key, known) for key in unknown)
+        raise SchemaError(f"unknown keys in {where}: {listed}{hints}; known keys: {', '.join(known)}")
+    if missing := [entry.name for entry in fields(spec) if entry.default is MISSING and entry.name not in data]:
         raise SchemaError(f"{where} lacks {', '.join(map(repr, missing))}")
     return dict(data)
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    if not isinstance(name, str) or len(name) > _MAX_NAME:  # comparing long texts takes long
-        return ""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def _as_list(value: Any, where: str) -> list[Any]:
@@ -424,24 +373,23 @@ def _is_number(value: Any, most: float = math.inf) -> bool:
     return abs(value) <= (most if isinstance(value, float) else min(most, sys.float_info.max))
 
 
-def _require_name(value: Any, what: str) -> None:
-    if not isinstance(value, str) or not value:
-        raise SchemaError(f"{what} must be a non-empty string, got {shown(value)}")
-    # Names are written into JSON, YAML, Parquet and safetensors files, and into every message about them.
-    if len(value) > _MAX_NAME or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise SchemaError(f"{what} must be UTF-8 text of at most {_MAX_NAME} characters, got {shown(value)}")
+def _require_names(spec: Any, owner: str, *keys: str, optional: bool = False) -> None:
+    for key in keys:
+        value = getattr(spec, key)
+        if value is None and optional:
+            continue
+        if not isinstance(value, str) or not value:
+            raise SchemaError(f"{key} of {owner} must be a non-empty string, got {shown(value)}")
+        # Names are written into JSON, YAML, Parquet and safetensors files, and into every message about them.
+        if len(value) > _MAX_NAME or any("\ud800" <= letter <= "\udfff" for letter in value):
+            message = f"must be UTF-8 text of at most {_MAX_NAME} characters, got {shown(value)}"
+            raise SchemaError(f"{key} of {owner} {message}")
 
 
 def _require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
     if value not in choices:
-        raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {shown(value)}{_nearest(value, choices)}")
-
-
-def _require_positive_integer(value: Any, what: str, *, optional: bool, most: int) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise SchemaError(f"{what} must be a positive integer of at most {most}, got {shown(value)}")
+        hint = did_you_mean(value, choices)
+        raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {shown(value)}{hint}")
 
 
 def _require_unique(names: list[str], what: str) -> None:

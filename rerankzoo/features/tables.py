@@ -53,26 +53,18 @@ _MOST_NAMES = 30  # of columns in a message
 
 @dataclass(kw_only=True)
 class Column:
-    """One column, flattened. While it is read, what was read so far, for the place of an error.
-
-    Args:
-        name: The column's name.
-        kind: The type of the leaves; `"null"` if all are missing.
-        values: (n,) the leaves of all rows; for strings, indexes into `strings`. Missing leaves hold 0.
-        offsets: One array per list level, outermost first: entry i of a level holds `offsets[i]:offsets[i + 1]` of the
-            next level.
-        nulls: One mask per list level, then one for the leaves: True where an entry is missing; `None` if none is.
-        strings: The distinct strings (a superset is allowed).
-        first_row: The number of the column's first row in the data that the caller passed in.
-    """
+    """One column, flattened. While it is read, what was read so far, for the place of an error."""
 
     name: str
-    kind: LeafKind = "null"
+    kind: LeafKind = "null"  # of the leaves; "null" if all are missing
+    #: (n,) the leaves of all rows; for strings, indexes into `strings`. Missing leaves hold 0.
     values: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0))
+    #: One array per list level, outermost first: entry i holds `offsets[i]:offsets[i + 1]` of the next level.
     offsets: tuple[IntArray, ...] = ()
+    #: One mask per list level, then one for the leaves: True where an entry is missing; `None` if none is.
     nulls: tuple[BoolArray | None, ...] = ()
-    strings: Sequence[str] = ()
-    first_row: int = 0
+    strings: Sequence[str] = ()  # the distinct ones, or more
+    first_row: int = 0  # its number in the data that the caller passed in
 
     def row(self, index: int, level: int | None = None) -> int:
         """Returns the row that an entry of a level (default: a leaf) belongs to."""
@@ -110,12 +102,7 @@ class Column:
 
 
 class Ragged:
-    """Where each row's values lie in a flat array and in a padded one.
-
-    Args:
-        offsets: (B + 1,) row i holds the flat values `offsets[i]:offsets[i + 1]`.
-        min_width: Width of the padded array if all rows are shorter.
-    """
+    """Where each row's values lie in a flat array, `offsets[i]:offsets[i + 1]`, and in a padded one."""
 
     def __init__(self, offsets: IntArray, min_width: int = 0) -> None:
         self.offsets = offsets
@@ -160,11 +147,7 @@ class Ragged:
 class Table:
     """Rows by column: a dict of columns or a pandas DataFrame; other sources derive from it.
 
-    Args:
-        data: The columns by name; the rows from `first_row` on are the table's.
-        rows: How many rows there are.
-        first_row: The number of the first of them in the data that the caller passed in.
-        length: Of the columns; default: `rows`.
+    `first_row` is the number of the first row in the data that the caller passed in, `length` that of all rows there.
     """
 
     def __init__(self, data: Any, rows: int, first_row: int = 0, length: int | None = None) -> None:
@@ -183,11 +166,7 @@ class Table:
         return any(is_list(entry) for row in self._values(name) if is_list(row) for entry in row)
 
     def column(self, name: str, depth: int) -> Column:
-        """Reads a column whose rows are `depth` nested lists.
-
-        Raises:
-            RerankingDataError: If it is missing, or holds anything else.
-        """
+        """Reads a column whose rows are `depth` nested lists; a `RerankingDataError` if it is not there or no such."""
         column = Column(name=name, first_row=self.first_row)
         values = self._values(name)
         for _ in range(depth):
@@ -246,14 +225,9 @@ class RowTable(Table):
 
 
 def read_table(data: Any, item_id: str) -> Table:
-    """Wraps any supported input, or returns a table that was wrapped before.
+    """Wraps any supported input with a row, or returns a table that was wrapped before.
 
-    Args:
-        data: See the module's description.
-        item_id: The list column that every table has; it tells one dict row from a dict of columns.
-
-    Raises:
-        RerankingDataError: If the type is not supported or there are no rows.
+    The column of item ids, which every table has, tells one dict row from a dict of columns.
     """
     if isinstance(data, Mapping):
         table = Table(data, len(data[item_id])) if holds_columns(data, item_id) else RowTable([data], 1)
