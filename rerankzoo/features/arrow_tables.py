@@ -46,11 +46,7 @@ class ArrowTable(Table):
         return ArrowTable(part, self.first_row + start)
 
     def array(self, name: str) -> Any:
-        """A column in one piece, in types that every library knows.
-
-        Raises:
-            RerankingDataError: If there is not one of this name, or it holds anything but numbers and strings.
-        """
+        """A column of numbers or strings in one piece, in types that every library knows."""
         names = self._data.column_names
         if name not in names:
             raise missing_column(name, names)
@@ -94,10 +90,6 @@ def _stored_array(array: Any, name: str) -> Any:
     """An array, and the lists in it, without extensions, run ends, views and dictionaries: how it is stored.
 
     Lists that are not missing, and only they, hold values, the first from 0 on.
-
-    Raises:
-        RerankingDataError: If it holds anything but numbers and strings.
-        pa.ArrowException: If Arrow cannot take it apart.
     """
     types = pa.types
     if isinstance(array, pa.ExtensionArray):

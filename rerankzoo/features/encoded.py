@@ -25,13 +25,7 @@ class ItemIds:
     layout: Ragged
 
     def decode(self, slates: Tensor | npt.NDArray[np.int64] | Sequence[Any]) -> list[list[Any]]:
-        """Turns slates into item ids.
-
-        Args:
-            slates: (B, M) or (B, S, M) candidate indexes; -100 is left out.
-
-        Returns:
-            One list of item ids per row; for (B, S, M) one list of such lists per row.
+        """Turns slates (B, M) or (B, S, M) of candidate indexes, without -100, into lists of item ids per row.
 
         Raises:
             RerankingDataError: If the slates are not integers, have another number of rows, or point outside a row's
@@ -54,13 +48,9 @@ class ItemIds:
         return _item_lists(items, real, self.column)
 
     def locate(self, items: Sequence[Any]) -> Tensor:
-        """Finds candidates by their item ids.
+        """Finds candidates by item ids, looked for in every row, or by one list of item ids per row.
 
-        Args:
-            items: Item ids, looked for in every row; or one list of item ids per row.
-
-        Returns:
-            (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
+        Returns (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
 
         Raises:
             RerankingDataError: If an id is of another type than the rows' own, or the lists are not one per row.
@@ -85,11 +75,7 @@ class ItemIds:
 
 
 def read_item_ids(table: Table, item_id: str) -> ItemIds:
-    """Reads the item ids of a table.
-
-    Raises:
-        RerankingDataError: If a row has no candidates, or a candidate has no id or one that is neither int nor str.
-    """
+    """Reads the item ids of a table: at least one per row, all int or str, none missing."""
     column = table.column(item_id, 1)
     column.refuse_nulls("an item id")
     layout = Ragged(column.offsets[0])

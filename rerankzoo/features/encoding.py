@@ -30,12 +30,7 @@ _MIN_TABLE_SLOTS = 1 << 20
 
 
 class IntegerVocabulary:
-    """Maps int64 values to ids.
-
-    Args:
-        values: The known values in the order of their ids, without repetition. Fitting sorts them; what
-            `extended_vocabulary` adds comes after them.
-    """
+    """Maps int64 values to ids: distinct ones in the order of their ids, sorted by fitting, then those added later."""
 
     def __init__(self, values: Sequence[int] | IntArray) -> None:
         self.values = values = np.asarray(values, dtype=np.int64)
@@ -87,11 +82,7 @@ Vocabulary = IntegerVocabulary | StringVocabulary
 
 
 def extended_vocabulary(vocabulary: Vocabulary, other: Vocabulary) -> Vocabulary:
-    """Returns a vocabulary with another's new values after its own, whose ids stay.
-
-    Raises:
-        TypeError: If one holds integers and the other strings.
-    """
+    """Returns a vocabulary with another's new values after its own, whose ids stay."""
     if not len(vocabulary.values):
         return other
     if type(vocabulary) is not type(other):
@@ -107,11 +98,7 @@ def begins_with(vocabulary: Vocabulary, other: Vocabulary) -> bool:
 
 
 def vocabulary_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Vocabulary:
-    """Rebuilds a vocabulary from `to_arrays`.
-
-    Raises:
-        ValueError: If the arrays are not such as `to_arrays` makes.
-    """
+    """Rebuilds a vocabulary from `to_arrays`; a `ValueError` if that never made such arrays."""
     for name, array in arrays.items():
         expected = np.uint8 if name == "bytes" else np.int64
         if array.dtype != expected or array.ndim != 1:
@@ -158,11 +145,7 @@ def _utf8(value: str) -> bytes:
 
 
 def id_type(column: Column, expected: IdType | None = None) -> IdType | None:
-    """Returns the type of a column of ids; `None` if all are missing. Booleans are the integers 0 and 1.
-
-    Raises:
-        RerankingDataError: If the values are neither integers nor strings, or not of the expected type.
-    """
+    """Returns the type of a column of ids; `None` if all are missing. Booleans are the integers 0 and 1."""
     if column.kind == "null" or not len(column.values):
         return None
     if column.kind == "float":
@@ -180,24 +163,14 @@ def id_type(column: Column, expected: IdType | None = None) -> IdType | None:
 
 @dataclass(frozen=True)
 class IdEncoder:
-    """Categorical values to ids: 0 missing, 1 unknown, then the vocabulary (or the hash bucket).
-
-    Args:
-        hash_size: Number of buckets; `None` for a vocabulary.
-        vocabulary: The fitted vocabulary; `None` for a hashed field.
-        type: The fitted type; `None` if no value was seen while fitting.
-    """
+    """Categorical values to ids: 0 missing, 1 unknown, then the vocabulary (or the hash bucket)."""
 
     hash_size: int | None
-    vocabulary: Vocabulary | None
-    type: IdType | None
+    vocabulary: Vocabulary | None  # None for a hashed field
+    type: IdType | None  # None if no value was seen while fitting
 
     def __call__(self, column: Column) -> IntArray:
-        """Returns the id of every leaf.
-
-        Raises:
-            RerankingDataError: If the type is wrong.
-        """
+        """Returns the id of every leaf."""
         kind = id_type(column, self.type)
         if kind is None:
             return np.zeros(len(column.values), dtype=np.int64)
@@ -217,22 +190,13 @@ class IdEncoder:
 
 @dataclass(frozen=True)
 class NumberEncoder:
-    """A numeric or dense field's clipping and transforms.
-
-    Args:
-        spec: The field.
-        statistics: (2, size) what "standardize" subtracts and divides by; `None` while fitting.
-    """
+    """A numeric or dense field's clipping and transforms."""
 
     spec: FieldSpec
-    statistics: FloatArray | None
+    statistics: FloatArray | None  # (2, size), what "standardize" subtracts and divides by; None while fitting
 
     def __call__(self, column: Column) -> FloatArray:
-        """Returns (n, size) transformed values, 0 where missing.
-
-        Raises:
-            RerankingDataError: As `transform`, and if a standardised value does not fit float32.
-        """
+        """Returns (n, size) transformed values, 0 where missing."""
         values, missing = self.transform(column)
         if missing is not None:
             values = np.where(missing, 0.0, values)
@@ -243,12 +207,7 @@ class NumberEncoder:
     def transform(self, column: Column) -> tuple[FloatArray, BoolArray | None]:
         """Applies the transforms; without statistics (while fitting) those before "standardize".
 
-        Returns:
-            (n, size) float64 and the mask of missing entries (their values are arbitrary).
-
-        Raises:
-            RerankingDataError: If a value is not a finite number, a vector has the wrong length, or log1p meets a value
-                of -1 or less.
+        Returns (n, size) float64 and the mask of missing entries (their values are arbitrary).
         """
         values, missing = finite(column)[:, None], column.nulls[-1]
         if self.spec.kind == "dense":
@@ -295,11 +254,7 @@ def _vectors(column: Column, values: FloatArray, size: int) -> tuple[FloatArray,
 
 
 def finite(column: Column) -> FloatArray:
-    """Returns the leaves as float64.
-
-    Raises:
-        RerankingDataError: If a leaf is a string, NaN, infinite or beyond float32.
-    """
+    """Returns the leaves as float64; a `RerankingDataError` for a string, NaN, infinity or a number beyond float32."""
     if column.kind == "string":
         index = column.first_present()
         raise column.error(f"a number is required, got {shown(column.value(index))}", index)

@@ -53,15 +53,14 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         >>> extractor.decode(torch.tensor([[2, 0]]), {"user_id": 7, "item_id": [3, 1, 2]})
         [[2, 3]]
 
+    Whatever needs what fitting learns raises a `SchemaError` before.
+
     Args:
         schema: What the columns are. What fitting once set in it (`num_embeddings`, `fingerprint`) is forgotten.
     """
 
     model_input_names: ClassVar[list[str]] = [
-        "request_categorical",
-        "request_numeric",
-        "candidate_categorical",
-        "candidate_numeric",
+        f"{group}_{kind}" for group in ("request", "candidate") for kind in ("categorical", "numeric")
     ]
 
     def __init__(self, schema: FeatureSchema) -> None:
@@ -72,11 +71,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     @property
     def schema(self) -> FeatureSchema:
-        """The fitted schema, with `num_embeddings` and `fingerprint`.
-
-        Raises:
-            SchemaError: If the extractor was not fitted.
-        """
+        """The fitted schema, with `num_embeddings` and `fingerprint`."""
         return self._fitted_state().schema
 
     def _fitted_state(self) -> FittedState:
@@ -96,9 +91,6 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         Args:
             data: Any supported table (see `rerankzoo.features.tables`).
 
-        Returns:
-            The extractor itself.
-
         Raises:
             RerankingDataError: If a value cannot be used; it names field, row and value.
         """
@@ -106,22 +98,18 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return self
 
     def extend(self, data: Any, update_statistics: bool = False) -> RerankingFeatureExtractor:
-        """Learns the new ids of further rows, for fine-tuning; the ids of known values stay what they are.
+        """Returns an extractor that knows further rows, for fine-tuning; the ids of known values stay what they are.
 
         New values come after the known ones; those seen less often than a field's `min_count` in the data stay unknown.
         Hashed fields have no new ids.
 
         Args:
-            data: Any supported table (see `rerankzoo.features.tables`).
+            data: As for `fit`.
             update_statistics: Whether numeric fields are standardised by the data's own mean and deviation, and no
                 longer by those of the rows that the extractor was fitted on.
 
-        Returns:
-            Another extractor; this one stays as it is.
-
         Raises:
             RerankingDataError: If a value cannot be used, or is a string where ids are integers (or the reverse).
-            SchemaError: If the extractor was not fitted.
         """
         state = self._fitted_state()
         new = fit_state(self._declared, read_table(data, self._declared.item_id), state.types)
@@ -138,9 +126,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     def check_extends(self, other: RerankingFeatureExtractor, other_statistics: bool = False) -> None:
         """Refuses an extractor that this one does not continue: a model of the other's could not be used with it.
 
-        Args:
-            other: The extractor that came before.
-            other_statistics: Whether numeric fields may be standardised otherwise.
+        With `other_statistics` numeric fields may be standardised otherwise.
 
         Raises:
             SchemaMismatchError: If the columns, the ids of known values or the statistics differ; names the fields.
@@ -177,7 +163,6 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
         Raises:
             RerankingDataError: If anything in the rows cannot be used; it names field, row and value.
-            SchemaError: If the extractor was not fitted.
         """
         return self.read(data).batch
 
@@ -195,16 +180,12 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         All rows are read together. Only if that fails, halves are, and their halves, down to the rows that cannot be
         used even alone: so a bad row costs about 2 log2 B further readings of ever fewer rows.
 
-        Args:
-            data: Any supported table (see `rerankzoo.features.tables`).
-
         Returns:
             Batches of consecutive usable rows (usually one, of all rows), and the error of every other row.
 
         Raises:
             RerankingDataError: If the data is no table, or one whose columns are missing, of a wrong type or of
                 different lengths: none of its rows could be used.
-            SchemaError: If the extractor was not fitted.
         """
         table = read_table(data, self.schema.item_id)
         parts: list[Encoded] = []
@@ -248,11 +229,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)
 
     def example_values(self, spec: FieldSpec, limit: int = 1000) -> list[Any]:
-        """Raw values that a categorical field takes: the first of its vocabulary, or made-up ones for a hashed field.
-
-        Raises:
-            SchemaError: If the extractor was not fitted.
-        """
+        """Raw values that a categorical field takes: the first of its vocabulary, or made-up ones if it is hashed."""
         state = self._fitted_state()
         owner = self._declared.owner(spec).name
         vocabulary = state.vocabularies.get(owner)
@@ -270,8 +247,6 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def _item_ids(self, data: Any) -> ItemIds:
         return read_item_ids(read_table(data, self._declared.item_id), self._declared.item_id)
-
-    # --- saving and loading -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able configuration; the vocabularies are stored beside it."""
@@ -295,9 +270,6 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
         Returns:
             The paths of the files.
-
-        Raises:
-            SchemaError: If the extractor was not fitted.
         """
         state = self._fitted_state()
         folder = Path(save_directory)
@@ -315,14 +287,11 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> RerankingFeatureExtractor:
-        """Loads an extractor.
+        """Loads a fitted extractor.
 
         Args:
             pretrained_model_name_or_path: A folder or a repository on the Hub.
             **kwargs: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`.
-
-        Returns:
-            A fitted extractor.
 
         Raises:
             OSError: If a file is not found.
@@ -361,11 +330,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> RerankingFeatureExtractor:
-        """Refuses: the configuration alone lacks the vocabularies.
-
-        Raises:
-            SchemaError: Always.
-        """
+        """Raises a `SchemaError`: the configuration alone lacks the vocabularies."""
         raise SchemaError("a dictionary lacks the vocabularies; use from_pretrained")
 
 

@@ -39,20 +39,13 @@ _SLICE_ROWS = 16_384
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedState:
-    """What fitting learned, by field name.
+    """What fitting learned, by field name."""
 
-    Args:
-        declared: The schema, without what fitting sets.
-        types: The type of every categorical field that shares no other's vocabulary; `None` if only missing values were
-            seen.
-        vocabularies: Of those of them that do not hash.
-        statistics: Of the fields with "standardize", (2, size): mean and standard deviation.
-    """
-
-    declared: FeatureSchema
+    declared: FeatureSchema  # without what fitting sets
+    #: Of the categorical fields that share no other's vocabulary; `None` if only missing values were seen.
     types: dict[str, IdType | None]
-    vocabularies: dict[str, Vocabulary]
-    statistics: dict[str, FloatArray]
+    vocabularies: dict[str, Vocabulary]  # of those of them that do not hash
+    statistics: dict[str, FloatArray]  # of the fields with "standardize", (2, size): mean and standard deviation
 
     @cached_property
     def schema(self) -> FeatureSchema:
@@ -106,12 +99,7 @@ class FittedState:
     def restore(
         cls, declared: FeatureSchema, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
     ) -> FittedState:
-        """Undoes `to_dict` and `to_arrays`.
-
-        Raises:
-            SchemaMismatchError: If a vocabulary is missing or not the one that was saved, or anything else is not what
-                fitting writes; names the field.
-        """
+        """Undoes `to_dict` and `to_arrays`; a `SchemaMismatchError` if anything is missing or not what was saved."""
         owners = _vocabulary_owners(declared)
         learned = [spec.name for spec in owners if spec.hash_size is None]
         try:
@@ -159,16 +147,7 @@ def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest:
 def fit_state(
     declared: FeatureSchema, table: Table, known_types: Mapping[str, IdType | None] | None = None
 ) -> FittedState:
-    """Reads all rows once, in slices, and returns what was learned.
-
-    Args:
-        declared: What the columns are.
-        table: The rows.
-        known_types: The types that categorical fields must have, where they are known already.
-
-    Raises:
-        RerankingDataError: If a value cannot be used.
-    """
+    """Reads all rows once, in slices, and returns what was learned; categorical fields must have the known types."""
     owners, scaled = _vocabulary_owners(declared), _scaled_fields(declared)
     types = {spec.name: (known_types or {}).get(spec.name) for spec in owners}
     counts = {spec.name: Counter[Any]() for spec in owners if spec.hash_size is None}
@@ -181,14 +160,12 @@ def fit_state(
             if spec.name in counts:
                 _count(column, counts[spec.name])
         for spec in scaled:
-            values, missing = NumberEncoder(spec, None).transform(rows.column(spec.name, spec.depth))
-            moments[spec.name].update(values, missing)
+            column = rows.column(spec.name, spec.depth)
+            moments[spec.name].update(*NumberEncoder(spec, None).transform(column))
     vocabularies: dict[str, Vocabulary] = {}
-    for spec in owners:
-        if spec.hash_size is None:
-            values = sorted(value for value, count in counts[spec.name].items() if count >= spec.min_count)
-            kind = StringVocabulary if types[spec.name] == "string" else IntegerVocabulary
-            vocabularies[spec.name] = kind(values)
+    for name, numbers in counts.items():
+        known = sorted(value for value, number in numbers.items() if number >= declared.field(name).min_count)
+        vocabularies[name] = (StringVocabulary if types[name] == "string" else IntegerVocabulary)(known)
     statistics = {name: moment.statistics() for name, moment in moments.items()}
     return FittedState(declared=declared, types=types, vocabularies=vocabularies, statistics=statistics)
 

@@ -78,6 +78,7 @@ class FieldSpec:
                 raise SchemaError(f"{key} of field {self.name!r} {message}")
         if self.group == "history" and self.kind != "categorical":
             raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
+        object.__setattr__(self, "transforms", _as_tuple(self.transforms, f"transforms of field {self.name!r}"))
         refused = {"categorical": ["transforms", "clip", "size"], "numeric": [*_CATEGORICAL, "size"]}
         self._refuse(f"is {self.kind}", refused.get(self.kind, _CATEGORICAL))
         if self.shares is not None:
@@ -87,11 +88,10 @@ class FieldSpec:
         if len(set(self.transforms)) != len(self.transforms):
             raise SchemaError(f"field {self.name!r} repeats a transform: {list(self.transforms)}")
         if self.clip is not None:
-            numbers = len(self.clip) == 2 and all(_is_number(bound) for bound in self.clip)
-            if not numbers or not self.clip[0] < self.clip[1]:
-                raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {shown(self.clip)}")
-            # 1 and 1.0 must give the same fingerprint.
-            object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
+            clip = _as_tuple(self.clip, f"clip of field {self.name!r}")
+            if len(clip) != 2 or not all(map(_is_number, clip)) or not clip[0] < clip[1]:
+                raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {shown(clip)}")
+            object.__setattr__(self, "clip", tuple(map(float, clip)))  # 1 and 1.0 must give the same fingerprint
 
     @property
     def depth(self) -> int:
@@ -199,9 +199,9 @@ class FeatureSchema:
         if self.upstream_score is not None:
             self.field(self.upstream_score)
         references = [(f"value {target.value!r} of target {target.name!r}", target.value) for target in self.targets]
-        references += [(f"upstream_score {self.upstream_score!r}", self.upstream_score)]
-        kinds = [*[(what, name, "numeric") for what, name in references], ("item_id", self.item_id, "categorical")]
-        for what, name, kind in kinds:
+        references += [(f"upstream_score {self.upstream_score!r}", self.upstream_score), ("item_id", self.item_id)]
+        for what, name in references:
+            kind = "categorical" if what == "item_id" else "numeric"
             spec = next((field for field in self.fields if field.name == name), None)
             if spec is not None and (spec.group, spec.kind) != ("candidate", kind):
                 raise SchemaError(f"{what} must be a {kind} candidate field, got {spec.group} {spec.kind}")
@@ -254,11 +254,7 @@ class FeatureSchema:
         return sum(other.size for other in numeric[: numeric.index(field)])
 
     def check_same(self, expected: FeatureSchema) -> None:
-        """Refuses a schema with other columns, or columns that mean something else; names of schemas may differ.
-
-        Raises:
-            SchemaMismatchError: If they differ; lists every difference.
-        """
+        """Raises a `SchemaMismatchError` that lists all differences of columns and their meaning; names may differ."""
         problems: list[str] = []
         for key in ("item_id", "upstream_score", "slate", "propensity", "position_discount"):
             problems += _differences(key, getattr(self, key), getattr(expected, key))
@@ -274,15 +270,11 @@ class FeatureSchema:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
-        """Builds a schema from `to_dict`'s format.
-
-        Raises:
-            SchemaError: If a key is unknown or missing, or the schema contradicts itself.
-        """
+        """Builds a schema from `to_dict`'s format; keys that are unknown or missing are a `SchemaError`, too."""
         values = _known_keys(cls, data, "schema")
         for key, spec in (("fields", FieldSpec), ("targets", TargetSpec)):
-            entries = _as_list(values.get(key, []), f"{key} of the schema")
-            values[key] = tuple(_spec_from_dict(spec, entry, f"{key}[{index}]") for index, entry in enumerate(entries))
+            entries = _as_tuple(values.get(key, []), f"{key} of the schema")
+            values[key] = tuple(spec(**_known_keys(spec, entry, f"{key}[{at}]")) for at, entry in enumerate(entries))
         return cls(**values)
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
@@ -294,12 +286,7 @@ class FeatureSchema:
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> FeatureSchema:
-        """Reads a schema from YAML.
-
-        Raises:
-            SchemaError: If the file is not valid YAML or not a valid schema; the message names the file.
-            OSError: If it cannot be read.
-        """
+        """Reads a schema from YAML; a `SchemaError` names the file if it is not valid YAML or not a valid schema."""
         try:
             return cls.from_dict(read_yaml(Path(path)))
         except SchemaError as error:
@@ -339,14 +326,6 @@ def _plain(value: Any) -> Any:
     }
 
 
-def _spec_from_dict(spec: type[FieldSpec] | type[TargetSpec], data: Any, where: str) -> FieldSpec | TargetSpec:
-    values = _known_keys(spec, data, where)
-    for key in ("transforms", "clip"):
-        if key in values and (key, values[key]) != ("clip", None):
-            values[key] = tuple(_as_list(values[key], f"{key} of {where}"))
-    return spec(**values)
-
-
 def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     """Returns a copy of `data` after checking that its keys are `spec`'s."""
     if not isinstance(data, Mapping):
@@ -360,10 +339,10 @@ def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _as_list(value: Any, where: str) -> list[Any]:
+def _as_tuple(value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise SchemaError(f"{where} must be a list, got {shown(value)}")
-    return list(value)
+    return tuple(value)
 
 
 def _is_number(value: Any, most: float = math.inf) -> bool:

@@ -1,8 +1,7 @@
 """Any table of requests as flat numpy columns with offsets, read once; everything after that is vectorised.
 
 Accepted: one dict row, a list of dict rows, a dict of columns, a pandas DataFrame, a pyarrow Table or RecordBatch, a
-`datasets.Dataset`. pandas, pyarrow and datasets are looked up only among the modules that are loaded already: whoever
-hands in such an object has imported its library.
+`datasets.Dataset`. Whoever hands in an object of a library has imported it: only loaded modules are looked at.
 
 Python objects and Arrow arrays have a reader each. One Arrow table made of everything was measured: a request of 50
 candidates would take 0.9 ms instead of 0.3, errors of mixed types would lose their row, and serving would need pyarrow.
@@ -85,9 +84,7 @@ class Column:
         """Returns an error about an entry of a level (default: a leaf)."""
         return RerankingDataError(message, field=self.name, row=self.row(index, level))
 
-    def refuse(
-        self, wrong: BoolArray, message: str, level: int | None = None, *values: Sequence[Any] | IntArray
-    ) -> None:
+    def refuse(self, wrong: BoolArray, message: str, level: int | None = None, *values: npt.NDArray[Any]) -> None:
         """Raises if an entry of a level (default: a leaf) is wrong; the message's `{}` stand for its `values`."""
         if wrong.any():
             index = int(wrong.argmax())
@@ -273,11 +270,8 @@ def missing_column(name: str, available: Iterable[str], row: int | None = None) 
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is a list, a tuple or an array with at least one dimension."""
-    if isinstance(value, list | tuple):
-        return True
-    # numpy arrays and anything that turns into one, such as a torch tensor
-    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+    """Whether a value is a list, a tuple or whatever turns into an array with a dimension, such as a torch tensor."""
+    return isinstance(value, list | tuple) or (hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0)
 
 
 def _as_sequence(value: Any, column: Column, index: int | None = None) -> Any:
@@ -321,8 +315,7 @@ def _open_lists(values: Any, column: Column) -> Any:
                 if not is_list(value):
                     raise column.error(f"a list is required, got {shown(value)}", index)
             values = [_as_sequence(value, column, index) for index, value in enumerate(values)]
-        offsets = np.zeros(len(values) + 1, dtype=np.int64)
-        np.cumsum(list(map(len, values)), out=offsets[1:])
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
         values = _concatenate(values)
     column.offsets += (offsets,)
     column.nulls += (nulls,)
@@ -363,7 +356,6 @@ def _read_leaves(values: Any, column: Column) -> None:
         column.values = np.array(numbers, dtype=_DTYPE_OF_KIND[column.kind])
     except OverflowError:
         most = INT64_MAX if column.kind == "int" else sys.float_info.max
-        # int(): a numpy integer compares in its own width.
         integers = ((index, int(value)) for index, value in enumerate(numbers) if isinstance(value, int | np.integer))
         index = next(index for index, value in integers if not -most - 1 <= value <= most)
         raise column.error(f"{shown(values[index])} is too large", index) from None
