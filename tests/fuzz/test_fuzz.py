@@ -70,7 +70,7 @@ FINDINGS: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "a schema with null for a list": (
         lambda: FeatureSchema.from_dict(with_field(transforms=None)),
-        *(SchemaError, r"transforms of fields\[0\] must be a list, got None"),
+        *(SchemaError, r"transforms of field 'user' must be a list, got None"),
     ),
     "a schema with a number beyond float": (
         lambda: FeatureSchema.from_dict(with_field(clip=[0, 10**400])),
@@ -90,7 +90,7 @@ FINDINGS: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "a name that no file can hold": (
         lambda: FeatureSchema.from_dict(with_field(name="\ud800")),
-        *(SchemaError, r"name must be UTF-8 text of at most 256 characters, got '\\ud800'"),
+        *(SchemaError, r"name of a field must be UTF-8 text of at most 256 characters, got '\\ud800'"),
     ),
     "a recipe's name with a NUL": (lambda: find_recipe("a\x00b"), FileNotFoundError, "no file"),
     "a recipe's name that is too long": (lambda: find_recipe("y" * 5_000), FileNotFoundError, "no file"),
