@@ -5,15 +5,13 @@ from __future__ import annotations
 from rerankzoo.batch import Batch
 from rerankzoo.generation.beam import BeamStep, beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
-from rerankzoo.generation.constraints.binding import bind
 from rerankzoo.generation.constraints.constraint import AtLeast, AtMost, Boost, Constraint, Exclude, MinDistance, Pin
-from rerankzoo.generation.constraints.rules import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
-from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
-from rerankzoo.generation.search import Decoded, greedy_search
+from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
 
 __all__ = [
     "AtLeast",

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from rerankzoo.batch import PADDING, Batch, widened
 from rerankzoo.generation.constraints.rules import SlateRules
-from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import Scorer
-from rerankzoo.generation.search import Decoded, Rows
+from rerankzoo.generation.search import Decoded, Rows, keep_top_k
 
 INFINITE = float("inf")
 
@@ -58,11 +57,10 @@ def contrastive_search(
     for _ in range(slate_size):
         scores, cache = scorer.step(rows.state)
         preferences = rows.preferences(scores)
-        kept = preferences if top_k is None else keep_top_k(preferences, top_k)
         balance = _probabilities(preferences, rows.finished)
         if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
             balance = _balance(balance, similarity, penalty_alpha)
-        index = balance.masked_fill_(kept == float("-inf"), float("-inf")).argmax(-1)
+        index = balance.masked_fill_(keep_top_k(preferences, top_k) == -INFINITE, -INFINITE).argmax(-1)
         rows = rows.extend(scores, cache, None, index)
         closeness = _closeness(states, index.unsqueeze(-1))
         similarity = closeness if similarity is None else torch.maximum(similarity, closeness)

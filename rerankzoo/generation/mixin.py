@@ -17,13 +17,11 @@ from rerankzoo.errors import SchemaMismatchError, UnreadableFileError, shown
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.beam import beam_search
 from rerankzoo.generation.configuration import RerankingGenerationConfig
-from rerankzoo.generation.constraints.binding import bind
 from rerankzoo.generation.constraints.constraint import Constraint
-from rerankzoo.generation.constraints.rules import SlateRules
+from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
-from rerankzoo.generation.sampling import sample_slates
 from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
-from rerankzoo.generation.search import Decoded, greedy_search
+from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
 
 
 @dataclass

@@ -1,16 +1,16 @@
-"""Greedy decoding, and what all decoding routines share: the running score of a prefix and the result."""
+"""Greedy decoding and sampling, and what all decoding routines share: the running score of a prefix and the result."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.generation.constraints.progress import Progress
 from rerankzoo.generation.constraints.rules import SlateRules
-from rerankzoo.generation.scorer import Cache, Scorer, ScorerState
+from rerankzoo.generation.constraints.search import Plan
+from rerankzoo.generation.scorer import Cache, Scorer, ScorerState, take_rows
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Rows:
     state: ScorerState
     total: Tensor  # (R,)
     steps: Tensor  # (R, t)
-    progress: Progress | None = None
+    rules: SlateRules | None = None
+    plans: list[Plan | None] = field(default_factory=list)  # of rows whose constraints need a search
     may_finish: bool = True  # whether any row can be whole before its last position
 
     @classmethod
@@ -48,9 +49,9 @@ class Rows:
         """One row per request with an empty prefix, for slates of `slate_size` positions."""
         state = scorer.start(batch)
         total = torch.zeros(state.request.shape, device=state.prefix.device)
-        progress = None if rules is None else Progress.start(rules)
         may_finish = rules is not None or may_run_out(state.available, slate_size)
-        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), progress, may_finish)
+        plans = [] if rules is None else rules.first_plans
+        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), rules, plans, may_finish)
 
     @property
     def finished(self) -> Tensor | None:
@@ -58,13 +59,15 @@ class Rows:
 
         `None` where no row can be.
         """
-        if not self.may_finish:
-            return None
-        return ~self.state.available.any(-1) if self.progress is None else self.progress.finished
+        if self.rules is not None:
+            return self.rules.length[self.state.request] <= self.state.prefix.shape[1]
+        return ~self.state.available.any(-1) if self.may_finish else None
 
     def preferences(self, scores: Tensor) -> Tensor:
         """What the choice goes by: the scores (R, N), with constraints boosted and -inf for what they do not allow."""
-        return scores if self.progress is None else self.progress.adjust(scores, self.total > float("-inf"))
+        if self.rules is None:
+            return scores
+        return self.rules.adjust(scores, self.state.request, self.state.prefix, self.plans)
 
     def extend(self, scores: Tensor, cache: Cache, parent: Tensor | None, index: Tensor) -> Rows:
         """Continues row `parent[r]` (each by itself for `None`) with candidate `index[r]`.
@@ -77,33 +80,32 @@ class Rows:
             parent: (R',) or `None`.
             index: (R',).
         """
-        previous, steps, finished = self.total, self.steps, self.finished
+        previous, steps, finished, plans = self.total, self.steps, self.finished, self.plans
         if parent is not None:
             scores, previous, steps = (tensor.index_select(0, parent) for tensor in (scores, previous, steps))
             finished = None if finished is None else finished[parent]
+            plans = [plans[row] for row in parent.tolist()] if plans else plans
+        if plans:
+            plans = [plan and plan.after(item) for plan, item in zip(plans, index.tolist(), strict=True)]
         step = scores.gather(1, index.unsqueeze(-1)).squeeze(-1)
         total = previous + step if self.scorer.kind == "log_prob" else step
         if finished is not None:
             step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
             total = torch.where(finished, previous, total)
         state = self.scorer.extend(self.state, cache, parent, index)
-        progress = None if self.progress is None else self.progress.extend(parent, index)
         steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
-        return Rows(self.scorer, state, total, steps, progress, self.may_finish)
+        return Rows(self.scorer, state, total, steps, self.rules, plans, self.may_finish)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""
-        shape = (num_requests, -1)
-        return Decoded(
-            self.state.prefix.unflatten(0, shape), self.total.unflatten(0, shape), self.steps.unflatten(0, shape)
-        )
+        found = self.state.prefix, self.total, self.steps
+        return Decoded(*(tensor.unflatten(0, (num_requests, -1)) for tensor in found))
 
 
 def may_run_out(available: Tensor, slate_size: int) -> bool:
-    """Whether some request has fewer candidates (B, N) than its slate has positions.
+    """Whether some request has fewer candidates (B, N) than its slate has positions: mostly none, which spares steps.
 
-    Where none has, as mostly, no step need care for rows that are whole already. A graph is not asked: it is made for
-    any requests.
+    A graph is not asked: it is made for any requests.
     """
     if torch.compiler.is_compiling() or slate_size > available.shape[1]:
         return True
@@ -127,3 +129,50 @@ def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRul
         scores, cache = scorer.step(rows.state)
         rows = rows.extend(scores, cache, None, rows.preferences(scores).argmax(-1))
     return rows.decoded(rows.total.shape[0])
+
+
+def sample_slates(
+    scorer: Scorer,
+    batch: Batch,
+    slate_size: int,
+    num_return_sequences: int,
+    temperature: float,
+    top_k: int | None,
+    rules: SlateRules | None = None,
+) -> Decoded:
+    """Draws every position at random, with probability softmax(score / temperature).
+
+    By the Gumbel-max rule (the maximum of score / temperature + Gumbel noise), so that a candidate with score -inf can
+    never be drawn. Uses torch's global random state.
+
+    Args:
+        scorer: See `greedy_search`, as `batch`, `slate_size` and `rules`.
+        batch: The requests.
+        slate_size: M.
+        num_return_sequences: S, slates drawn independently for each request.
+        temperature: Above 0; below 1 sharpens, above 1 flattens.
+        top_k: Draw only among this many best candidates; `None` for all.
+        rules: What constraints ask.
+
+    Returns:
+        S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
+    """
+    rows = Rows.start(scorer, batch, slate_size, rules)
+    num_requests = rows.total.shape[0]
+    parent: Tensor | None = rows.state.request.repeat_interleave(num_return_sequences)
+    for _ in range(slate_size):
+        scores, cache = scorer.step(rows.state)
+        # In single precision: half of it draws from a few hundred values of noise only.
+        tempered = take_rows(keep_top_k(rows.preferences(scores), top_k), parent).float() / temperature
+        uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
+        rows, parent = rows.extend(scores, cache, parent, (tempered - (-uniform.log()).log()).argmax(-1)), None
+    return rows.decoded(num_requests)
+
+
+def keep_top_k(scores: Tensor, top_k: int | None) -> Tensor:
+    """Sets all but the `top_k` best scores of each row (R, N) to -inf; none for `None`."""
+    if top_k is None:
+        return scores
+    index = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, True)
+    return scores.masked_fill(~kept, float("-inf"))

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from rerankzoo.generation import MatrixScorer, StaticScorer
-from rerankzoo.generation.sampling import keep_top_k
 from rerankzoo.generation.scorer import remaining_log_probs
-from rerankzoo.generation.search import may_run_out
+from rerankzoo.generation.search import keep_top_k, may_run_out
 from tests.generation.common import TableScorer
 
 LOGITS = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]]).log()

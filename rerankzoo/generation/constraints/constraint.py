@@ -1,4 +1,4 @@
-"""The constraints: `Exclude`, `Pin`, `AtMost`, `MinDistance`, `AtLeast`, `Boost`.
+"""The constraints: `Exclude`, `Pin`, `AtMost`, `MinDistance`, `AtLeast`, `Boost`, and how their arguments are read.
 
 B requests, N candidates, M positions, K items listed for a request.
 """
@@ -6,18 +6,25 @@ B requests, N candidates, M positions, K items listed for a request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING, Batch
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation.constraints.arguments import READ, Categories, Items
 
 C = TypeVar("C", bound="Constraint")
+
+#: Candidates: a mask (B, N), or indexes (B, K) where -100 pads. For `RerankingPipeline` also item ids: one, any
+#: collection of them for all requests, or one collection per request.
+Items = Tensor | Sequence[Any]
+#: Kinds of the candidates: integers (B, N), negative for none; or the name of a categorical candidate field.
+Categories = Tensor | str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,20 +36,18 @@ class Constraint:
     """
 
     def __post_init__(self) -> None:
-        for argument in fields(self):
-            value = getattr(self, argument.name)
-            if value is not None or argument.default is not None:
-                value = READ[argument.name](value, f"{argument.name} of {type(self).__name__}")
-                object.__setattr__(self, argument.name, value)
+        for name, value in list(vars(self).items()):
+            if value is not None or not hasattr(type(self), name):  # None only where it is the default
+                object.__setattr__(self, name, _read(name, value, f"{name} of {type(self).__name__}"))
 
     def rows(self: C, rows: slice, num_candidates: int | None = None) -> C:
         """The same demand on some of the requests, of which none has more than so many candidates."""
         parts = {}
-        for name, value in self._arguments().items():
-            if _is_nested(value) or isinstance(value, Tensor):
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                parts[name] = value[rows, : None if _is_indexes(name, value) else num_candidates]
+            elif _is_nested(value):
                 parts[name] = value[rows]
-            if isinstance(value, Tensor) and not _is_indexes(name, value):
-                parts[name] = parts[name][:, :num_candidates]
         return replace(self, **parts)
 
     def check_fit(self, num_requests: int, num_candidates: int | None) -> None:
@@ -52,7 +57,7 @@ class Constraint:
             RerankingDataError: If there is another number of lists of ids.
             ValueError: If the shape of a tensor is another.
         """
-        for name, value in self._arguments().items():
+        for name, value in vars(self).items():
             if _is_nested(value) and (len(value) != num_requests or not all(isinstance(ids, list) for ids in value)):
                 message = f"{self}: item ids must be one list, or one list for each of the {num_requests} rows"
                 raise RerankingDataError(message, field=name)
@@ -63,9 +68,22 @@ class Constraint:
                     raise ValueError(f"{self}: {message}")
 
     def located(self: C, find: Callable[[Sequence[Any]], Tensor]) -> C:
-        """The same demand with item ids replaced by masks (B, N), which `find` looks up."""
+        """The same demand with item ids replaced by masks (B, N), which `find` looks up.
+
+        Raises:
+            InfeasibleConstraintError: If an item is pinned that is no candidate: a mask could not tell it from a
+                request that asks for nothing.
+        """
         ids = getattr(self, "items", None)
-        return self if ids is None or isinstance(ids, Tensor) else replace(self, items=find(ids))  # type: ignore[call-arg]
+        if ids is None or isinstance(ids, Tensor):
+            return self
+        mask = find(ids)
+        if isinstance(self, Pin) and len(ids) > 0:
+            named = torch.tensor([len(of_request) > 0 for of_request in ids] if _is_nested(ids) else [True])
+            if (lacking := named & ~mask.any(-1)).any():
+                message, row = f"{self} names no candidate of the request", int(lacking.int().argmax())
+                raise InfeasibleConstraintError(message, row=row, constraints=(repr(self),))
+        return replace(self, items=mask)  # type: ignore[call-arg]
 
     def mask(self, candidates: Tensor) -> Tensor:
         """(B, N), True for the items that are named; on the device of the mask of real candidates (B, N).
@@ -98,19 +116,15 @@ class Constraint:
                 raise ValueError(f"{self}: a field's name needs a schema; pass the categories themselves")
             spec = schema.field(values)
             if (spec.group, spec.kind) != ("candidate", "categorical"):
-                raise ValueError(
-                    f"{self}: {values!r} is a {spec.group} {spec.kind} field, not a candidate categorical one"
-                )
+                expected = f"{spec.group} {spec.kind} field, not a candidate categorical one"
+                raise ValueError(f"{self}: {values!r} is a {expected}")
             values = batch["candidate_categorical"][..., schema.position(values)]
             values = values.masked_fill(values == 0, -1)  # missing
         values = values.to(batch["candidate_mask"].device)
         return (values.unsqueeze(-1) == values.unsqueeze(1)).byte().argmax(-1).masked_fill(values < 0, -1)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {argument.name: getattr(self, argument.name) for argument in fields(self)}
-
     def __repr__(self) -> str:
-        known = {name: value for name, value in self._arguments().items() if value is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
         texts = {k: f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else shown(v) for k, v in known.items()}
         return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in texts.items())})"
 
@@ -138,23 +152,6 @@ class Pin(Constraint):
 
     items: Items
     position: int
-
-    def located(self, find: Callable[[Sequence[Any]], Tensor]) -> Pin:
-        """See `Constraint.located`.
-
-        Raises:
-            InfeasibleConstraintError: If an item is asked for that is no candidate: a mask could not tell it from a
-                request that asks for nothing.
-        """
-        located = super().located(find)
-        if isinstance(self.items, Tensor) or len(self.items) == 0:
-            return located
-        named = torch.tensor([len(ids) > 0 for ids in self.items] if _is_nested(self.items) else [True])
-        lacking = named & ~located.items.any(-1)  # type: ignore[union-attr]
-        if lacking.any():
-            message, row = f"{self} names no candidate of the request", int(lacking.int().argmax())
-            raise InfeasibleConstraintError(message, row=row, constraints=(repr(self),))
-        return located
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -260,3 +257,46 @@ def _is_nested(value: Any) -> bool:
 def _is_indexes(name: str, value: Tensor) -> bool:
     """Whether an argument's tensor is (B, K), and not (B, N)."""
     return name == "items" and value.dtype != torch.bool
+
+
+def _read(name: str, value: Any, what: str) -> Any:
+    """An argument of a constraint as what it works with: ids in lists, tables in tensors, Python's own numbers."""
+    if name == "items":
+        return _items(value, what)
+    if name in ("categories", "bias"):
+        if name == "bias" and (isinstance(value, Real) or getattr(value, "ndim", 1) == 0):
+            return float(value)
+        return value if name == "categories" and isinstance(value, str) else _table(value, what, name == "categories")
+    least = 0 if name == "position" else 1
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{what} must be an integer of at least {least}, got {shown(value)}")
+    return int(value)
+
+
+def _items(value: Any, what: str) -> Items:
+    if isinstance(value, Tensor | np.ndarray) and value.dtype in (bool, torch.bool):
+        return torch.as_tensor(value)
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return value
+    ids = _listed(value, what)
+    return [_listed(entry, what) for entry in ids] if isinstance(ids, list) else [ids]
+
+
+def _listed(value: Any, what: str) -> Any:
+    """What a collection of any kind holds, as a list; a single value as it is."""
+    if value is None or isinstance(value, Mapping | Tensor) or hasattr(value, "columns"):
+        raise ValueError(f"{what} must be item ids, a mask (B, N) or indexes (B, K), got {shown(value)}")
+    for convert in ("to_pylist", "tolist"):  # of Arrow; of numpy and pandas
+        value = getattr(value, convert)() if hasattr(value, convert) else value
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
+
+
+def _table(value: Any, what: str, integers: bool) -> Tensor:
+    try:
+        table = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
+    except (TypeError, ValueError):
+        table = None
+    if table is None or (integers and table.is_floating_point()):
+        got = shown(value) if table is None else table.dtype
+        raise ValueError(f"{what} must be {'integers' if integers else 'numbers'} (B, N), got {got}")
+    return table

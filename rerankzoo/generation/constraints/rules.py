@@ -1,18 +1,19 @@
-"""Counting: what the items chosen and pinned so far leave room for, for all rows being decoded at once.
+"""From constraints to the rules of a batch, and what these leave room for, for all rows being decoded at once.
 
 B requests, N candidates, M positions, J groups; R rows being decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rerankzoo.batch import PADDING, Batch
+from rerankzoo.batch import PADDING, Batch, take
+from rerankzoo.errors import InfeasibleConstraintError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.constraints.constraint import (
     AtLeast,
@@ -22,9 +23,55 @@ from rerankzoo.generation.constraints.constraint import (
     Exclude,
     MinDistance,
     Pin,
+    constraint_list,
     mask_of,
 )
-from rerankzoo.generation.constraints.search import RequestRules
+from rerankzoo.generation.constraints.search import FIRST_BUDGET, Plan, first_plan
+
+
+def bind(
+    constraints: Constraint | Iterable[Constraint] | None,
+    batch: Batch,
+    slate_size: int,
+    schema: FeatureSchema | None = None,
+) -> SlateRules | None:
+    """Turns constraints into the rules of a batch, and makes sure that every request has a slate that keeps them.
+
+    Args:
+        constraints: Any number of them.
+        batch: The requests; `candidate_mask` (B, N), and `candidate_categorical` where a constraint names a field.
+        slate_size: M.
+        schema: Of the batch, where a constraint names a field.
+
+    Returns:
+        What the decoding routines take as `rules`; `None` without constraints.
+
+    Raises:
+        ValueError: If a constraint does not fit the batch.
+        InfeasibleConstraintError: If a request has no slate; it names the constraints that exclude one another.
+    """
+    constraints = constraint_list(constraints)
+    if not constraints:
+        return None
+    for constraint in constraints:
+        constraint.check_fit(*batch["candidate_mask"].shape)
+    rules = SlateRules(constraints, batch, slate_size, schema)
+    verdicts = rules.verdicts
+    if all(verdicts):
+        return rules
+    row = verdicts.index(False if False in verdicts else None)  # proven cases first: they have a cause to name
+    texts, slate = list(map(repr, constraints)), f"no slate of {int(rules.length[row])} positions"
+    if verdicts[row] is None:
+        message = f"{slate} was found in {FIRST_BUDGET} steps of search; relax a constraint"
+        raise InfeasibleConstraintError(message, row=row, constraints=tuple(texts))
+    alone = {place: constraint.rows(slice(row, row + 1)) for place, constraint in enumerate(constraints)}
+    request = take(batch, slice(row, row + 1))
+    for place in list(alone):  # those without which there is no slate either are no cause
+        fewer = {other: constraint for other, constraint in alone.items() if other != place}
+        if SlateRules(list(fewer.values()), request, slate_size, schema).verdicts[0] is False:
+            alone = fewer
+    message = f"{slate} keeps {' and '.join(f'constraints[{place}] {texts[place]}' for place in alone)}"
+    raise InfeasibleConstraintError(message, row=row, constraints=tuple(texts[place] for place in alone))
 
 
 @dataclass(frozen=True)
@@ -84,42 +131,69 @@ class SlateRules:
         self, constraints: Sequence[Constraint], batch: Batch, slate_size: int, schema: FeatureSchema | None
     ) -> None:
         real = self.usable = batch["candidate_mask"]
+        for constraint in constraints:
+            if isinstance(constraint, Exclude):
+                self.usable = self.usable & ~constraint.mask(real)
+        self.length = self.usable.sum(-1).clamp_max(slate_size)
+        self._filled = torch.arange(slate_size, device=real.device) < self.length.unsqueeze(-1)  # (B, M)
+        self.domain = self.usable.unsqueeze(1) & self._filled.unsqueeze(-1)
+        self._pinned = torch.zeros_like(self._filled)
         self.limits: list[Limit] = []
         self.bias: Tensor | None = None
-        pins, groups, counts = [], [], []
+        groups, counts = [self.domain[:, :0]], []
         for constraint in constraints:
             match constraint:
-                case Exclude():
-                    self.usable = self.usable & ~constraint.mask(real)
-                case Pin(position=position) if position < slate_size:
-                    pins.append((constraint.mask(real), position))
                 case Pin(position=position):
-                    raise ValueError(f"{constraint}: position {position} is not one of the {slate_size} of the slate")
+                    if position >= slate_size:
+                        raise ValueError(f"{constraint}: position {position} is not one of the {slate_size} of a slate")
+                    mask = constraint.mask(real)
+                    concerned = mask.any(-1)
+                    self.domain[:, position] &= mask | ~concerned.unsqueeze(-1)
+                    self._pinned[:, position] |= concerned
                 case AtMost(limit=most) | MinDistance(limit=most):
                     window = min(constraint.window or slate_size, slate_size)
                     self.limits.append(Limit(constraint.labels(batch, schema), most, window))
                 case AtLeast(count=count):
-                    groups.append(constraint.mask(real).unsqueeze(1))
+                    groups.append((constraint.mask(real) & self.usable).unsqueeze(1))
                     counts.append(count)
                 case Boost(bias=bias):
                     bias = bias.to(real.device) if isinstance(bias, Tensor) else bias * constraint.mask(real)
                     self.bias = bias if self.bias is None else self.bias + bias
-        self.length = self.usable.sum(-1).clamp_max(slate_size)
-        inside = torch.arange(slate_size, device=real.device) < self.length.unsqueeze(-1)  # (B, M)
-        domain, pinned = self.usable.unsqueeze(1).repeat(1, slate_size, 1), torch.zeros_like(inside)
-        for mask, position in pins:
-            concerned = mask.any(-1)
-            domain[:, position] &= mask | ~concerned.unsqueeze(-1)
-            pinned[:, position] |= concerned
-        self.domain = domain & inside.unsqueeze(-1)
-        options = self.domain.sum(-1)
-        self.fixed = self.domain.byte().argmax(-1).masked_fill(~pinned | (options != 1), PADDING)
-        self._pins_fit = (~pinned | (options > 0)).all(-1)  # (B,)
-        self._slots = pinned & (options > 1)  # (B, M), where one of several candidates must stand
-        self._pinned_positions = sorted({position for _, position in pins})
-        self.groups = torch.cat([domain[:, :0], *groups], 1) & self.usable.unsqueeze(1)
+        one = self._pinned & (self.domain.sum(-1) == 1)
+        self.fixed = self.domain.byte().argmax(-1).masked_fill(~one, PADDING)
+        self.groups = torch.cat(groups, 1)
         self.counts = torch.tensor(counts, device=real.device, dtype=torch.int64)
         self._overlap = self.groups.sum(1).amax(-1)  # (B,), the number of groups that one candidate is in at most
+
+    @property
+    def first_plans(self) -> list[Plan | None]:
+        """For each request that must be searched a slate; `None` for others. No plans at all where none must be."""
+        return [self._searched.get(row, (None,))[0] for row in range(len(self.usable))] if self._searched else []
+
+    @property
+    def verdicts(self) -> list[bool | None]:
+        """For each request whether it has a slate; `None` where the search gave up."""
+        verdicts: list[bool | None] = self._possible.tolist()
+        for row, (_, verdict) in self._searched.items():
+            verdicts[row] = verdict
+        return verdicts
+
+    def adjust(self, scores: Tensor, request: Tensor, prefix: Tensor, plans: Sequence[Plan | None]) -> Tensor:
+        """What the choice goes by: scores with the boosts, -inf for what is not allowed.
+
+        Args:
+            scores: (R, N), the scorer's.
+            request: (R,), the requests of the rows.
+            prefix: (R, t), what is chosen.
+            plans: Of the rows; empty where nothing is searched.
+        """
+        position = prefix.shape[1]
+        legal = self.legal(request, torch.cat([prefix, self.fixed[request, position:]], dim=-1), position)
+        if searched := [row for row, plan in enumerate(plans) if plan]:
+            legal[searched] &= torch.stack([plan.allowed for plan in plans if plan]).to(legal.device)
+        if self.bias is not None:
+            scores = scores + self.bias[request]
+        return scores.masked_fill(~legal, float("-inf"))
 
     def legal(self, request: Tensor, slates: Tensor, position: int) -> Tensor:
         """What counting allows; never too little.
@@ -133,20 +207,17 @@ class SlateRules:
             (R, N).
         """
         slates = torch.where(torch.arange(slates.shape[1], device=slates.device) == position, PADDING, slates)
-        legal = self.domain[:, position][request] & ~mask_of(slates, self.usable.shape[1])
+        shown = mask_of(slates, self.usable.shape[1])
+        legal = self.domain[request, position] & ~shown
         for limit in self.limits:
             legal = legal & limit.room(request, slates, position)
         if len(self.counts) == 0:
             return legal
         free = (self.length[request] - (slates >= 0).sum(-1) - 1).unsqueeze(-1)  # positions left after this one
-        lack = self._lack(request, slates).unsqueeze(-1) - self.groups[request].long()  # (R, J, N)
+        groups = self.groups[request]
+        lack = (self.counts - (groups & shown.unsqueeze(1)).sum(-1)).unsqueeze(-1) - groups.long()  # (R, J, N)
         enough = lack.clamp_min(0).sum(1) <= self._overlap[request].unsqueeze(-1) * free
         return legal & enough & (lack <= free.unsqueeze(1)).all(1)
-
-    def _lack(self, request: Tensor, slates: Tensor) -> Tensor:
-        """(R, J), how many of each group slates (R, M) still miss; negative where there are more than enough."""
-        shown = mask_of(slates, self.usable.shape[1]).unsqueeze(1)
-        return self.counts - (self.groups[request] & shown).sum(-1)
 
     def boosts(self, slates: Tensor) -> Tensor:
         """(B, S), what the boosts add to slates (B, S, M)."""
@@ -155,34 +226,29 @@ class SlateRules:
         return look_up(self.bias, slates.flatten(1), 0.0).view(slates.shape).sum(-1)
 
     @cached_property
-    def verdicts(self) -> list[bool | None]:
-        """For each request whether it has a slate; `None` where the search gave up."""
-        verdicts: list[bool | None] = list(self._possible.tolist())
-        for row, request in self.searched.items():
-            verdicts[row] = request.plan is not None or (None if request.gave_up else False)
-        return verdicts
-
-    @cached_property
-    def searched(self) -> dict[int, RequestRules]:
-        """The requests for which counting is not exact, by row."""
-        return {row: RequestRules(self, row) for row in (self._possible & ~self._exact).nonzero().flatten().tolist()}
+    def _searched(self) -> dict[int, tuple[Plan | None, bool | None]]:
+        """For each request where counting is not exact a slate, if one was found, and the verdict."""
+        searched: dict[int, tuple[Plan | None, bool | None]] = {}
+        for row in (self._possible & ~self._exact).nonzero().flatten().tolist():
+            found = first_plan(self, row)
+            searched[row] = (found, True) if isinstance(found, Plan) else (None, found)
+        return searched
 
     @cached_property
     def _possible(self) -> Tensor:
         """(B,), False where counting shows that there is no slate."""
         request = torch.arange(len(self.usable), device=self.usable.device)
-        possible = self._pins_fit
+        possible = (self.groups.sum(-1) >= self.counts).all(-1)
         for limit in self.limits:
             possible = possible & (limit.supply(self.usable, self.length) >= self.length)
-        for position in self._pinned_positions:  # pinned items must suit one another
-            legal = self.legal(request, self.fixed, position)
-            possible = possible & look_up(legal, self.fixed[:, position : position + 1], True).squeeze(-1)
-        if len(self.counts) > 0:
-            free = self.length - (self.fixed >= 0).sum(-1)
-            lack = self._lack(request, self.fixed).clamp_min(0)
-            possible = possible & (lack.sum(-1) <= self._overlap * free) & (lack <= free.unsqueeze(-1)).all(-1)
-            possible = possible & (self.groups.sum(-1) >= self.counts).all(-1)
+        for position in {0, *self._pinned_positions}:
+            empty = (self._filled | self._pinned)[:, position]
+            possible = possible & (self.legal(request, self.fixed, position).any(-1) | ~empty)
         return possible
+
+    @cached_property
+    def _pinned_positions(self) -> list[int]:
+        return self._pinned.any(0).nonzero().flatten().tolist()
 
     @property
     def _exact(self) -> Tensor:
@@ -190,17 +256,20 @@ class SlateRules:
 
         Fill the positions one after the other, a required item wherever one is missing. Whatever was chosen before, at
         most M - 1 candidates are taken, and those of the few kinds that can be full around a position are blocked. If
-        there are more candidates than that for every position, and more in every group than are needed, less one, and
-        blocked, nobody gets stuck.
+        there are more candidates than that for every position, and more in every group (or in what all groups share)
+        than are needed, less one, and blocked, nobody gets stuck.
         """
-        slots, taken = self._slots.any(-1), self.length - 1
+        slots, taken = self._pinned & (self.fixed < 0), self.length - 1  # of slots one of several candidates must stand
         exact = self._abound(self.usable, taken, True)
         for position in self._pinned_positions:
-            exact = exact & (self._abound(self.domain[:, position], taken, True) | ~self._slots[:, position])
-        for number, group in enumerate(self.groups.unbind(1)):
-            exact = exact & self._abound(group, self.counts[number] - 1, False) & (self._overlap <= 1) & ~slots
-        if len(self.limits) == 1 and self.limits[0].window == self.fixed.shape[1] and len(self.counts) == 0:
-            exact = exact | ~slots  # one limit over the whole slate is all there is
+            exact = exact & (self._abound(self.domain[:, position], taken, True) | ~slots[:, position])
+        if len(self.counts) > 0:
+            apart = self._overlap <= 1
+            for group, count in zip(self.groups.unbind(1), self.counts, strict=True):
+                apart = apart & self._abound(group, count - 1, False)
+            return exact & ~slots.any(-1) & (apart | self._abound(self.groups.all(1), self.counts.max() - 1, False))
+        if len(self.limits) == 1 and self.limits[0].window == self.fixed.shape[1]:
+            exact = exact | ~slots.any(-1)  # one limit over the whole slate is all there is
         return exact
 
     def _abound(self, options: Tensor, taken: Tensor, counted: bool) -> Tensor:

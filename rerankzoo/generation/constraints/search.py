@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from rerankzoo.generation.constraints.rules import SlateRules
@@ -18,51 +22,12 @@ STEP_BUDGET = 200
 GAP = -1
 
 
-class Plan:
-    """A slate of types that keeps everything.
+class RequestSearch:
+    """What constraints ask of one request, and the search for slates that keep them all.
 
     Args:
-        request: What everything is.
-        slate: The slate.
-    """
-
-    def __init__(self, request: RequestRules, slate: list[int]) -> None:
-        self.request, self.slate = request, slate
-        self._after: dict[int, Plan | None] = {}
-
-    def after(self, position: int, item: int) -> Plan | None:
-        """A plan that starts as this one does up to a position, where a candidate stands; `None` if none was found.
-
-        Tried first is this one with the candidate in its new place, in exchange for what stands there.
-        """
-        request, number = self.request, self.request.types[item]
-        if number not in self._after:
-            slate, changed = list(self.slate), [position]
-            if number in slate[position + 1 :]:
-                changed.append(slate.index(number, position + 1))
-            slate[changed[-1]], slate[position] = slate[position], number
-            if all(request.suits(slate, place) for place in changed):
-                self._after[number] = Plan(request, slate)
-            else:
-                found, _ = request.complete([*slate[: position + 1], *request.fixed[position + 1 :]], STEP_BUDGET)
-                self._after[number] = None if found is None else Plan(request, found)
-        return self._after[number]
-
-    def known_after(self, item: int) -> Plan | None:
-        """What `after` found for a candidate; `None` where it was not asked."""
-        return self._after.get(self.request.types[item])
-
-
-class RequestRules:
-    """What constraints ask of one request, for which counting found nothing impossible.
-
-    Args:
-        rules: The batch's.
+        rules: The batch's; counting found nothing impossible in the request.
         row: The request.
-
-    Attributes:
-        types: The type of each candidate.
-        plan: A first slate; `None` where there is none or, as `gave_up` says, none was found in time.
     """
 
     def __init__(self, rules: SlateRules, row: int) -> None:
@@ -73,60 +38,62 @@ class RequestRules:
         self.types = [numbers.setdefault(mark, len(numbers)) for mark in marks]
         self.supply = Counter(self.types)
         # Of each mark its values for all types; the last one is that of a gap.
-        columns = [(*column, -1) for column in zip(*numbers, strict=True)]
+        columns = [(*column, GAP) for column in zip(*numbers, strict=True)]
         self.places, kinds = columns[: len(places)], columns[len(places) : len(places) + len(labels)]
         self.limits = [(kind, limit.most, limit.window) for kind, limit in zip(kinds, rules.limits, strict=True)]
-        groups = [tuple(map((1).__eq__, column)) for column in columns[len(places) + len(labels) :]]
+        groups = [tuple(mark == 1 for mark in column) for column in columns[len(places) + len(labels) :]]
         self.groups = list(zip(groups, rules.counts.tolist(), strict=True))
         self.stock = [Counter(kind[number] for number in self.types if kind[number] >= 0) for kind in kinds]
         self.fixed = [GAP if item < 0 else self.types[item] for item in rules.fixed[row].tolist()[: len(places)]]
-        slate, self.gave_up = self.complete(self.fixed, FIRST_BUDGET)
-        self.plan = None if slate is None else Plan(self, slate)
 
-    def complete(self, slate: list[int], budget: int) -> tuple[list[int] | None, bool]:
+    def complete(self, slate: list[int], likely: list[int], budget: int) -> list[int] | bool | None:
         """Fills the gaps of a slate, those with the fewest options first; depth first.
 
         Args:
             slate: What stands there suits one another.
+            likely: What to try first at each position.
             budget: Steps before giving up.
 
         Returns:
-            The slate, whole, or `None`; and whether the search gave up.
+            The slate, whole; `False` if there is none, `None` if the search gave up.
         """
         slate = list(slate)
         gaps = [position for position, number in enumerate(slate) if number == GAP]
         gaps.sort(key=lambda position: sum(self.places[position]))
         if not gaps:
-            return slate, False
-        branches = [self.options(slate, gaps[0])]
+            return slate
+        branches = [self._options(slate, gaps[0], likely)]
         for _ in range(budget):
             if next(branches[-1], GAP) == GAP:  # nothing is left to be tried here
                 branches.pop()
                 if not branches:
-                    return None, False
+                    return False
             elif len(branches) == len(gaps):
-                return slate, False
+                return slate
             else:
-                branches.append(self.options(slate, gaps[len(branches)]))
-        return None, True
+                branches.append(self._options(slate, gaps[len(branches)], likely))
+        return None
 
-    def options(self, slate: list[int], gap: int) -> Iterator[int]:
-        """Puts one type after the other into a gap, and what suits the rest remains there until the next is asked for.
+    def _options(self, slate: list[int], gap: int, likely: list[int]) -> Iterator[int]:
+        """Puts one type after the other into a gap; what suits the rest remains there until the next is asked for.
 
-        What a group still misses comes first, then those whose kinds have most left.
+        After the likely one come those that a group still misses, then those whose kinds have most left.
         """
+        slate[gap] = first = likely[gap]
+        if first != GAP and self.suits(slate, gap):
+            yield first
+        slate[gap] = GAP
         promise = [0] * len(self.supply)
         for (kind, _, _), stock in zip(self.limits, self.stock, strict=True):
-            left = stock.copy()
-            for number in slate:
-                left[kind[number]] -= 1
+            left = Counter(stock)
+            left.subtract(kind[number] for number in slate)
             promise = [sum_ + left[value] for sum_, value in zip(promise, kind, strict=False)]
         for group, count in self.groups:
             if sum(group[number] for number in slate) < count:
                 promise = [sum_ + member * len(self.types) for sum_, member in zip(promise, group, strict=False)]
         for number in sorted(self.supply, key=promise.__getitem__, reverse=True):
             slate[gap] = number
-            if self.suits(slate, gap):
+            if number != first and self.suits(slate, gap):
                 yield number
         slate[gap] = GAP
 
@@ -141,3 +108,47 @@ class RequestRules:
                 if any(last - first < window for first, last in zip(places, places[most:], strict=False)):
                     return False
         return all(sum(group[other] for other in slate) + slate.count(GAP) >= count for group, count in self.groups)
+
+
+class Plan:
+    """A slate that keeps everything, and how its first positions, which are chosen, can go on otherwise.
+
+    Args:
+        search: Of its request.
+        slate: The slate, of types.
+        position: The first one that is not chosen yet.
+    """
+
+    def __init__(self, search: RequestSearch, slate: list[int], position: int = 0) -> None:
+        self.search, self.slate, self.position = search, slate, position
+
+    def after(self, item: int) -> Plan | None:
+        """The plan once a candidate is chosen; this one once the slate is whole."""
+        return self._next[self.search.types[item]] if self.position < len(self.slate) else self
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """(N,), True for the candidates, chosen ones aside, after which a slate was found."""
+        return torch.tensor([self.after(item) is not None for item in range(len(self.search.types))])
+
+    @cached_property
+    def _next(self) -> list[Plan | None]:
+        return [self._with(number) for number in range(len(self.search.supply))]
+
+    def _with(self, number: int) -> Plan | None:
+        """Tried first is this slate with a type in its new place, in exchange for what stands there."""
+        search, here, slate = self.search, self.position, list(self.slate)
+        there = slate.index(number, here) if number in slate[here:] else here
+        slate[there], slate[here] = slate[here], number
+        if search.suits(slate, here) and search.suits(slate, there):
+            return Plan(search, slate, here + 1)
+        prefix = [*slate[: here + 1], *search.fixed[here + 1 :]]
+        found = search.complete(prefix, slate, STEP_BUDGET) if search.suits(prefix, here) else None
+        return Plan(search, found, here + 1) if isinstance(found, list) else None
+
+
+def first_plan(rules: SlateRules, row: int) -> Plan | bool | None:
+    """A plan for a request; `False` if it has no slate, `None` if the search gave up."""
+    search = RequestSearch(rules, row)
+    found = search.complete(search.fixed, search.fixed, FIRST_BUDGET)
+    return Plan(search, found) if isinstance(found, list) else found
