@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rerankzoo.batch import PADDING, Batch
 from rerankzoo.generation.constraints.rules import SlateRules
@@ -47,14 +48,10 @@ def beam_search(
     log-probabilities, or the value of the prefix, as the scorer's kind says; with boosts, by that plus the boosts of
     their items.
 
-    Args:
-        scorer: Scores the continuations of a prefix.
-        batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
-        slate_size: M.
+    Args (others as of `greedy_search`):
         num_beams: W.
         num_return_sequences: S; at most W.
         history: A list that gets every step's scores and choices.
-        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
 
     Returns:
         The S best slates per request, best first; where fewer exist, the rest is -100 with score -inf.
@@ -98,11 +95,9 @@ def _totals(rows: Rows, scores: Tensor) -> Tensor:
 def _best(decoded: Decoded, num_return_sequences: int) -> Decoded:
     """Cuts to the slates asked for, and pads where fewer exist."""
     missing = num_return_sequences - decoded.scores.shape[1]
-    slates, scores, steps = decoded.slates, decoded.scores, decoded.step_scores
+    slates, scores, steps = (tensor[:, :num_return_sequences] for tensor in vars(decoded).values())
     if missing > 0:
-        slates = torch.nn.functional.pad(slates, (0, 0, 0, missing), value=PADDING)
-        scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
-        steps = torch.nn.functional.pad(steps, (0, 0, 0, missing))
-    slates, scores, steps = (x[:, :num_return_sequences] for x in (slates, scores, steps))
+        slates, steps = (functional.pad(tensor, (0, 0, 0, missing)) for tensor in (slates, steps))
+        scores = functional.pad(scores, (0, missing), value=NEVER)
     absent = (scores == NEVER).unsqueeze(-1)
     return Decoded(slates.masked_fill(absent, PADDING), scores, steps.masked_fill(absent, 0.0))

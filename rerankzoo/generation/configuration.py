@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
@@ -53,9 +53,7 @@ class RerankingGenerationConfig(GenerationConfig):
     }
 
     def __init__(self, **kwargs: Any) -> None:
-        unknown = sorted(key for key in kwargs if key not in (*self.names(), *_BOOKKEEPING))
-        if unknown:
-            raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
+        self._check_names(kwargs.keys() - set(_BOOKKEEPING))
         for name in ("slate_size", *self.extra_parameters):
             setattr(self, name, kwargs.pop(name, None))
         super().__init__(**kwargs)
@@ -70,6 +68,10 @@ class RerankingGenerationConfig(GenerationConfig):
         """All parameters. The words are transformers', so that nobody has to learn new ones."""
         common = ("num_beams", "num_return_sequences", "do_sample", "temperature", "top_k", "penalty_alpha")
         return ("slate_size", *common, *cls.extra_parameters, "return_dict_in_generate")
+
+    def _check_names(self, parameters: Iterable[str]) -> None:
+        if unknown := sorted(set(parameters) - set(self.names())):
+            raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
 
     @classmethod
     def from_model_config(cls: type[Config], model_config: PreTrainedConfig | dict[str, Any]) -> Config:
@@ -89,16 +91,12 @@ class RerankingGenerationConfig(GenerationConfig):
         return {name: value for name in self.names() if (value := getattr(self, name)) is not None}
 
     def merged(self: Config, **overrides: Any) -> Config:
-        """A copy with some parameters replaced; parameters of another decoding strategy are dropped from it.
+        """A copy with some parameters replaced, checked as by the class.
 
-        Naming a strategy (`num_beams`, `do_sample` or `penalty_alpha`) in a call replaces the saved strategy, so that
+        Naming a strategy (`num_beams`, `do_sample` or `penalty_alpha`) drops the parameters of the saved one, so that
         a checkpoint that decodes contrastively by default can still be asked for 4 beams.
-
-        Raises:
-            ValueError: As the class.
         """
-        if unknown := sorted(overrides.keys() - set(self.names())):
-            raise ValueError(f"unknown decoding parameters {shown(unknown)}, expected some of {list(self.names())}")
+        self._check_names(overrides)
         new, changed = copy.copy(self), {name: value for name, value in overrides.items() if value is not None}
         if not self.strategies.keys().isdisjoint(changed):
             for name in set(self.names()) - {"slate_size", "return_dict_in_generate"}:
@@ -115,11 +113,8 @@ class RerankingGenerationConfig(GenerationConfig):
 
     def _chosen(self) -> dict[str, str]:
         """The parameters that switch to a strategy, and the strategies."""
-        chosen = {}
-        for name, strategy in self.strategies.items():
-            if getattr(self, name) not in (None, _OFF.get(name)):
-                chosen[name] = strategy
-        return chosen
+        values = {name: getattr(self, name) for name in self.strategies}
+        return {name: self.strategies[name] for name, value in values.items() if value not in (None, _OFF.get(name))}
 
     def validate(self, strict: bool = False, **kwargs: Any) -> None:
         """Checks ranges and contradictions; see the class for what is raised."""
@@ -134,9 +129,6 @@ class RerankingGenerationConfig(GenerationConfig):
             raise ValueError(f"temperature must be a finite number above 0, got {shown(self.temperature)}")
         if self.penalty_alpha is not None and not (_is_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1):
             raise ValueError(f"penalty_alpha must lie in [0, 1], got {shown(self.penalty_alpha)}")
-        self._validate_strategy()
-
-    def _validate_strategy(self) -> None:
         beams, sequences, chosen = self.num_beams or 1, self.num_return_sequences or 1, self._chosen()
         if len(chosen) > 1:
             raise ValueError(f"choose one decoding strategy, got {list(chosen)}")
@@ -145,9 +137,8 @@ class RerankingGenerationConfig(GenerationConfig):
         if self.top_k is not None and not self.do_sample and self.penalty_alpha is None:
             raise ValueError(f"top_k {self.top_k} needs do_sample=True or penalty_alpha")
         if sequences > beams and self.strategy in ("greedy", "beam", "contrastive"):
-            raise ValueError(
-                f"num_return_sequences {sequences} exceeds num_beams {beams}; use that many beams, or do_sample=True"
-            )
+            hint = "use that many beams, or do_sample=True"
+            raise ValueError(f"num_return_sequences {sequences} exceeds num_beams {beams}; {hint}")
 
 
 def _is_number(value: Any) -> bool:

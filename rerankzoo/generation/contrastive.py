@@ -27,13 +27,9 @@ def contrastive_search(
     p is the softmax over the candidates left (of the scores, where the scorer's kind is `"value"`); the first position
     has no penalty. With constraints, it is the softmax over what they allow, after boosts.
 
-    Args:
-        scorer: Scores the continuations of a prefix and has candidate representations.
-        batch: The requests.
-        slate_size: M.
+    Args (others as of `greedy_search`):
         penalty_alpha: alpha in [0, 1]; 0 is greedy decoding.
         top_k: Consider only this many most probable candidates; `None` for all.
-        rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
 
     Returns:
         One slate per request; scores are the scorer's own.
@@ -52,12 +48,14 @@ def contrastive_search(
     states = states * torch.linalg.vector_norm(states, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
     logits = scorer.matrix(rows.state, slate_size) if rules is None and top_k is None else None
     if logits is not None:
-        return select_from_matrix(logits, states, rows.state.available, slate_size, penalty_alpha)
+        return _select_from_matrix(logits, states, rows.state.available, slate_size, penalty_alpha)
     similarity: Tensor | None = None  # (R, N): the closest item of the prefix
     for _ in range(slate_size):
         scores, cache = scorer.step(rows.state)
         preferences = rows.preferences(scores)
-        balance = _probabilities(preferences, rows.finished)
+        finished = rows.finished  # of these anything will do, but no NaN
+        balance = preferences if finished is None else preferences.masked_fill(finished.unsqueeze(-1), 0.0)
+        balance = balance.softmax(-1)
         if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
             balance = _balance(balance, similarity, penalty_alpha)
         index = balance.masked_fill_(keep_top_k(preferences, top_k) == -INFINITE, -INFINITE).argmax(-1)
@@ -67,20 +65,12 @@ def contrastive_search(
     return rows.decoded(rows.total.shape[0])
 
 
-def select_from_matrix(
+def _select_from_matrix(
     logits: Tensor, states: Tensor, available: Tensor, slate_size: int, penalty_alpha: float
 ) -> Decoded:
-    """Contrastive decoding where a prefix only takes candidates away: what the general loop does, in half the calls.
+    """What the general loop does, in half the calls, where a prefix only takes candidates away.
 
-    Args:
-        logits: (B, M', N), M' at least M.
-        states: (B, N, D), of length 1.
-        available: (B, N), True where a candidate is real.
-        slate_size: M.
-        penalty_alpha: alpha.
-
-    Returns:
-        One slate per request.
+    Of logits (B, M', N), M' at least M, representations (B, N, D) of length 1 and the mask of candidates (B, N).
     """
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
     logits = widened(logits)[:, :slate_size].masked_fill(~available.unsqueeze(1), floor)
@@ -112,8 +102,3 @@ def _closeness(states: Tensor, index: Tensor) -> Tensor:
     """Cosine similarity (B, N) of each candidate to the chosen one (B, 1) of its request."""
     chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))  # (B, 1, D)
     return torch.bmm(chosen, states.transpose(1, 2)).squeeze(1)
-
-
-def _probabilities(scores: Tensor, finished: Tensor | None) -> Tensor:
-    """Softmax over the candidates left; anything for a row that is finished, but no NaN."""
-    return (scores if finished is None else scores.masked_fill(finished.unsqueeze(-1), 0.0)).softmax(-1)

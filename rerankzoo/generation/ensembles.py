@@ -34,9 +34,6 @@ E = TypeVar("E", bound="Ensemble")
 class Ensemble(SlateGenerationMixin, nn.Module):
     """Models of one schema, saved in subfolders of one folder.
 
-    Args:
-        members: The models.
-
     Raises:
         ValueError: If there are no members.
         SchemaMismatchError: If they were trained with different schemas.
@@ -66,27 +63,17 @@ class Ensemble(SlateGenerationMixin, nn.Module):
         return cast(torch.dtype, self.members[0].dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the members into subfolders; what an earlier save of a model left in the folder goes.
-
-        Args:
-            save_directory: The folder, created if need be.
-            **kwargs: For every member's `save_pretrained`.
-        """
+        """Saves the members into subfolders, with their options; what an earlier save left in the folder goes."""
         options = {name: getattr(self, name) for name in self.options}
         text = json.dumps({"class": type(self).__name__, "members": len(self.members), **options}, indent=2) + "\n"
         with saved_over(Path(save_directory), (*SAVED_MODEL, "config.json")) as folder:
             for number, member in enumerate(self.members):
-                cast(Any, member).save_pretrained(folder / _member(number), **kwargs)
+                cast(Any, member).save_pretrained(folder / f"member-{number}", **kwargs)
             (folder / ENSEMBLE_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls: type[E], path: str | os.PathLike[str], subfolder: str = "", **kwargs: Any) -> E:
-        """Loads what `save_pretrained` wrote.
-
-        Args:
-            path: A folder or Hub id.
-            subfolder: Where in it.
-            **kwargs: For every member's `from_pretrained`: `dtype`, `revision`, `token`...
+        """Loads what `save_pretrained` wrote, from a folder or Hub id, with every member's `from_pretrained` options.
 
         Raises:
             ValueError: If the folder holds another kind of ensemble.
@@ -97,12 +84,8 @@ class Ensemble(SlateGenerationMixin, nn.Module):
         kind, count = saved.pop("class"), saved.pop("members")
         if kind != cls.__name__:
             raise ValueError(f"{path} holds a {kind}, expected a {cls.__name__}")
-        folders = [f"{subfolder}/{_member(number)}".lstrip("/") for number in range(count)]
+        folders = [f"{subfolder}/member-{number}".lstrip("/") for number in range(count)]
         return cls([AutoModel.from_pretrained(path, subfolder=folder, **kwargs) for folder in folders], **saved).eval()
-
-
-def _member(number: int) -> str:
-    return f"member-{number}"
 
 
 class EvaluatorEnsemble(Ensemble):
@@ -116,8 +99,7 @@ class EvaluatorEnsemble(Ensemble):
             nothing, a lot hurts (docs/models/degre.md).
 
     Raises:
-        ValueError: If there are no members, or k is negative.
-        SchemaMismatchError: If the members were trained with different schemas.
+        ValueError: If k is negative; else see `Ensemble`.
     """
 
     options = ("spread_penalty",)
@@ -130,10 +112,8 @@ class EvaluatorEnsemble(Ensemble):
 
     def combine(self, values: Tensor) -> Tensor:
         """One value (...) from the members' values (K, ...)."""
-        mean = values.mean(0)
-        if self.spread_penalty == 0:
-            return mean
-        return mean - self.spread_penalty * values.std(0, correction=0)
+        spread = values.std(0, correction=0) if self.spread_penalty else 0.0
+        return values.mean(0) - self.spread_penalty * spread
 
     @torch.no_grad()
     def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
@@ -146,18 +126,12 @@ class EvaluatorEnsemble(Ensemble):
 
 
 class EnsembleScorer(Scorer):
-    """Combines the scores of the members' scorers, which decode the same prefixes side by side.
-
-    Args:
-        ensemble: Tells how to combine.
-        scorers: Of its members.
-    """
+    """Combines the scores of the members' scorers, which decode the same prefixes side by side."""
 
     kind = "value"
 
     def __init__(self, ensemble: EvaluatorEnsemble, scorers: Sequence[Scorer]) -> None:
-        self.ensemble = ensemble
-        self.scorers = scorers
+        self.ensemble, self.scorers = ensemble, scorers
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`: everything is in the members' states."""
@@ -190,18 +164,11 @@ class GeneratorPool(Ensemble):
     `generate(evaluator=...)` returns the best of all members' `num_return_sequences` slates. Without an evaluator there
     is nothing to compare the members' slates by, whose scores are each their own model's: all of them are returned,
     (B, K x S, M), member by member.
-
-    Args:
-        members: Generators of the same schema.
     """
-
-    strategies = ("greedy", "beam", "contrastive", "sample")
 
     def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
         """See `SlateGenerationMixin.decode`."""
-        parts = [
-            member.decode(batch, member.generation_config.merged(**config.parameters()), rules)
-            for member in cast(Any, self.members)
-        ]
-        names = ("slates", "scores", "step_scores")
-        return Decoded(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
+        parts = []
+        for member in cast(Any, self.members):
+            parts.append(vars(member.decode(batch, member.generation_config.merged(**config.parameters()), rules)))
+        return Decoded(**{name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
+
+#: Where `from_pretrained` finds a file.
+_HUB = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -52,33 +54,24 @@ class SchemaBound:
         Raises:
             SchemaMismatchError: If the fingerprints differ.
         """
-        made_for = self.schema
-        if made_for.fingerprint != schema.fingerprint:
+        made_for, other = (f"{one.name!r} (fingerprint {one.fingerprint})" for one in (self.schema, schema))
+        if self.schema.fingerprint != schema.fingerprint:
             raise SchemaMismatchError(
-                f"{type(self).__name__} was made for schema {made_for.name!r} (fingerprint {made_for.fingerprint}), "
-                f"the extractor has {schema.name!r} (fingerprint {schema.fingerprint})"
+                f"{type(self).__name__} was made for schema {made_for}, the extractor has {other}"
             )
 
 
 class SlateGenerationMixin(SchemaBound):
-    """Adds `generate()` to a model that makes a `Scorer`, or that overrides `decode`.
+    """Adds `generate()` to a model that makes a `Scorer`, or that overrides `decode`."""
 
-    Attributes:
-        strategies: The decodings that the model has; `generate` refuses others.
-        generation_config_class: Of its decoding parameters.
-    """
-
+    #: The decodings that the model has; `generate` refuses others.
     strategies: ClassVar[tuple[str, ...]] = ("greedy", "beam", "contrastive", "sample")
     generation_config_class: ClassVar[type[RerankingGenerationConfig]] = RerankingGenerationConfig
     generation_config: RerankingGenerationConfig
     config: Any
 
     def scorer(self) -> Scorer:
-        """A scorer over this model, for decoding and mining.
-
-        Raises:
-            TypeError: If the model has none, because it decodes whole slates at once.
-        """
+        """A scorer over this model, for decoding and mining; TypeError if it has none but decodes whole slates."""
         raise TypeError(f"{type(self).__name__} scores no prefixes; it decodes by {', '.join(self.strategies)}")
 
     @classmethod
@@ -112,9 +105,8 @@ class SlateGenerationMixin(SchemaBound):
             them, then -100.
 
         Raises:
-            ValueError: If an argument is not what it should be, a keyword is neither a batch key nor a decoding
-                parameter, the parameters contradict one another or the batch, the model has no such strategy, or a
-                constraint does not fit the batch.
+            ValueError: If an argument is not what it should be, the parameters contradict one another or the batch, the
+                model has no such strategy, or a constraint does not fit the batch.
             InfeasibleConstraintError: If a request has no slate that keeps the constraints; raised before decoding.
         """
         config = self._decoding(self.config_of(generation_config), kwargs)
@@ -128,18 +120,21 @@ class SlateGenerationMixin(SchemaBound):
         with torch.inference_mode():
             rules = bind(constraints, batch, config.slate_size, self.schema) if constraints else None
             decoded = self.decode(batch, config, rules)
-            output = _output(decoded) if evaluator is None else _best_by(evaluator, decoded, batch)
+            output = vars(decoded)  # (B, S, ...)
+            if evaluator is not None:
+                utilities = evaluator.score_slates(decoded.slates, **batch)
+                utilities = utilities.masked_fill(decoded.scores == float("-inf"), float("-inf"))
+                best = torch.arange(len(utilities), device=utilities.device), utilities.argmax(-1)
+                output = {name: tensor[best] for name, tensor in {**output, "utilities": utilities}.items()}
+            elif decoded.slates.shape[1] == 1:
+                output = {name: tensor[:, 0] for name, tensor in output.items()}
         # Copies, because what inference mode makes cannot take part in training: slates as indexes of a loss, say.
         if not config.return_dict_in_generate:
             return output["slates"].clone()
         return SlateGenerationOutput(**{name: tensor.clone() for name, tensor in output.items()})
 
     def config_of(self, config: Any) -> RerankingGenerationConfig:
-        """Decoding parameters, however they were handed over; of `None`, the model's own.
-
-        Raises:
-            ValueError: If they are something else, or invalid.
-        """
+        """Decoding parameters, however they were handed over; of `None`, the model's own. ValueError for others."""
         if config is None or isinstance(config, self.generation_config_class):
             return self.generation_config if config is None else config
         if isinstance(config, RerankingGenerationConfig):
@@ -193,44 +188,21 @@ class SlateGenerationMixin(SchemaBound):
         return log_likelihood(self.scorer(), inputs(batch), slates)
 
     def adjust_generation_fn(
-        self,
-        generation_config: RerankingGenerationConfig | None,
-        from_auto_class: bool,
-        from_pipeline: str | None,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        cache_dir: str | None,
-        force_download: bool,
-        proxies: dict[str, str] | None,
-        local_files_only: bool,
-        token: str | bool | None,
-        revision: str,
-        subfolder: str,
-        trust_remote_code: bool,
-        **kwargs: Any,
+        self, generation_config: Any, from_auto_class: bool, from_pipeline: str | None, path: Any, /, **kwargs: Any
     ) -> None:
         """Called by `from_pretrained`: loads the generation config saved beside the weights, where there is one."""
         if generation_config is not None:
             self.generation_config = self.config_of(generation_config)
-            return
-        if pretrained_model_name_or_path is None:  # weights were given as a state dict
-            return
-        try:
-            self.generation_config = self.generation_config_class.from_pretrained(
-                pretrained_model_name_or_path,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                proxies=proxies,
-                local_files_only=local_files_only,
-                token=token,
-                revision=revision,
-                subfolder=subfolder,
-            )
-        except OSError as error:
-            file = Path(pretrained_model_name_or_path) / subfolder / GENERATION_CONFIG_NAME
-            if file.is_file():
-                raise UnreadableFileError(f"{file} is damaged: invalid JSON") from error
-            # There is none: the config's defaults stand.
-            self.generation_config = self.generation_config_class()
+        elif path is not None:  # else weights were given as a state dict
+            hub = {name: value for name, value in kwargs.items() if name in _HUB}
+            try:
+                self.generation_config = self.generation_config_class.from_pretrained(path, **hub)
+            except OSError as error:
+                file = Path(path) / hub.get("subfolder", "") / GENERATION_CONFIG_NAME
+                if file.is_file():
+                    raise UnreadableFileError(f"{file} is damaged: invalid JSON") from error
+                # There is none: the config's defaults stand.
+                self.generation_config = self.generation_config_class()
 
 
 def decode(
@@ -250,24 +222,3 @@ def decode(
     if strategy == "beam":
         return beam_search(scorer, batch, slate_size, config.num_beams, sequences, rules=rules)
     return greedy_search(scorer, batch, slate_size, rules)
-
-
-def _output(decoded: Decoded) -> dict[str, Tensor]:
-    slates, scores, steps = decoded.slates, decoded.scores, decoded.step_scores
-    if slates.shape[1] == 1:
-        slates, scores, steps = slates[:, 0], scores[:, 0], steps[:, 0]
-    return {"slates": slates, "scores": scores, "step_scores": steps}
-
-
-def _best_by(evaluator: Evaluator, decoded: Decoded, batch: Batch) -> dict[str, Tensor]:
-    """The slate of each request with the highest predicted utility."""
-    utilities = evaluator.score_slates(decoded.slates, **batch)  # (B, S)
-    utilities = utilities.masked_fill(decoded.scores == float("-inf"), float("-inf"))
-    best = utilities.argmax(-1)
-    request = torch.arange(len(best), device=best.device)
-    return {
-        "slates": decoded.slates[request, best],
-        "scores": decoded.scores[request, best],
-        "step_scores": decoded.step_scores[request, best],
-        "utilities": utilities[request, best],
-    }

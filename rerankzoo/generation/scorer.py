@@ -63,21 +63,11 @@ class Scorer(ABC):
 
     @abstractmethod
     def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Encodes the requests once.
-
-        Args:
-            batch: The batch; `candidate_mask` (B, N) and the features of the model's schema.
-
-        Returns:
-            Tensors with B rows, kept as `ScorerState.memory`.
-        """
+        """Encodes the requests once: tensors with B rows, kept as `ScorerState.memory`."""
 
     @abstractmethod
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """Scores all candidates as the next item; the state stays as it is.
-
-        Args:
-            state: The rows.
 
         Returns:
             Scores (R, N), -inf where `state.available` is False; and what `extend` makes the new rows' cache of.
@@ -98,9 +88,6 @@ class Scorer(ABC):
             cache: What `step` has returned for it.
             parent: (R',), rows of `state`, which may be continued several times or not at all; `None`: each by itself.
             index: (R',), candidates; -100 leaves the candidates left as they are.
-
-        Returns:
-            The state with R' rows.
         """
         request, available, prefix = state.request, state.available, state.prefix
         if parent is not None:
@@ -146,11 +133,7 @@ class MatrixScorer(Scorer):
         return {"logits": logits, "candidate_states": states}
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
-        """See `Scorer.step`.
-
-        Raises:
-            ValueError: If there is no row for the position.
-        """
+        """See `Scorer.step`."""
         position = state.prefix.shape[1]
         logits = state.of_requests(self.matrix(state, position + 1)[:, position])
         return remaining_log_probs(logits, state.available), {}
@@ -191,30 +174,19 @@ class Evaluator(Protocol):
 
 
 def check_positions(slate_size: int, positions: int) -> None:
-    """Refuses slates with more positions than the model has.
-
-    Raises:
-        ValueError: If there are more.
-    """
+    """Raises ValueError for slates with more positions than the model has."""
     if slate_size > positions:
         raise ValueError(f"slate_size must be at most {positions}, the number of positions of the model")
 
 
 def remaining_log_probs(logits: Tensor, available: Tensor) -> Tensor:
-    """Log-softmax over the candidates left, in single precision at least.
+    """Log-softmax (..., N) of logits (..., N) over the candidates available (..., N), in single precision at least.
 
-    Args:
-        logits: (..., N).
-        available: (..., N), True where a candidate may still be chosen.
-
-    Returns:
-        (..., N); -inf where a candidate is not left, also throughout a row that has none left.
+    -inf where a candidate is not available, also throughout a row that has none left.
     """
-    logits = widened(logits)
+    logits, taken = widened(logits), ~available
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
-    taken = ~available
-    log_probs = F.log_softmax(logits.masked_fill(taken, floor), dim=-1)
-    return log_probs.masked_fill(taken, float("-inf"))
+    return F.log_softmax(logits.masked_fill(taken, floor), dim=-1).masked_fill(taken, float("-inf"))
 
 
 def chosen_above(slates: Tensor, num_candidates: int) -> Tensor:
@@ -227,18 +199,13 @@ def log_likelihood(scorer: Scorer, batch: Batch, slates: Tensor) -> Tensor:
     """Log-probability of each choice of given slates; see `SlateGenerationMixin.log_likelihood`."""
     state = scorer.start(batch)
     logits = scorer.matrix(state, slates.shape[-1])
-    if logits is None:
-        return _stepwise_log_likelihood(scorer, state, slates)
-    available = state.available[:, None, None] & ~chosen_above(slates, state.available.shape[1])
-    log_probs = remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
-    return _of_choices(log_probs, slates)
-
-
-def _stepwise_log_likelihood(scorer: Scorer, state: ScorerState, slates: Tensor) -> Tensor:
-    rows = slates.flatten(0, 1)  # (B * S, M)
+    if logits is not None:
+        available = state.available[:, None, None] & ~chosen_above(slates, state.available.shape[1])
+        log_probs = remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
+        return _of_choices(log_probs, slates)
     parent: Tensor | None = state.request.repeat_interleave(slates.shape[1])
     positions = []
-    for index in rows.unbind(-1):
+    for index in slates.flatten(0, 1).unbind(-1):  # (B * S,)
         scores, cache = scorer.step(state)
         log_probs = scores if scorer.kind == "log_prob" else remaining_log_probs(scores, state.available)
         positions.append(_of_choices(take_rows(log_probs, parent), index))

@@ -50,7 +50,7 @@ class Rows:
         state = scorer.start(batch)
         total = torch.zeros(state.request.shape, device=state.prefix.device)
         may_finish = rules is not None or may_run_out(state.available, slate_size)
-        plans = [] if rules is None else rules.first_plans
+        plans = [] if rules is None else rules.plans
         return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), rules, plans, may_finish)
 
     @property
@@ -72,13 +72,7 @@ class Rows:
     def extend(self, scores: Tensor, cache: Cache, parent: Tensor | None, index: Tensor) -> Rows:
         """Continues row `parent[r]` (each by itself for `None`) with candidate `index[r]`.
 
-        A row that is finished gets padding and keeps its score.
-
-        Args:
-            scores: (R, N), what the scorer's step has returned.
-            cache: The same.
-            parent: (R',) or `None`.
-            index: (R',).
+        A row that is finished gets padding and keeps its score. Scores (R, N) and cache are what the step returned.
         """
         previous, steps, finished, plans = self.total, self.steps, self.finished, self.plans
         if parent is not None:
@@ -145,14 +139,10 @@ def sample_slates(
     By the Gumbel-max rule (the maximum of score / temperature + Gumbel noise), so that a candidate with score -inf can
     never be drawn. Uses torch's global random state.
 
-    Args:
-        scorer: See `greedy_search`, as `batch`, `slate_size` and `rules`.
-        batch: The requests.
-        slate_size: M.
+    Args (others as of `greedy_search`):
         num_return_sequences: S, slates drawn independently for each request.
         temperature: Above 0; below 1 sharpens, above 1 flattens.
         top_k: Draw only among this many best candidates; `None` for all.
-        rules: What constraints ask.
 
     Returns:
         S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,27 +45,22 @@ class Constraint:
         parts = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                parts[name] = value[rows, : None if _is_indexes(name, value) else num_candidates]
+                parts[name] = value[rows, : _width(name, value, num_candidates)]
             elif _is_nested(value):
                 parts[name] = value[rows]
         return replace(self, **parts)
 
     def check_fit(self, num_requests: int, num_candidates: int | None) -> None:
-        """Refuses tensors and lists of a number of requests or candidates (`None`: any) that is not the batch's.
-
-        Raises:
-            RerankingDataError: If there is another number of lists of ids.
-            ValueError: If the shape of a tensor is another.
-        """
+        """Refuses, by ValueError, tensors and lists of another number of requests or candidates (`None`: any)."""
         for name, value in vars(self).items():
             if _is_nested(value) and (len(value) != num_requests or not all(isinstance(ids, list) for ids in value)):
                 message = f"{self}: item ids must be one list, or one list for each of the {num_requests} rows"
                 raise RerankingDataError(message, field=name)
             if isinstance(value, Tensor):
-                size = "any" if num_candidates is None or _is_indexes(name, value) else num_candidates
-                if value.dim() != 2 or len(value) != num_requests or size not in ("any", value.shape[1]):
-                    message = f"{name} has shape {tuple(value.shape)}, the batch ({num_requests}, {size})"
-                    raise ValueError(f"{self}: {message}")
+                width = _width(name, value, num_candidates)
+                if value.dim() != 2 or len(value) != num_requests or width not in (None, value.shape[1]):
+                    expected = f"({num_requests}, {'any' if width is None else width})"
+                    raise ValueError(f"{self}: {name} has shape {tuple(value.shape)}, the batch {expected}")
 
     def located(self: C, find: Callable[[Sequence[Any]], Tensor]) -> C:
         """The same demand with item ids replaced by masks (B, N), which `find` looks up.
@@ -86,11 +81,7 @@ class Constraint:
         return replace(self, items=mask)  # type: ignore[call-arg]
 
     def mask(self, candidates: Tensor) -> Tensor:
-        """(B, N), True for the items that are named; on the device of the mask of real candidates (B, N).
-
-        Raises:
-            ValueError: If they are item ids, or indexes outside the candidates.
-        """
+        """(B, N), True for the items that are named; on the device of the mask of real candidates (B, N)."""
         items: Items = self.items  # type: ignore[attr-defined]
         if not isinstance(items, Tensor):
             raise ValueError(f"{self}: only RerankingPipeline knows item ids; pass a mask (B, N) or indexes (B, K)")
@@ -98,26 +89,21 @@ class Constraint:
         if items.dtype == torch.bool:
             return items
         items = items.long()
-        outside = (items != PADDING) & ((items < 0) | (items >= size))
-        if outside.any():
+        if (outside := (items != PADDING) & ((items < 0) | (items >= size))).any():
             row, column = outside.nonzero()[0].tolist()
             raise ValueError(f"{self}: index {int(items[row, column])} of row {row} is outside 0..{size - 1}")
         return mask_of(items, size)
 
     def labels(self, batch: Batch, schema: FeatureSchema | None) -> Tensor:
-        """(B, N), for each candidate the first one of its category; -1 for none.
-
-        Raises:
-            ValueError: If a field is named that is not a categorical one of candidates, or without a schema.
-        """
+        """(B, N), for each candidate the first one of its category; -1 for none."""
         values: Categories = self.categories  # type: ignore[attr-defined]
         if isinstance(values, str):
             if schema is None:
                 raise ValueError(f"{self}: a field's name needs a schema; pass the categories themselves")
             spec = schema.field(values)
             if (spec.group, spec.kind) != ("candidate", "categorical"):
-                expected = f"{spec.group} {spec.kind} field, not a candidate categorical one"
-                raise ValueError(f"{self}: {values!r} is a {expected}")
+                got = f"{values!r} is a {spec.group} {spec.kind} field"
+                raise ValueError(f"{self}: {got}, not a candidate categorical one")
             values = batch["candidate_categorical"][..., schema.position(values)]
             values = values.masked_fill(values == 0, -1)  # missing
         values = values.to(batch["candidate_mask"].device)
@@ -131,23 +117,16 @@ class Constraint:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Exclude(Constraint):
-    """Items that must not be shown. The slate gets shorter where fewer than M candidates are left.
-
-    Args:
-        items: The items, see `Items`.
-    """
+    """Items that must not be shown. The slate gets shorter where fewer than M candidates are left."""
 
     items: Items
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pin(Constraint):
-    """The item at a position; one of several items, where several are named.
+    """The item at a position, counted from 0; one of several items, where several are named.
 
-    Args:
-        items: The item, or those of which one must stand there, see `Items`. Requests for which none is named, by an
-            empty row of a mask, of indexes or of ids, are not concerned.
-        position: Where, counted from 0.
+    Requests for which none is named, by an empty row of a mask, of indexes or of ids, are not concerned.
     """
 
     items: Items
@@ -172,33 +151,18 @@ class AtMost(Constraint):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MinDistance(Constraint):
-    """Two items of a category stand at least so many positions apart; 2 means never side by side.
+    """Two of a category stand at least so many positions apart: the same as `AtMost(1, categories, window=distance)`.
 
-    The same as `AtMost(1, categories, window=distance)`.
-
-    Args:
-        distance: d, at least 1.
-        categories: See `AtMost`.
+    2 means never side by side.
     """
 
     distance: int
     categories: Categories
-    limit: ClassVar[int] = 1
-
-    @property
-    def window(self) -> int:
-        """As of `AtMost`."""
-        return self.distance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AtLeast(Constraint):
-    """At least so many items of a group, anywhere in the slate.
-
-    Args:
-        count: j, at least 1.
-        items: The group, see `Items`.
-    """
+    """At least so many items of a group, anywhere in the slate."""
 
     count: int
     items: Items
@@ -213,7 +177,7 @@ class Boost(Constraint):
 
     Args:
         bias: A finite number for all `items`, or one per candidate (B, N).
-        items: The items of a single number, see `Items`.
+        items: The items of a single number.
     """
 
     bias: float | Tensor
@@ -228,11 +192,7 @@ class Boost(Constraint):
 
 
 def constraint_list(constraints: Any) -> list[Constraint]:
-    """The constraints of a call: several, one alone, or `None`.
-
-    Raises:
-        ValueError: If there is anything else among them.
-    """
+    """The constraints of a call: several, one alone, or `None`; ValueError for anything else."""
     if constraints is None or isinstance(constraints, Constraint):
         return [] if constraints is None else [constraints]
     if not isinstance(constraints, Iterable) or isinstance(constraints, str | Mapping):
@@ -254,19 +214,20 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(entry, list) for entry in value)
 
 
-def _is_indexes(name: str, value: Tensor) -> bool:
-    """Whether an argument's tensor is (B, K), and not (B, N)."""
-    return name == "items" and value.dtype != torch.bool
+def _width(name: str, value: Tensor, num_candidates: int | None) -> int | None:
+    """Of an argument's tensor: N, or `None` for indexes (B, K)."""
+    return None if name == "items" and value.dtype != torch.bool else num_candidates
 
 
 def _read(name: str, value: Any, what: str) -> Any:
     """An argument of a constraint as what it works with: ids in lists, tables in tensors, Python's own numbers."""
     if name == "items":
         return _items(value, what)
-    if name in ("categories", "bias"):
-        if name == "bias" and (isinstance(value, Real) or getattr(value, "ndim", 1) == 0):
-            return float(value)
-        return value if name == "categories" and isinstance(value, str) else _table(value, what, name == "categories")
+    if name == "bias":
+        is_scalar = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
+        return float(value) if is_scalar else _table(value, what, "numbers")
+    if name == "categories":
+        return value if isinstance(value, str) else _table(value, what, "integers")
     least = 0 if name == "position" else 1
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{what} must be an integer of at least {least}, got {shown(value)}")
@@ -291,12 +252,11 @@ def _listed(value: Any, what: str) -> Any:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
 
 
-def _table(value: Any, what: str, integers: bool) -> Tensor:
+def _table(value: Any, what: str, kind: str) -> Tensor:
     try:
         table = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
-    except (TypeError, ValueError):
-        table = None
-    if table is None or (integers and table.is_floating_point()):
-        got = shown(value) if table is None else table.dtype
-        raise ValueError(f"{what} must be {'integers' if integers else 'numbers'} (B, N), got {got}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be {kind} (B, N), got {shown(value)}") from error
+    if kind == "integers" and table.is_floating_point():
+        raise ValueError(f"{what} must be {kind} (B, N), got {table.dtype}")
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -76,17 +77,11 @@ def bind(
 
 @dataclass(frozen=True)
 class Limit:
-    """At most `most` items of a kind among any `window` consecutive positions.
+    """At most `most` items of a kind among any `window` consecutive positions."""
 
-    Attributes:
-        labels: (B, N), the kind of each candidate, 0..N-1; -1 for one of no kind, which never counts.
-        most: k, at least 1.
-        window: w, at most M; M is the whole slate.
-    """
-
-    labels: Tensor
+    labels: Tensor  # (B, N), the kind of each candidate, 0..N-1; -1 for one of no kind, which never counts
     most: int
-    window: int
+    window: int  # at most M, which is the whole slate
 
     def room(self, request: Tensor, slates: Tensor, position: int) -> Tensor:
         """(R, N), True where the items of slates (R, M) leave room for a candidate at a position that is free."""
@@ -110,20 +105,12 @@ class Limit:
 class SlateRules:
     """What the constraints of a batch ask. Slates have as many positions as there are usable candidates, at most M.
 
-    Args:
-        constraints: They fit the batch.
-        batch: `candidate_mask` (B, N), and `candidate_categorical` (B, N, F) where constraints name fields.
-        slate_size: M.
-        schema: Of the batch, where constraints name fields.
-
     Attributes:
         usable: (B, N), real candidates that are not excluded.
         length: (B,), the positions that are filled.
         domain: (B, M, N), which candidates may stand where.
         fixed: (B, M), the items whose positions are known before decoding; -100 elsewhere.
-        limits: Upper limits.
-        groups: (B, J, N), the usable members of groups of which so many are required:
-        counts: (J,).
+        groups: (B, J, N), the usable members of groups of which `counts` (J,) are required.
         bias: (B, N), added to the score of a candidate when it is chosen; `None` for none.
     """
 
@@ -135,9 +122,9 @@ class SlateRules:
             if isinstance(constraint, Exclude):
                 self.usable = self.usable & ~constraint.mask(real)
         self.length = self.usable.sum(-1).clamp_max(slate_size)
-        self._filled = torch.arange(slate_size, device=real.device) < self.length.unsqueeze(-1)  # (B, M)
-        self.domain = self.usable.unsqueeze(1) & self._filled.unsqueeze(-1)
-        self._pinned = torch.zeros_like(self._filled)
+        filled = torch.arange(slate_size, device=real.device) < self.length.unsqueeze(-1)  # (B, M)
+        self.domain = self.usable.unsqueeze(1) & filled.unsqueeze(-1)
+        self._pinned = torch.zeros_like(filled)
         self.limits: list[Limit] = []
         self.bias: Tensor | None = None
         groups, counts = [self.domain[:, :0]], []
@@ -150,15 +137,18 @@ class SlateRules:
                     concerned = mask.any(-1)
                     self.domain[:, position] &= mask | ~concerned.unsqueeze(-1)
                     self._pinned[:, position] |= concerned
-                case AtMost(limit=most) | MinDistance(limit=most):
-                    window = min(constraint.window or slate_size, slate_size)
+                case AtMost(limit=most, window=window):
+                    window = min(window or slate_size, slate_size)
                     self.limits.append(Limit(constraint.labels(batch, schema), most, window))
+                case MinDistance(distance=window):
+                    self.limits.append(Limit(constraint.labels(batch, schema), 1, min(window, slate_size)))
                 case AtLeast(count=count):
                     groups.append((constraint.mask(real) & self.usable).unsqueeze(1))
                     counts.append(count)
                 case Boost(bias=bias):
                     bias = bias.to(real.device) if isinstance(bias, Tensor) else bias * constraint.mask(real)
                     self.bias = bias if self.bias is None else self.bias + bias
+        self._pinned_positions = self._pinned.any(0).nonzero().flatten().tolist()
         one = self._pinned & (self.domain.sum(-1) == 1)
         self.fixed = self.domain.byte().argmax(-1).masked_fill(~one, PADDING)
         self.groups = torch.cat(groups, 1)
@@ -166,27 +156,18 @@ class SlateRules:
         self._overlap = self.groups.sum(1).amax(-1)  # (B,), the number of groups that one candidate is in at most
 
     @property
-    def first_plans(self) -> list[Plan | None]:
-        """For each request that must be searched a slate; `None` for others. No plans at all where none must be."""
-        return [self._searched.get(row, (None,))[0] for row in range(len(self.usable))] if self._searched else []
+    def plans(self) -> list[Plan | None]:
+        """For each request that is searched a slate, `None` for others; none at all where no request is."""
+        return [cast(Plan | None, self._searched.get(row)) for row in range(len(self.usable))] if self._searched else []
 
     @property
     def verdicts(self) -> list[bool | None]:
         """For each request whether it has a slate; `None` where the search gave up."""
-        verdicts: list[bool | None] = self._possible.tolist()
-        for row, (_, verdict) in self._searched.items():
-            verdicts[row] = verdict
-        return verdicts
+        verdicts = {row: isinstance(found, Plan) or found for row, found in self._searched.items()}
+        return [verdicts.get(row, possible) for row, possible in enumerate(self._possible.tolist())]
 
     def adjust(self, scores: Tensor, request: Tensor, prefix: Tensor, plans: Sequence[Plan | None]) -> Tensor:
-        """What the choice goes by: scores with the boosts, -inf for what is not allowed.
-
-        Args:
-            scores: (R, N), the scorer's.
-            request: (R,), the requests of the rows.
-            prefix: (R, t), what is chosen.
-            plans: Of the rows; empty where nothing is searched.
-        """
+        """What rows of requests (R,) with prefixes (R, t) choose by: boosted scores (R, N), -inf where not allowed."""
         position = prefix.shape[1]
         legal = self.legal(request, torch.cat([prefix, self.fixed[request, position:]], dim=-1), position)
         if searched := [row for row, plan in enumerate(plans) if plan]:
@@ -196,15 +177,9 @@ class SlateRules:
         return scores.masked_fill(~legal, float("-inf"))
 
     def legal(self, request: Tensor, slates: Tensor, position: int) -> Tensor:
-        """What counting allows; never too little.
+        """(R, N), what counting allows at a position of slates with gaps (R, M), never too little.
 
-        Args:
-            request: (R,), the requests of the rows.
-            slates: (R, M), what stands where, with gaps (-100).
-            position: The place to fill; what stands there is disregarded.
-
-        Returns:
-            (R, N).
+        What stands at the position itself is disregarded.
         """
         slates = torch.where(torch.arange(slates.shape[1], device=slates.device) == position, PADDING, slates)
         shown = mask_of(slates, self.usable.shape[1])
@@ -226,13 +201,9 @@ class SlateRules:
         return look_up(self.bias, slates.flatten(1), 0.0).view(slates.shape).sum(-1)
 
     @cached_property
-    def _searched(self) -> dict[int, tuple[Plan | None, bool | None]]:
-        """For each request where counting is not exact a slate, if one was found, and the verdict."""
-        searched: dict[int, tuple[Plan | None, bool | None]] = {}
-        for row in (self._possible & ~self._exact).nonzero().flatten().tolist():
-            found = first_plan(self, row)
-            searched[row] = (found, True) if isinstance(found, Plan) else (None, found)
-        return searched
+    def _searched(self) -> dict[int, Plan | bool | None]:
+        """What was found for the requests for which counting is not exact."""
+        return {row: first_plan(self, row) for row in (self._possible & ~self._exact).nonzero().flatten().tolist()}
 
     @cached_property
     def _possible(self) -> Tensor:
@@ -242,13 +213,9 @@ class SlateRules:
         for limit in self.limits:
             possible = possible & (limit.supply(self.usable, self.length) >= self.length)
         for position in {0, *self._pinned_positions}:
-            empty = (self._filled | self._pinned)[:, position]
-            possible = possible & (self.legal(request, self.fixed, position).any(-1) | ~empty)
+            needed = self._pinned[:, position] | (self.length > position)
+            possible = possible & (self.legal(request, self.fixed, position).any(-1) | ~needed)
         return possible
-
-    @cached_property
-    def _pinned_positions(self) -> list[int]:
-        return self._pinned.any(0).nonzero().flatten().tolist()
 
     @property
     def _exact(self) -> Tensor:

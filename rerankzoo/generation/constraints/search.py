@@ -23,12 +23,7 @@ GAP = -1
 
 
 class RequestSearch:
-    """What constraints ask of one request, and the search for slates that keep them all.
-
-    Args:
-        rules: The batch's; counting found nothing impossible in the request.
-        row: The request.
-    """
+    """What constraints ask of one request, for which counting found nothing impossible, and the search for slates."""
 
     def __init__(self, rules: SlateRules, row: int) -> None:
         places = rules.domain[row, : int(rules.length[row])].tolist()
@@ -47,15 +42,9 @@ class RequestSearch:
         self.fixed = [GAP if item < 0 else self.types[item] for item in rules.fixed[row].tolist()[: len(places)]]
 
     def complete(self, slate: list[int], likely: list[int], budget: int) -> list[int] | bool | None:
-        """Fills the gaps of a slate, those with the fewest options first; depth first.
+        """Fills a slate's gaps, those with the fewest options first, depth first, trying first what is likely there.
 
-        Args:
-            slate: What stands there suits one another.
-            likely: What to try first at each position.
-            budget: Steps before giving up.
-
-        Returns:
-            The slate, whole; `False` if there is none, `None` if the search gave up.
+        What stands in the slate must suit one another. `False` if it has no completion, `None` if the search gave up.
         """
         slate = list(slate)
         gaps = [position for position, number in enumerate(slate) if number == GAP]
@@ -111,13 +100,7 @@ class RequestSearch:
 
 
 class Plan:
-    """A slate that keeps everything, and how its first positions, which are chosen, can go on otherwise.
-
-    Args:
-        search: Of its request.
-        slate: The slate, of types.
-        position: The first one that is not chosen yet.
-    """
+    """A slate (of types) that keeps everything, and how it can go on otherwise after its chosen first positions."""
 
     def __init__(self, search: RequestSearch, slate: list[int], position: int = 0) -> None:
         self.search, self.slate, self.position = search, slate, position
