@@ -20,17 +20,13 @@ NEVER = float("-inf")
 class BeamStep:
     """One step of a beam search, as mining needs it. Rows are grouped by request, best first.
 
-    Attributes:
-        totals: (R, N), the score of each of the R prefixes extended by each candidate, boosts included; -inf where that
-            is no prefix or constraints forbid it. A prefix without candidates left has one continuation, itself, in
-            column 0.
-        parent: (R',), the row of `totals` that each kept prefix continues.
-        index: (R',), its column.
+    Totals are -inf where there is no such prefix or constraints forbid it. A prefix without candidates left has one
+    continuation, itself, in column 0.
     """
 
-    totals: Tensor
-    parent: Tensor
-    index: Tensor
+    totals: Tensor  # (R, N), the score of each of the R prefixes extended by each candidate, boosts included
+    parent: Tensor  # (R',), the row of `totals` that each kept prefix continues
+    index: Tensor  # (R',), its column
 
 
 def beam_search(

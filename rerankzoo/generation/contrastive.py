@@ -57,7 +57,7 @@ def contrastive_search(
         balance = preferences if finished is None else preferences.masked_fill(finished.unsqueeze(-1), 0.0)
         balance = balance.softmax(-1)
         if similarity is not None:  # unweighted before: with alpha 1 the first candidate of the row would win
-            balance = _balance(balance, similarity, penalty_alpha)
+            balance.mul_(1.0 - penalty_alpha).sub_(similarity, alpha=penalty_alpha)
         index = balance.masked_fill_(keep_top_k(preferences, top_k) == -INFINITE, -INFINITE).argmax(-1)
         rows = rows.extend(scores, cache, None, index)
         closeness = _closeness(states, index.unsqueeze(-1))
@@ -80,7 +80,8 @@ def _select_from_matrix(
     for position in range(slate_size):
         log_probs = logits[:, position].log_softmax(-1)
         plain = position == 0 or penalty_alpha == 0
-        balance = log_probs if plain else _balance(log_probs.exp(), similarity, penalty_alpha)
+        weighted = log_probs if plain else log_probs.exp().mul_(1.0 - penalty_alpha)
+        balance = weighted if plain else weighted.sub_(similarity, alpha=penalty_alpha)
         index = balance.argmax(-1, keepdim=True)
         chosen.append(index)
         steps.append(log_probs.gather(1, index))
@@ -91,11 +92,6 @@ def _select_from_matrix(
     step_scores = torch.cat(steps, dim=-1).masked_fill(finished, 0.0)
     slates = torch.cat(chosen, dim=-1).masked_fill(finished, PADDING)
     return Decoded(slates.unsqueeze(1), step_scores.sum(-1, keepdim=True), step_scores.unsqueeze(1))
-
-
-def _balance(probabilities: Tensor, similarity: Tensor, penalty_alpha: float) -> Tensor:
-    """What the choice goes by (B, N): the probabilities, changed in place."""
-    return probabilities.mul_(1.0 - penalty_alpha).sub_(similarity, alpha=penalty_alpha)
 
 
 def _closeness(states: Tensor, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -32,12 +33,7 @@ E = TypeVar("E", bound="Ensemble")
 
 
 class Ensemble(SlateGenerationMixin, nn.Module):
-    """Models of one schema, saved in subfolders of one folder.
-
-    Raises:
-        ValueError: If there are no members.
-        SchemaMismatchError: If they were trained with different schemas.
-    """
+    """Models of one schema (else SchemaMismatchError), at least one, saved in subfolders of one folder."""
 
     #: Arguments beside the members; saved.
     options: ClassVar[tuple[str, ...]] = ()
@@ -75,9 +71,7 @@ class Ensemble(SlateGenerationMixin, nn.Module):
     def from_pretrained(cls: type[E], path: str | os.PathLike[str], subfolder: str = "", **kwargs: Any) -> E:
         """Loads what `save_pretrained` wrote, from a folder or Hub id, with every member's `from_pretrained` options.
 
-        Raises:
-            ValueError: If the folder holds another kind of ensemble.
-            OSError: If there is none.
+        Raises ValueError if the folder holds another kind of ensemble, OSError if it holds none.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
         saved = read_json(Path(cast(str, cached_file(os.fspath(path), ENSEMBLE_FILE, subfolder=subfolder, **hub))))
@@ -139,9 +133,7 @@ class EnsembleScorer(Scorer):
 
     def start(self, batch: Batch) -> ScorerState:
         """See `Scorer.start`."""
-        state = super().start(batch)
-        state.cache = {"states": [scorer.start(batch) for scorer in self.scorers]}
-        return state
+        return replace(super().start(batch), cache={"states": [scorer.start(batch) for scorer in self.scorers]})
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """See `Scorer.step`."""

@@ -49,16 +49,11 @@ class SchemaBound:
     schema: FeatureSchema
 
     def check_schema(self, schema: FeatureSchema) -> None:
-        """Refuses a feature extractor other than the one that this was trained with.
-
-        Raises:
-            SchemaMismatchError: If the fingerprints differ.
-        """
+        """Refuses, by SchemaMismatchError, a feature extractor other than the one that this was trained with."""
         made_for, other = (f"{one.name!r} (fingerprint {one.fingerprint})" for one in (self.schema, schema))
         if self.schema.fingerprint != schema.fingerprint:
-            raise SchemaMismatchError(
-                f"{type(self).__name__} was made for schema {made_for}, the extractor has {other}"
-            )
+            name = type(self).__name__
+            raise SchemaMismatchError(f"{name} was made for schema {made_for}, the extractor has {other}")
 
 
 class SlateGenerationMixin(SchemaBound):
@@ -171,7 +166,16 @@ class SlateGenerationMixin(SchemaBound):
         Returns:
             `num_return_sequences` slates per request.
         """
-        return decode(self.scorer(), batch, config, config.slate_size or self.config.slate_size, rules)
+        scorer, size = self.scorer(), config.slate_size or self.config.slate_size
+        sequences, strategy = config.num_return_sequences or 1, config.strategy
+        if strategy == "sample":
+            temperature = 1.0 if config.temperature is None else config.temperature
+            return sample_slates(scorer, batch, size, sequences, temperature, config.top_k, rules)
+        if strategy == "contrastive":
+            return contrastive_search(scorer, batch, size, float(config.penalty_alpha), config.top_k, rules)
+        if strategy == "beam":
+            return beam_search(scorer, batch, size, config.num_beams, sequences, rules=rules)
+        return greedy_search(scorer, batch, size, rules)
 
     def log_likelihood(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
         """Log-probability of each choice of given slates, under the distribution that sampling draws from.
@@ -203,22 +207,3 @@ class SlateGenerationMixin(SchemaBound):
                     raise UnreadableFileError(f"{file} is damaged: invalid JSON") from error
                 # There is none: the config's defaults stand.
                 self.generation_config = self.generation_config_class()
-
-
-def decode(
-    scorer: Scorer,
-    batch: Batch,
-    config: RerankingGenerationConfig,
-    slate_size: int,
-    rules: SlateRules | None = None,
-) -> Decoded:
-    """Runs the decoding routine that the parameters ask for, with any scorer."""
-    sequences, strategy = config.num_return_sequences or 1, config.strategy
-    if strategy == "sample":
-        temperature = 1.0 if config.temperature is None else config.temperature
-        return sample_slates(scorer, batch, slate_size, sequences, temperature, config.top_k, rules)
-    if strategy == "contrastive":
-        return contrastive_search(scorer, batch, slate_size, float(config.penalty_alpha), config.top_k, rules)
-    if strategy == "beam":
-        return beam_search(scorer, batch, slate_size, config.num_beams, sequences, rules=rules)
-    return greedy_search(scorer, batch, slate_size, rules)

@@ -67,10 +67,9 @@ class Scorer(ABC):
 
     @abstractmethod
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
-        """Scores all candidates as the next item; the state stays as it is.
+        """Scores (R, N) of all candidates as the next item, and what `extend` makes the new rows' cache of.
 
-        Returns:
-            Scores (R, N), -inf where `state.available` is False; and what `extend` makes the new rows' cache of.
+        The state stays as it is. A score is -inf where `state.available` is False, and only there.
         """
 
     def start(self, batch: Batch) -> ScorerState:
@@ -129,8 +128,7 @@ class MatrixScorer(Scorer):
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
-        logits, states = self._encode(batch)
-        return {"logits": logits, "candidate_states": states}
+        return dict(zip(("logits", "candidate_states"), self._encode(batch), strict=True))
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """See `Scorer.step`."""
@@ -139,11 +137,7 @@ class MatrixScorer(Scorer):
         return remaining_log_probs(logits, state.available), {}
 
     def matrix(self, state: ScorerState, slate_size: int) -> Tensor:
-        """See `Scorer.matrix`.
-
-        Raises:
-            ValueError: If there are fewer rows than positions.
-        """
+        """See `Scorer.matrix`."""
         logits = state.memory["logits"]
         check_positions(slate_size, logits.shape[1])
         return logits
@@ -152,9 +146,8 @@ class MatrixScorer(Scorer):
 class StaticScorer(MatrixScorer):
     """The scorer of models with one score per candidate, whatever the position and the prefix: pointwise, listwise.
 
-    The scores are renormalised over the candidates left at every position, however many there are: a Plackett-Luce
-    policy. Greedy decoding sorts, and the sorted slate is also the most probable one: beam search returns it too, and
-    as further sequences only less probable ones.
+    A Plackett-Luce policy of any number of positions. Greedy decoding sorts, and the sorted slate is the most probable
+    one: beam search returns it too, and as further sequences less probable ones.
 
     Args:
         encode: Maps a batch to scores (B, N) and candidate representations (B, N, D).
@@ -170,7 +163,6 @@ class Evaluator(Protocol):
 
     def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
         """Predicted utility (B, S) of slates (B, S, M); -100 pads."""
-        ...
 
 
 def check_positions(slate_size: int, positions: int) -> None:

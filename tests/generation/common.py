@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rerankzoo.generation import Batch, Cache, Scorer, ScorerState
+from rerankzoo.generation import (
+    Batch,
+    Cache,
+    Decoded,
+    RerankingGenerationConfig,
+    Scorer,
+    ScorerState,
+    SlateGenerationMixin,
+    SlateRules,
+)
 from rerankzoo.generation.scorer import remaining_log_probs
 
 
@@ -111,3 +120,20 @@ def play(scorer: Scorer, batch: Batch, slates: Tensor) -> tuple[Tensor, Tensor]:
         steps.append(step)
         state, parent = scorer.extend(state, cache, parent, index), torch.arange(len(index))
     return total.unflatten(0, (-1, num_slates)), torch.stack(steps, -1).unflatten(0, (-1, num_slates))
+
+
+class ScorerModel(SlateGenerationMixin):
+    """A model that is nothing but a scorer."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def scorer(self) -> Scorer:
+        return self._scorer
+
+
+def decode(
+    scorer: Scorer, batch: Batch, config: RerankingGenerationConfig, slate_size: int, rules: SlateRules | None = None
+) -> Decoded:
+    """What a model decodes."""
+    return ScorerModel(scorer).decode(batch, config.merged(slate_size=slate_size), rules)

@@ -39,10 +39,9 @@ from rerankzoo.generation import (
 )
 from rerankzoo.generation.constraints import search
 from rerankzoo.generation.constraints.constraint import constraint_list
-from rerankzoo.generation.mixin import decode
 from rerankzoo.mining import mine_batch
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
-from tests.generation.common import TableScorer
+from tests.generation.common import TableScorer, decode
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
 

@@ -23,9 +23,8 @@ from rerankzoo.generation import (
     greedy_search,
     sample_slates,
 )
-from rerankzoo.generation.mixin import decode
 from rerankzoo.generation.scorer import remaining_log_probs
-from tests.generation.common import TableScorer, play
+from tests.generation.common import TableScorer, decode, play
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
 

@@ -27,7 +27,7 @@ from rerankzoo.generation.constraints.constraint import (
     constraint_list,
     mask_of,
 )
-from rerankzoo.generation.constraints.search import FIRST_BUDGET, Plan, first_plan
+from rerankzoo.generation.constraints.search import FIRST_BUDGET, Plan, RequestSearch
 
 
 def bind(
@@ -177,10 +177,7 @@ class SlateRules:
         return scores.masked_fill(~legal, float("-inf"))
 
     def legal(self, request: Tensor, slates: Tensor, position: int) -> Tensor:
-        """(R, N), what counting allows at a position of slates with gaps (R, M), never too little.
-
-        What stands at the position itself is disregarded.
-        """
+        """(R, N), what counting allows at a position of slates with gaps (R, M), whatever stands there."""
         slates = torch.where(torch.arange(slates.shape[1], device=slates.device) == position, PADDING, slates)
         shown = mask_of(slates, self.usable.shape[1])
         legal = self.domain[request, position] & ~shown
@@ -203,7 +200,10 @@ class SlateRules:
     @cached_property
     def _searched(self) -> dict[int, Plan | bool | None]:
         """What was found for the requests for which counting is not exact."""
-        return {row: first_plan(self, row) for row in (self._possible & ~self._exact).nonzero().flatten().tolist()}
+        return {
+            row: RequestSearch(self, row).first_plan()
+            for row in (self._possible & ~self._exact).nonzero().flatten().tolist()
+        }
 
     @cached_property
     def _possible(self) -> Tensor:
@@ -240,9 +240,9 @@ class SlateRules:
         return exact
 
     def _abound(self, options: Tensor, taken: Tensor, counted: bool) -> Tensor:
-        """(B,), True where some of the options (B, N) are left when so many (B,) are taken and limits block others.
+        """(B,), True where some of the options (B, N) are left when so many (B,) are taken and full kinds are blocked.
 
-        A kind is full because so many of it are taken; `counted` says that these are among `taken`.
+        `counted` says that the items that make a kind full are among those taken.
         """
         left = options.sum(-1) - taken
         sides = 1 + (self.fixed >= 0).any(-1).long()  # pinned items stand on either side of a position

@@ -41,6 +41,11 @@ class RequestSearch:
         self.stock = [Counter(kind[number] for number in self.types if kind[number] >= 0) for kind in kinds]
         self.fixed = [GAP if item < 0 else self.types[item] for item in rules.fixed[row].tolist()[: len(places)]]
 
+    def first_plan(self) -> Plan | bool | None:
+        """A plan; `False` if there is no slate, `None` if the search gave up."""
+        found = self.complete(self.fixed, self.fixed, FIRST_BUDGET)
+        return Plan(self, found) if isinstance(found, list) else found
+
     def complete(self, slate: list[int], likely: list[int], budget: int) -> list[int] | bool | None:
         """Fills a slate's gaps, those with the fewest options first, depth first, trying first what is likely there.
 
@@ -128,10 +133,3 @@ class Plan:
         prefix = [*slate[: here + 1], *search.fixed[here + 1 :]]
         found = search.complete(prefix, slate, STEP_BUDGET) if search.suits(prefix, here) else None
         return Plan(search, found, here + 1) if isinstance(found, list) else None
-
-
-def first_plan(rules: SlateRules, row: int) -> Plan | bool | None:
-    """A plan for a request; `False` if it has no slate, `None` if the search gave up."""
-    search = RequestSearch(rules, row)
-    found = search.complete(search.fixed, search.fixed, FIRST_BUDGET)
-    return Plan(search, found) if isinstance(found, list) else found
