@@ -39,8 +39,7 @@ class RerankingGenerationConfig(GenerationConfig):
         penalty_alpha: Weight of the similarity penalty in [0, 1]; switches to contrastive decoding. Default: none.
         return_dict_in_generate: Return a `SlateGenerationOutput` instead of the slates alone. Default False.
 
-    Raises:
-        ValueError: If a parameter is unknown, out of its range, or contradicts another one.
+    Raises ValueError if a parameter is unknown, out of its range, or contradicts another one.
     """
 
     #: Parameters of a subclass beside those above.

@@ -89,11 +89,8 @@ class EvaluatorEnsemble(Ensemble):
 
     Args:
         members: Evaluators of the same schema, such as of several seeds; to search with, they need scorers.
-        spread_penalty: k; a value is the members' mean minus k times their standard deviation. A little pessimism costs
-            nothing, a lot hurts (docs/models/degre.md).
-
-    Raises:
-        ValueError: If k is negative; else see `Ensemble`.
+        spread_penalty: k, not negative; a value is the members' mean minus k times their standard deviation. A little
+            pessimism costs nothing, a lot hurts (docs/models/degre.md).
     """
 
     options = ("spread_penalty",)

@@ -156,12 +156,8 @@ class SlateGenerationMixin(SchemaBound):
     def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
         """Runs the decoding that the parameters ask for: all that `generate`, the pipeline and the exporter decode by.
 
-        A family with a decoding of its own overrides it.
-
-        Args:
-            batch: The requests, without labels.
-            config: A strategy of the model's; `slate_size` is set.
-            rules: What constraints ask, as `rerankzoo.generation.bind` made it for this batch and slate size.
+        A family with a decoding of its own overrides it. The batch has no labels; the config's strategy is one of the
+        model's, and its `slate_size` is set; the rules are what `bind` made for this batch and slate size.
 
         Returns:
             `num_return_sequences` slates per request.

@@ -17,29 +17,22 @@ from rerankzoo.generation.scorer import Cache, Scorer, ScorerState, take_rows
 class Decoded:
     """Slates decoded for each request, best first where they are ranked.
 
-    Attributes:
-        slates: (B, S, M), -100 where a request has fewer than M candidates (left by exclusions) or fewer than S slates
-            exist.
-        scores: (B, S), a slate's score by its scorer; -inf where fewer than S slates exist.
-        step_scores: (B, S, M), the score of each choice when it was made; 0 at padding.
+    Where a request has fewer than M candidates left by exclusions, or fewer than S slates exist, the rest is padding.
     """
 
-    slates: Tensor
-    scores: Tensor
-    step_scores: Tensor
+    slates: Tensor  # (B, S, M), -100 pads
+    scores: Tensor  # (B, S), a slate's score by its scorer; -inf where it does not exist
+    step_scores: Tensor  # (B, S, M), the score of each choice when it was made; 0 at padding
 
 
 @dataclass
 class Rows:
-    """The rows being decoded: a scorer's state, the running score of each prefix and the scores of its steps.
-
-    With constraints also what they still allow.
-    """
+    """The rows being decoded."""
 
     scorer: Scorer
     state: ScorerState
-    total: Tensor  # (R,)
-    steps: Tensor  # (R, t)
+    total: Tensor  # (R,), the running score of each prefix
+    steps: Tensor  # (R, t), the scores of its steps
     rules: SlateRules | None = None
     plans: list[Plan | None] = field(default_factory=list)  # of rows whose constraints need a search
     may_finish: bool = True  # whether any row can be whole before its last position
@@ -55,10 +48,7 @@ class Rows:
 
     @property
     def finished(self) -> Tensor | None:
-        """(R,), True where a slate is whole: no candidate is left, or none that is not excluded.
-
-        `None` where no row can be.
-        """
+        """(R,), True where a slate is whole: no candidate is left, or all are excluded; `None` where no row can be."""
         if self.rules is not None:
             return self.rules.length[self.state.request] <= self.state.prefix.shape[1]
         return ~self.state.available.any(-1) if self.may_finish else None

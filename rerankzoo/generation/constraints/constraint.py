@@ -29,10 +29,9 @@ Categories = Tensor | str
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Constraint:
-    """One demand on slates. Tensors in it belong to a batch: they have its B rows and its N candidates.
+    """One demand on slates, with arguments of the right type and range, else ValueError.
 
-    Raises:
-        ValueError: If an argument is out of its range, or not what its type says.
+    Tensors in it belong to a batch: they have its B rows and its N candidates.
     """
 
     def __post_init__(self) -> None:
@@ -65,9 +64,7 @@ class Constraint:
     def located(self: C, find: Callable[[Sequence[Any]], Tensor]) -> C:
         """The same demand with item ids replaced by masks (B, N), which `find` looks up.
 
-        Raises:
-            InfeasibleConstraintError: If an item is pinned that is no candidate: a mask could not tell it from a
-                request that asks for nothing.
+        InfeasibleConstraintError if no candidate is pinned: a mask could not tell it from a request that asks for none.
         """
         ids = getattr(self, "items", None)
         if ids is None or isinstance(ids, Tensor):
@@ -137,11 +134,8 @@ class Pin(Constraint):
 class AtMost(Constraint):
     """At most so many items of each category, in the whole slate or among any `window` consecutive positions.
 
-    Args:
-        limit: k, at least 1.
-        categories: The candidates' categories, see `Categories`. Of a field, values that the extractor does not know
-            are one category (two of them might be the same), and missing ones are none.
-        window: w, at least 1; `None` for the whole slate.
+    Of a field, values that the extractor does not know are one category (two of them might be the same), and missing
+    ones are none.
     """
 
     limit: int
@@ -174,13 +168,9 @@ class Boost(Constraint):
 
     In the scorer's own unit: log-probability, or value of the slate for an evaluator. Boosts decide what is chosen,
     beams are compared with all boosts of their items, but the scores that come back are the scorer's own.
-
-    Args:
-        bias: A finite number for all `items`, or one per candidate (B, N).
-        items: The items of a single number.
     """
 
-    bias: float | Tensor
+    bias: float | Tensor  # finite: a number for all items, or one per candidate (B, N)
     items: Items | None = None
 
     def __post_init__(self) -> None:
