@@ -112,8 +112,7 @@ class RerankingGenerationConfig(GenerationConfig):
 
     def _chosen(self) -> dict[str, str]:
         """The parameters that switch to a strategy, and the strategies."""
-        values = {name: getattr(self, name) for name in self.strategies}
-        return {name: self.strategies[name] for name, value in values.items() if value not in (None, _OFF.get(name))}
+        return {key: kind for key, kind in self.strategies.items() if getattr(self, key) not in (None, _OFF.get(key))}
 
     def validate(self, strict: bool = False, **kwargs: Any) -> None:
         """Checks ranges and contradictions; see the class for what is raised."""

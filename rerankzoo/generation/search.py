@@ -82,8 +82,8 @@ class Rows:
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""
-        found = self.state.prefix, self.total, self.steps
-        return Decoded(*(tensor.unflatten(0, (num_requests, -1)) for tensor in found))
+        prefix, shape = self.state.prefix, (num_requests, -1)
+        return Decoded(prefix.unflatten(0, shape), self.total.unflatten(0, shape), self.steps.unflatten(0, shape))
 
 
 def may_run_out(available: Tensor, slate_size: int) -> bool:
