@@ -8,13 +8,13 @@ next one that writes the same target removes it: a folder in use is locked, and 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import re
 import secrets
 import shutil
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,8 +32,6 @@ SAVED_MODEL = (
 )
 #: Within a temporary folder: the folder whose place is being taken.
 _REPLACED = ".replaced"
-#: Where the file system has no locks, a temporary folder is a leftover after so many seconds.
-_LEFTOVER_AGE = 24 * 3600.0
 #: What a disk answers that takes nothing more.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 #: Of torch's writer, which does not tell the system's answer.
@@ -41,63 +39,43 @@ _TORCH_WRITER = re.compile(r"inline_container\.cc.*unexpected pos|iostream error
 
 
 def write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path, then moves the file into place.
+    """Writes a file or replaces a folder as a whole, or leaves what is there as it was.
 
     Args:
-        target: The file; its folder exists.
-        write: Writes a file of the path it is given, which has the target's name.
+        target: The file or folder; the folders above it are made if they are missing.
+        write: Writes the file or folder at the path that it is given, which has the target's name.
 
     Raises:
-        OutputError: If the file cannot be written (a full disk, a read-only folder); the target is as it was.
+        OutputError: If it cannot be written or replaced (a full disk, a read-only folder).
     """
     target = Path(os.path.realpath(target))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
     with temporary_folder(target) as work:
         fresh = work / target.name
         write(fresh)
-        _finish(fresh, work)
+        _flush(work)
+        if fresh.is_dir() and target.exists():
+            os.replace(target, work / _REPLACED)  # whatever happens from here to the next line, it is put back
         os.replace(fresh, target)
         _sync(target.parent)
 
 
 def write_folder_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary folder, which then takes the target's place.
+    """`write_atomically` for what is written into a folder that is there already."""
 
-    Args:
-        target: The folder, which is replaced as a whole; the folders above it are made if they are missing.
-        write: Writes what belongs into the folder that it is given, which has the target's name.
-
-    Raises:
-        OutputError: If the folder cannot be written or replaced; it is as it was.
-    """
-    target = Path(os.path.realpath(target))
-    with temporary_folder(target) as work:
-        fresh = work / target.name
+    def write_into(fresh: Path) -> None:
         fresh.mkdir()
         write(fresh)
-        for path in (fresh, *sorted(fresh.rglob("*"))):
-            _finish(path, work)
-        _take_place(fresh, target)
-        _sync(target.parent)
 
-
-def _take_place(fresh: Path, target: Path) -> None:
-    if target.exists():
-        os.rename(target, fresh.with_name(_REPLACED))  # whatever happens from here to the next line, it is put back
-    os.rename(fresh, target)
+    write_atomically(target, write_into)
 
 
 @contextmanager
 def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
-    """A temporary folder whose files then replace those that an earlier save left in a folder; its other files stay.
+    """Yields a temporary folder of the same name, whose files then replace those of an earlier save; others stay.
 
     Args:
         folder: Where the files go; made if it is missing.
         earlier: What is removed of it once all new files are written, as patterns of names.
-
-    Yields:
-        The temporary folder, which has the folder's name.
 
     Raises:
         OutputError: If the files cannot be written; the folder is as it was.
@@ -106,31 +84,21 @@ def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
         fresh = work / Path(os.path.realpath(folder)).name
         fresh.mkdir()
         yield fresh
+        _flush(work)
         for path in [path for pattern in earlier for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         for path in fresh.iterdir():
             os.replace(path, folder / path.name)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, unless it is there.
-
-    Raises:
-        OutputError: If it cannot be made.
-    """
-    with _naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside a target for what becomes the target; gone afterwards.
+    """Yields a hidden folder beside a target for what becomes the target; gone afterwards.
+
+    What killed processes have left of theirs for the same target goes first, where the file system has locks.
 
     Args:
         target: The file or folder; the folders above it are made if they are missing.
-
-    Yields:
-        The folder. What killed processes have left of theirs for the same target is gone.
 
     Raises:
         OutputError: Instead of whatever a library raises of a disk that takes nothing more, while the folder is used.
@@ -138,52 +106,29 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     with _naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(os.listdir(target.parent)):
-            if re.fullmatch(rf"\.{re.escape(target.name)}\.\w+\.tmp", entry):
-                _discard_leftover(target.parent / entry, target)
-        work, lock = _make_locked(target)
-        try:
-            yield work
-        finally:
-            _discard(work, target)
-            os.close(lock)
-
-
-def _make_locked(target: Path) -> tuple[Path, int]:
-    while True:
-        work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-        work.mkdir()
-        with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
-            lock = os.open(work, os.O_RDONLY)
-            _lock(lock)
-            if work.is_dir():
-                return work, lock
-            os.close(lock)
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Takes a lock that ends with the process; False if another one has it, `None` where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return None
-    return True
-
-
-def _discard_leftover(work: Path, target: Path) -> None:
-    """Removes a temporary folder that no process uses."""
-    with suppress(OSError):  # its process has just removed it, or it is another user's
-        descriptor = os.open(work, os.O_RDONLY)
-        try:
-            locked = _lock(descriptor)
-            if locked or (locked is None and time.time() - work.stat().st_mtime > _LEFTOVER_AGE):
+        for name in os.listdir(target.parent):
+            if re.fullmatch(rf"\.{re.escape(target.name)}\.\w+\.tmp", name):
+                with suppress(OSError), _locked(target.parent / name):  # in use, just removed, or another user's
+                    _discard(target.parent / name, target)
+        made = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        made.mkdir()
+        with _locked(made, needed=False):
+            work = made.rename(f"{made}.tmp")  # only now: nobody may take it for a leftover
+            try:
+                yield work
+            finally:
                 _discard(work, target)
-        finally:
-            os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(*() if needed else (OSError,)):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _discard(work: Path, target: Path) -> None:
@@ -193,11 +138,12 @@ def _discard(work: Path, target: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _finish(path: Path, work: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk; a file gets the permissions of any new one."""
-    if path.is_file() and path.stat().st_nlink == 1:  # not those of a link to somebody else's
-        path.chmod(work.stat().st_mode & 0o666)  # safetensors makes its files readable to their owner only
-    _sync(path)
+def _flush(work: Path) -> None:
+    """Waits until all below a folder is on the disk; files get the permissions of any new one."""
+    for path in sorted(work.rglob("*")):
+        if path.is_file() and path.stat().st_nlink == 1:  # not those of a link to somebody else's
+            path.chmod(work.stat().st_mode & 0o666)  # safetensors makes its files readable to their owner only
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -211,9 +157,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- errors of the disk ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
     """Says which output an error of the disk concerns."""
@@ -222,19 +165,14 @@ def _naming(target: Path) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError):  # they name what they concern
         raise
     except Exception as error:
-        reason = _refused(error, target) or disk_error(error)
+        reason = disk_error(error)
+        if isinstance(error, OSError) and error.errno is not None and isinstance(error.filename, str | bytes):
+            path, parent = os.fsdecode(error.filename), target.parent
+            if path in (str(parent), str(target)) or path.startswith((f"{target}/", f"{parent}/.{target.name}.")):
+                reason = os.strerror(error.errno)
         if reason is None:
             raise
         raise OutputError(f"cannot write {target}: {reason}; what was there before is unchanged") from error
-
-
-def _refused(error: Exception, target: Path) -> str | None:
-    """What the system says of the target, the folder it is in, or a temporary folder beside it."""
-    if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, str | bytes):
-        return None
-    path, parent = os.fsdecode(error.filename), target.parent
-    ours = path in (str(parent), str(target)) or path.startswith((f"{target}/", f"{parent}/.{target.name}."))
-    return os.strerror(error.errno) if ours else None
 
 
 def disk_error(error: BaseException) -> str | None:
@@ -264,27 +202,16 @@ def name_output(error: Exception) -> str | None:
     reason = disk_error(error)
     if reason is None or isinstance(error, OutputError) or getattr(error, "filename", None) is not None:
         return None
-    name = "an output"
-    for link in error_chain(error):
-        for frame, _ in traceback.walk_tb(link.__traceback__):
-            opened = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
-            names = [getattr(file, "name", None) for file in opened]
-            name = next((found for found in names if isinstance(found, str)), name)
-    return f"cannot write {name}: {reason}"
-
-
-# --- checksums ------------------------------------------------------------------------------------------------------
+    frames = [frame for link in error_chain(error) for frame, _ in traceback.walk_tb(link.__traceback__)]
+    files = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
+    names = [name for file in files if isinstance(name := getattr(file, "name", None), str)]
+    return f"cannot write {names[-1] if names else 'an output'}: {reason}"
 
 
 def write_checksums(folder: Path, names: str) -> None:
-    """Writes SHA256SUMS, which `sha256sum --check` reads.
-
-    Args:
-        folder: Of the files.
-        names: Which of them, as for `Path.glob`.
-    """
+    """Writes SHA256SUMS, which `sha256sum --check` reads, of the files whose names match a pattern."""
     lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.glob(names))]
-    write_atomically(folder / CHECKSUMS_FILE, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def verify_checksums(folder: Path) -> None:

@@ -1,9 +1,7 @@
 """The few errors of rerankzoo.
 
 Wrong input is a `ValueError`, trouble with the Hub or the disk an `OSError`, a loss that is no number an
-`ArithmeticError`.
-
-Callers need not know this module to catch them.
+`ArithmeticError`: callers need not know this module to catch them.
 """
 
 from __future__ import annotations
@@ -13,6 +11,9 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
+
+#: What other libraries raise about a file whose content is not what they expect.
+LIBRARY_ERRORS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 class RerankingDataError(ValueError):
@@ -44,10 +45,7 @@ class SchemaMismatchError(SchemaError):
 
 
 class UnreadableFileError(ValueError):
-    """A file is not what its name says or what was written: no YAML, cut off, overwritten, of other content.
-
-    The message is one line, names the file and, where there is something to do, says what.
-    """
+    """A file is not what its name says or what was written (no YAML, cut off...); one line that names the file."""
 
 
 class RecipeError(ValueError):
@@ -101,12 +99,7 @@ def in_one_line(error: BaseException, limit: int = 500) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """What to add to the message about an unknown name: the nearest known one, as far as there is one.
-
-    Example:
-        >>> did_you_mean("batch_siz", ["path", "batch_size"])
-        "; did you mean 'batch_size'?"
-    """
+    """What to add to the message about an unknown name: `"; did you mean 'batch_size'?"`, if any is near."""
     nearest = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
@@ -120,14 +113,6 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class _ShortRepr(reprlib.Repr):
-    """`reprlib.Repr` with room for what people write, and for integers that Python refuses to print."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 120
-        self.maxlist = self.maxtuple = self.maxdict = 8
-        self.maxlevel = 3
-
     def repr_int(self, x: int, level: int) -> str:
         return f"an integer of {x.bit_length()} bits" if x.bit_length() > 1000 else super().repr_int(x, level)
 
@@ -136,3 +121,6 @@ class _ShortRepr(reprlib.Repr):
 
 
 _REPR = _ShortRepr()
+_REPR.maxstring = _REPR.maxother = 120  # room for what people write
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 8
+_REPR.maxlevel = 3

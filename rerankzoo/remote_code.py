@@ -1,8 +1,7 @@
-"""The file beside a checkpoint by which transformers finds our classes where rerankzoo was not imported.
+"""The module beside a checkpoint by which transformers finds our classes where rerankzoo was not imported.
 
-`AutoModel.from_pretrained(..., trust_remote_code=True)` reads `auto_map` in the checkpoint's config, loads the module
-it names from the same folder and takes the class from it. The module holds no code of the model: it takes the class
-from the installed package, and transformers says what to install where there is none.
+`trust_remote_code=True` makes it load the module that `auto_map` in the config names. That holds no code of the model:
+it takes the class from the installed package, and transformers says what to install where there is none.
 """
 
 from __future__ import annotations

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rerankzoo.errors import UnreadableFileError, in_one_line
-
-#: What PyYAML's safe loader raises besides its own errors: of tags whose content is not what they say, of integers too
-#: long to read, of bytes that are no UTF-8, of lists a thousand levels deep.
-_NOT_YAML = (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError)
+from rerankzoo.errors import LIBRARY_ERRORS, UnreadableFileError, in_one_line
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads a YAML file as plain data: no tag makes an object.
-
-    Raises:
-        UnreadableFileError: If it is not YAML.
-        OSError: If it cannot be read.
-    """
+    """Reads a YAML file as plain data: no tag makes an object. Raises as `read_json`."""
     import yaml
 
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, *_NOT_YAML) as error:
-        raise UnreadableFileError(f"{path} is invalid YAML: {in_one_line(error)}") from error
+    return _read(path, "YAML", yaml.safe_load, yaml.YAMLError)
 
 
 def read_json(path: Path) -> Any:
@@ -35,7 +24,11 @@ def read_json(path: Path) -> Any:
         UnreadableFileError: If it is not JSON.
         OSError: If it cannot be read.
     """
+    return _read(path, "JSON", json.loads)
+
+
+def _read(path: Path, kind: str, parse: Callable[[str], Any], *errors: type[Exception]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnreadableFileError(f"{path} is invalid JSON: {in_one_line(error)}") from error
+        return parse(path.read_text(encoding="utf-8"))
+    except (*errors, *LIBRARY_ERRORS) as error:  # PyYAML raises many of them besides its own, of tags and of depth
+        raise UnreadableFileError(f"{path} is invalid {kind}: {in_one_line(error)}") from error

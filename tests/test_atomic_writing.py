@@ -61,8 +61,6 @@ def test_a_file_takes_its_place_whole(tmp_path: Path) -> None:
 
     write_atomically(target, write)
     assert contents(tmp_path) == {"a.txt": "new"}
-    with pytest.raises(FileNotFoundError, match=r"nowhere/a\.txt"):
-        write_atomically(tmp_path / "nowhere" / "a.txt", write)
 
 
 def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
@@ -175,7 +173,7 @@ def test_an_error_about_something_else_stays_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_just_being_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, real = tmp_path / "b", os.rename
+    target, real = tmp_path / "b", os.replace
     write_folder_atomically(target, write_one("old"))
 
     def interrupted(source: Path, place: Path) -> None:
@@ -184,7 +182,7 @@ def test_a_folder_that_was_just_being_replaced_is_put_back(tmp_path: Path, monke
         real(source, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", interrupted)
+        patch.setattr(os, "replace", interrupted)
         patch.setattr("rerankzoo.atomic_writing._discard", lambda work, target: None)  # as a kill would have it
         with pytest.raises(KeyboardInterrupt):
             write_folder_atomically(target, write_one("new"))

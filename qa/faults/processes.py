@@ -143,20 +143,15 @@ def _watch(log: Path, fault: Fault) -> None:
         count += 1
 
     files = atomic_writing
-    sync, take_place, replace = files._sync, files._take_place, os.replace
+    sync, replace = files._sync, os.replace
 
     def watched_sync(path: Path) -> None:
         if not path.is_dir():
             step(f"half of {path.name}", lambda: os.truncate(path, path.stat().st_size // 2))
         sync(path)
 
-    def watched_take_place(fresh: Path, target: Path) -> None:
-        step(f"before the folder {target.name}")
-        take_place(fresh, target)
-        step(f"behind the folder {target.name}")
-
     def watched_replace(source: Path, target: Path, **options: int) -> None:
-        ours = ".tmp" in str(source)
+        ours = ".tmp" in f"{source} {target}"  # a folder is moved aside, another one takes its place
         if ours:
             step(f"before {Path(target).name}")
         replace(source, target, **options)
@@ -176,4 +171,4 @@ def _watch(log: Path, fault: Fault) -> None:
         return answer
 
     client.send = watched_send
-    files._sync, files._take_place, os.replace = watched_sync, watched_take_place, watched_replace  # type: ignore[assignment]
+    files._sync, os.replace = watched_sync, watched_replace  # type: ignore[assignment]

@@ -31,5 +31,6 @@ def card(folder: Path, *, results: Path | None = None, datasets: list[str] | Non
     if results is not None:
         if not results.is_file():
             raise FileNotFoundError(f"{results} is missing; `rerankzoo evaluate` writes it")
-        write_atomically(folder / RESULTS_FILE, partial(shutil.copyfile, results))
+        if folder.is_dir():  # or else there is no card either
+            write_atomically(folder / RESULTS_FILE, partial(shutil.copyfile, results))
     print(write_card(folder, CardDetails(datasets=datasets, **details)))

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from filelock import FileLock
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.data.folder import (
     METADATA_FILE,
     SCHEMA_FILE,
@@ -233,7 +233,7 @@ def _map_files(paths: list[Path], columns: list[str]) -> Dataset:
     key = hashlib.sha256(json.dumps([_COPY_VERSION, states, columns]).encode()).hexdigest()
     copy = Path(datasets.config.HF_DATASETS_CACHE, "rerankzoo", f"{key[:32]}.arrow")
     if not copy.is_file():
-        make_folder(copy.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_suffix(".lock")):  # of several processes one copies
             if not copy.is_file():
                 write_atomically(copy, lambda target: write_arrow(target, paths, columns))

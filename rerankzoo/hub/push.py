@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from rerankzoo.errors import HubError
-from rerankzoo.hub_errors import NetworkError, describe, redact, status_of
+from rerankzoo.errors import HubError, RerankingDataError, shown
+from rerankzoo.hub_errors import answer_of, describe, redact
 from rerankzoo.models.auto import EVALUATOR_FOLDER, evaluator_subfolder
 from rerankzoo.text_files import read_json
 
@@ -37,7 +37,7 @@ _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
 _PASSING = (408, 409, 412, 429)
 _BINARY = (".safetensors", ".parquet", ".png")
 #: Of an upload that failed huggingface_hub makes a RuntimeError, of a gateway's page of regret a JSONDecodeError.
-_TRANSIENT = (NetworkError, OSError, RuntimeError, json.JSONDecodeError)
+_TRANSIENT = (HTTPError, OSError, RuntimeError, json.JSONDecodeError)
 
 T = TypeVar("T")
 
@@ -71,13 +71,11 @@ class Push:
     @property
     def command(self) -> str:
         """The command line that does the same."""
-        words = ["rerankzoo", "push", str(self.folder), self.repo_id]
-        words += ["--dataset"] if self.repo_type == "dataset" else []
-        words += ["--private"] if self.private else []
-        words += ["--create-pr"] if self.create_pr else []
+        flags = {"--dataset": self.repo_type == "dataset", "--private": self.private, "--create-pr": self.create_pr}
         options = {"--evaluator": self.evaluator, "--revision": self.revision, "--message": self.message}
+        words = [name for name, value in flags.items() if value]
         words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return shlex.join(words)
+        return shlex.join(["rerankzoo", "push", str(self.folder), self.repo_id, *words])
 
     def files(self) -> dict[str, Path]:
         """The files by their path in the repository.
@@ -87,13 +85,26 @@ class Push:
             FileExistsError: If there are two evaluators, or a file is a link out of the folder.
             HubError: If the evaluator is none.
         """
-        found = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
+        files = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
         if self.evaluator is not None:
             if (self.folder / EVALUATOR_FOLDER).is_dir():
                 raise FileExistsError(f"{self.folder} has an evaluator already; {self.evaluator} cannot be a second")
             beside = _walk(self.evaluator / evaluator_subfolder(str(self.evaluator)), _REQUIRED["model"])
-            found.update({f"{EVALUATOR_FOLDER}/{name}": path for name, path in beside})
-        return found
+            files.update({f"{EVALUATOR_FOLDER}/{name}": path for name, path in beside})
+        return files
+
+
+def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
+    """The files below a folder, without hidden ones, by their relative paths."""
+    if not (folder / required).is_file():
+        kind = "checkpoint" if required == "config.json" else "data folder"
+        raise FileNotFoundError(f"{folder / required} not found: {folder} is not a {kind}")
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise FileExistsError(f"{path} is a link to {path.resolve()}, outside the folder: put a copy there")
+            yield relative.as_posix(), path
 
 
 @dataclass(frozen=True)
@@ -122,9 +133,6 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
         token: Of huggingface_hub; default: HF_TOKEN, or that of `hf auth login`. It appears in no message.
         snapshot: A copy of the folder to read, where the folder itself may change meanwhile.
 
-    Returns:
-        Where it is now.
-
     Raises:
         FileNotFoundError: If the folder is missing or is no checkpoint or data folder.
         FileExistsError: If there are two evaluators.
@@ -138,11 +146,14 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
         raise HubError(f"{push.repo_id!r} is not the name of a repository, which is like org/name") from error
     if push.create_pr and push.revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main; it cannot have revision {push.revision!r}")
-    source = push if snapshot is None else replace(push, folder=snapshot)
+    source = replace(push, folder=snapshot or push.folder)
     files = source.files()
-    _refuse_token(files, token)
+    secrets = [secret.encode() for secret in (token, get_token()) if isinstance(secret, str) and secret]
+    for path in files.values():
+        if path.suffix not in _BINARY and any(secret in path.read_bytes() for secret in secrets):
+            raise HubError(f"{path} holds your token for the Hub, which would be published: take it out first")
     try:
-        return _push(replace(source, message=push.message or default_message(source.folder)), files, HfApi(token=token))
+        return _push(replace(source, message=push.message or _message(source.folder)), files, HfApi(token=token))
     except OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set; unset it to push"
     except (*_TRANSIENT, ValueError) as error:  # a ValueError: the card's metadata is invalid
@@ -154,14 +165,21 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     )
 
 
-def default_message(folder: Path) -> str:
+def _message(folder: Path) -> str:
     """What a commit is called: the architecture and the metric that its checkpoint was chosen by."""
-    config = _read_json(folder / "config.json")
+    config, chosen = read_object(folder / "config.json"), read_object(folder / METRICS_FILE)
     name = (config.get("architectures") or [config.get("model_type") or folder.name])[0]
-    chosen = _read_json(folder / METRICS_FILE)
     if chosen.get("monitor") is None or chosen.get("value") is None:
         return f"Upload {name}"
     return f"Upload {name}: {chosen['monitor']} {chosen['value']:.4g}"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; empty where there is no such file."""
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise RerankingDataError(f"expected a JSON object, got {shown(values)}", field=str(path))
+    return values
 
 
 def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
@@ -196,7 +214,8 @@ def _persist(action: Callable[[], T], if_lost: bool = True) -> T:
         try:
             return action()
         except _TRANSIENT as error:
-            status = status_of(error)
+            answer = answer_of(error)
+            status = None if answer is None else answer.response.status_code
             for_good = isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError)
             if for_good or not (if_lost if status is None else status >= 500 or status in _PASSING):
                 raise
@@ -204,29 +223,3 @@ def _persist(action: Callable[[], T], if_lost: bool = True) -> T:
             logger.warning("the Hub failed (%s); trying again in %g s", failed, delay)
             time.sleep(delay)
     return action()
-
-
-def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
-    """The files below a folder, without hidden ones, by their relative paths."""
-    if not (folder / required).is_file():
-        kind = "checkpoint" if required == "config.json" else "data folder"
-        raise FileNotFoundError(f"{folder / required} not found: {folder} is not a {kind}")
-    root = folder.resolve()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            if not path.resolve().is_relative_to(root):
-                raise FileExistsError(f"{path} is a link to {path.resolve()}, outside the folder: put a copy there")
-            yield relative.as_posix(), path
-
-
-def _refuse_token(files: dict[str, Path], token: str | bool | None) -> None:
-    secrets = [secret.encode() for secret in (token, get_token()) if isinstance(secret, str) and secret]
-    for path in files.values():
-        if path.suffix not in _BINARY and any(secret in path.read_bytes() for secret in secrets):
-            raise HubError(f"{path} holds your token for the Hub, which would be published: take it out first")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}

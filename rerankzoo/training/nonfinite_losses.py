@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.batch import Batch, take
 from rerankzoo.errors import NonFiniteLossError
 
@@ -96,7 +96,6 @@ def nonfinite_loss(module: Any, batch: Batch, losses: dict[str, Tensor], step: i
     where = f"at step {step} of epoch {trainer.current_epoch}"
     if all(math.isfinite(value.item()) for value in losses.values()):
         return NonFiniteLossError(f"the loss of another process is not finite {where}; {folder} holds its batch")
-    make_folder(folder)
     target = folder / f"step-{step}-rank-{trainer.global_rank}.safetensors"
     tensors = {key: value.detach().cpu().contiguous() for key, value in batch.items()}
     write_atomically(target, partial(save_file, tensors))

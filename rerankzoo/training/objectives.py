@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
@@ -279,7 +279,6 @@ def _subclasses(kind: type) -> list[type]:
 
 def save_start(model: Any, folder: Path) -> None:
     """Writes the weights that training started with beside its checkpoints."""
-    make_folder(folder)
     state = {key: value.cpu().clone() for key, value in model.state_dict().items()}
     write_atomically(folder / START_FILE, partial(save_file, state))
 

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from rerankzoo.atomic_writing import make_folder
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.shards import has_shard, join_shards, write_shard
 from rerankzoo.mining import weights_digest
@@ -47,7 +46,7 @@ class SlateWriter(Callback):
 
         Raises:
             ValueError: If the requests do not come from one loader of a data module of ours.
-            OutputError: If the folder of the parts cannot be made.
+            OSError: If the folder of the parts cannot be made.
         """
         loaders = tree_leaves(trainer.predict_dataloaders)
         if len(loaders) != 1 or not isinstance(loaders[0], RequestLoader):
@@ -63,7 +62,7 @@ class SlateWriter(Callback):
             for other in self._target.parent.glob(f"{folder}*"):
                 if other != self._parts:
                     shutil.rmtree(other, ignore_errors=True)
-        make_folder(self._parts)
+        self._parts.mkdir(parents=True, exist_ok=True)
         if trainer.limit_predict_batches == 1.0:  # Lightning counts batches from here on
             while has_shard(self._part(trainer.global_rank, self._number)):
                 self._number += 1

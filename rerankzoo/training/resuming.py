@@ -25,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import OutputError, UnreadableFileError
 
@@ -51,7 +51,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             save(path)
             return
-        make_folder(Path(path).parent)
         write_atomically(Path(path), save)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from rerankzoo.errors import HubError
 from rerankzoo.hub.push import Push, push_folder
-from rerankzoo.hub_errors import NetworkError, redact
+from rerankzoo.hub_errors import redact
 from tests.hub.processes import Run
 from tests.hub.server import READER, WRITER, Fault, LoopbackHub
 
@@ -179,7 +179,7 @@ def test_offline_is_said_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPat
         push_folder(Push(folder, "org/a"))
 
     def unreachable(*arguments: Any, **options: Any) -> None:
-        raise NetworkError(f"no route, and my token is {WRITER}")
+        raise HTTPError(f"no route, and my token is {WRITER}")
 
     monkeypatch.setattr(HfApi, "create_repo", unreachable)
     monkeypatch.setattr("rerankzoo.hub.push.DELAYS", (0.0,))
