@@ -59,26 +59,12 @@ def write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
         _sync(target.parent)
 
 
-def write_folder_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """`write_atomically` for what is written into a folder that is there already."""
-
-    def write_into(fresh: Path) -> None:
-        fresh.mkdir()
-        write(fresh)
-
-    write_atomically(target, write_into)
-
-
 @contextmanager
 def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
-    """Yields a temporary folder of the same name, whose files then replace those of an earlier save; others stay.
+    """Yields a temporary folder, whose files then go into a folder of the same name, made if it is missing.
 
-    Args:
-        folder: Where the files go; made if it is missing.
-        earlier: What is removed of it once all new files are written, as patterns of names.
-
-    Raises:
-        OutputError: If the files cannot be written; the folder is as it was.
+    What an earlier save left there, by patterns of names, goes once all new files are written; other files stay. Where
+    they cannot be written an `OutputError` says so, and the folder is as it was.
     """
     with temporary_folder(folder / "save") as work:
         fresh = work / Path(os.path.realpath(folder)).name
@@ -95,13 +81,8 @@ def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Yields a hidden folder beside a target for what becomes the target; gone afterwards.
 
-    What killed processes have left of theirs for the same target goes first, where the file system has locks.
-
-    Args:
-        target: The file or folder; the folders above it are made if they are missing.
-
-    Raises:
-        OutputError: Instead of whatever a library raises of a disk that takes nothing more, while the folder is used.
+    What killed processes have left of theirs for the same target goes first, where the file system has locks. While the
+    folder is used, whatever a library raises of a disk that takes nothing more becomes an `OutputError`.
     """
     target = Path(os.path.realpath(target))
     with _naming(target):
@@ -165,11 +146,10 @@ def _naming(target: Path) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError):  # they name what they concern
         raise
     except Exception as error:
-        reason = disk_error(error)
-        if isinstance(error, OSError) and error.errno is not None and isinstance(error.filename, str | bytes):
-            path, parent = os.fsdecode(error.filename), target.parent
-            if path in (str(parent), str(target)) or path.startswith((f"{target}/", f"{parent}/.{target.name}.")):
-                reason = os.strerror(error.errno)
+        reason, parent, name = disk_error(error), target.parent, str(getattr(error, "filename", None))
+        ours = name in (str(parent), str(target)) or name.startswith((f"{target}/", f"{parent}/.{target.name}."))
+        if ours and isinstance(error, OSError) and error.errno is not None:
+            reason = os.strerror(error.errno)
         if reason is None:
             raise
         raise OutputError(f"cannot write {target}: {reason}; what was there before is unchanged") from error
@@ -179,9 +159,7 @@ def disk_error(error: BaseException) -> str | None:
     """What the system says of a disk that takes nothing more, in an error of whatever library, or behind it.
 
     pyarrow, matplotlib and datasets pass its `OSError` on or raise their own from it, DuckDB and safetensors quote it.
-
-    Returns:
-        The system's words; `None` if the error is about something else.
+    `None` if the error is about something else.
     """
     for link in error_chain(error):
         text, own_number = str(link), getattr(link, "errno", None)
@@ -194,11 +172,7 @@ def disk_error(error: BaseException) -> str | None:
 
 
 def name_output(error: Exception) -> str | None:
-    """One line about an error of the disk that names no file: the one that was open where it arose.
-
-    Returns:
-        The line; `None` if the error is about something else, or names its file.
-    """
+    """One line about an error of the disk that names no file: the one open where it arose; `None` of other errors."""
     reason = disk_error(error)
     if reason is None or isinstance(error, OutputError) or getattr(error, "filename", None) is not None:
         return None
@@ -215,11 +189,7 @@ def write_checksums(folder: Path, names: str) -> None:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compares the files of a folder with its SHA256SUMS.
-
-    Raises:
-        UnreadableFileError: If a file is missing or not what was written, or the folder has no checksums.
-    """
+    """Raises `UnreadableFileError` if a folder has no SHA256SUMS, or a file of them is missing or not what it was."""
     sums = folder / CHECKSUMS_FILE
     if not sums.is_file():
         raise UnreadableFileError(f"{folder} cannot be verified: {CHECKSUMS_FILE} not found")

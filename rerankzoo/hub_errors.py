@@ -86,12 +86,7 @@ def _first_line(error: BaseException) -> str:
 def one_line_errors(
     path: str | os.PathLike[str], revision: str | None = None, subfolder: str | None = None
 ) -> Iterator[None]:
-    """Turns the errors of loading a checkpoint into a `HubError` of one line.
-
-    Args:
-        path: The folder or Hub id that is loaded.
-        revision: The branch, tag or commit asked for.
-        subfolder: Where in it.
+    """Turns the errors of loading a checkpoint from a folder or Hub id into a `HubError` of one line.
 
     Raises:
         HubError: Instead of any `OSError`, where there is no config of a model, and instead of whatever other libraries

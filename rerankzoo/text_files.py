@@ -7,28 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rerankzoo.errors import LIBRARY_ERRORS, UnreadableFileError, in_one_line
 
 
 def read_yaml(path: Path) -> Any:
     """Reads a YAML file as plain data: no tag makes an object. Raises as `read_json`."""
-    import yaml
-
-    return _read(path, "YAML", yaml.safe_load, yaml.YAMLError)
+    return _read(path, "YAML", yaml.safe_load)
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UnreadableFileError: If it is not JSON.
-        OSError: If it cannot be read.
-    """
+    """Reads a JSON file; raises `UnreadableFileError` if it is not JSON, `OSError` if it cannot be read."""
     return _read(path, "JSON", json.loads)
 
 
-def _read(path: Path, kind: str, parse: Callable[[str], Any], *errors: type[Exception]) -> Any:
+def _read(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (*errors, *LIBRARY_ERRORS) as error:  # PyYAML raises many of them besides its own, of tags and of depth
+    except (yaml.YAMLError, *LIBRARY_ERRORS) as error:  # PyYAML raises many of them besides its own
         raise UnreadableFileError(f"{path} is invalid {kind}: {in_one_line(error)}") from error

@@ -21,7 +21,6 @@ from rerankzoo.atomic_writing import (
     verify_checksums,
     write_atomically,
     write_checksums,
-    write_folder_atomically,
 )
 from rerankzoo.data.folder import write_parquet
 from rerankzoo.errors import OutputError, UnreadableFileError
@@ -36,7 +35,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def write_one(text: str) -> Callable[[Path], Any]:
-    return lambda folder: (folder / "one.txt").write_text(text)
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "one.txt").write_text(text)
+
+    return write
 
 
 @contextmanager
@@ -65,14 +68,15 @@ def test_a_file_takes_its_place_whole(tmp_path: Path) -> None:
 
 def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "folder"
-    write_folder_atomically(target, lambda folder: (folder / "other.txt").write_text("old"))
+    write_atomically(target, write_one("old"))
 
     def write(folder: Path) -> None:
+        folder.mkdir()
         save_file({"a": torch.ones(1)}, folder / "weights")  # safetensors' own are readable to their owner only
-        assert contents(target) == {"other.txt": "old"}
+        assert contents(target) == {"one.txt": "old"}
         (folder.parent / "work.txt").touch()
 
-    write_folder_atomically(target, write)
+    write_atomically(target, write)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
         "deep",
         "deep/folder",
@@ -91,7 +95,7 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path, exists: bool) -> Non
         (tmp_path / "disk" / "folder").mkdir()
         (tmp_path / "disk" / "file").touch()
     write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
-    write_folder_atomically(tmp_path / "folder", write_one("new"))
+    write_atomically(tmp_path / "folder", write_one("new"))
     assert contents(tmp_path / "disk") == {"file": "new", "folder/one.txt": "new"}
     assert (tmp_path / "file").is_symlink()
     assert (tmp_path / "folder").is_symlink()
@@ -135,16 +139,16 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 def test_a_full_disk_is_one_line_whatever_library_writes(tmp_path: Path, library: str) -> None:
     target, folder = tmp_path / "a.txt", tmp_path / "b"
     write_atomically(target, lambda path: path.write_text("old"))
-    write_folder_atomically(folder, write_one("old"))
-    for write, place, inner in (
-        (write_atomically, target, WRITERS[library]),
-        (write_folder_atomically, folder, lambda fresh: write_atomically(fresh / "a", WRITERS[library])),
+    write_atomically(folder, write_one("old"))
+    for place, write in (
+        (target, WRITERS[library]),
+        (folder, lambda fresh: write_atomically(fresh / "a", WRITERS[library])),
     ):
         with (
             full_disk(),
             pytest.raises(OutputError, match=rf"^cannot write {place}: [^\n]+; what was there before is unchanged$"),
         ):
-            write(place, inner)
+            write_atomically(place, write)
     assert contents(tmp_path) == {"a.txt": "old", "b/one.txt": "old"}
 
 
@@ -174,7 +178,7 @@ def test_an_error_about_something_else_stays_what_it_is(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_just_being_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, real = tmp_path / "b", os.replace
-    write_folder_atomically(target, write_one("old"))
+    write_atomically(target, write_one("old"))
 
     def interrupted(source: Path, place: Path) -> None:
         if not target.exists():
@@ -185,7 +189,7 @@ def test_a_folder_that_was_just_being_replaced_is_put_back(tmp_path: Path, monke
         patch.setattr(os, "replace", interrupted)
         patch.setattr("rerankzoo.atomic_writing._discard", lambda work, target: None)  # as a kill would have it
         with pytest.raises(KeyboardInterrupt):
-            write_folder_atomically(target, write_one("new"))
+            write_atomically(target, write_one("new"))
     assert not target.exists()
     with temporary_folder(target):
         assert (target / "one.txt").read_text() == "old"
@@ -200,7 +204,7 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_are_not(tmp_
         (path / "half.txt").write_text("half")
     with temporary_folder(target) as living:
         assert not dead.exists()
-        write_folder_atomically(target, write_one("new"))
+        write_atomically(target, write_one("new"))
         assert living.is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"b", others.name}
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
-from rerankzoo.atomic_writing import write_folder_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import HubError, UnreadableFileError, in_one_line, shown
 from rerankzoo.features.arrow_tables import ArrowTable
 from rerankzoo.features.schema import FeatureSchema
@@ -82,6 +82,7 @@ def write_data_folder(
     directory = Path(directory)
 
     def write(folder: Path) -> None:
+        folder.mkdir()
         rows = _write_parts(folder, parts)
         schema.to_yaml(folder / SCHEMA_FILE)
         text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"
@@ -89,7 +90,7 @@ def write_data_folder(
         if directory.is_dir():
             _keep_others(directory, folder)
 
-    write_folder_atomically(directory, write)
+    write_atomically(directory, write)
 
 
 def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[str, int]:

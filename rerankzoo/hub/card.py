@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,20 +28,9 @@ from rerankzoo.text_files import read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
-BENCH_FILE = "bench.json"
-_TEMPLATE = Path(__file__).with_name("model_card.md")
 _BASELINES = ("upstream", "random", "logged", "oracle")
 #: Of results: where files lay on the machine that evaluated, and what it took there.
 _OF_MACHINE = ("model", "evaluator", "judge_model", "training_cpu_seconds", "cpu_seconds")
-#: Config fields that everybody has and nobody reads, or that the card shows elsewhere.
-_NOT_SHOWN = ("architectures", "auto_map", "dtype", "feature_schema", "model_type", "transformers_version")
-#: What of a recipe the card shows; the file tells the rest.
-_SHOWN_RECIPE = (
-    "seed_everything",
-    *(f"model.init_args.{name}" for name in ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type")),
-    *("data.class_path", "data.init_args.batch_size"),
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.gradient_clip_val"),
-)
 
 
 @dataclass(frozen=True)
@@ -66,11 +54,7 @@ class CardDetails:
 
 
 def write_card(folder: str | Path, details: CardDetails | None = None) -> Path:
-    """Writes `README.md` of a checkpoint folder and returns its path.
-
-    Args:
-        folder: A checkpoint folder.
-        details: What its files do not tell.
+    """Writes `README.md` of a checkpoint folder, from its files and what they do not tell; returns its path.
 
     Raises:
         FileNotFoundError: If the folder holds no `config.json`.
@@ -111,7 +95,7 @@ def _render(folder: Path, details: CardDetails) -> ModelCard:
     )
     return ModelCard.from_template(
         data,
-        template_path=str(_TEMPLATE),
+        template_path=str(Path(__file__).with_name("model_card.md")),
         name=name,
         repo_id=details.repo_id or "ORG/NAME",
         subfolder=EVALUATOR_FOLDER if beside else None,
@@ -122,30 +106,17 @@ def _render(folder: Path, details: CardDetails) -> ModelCard:
         values=values,
         searches=model.can_generate(),
         evaluator=evaluator[0] if evaluator else None,
-        architecture={key: value for key, value in config.items() if key not in _NOT_SHOWN},
         decoding=model.generation_config_class.from_pretrained(folder) if model.can_generate() else None,
         schema=FeatureSchema.from_dict(config["feature_schema"]),
         training=read_object(folder / METRICS_FILE),
-        recipe=_recipe(folder / RECIPE_FILE),
+        recipe=read_yaml(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None,
         results=_results(results, results_name, own) if results else None,
-        latency=read_object(folder / BENCH_FILE),
+        latency=read_object(folder / "bench.json"),
     )
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    recipe, values = read_yaml(path) if path.is_file() else {}, {}
-    for name in _SHOWN_RECIPE:
-        value = reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, name.split("."), recipe)
-        if value not in (None, -1):  # of Lightning: no limit
-            values[name] = value
-    return values
-
-
 def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]:
-    """The table of the model and the baselines, its paired differences and the protocol.
-
-    Where the rows are not an evaluator's own, they are of the generator whose slates it values.
-    """
+    """The table of the model and the baselines, or of the generator whose slates an evaluator values."""
     # Evaluation needs packages that serving does without; a folder with results was made where they are.
     from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table, opinion_line
     from rerankzoo.evaluation.results import Comparison, Row, summarize
@@ -172,8 +143,7 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
 
 
 def _figures(results: Mapping[str, Any], name: str, own: bool) -> list[EvalResult]:
-    """Entries of `model-index`, means over runs: every metric of the model's own slates under every decoding, but for
-    an evaluator's opinion of them; of an evaluator of others' slates, what is known of itself."""
+    """Means over runs: of slates by decoding, without opinions of them; of an evaluator alone, what it is worth."""
     from rerankzoo.evaluation.report import OF_EVALUATOR
     from rerankzoo.evaluation.results import OPINIONS
 

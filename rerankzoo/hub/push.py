@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -33,8 +33,8 @@ METRICS_FILE = "metrics.json"
 RECIPE_FILE = "config.yaml"
 #: What a folder of each kind must have.
 _REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
-#: Statuses that may be others a moment later; besides those from 500 on.
-_PASSING = (408, 409, 412, 429)
+#: Statuses that may be others a moment later.
+_PASSING = (408, 409, 412, 429, *range(500, 600))
 _BINARY = (".safetensors", ".parquet", ".png")
 #: Of an upload that failed huggingface_hub makes a RuntimeError, of a gateway's page of regret a JSONDecodeError.
 _TRANSIENT = (HTTPError, OSError, RuntimeError, json.JSONDecodeError)
@@ -78,13 +78,7 @@ class Push:
         return shlex.join(["rerankzoo", "push", str(self.folder), self.repo_id, *words])
 
     def files(self) -> dict[str, Path]:
-        """The files by their path in the repository.
-
-        Raises:
-            FileNotFoundError: If a folder is missing or is no checkpoint or data folder.
-            FileExistsError: If there are two evaluators, or a file is a link out of the folder.
-            HubError: If the evaluator is none.
-        """
+        """The files by their path in the repository; raises as `push_folder`."""
         files = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
         if self.evaluator is not None:
             if (self.folder / EVALUATOR_FOLDER).is_dir():
@@ -107,19 +101,12 @@ def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
             yield relative.as_posix(), path
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What a push did.
+class Pushed(NamedTuple):
+    """What a push did."""
 
-    Attributes:
-        url: Of the pull request, or else of the commit.
-        commit: Its hash; where nothing had changed, that of the branch as it was.
-        changed: Whether there was anything to push.
-    """
-
-    url: str
-    commit: str
-    changed: bool
+    url: str  # of the pull request, or else of the commit
+    commit: str  # its hash; where nothing had changed, that of the branch as it was
+    changed: bool  # whether there was anything to push
 
 
 def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | None = None) -> Pushed:
@@ -129,15 +116,14 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     Files of the repository that the folder lacks are kept.
 
     Args:
-        push: What to push where.
         token: Of huggingface_hub; default: HF_TOKEN, or that of `hf auth login`. It appears in no message.
         snapshot: A copy of the folder to read, where the folder itself may change meanwhile.
 
     Raises:
         FileNotFoundError: If the folder is missing or is no checkpoint or data folder.
-        FileExistsError: If there are two evaluators.
-        HubError: If a file holds the token; or if the Hub refuses or stays unreachable: then the message ends with the
-            command that pushes the folder later.
+        FileExistsError: If there are two evaluators, or a file is a link out of the folder.
+        HubError: If the evaluator is none, or a file holds the token; or if the Hub refuses or stays unreachable: then
+            the message ends with the command that pushes the folder later.
         ValueError: If `create_pr` is asked for on a branch.
     """
     try:
@@ -183,10 +169,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _push(push: Push, files: dict[str, Path], api: HfApi) -> Pushed:
-    made = _persist(
-        lambda: api.create_repo(push.repo_id, private=push.private, repo_type=push.repo_type, exist_ok=True)
-    )
-    where: dict[str, Any] = {"repo_id": made.repo_id, "repo_type": push.repo_type}
+    where: dict[str, Any] = {"repo_id": push.repo_id, "repo_type": push.repo_type}
+    where["repo_id"] = _persist(partial(api.create_repo, private=push.private, exist_ok=True, **where)).repo_id
     if push.revision and not push.revision.startswith("refs/pr/"):
         _persist(lambda: api.create_branch(branch=str(push.revision), exist_ok=True, **where))
     where["revision"] = push.revision
@@ -214,12 +198,10 @@ def _persist(action: Callable[[], T], if_lost: bool = True) -> T:
         try:
             return action()
         except _TRANSIENT as error:
-            answer = answer_of(error)
-            status = None if answer is None else answer.response.status_code
-            for_good = isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError)
-            if for_good or not (if_lost if status is None else status >= 500 or status in _PASSING):
+            status = None if (answer := answer_of(error)) is None else answer.response.status_code
+            passing = if_lost if status is None else status in _PASSING
+            if not passing or isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError):
                 raise
-            failed = type(error).__name__ if status is None else f"status {status}"
-            logger.warning("the Hub failed (%s); trying again in %g s", failed, delay)
+            logger.warning("the Hub failed (%s); trying again in %g s", status or type(error).__name__, delay)
             time.sleep(delay)
     return action()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from rerankzoo.atomic_writing import write_folder_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.backends import (
     GRAPH_NAMES,
     OUTPUT_NAMES,
@@ -126,7 +126,7 @@ def export_model(
         GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
         check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
 
-    write_folder_atomically(folder, write)
+    write_atomically(folder, write)
     return folder
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from rerankzoo.atomic_writing import temporary_folder, write_folder_atomically
+from rerankzoo.atomic_writing import temporary_folder, write_atomically
 from rerankzoo.data.folder import link_or_copy
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.hub.card import CardDetails, write_card
@@ -77,7 +77,7 @@ class PretrainedExport(Callback):
         """Keeps the extractor beside the Lightning checkpoints, for runs that start from one of them."""
         chosen, data = checkpoint_callback(trainer), data_of_run(trainer)
         if trainer.is_global_zero and chosen is not None and chosen.dirpath is not None and data is not None:
-            write_folder_atomically(Path(chosen.dirpath) / EXTRACTOR_FOLDER, data.extractor.save_pretrained)
+            write_atomically(Path(chosen.dirpath) / EXTRACTOR_FOLDER, data.extractor.save_pretrained)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the metrics of the last validation in the checkpoint, which may turn out to be the best."""
@@ -278,4 +278,4 @@ def save_checkpoint_folder(
             (folder / name).write_text(text, encoding="utf-8")
         write_card(folder, CardDetails(repo_id))
 
-    write_folder_atomically(directory, write)
+    write_atomically(directory, write)
