@@ -123,11 +123,6 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
 
     rows = _rows_of(results, name)
     summaries = summarize([Row(**row) for row in rows])
-    compared = [
-        {"metric": difference["metric"], "text": comparison_text(Comparison.from_dict(difference))}
-        for difference in results.get("differences", [])
-        if difference["a"]["model"] == name and difference["b"]["model"] in _BASELINES
-    ]
     protocol = {key: value for key, value in results["protocol"].items() if key not in _OF_MACHINE}
     return {
         "generator": None if own else name,
@@ -136,7 +131,11 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
         "table": markdown_table(summaries).rstrip(),
         "evaluator": evaluator_line(summaries),
         "opinion": opinion_line(summaries),
-        "differences": compared,
+        "differences": [
+            {"metric": difference["metric"], "text": comparison_text(Comparison.from_dict(difference))}
+            for difference in results.get("differences", [])
+            if difference["a"]["model"] == name and difference["b"]["model"] in _BASELINES
+        ],
         "protocol": protocol,
         "protocol_text": json.dumps(protocol, indent=2),
     }

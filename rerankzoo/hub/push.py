@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "config.yaml"
-#: What a folder of each kind must have.
-_REQUIRED = {"model": "config.json", "dataset": "schema.yaml"}
+#: What a folder of each kind must have, and what it is called.
+_REQUIRED = {"model": ("config.json", "checkpoint"), "dataset": ("schema.yaml", "data folder")}
 #: Statuses that may be others a moment later.
 _PASSING = (408, 409, 412, 429, *range(500, 600))
 _BINARY = (".safetensors", ".parquet", ".png")
@@ -79,19 +79,18 @@ class Push:
 
     def files(self) -> dict[str, Path]:
         """The files by their path in the repository; raises as `push_folder`."""
-        files = dict(_walk(self.folder, _REQUIRED[self.repo_type]))
+        files = dict(_walk(self.folder, *_REQUIRED[self.repo_type]))
         if self.evaluator is not None:
             if (self.folder / EVALUATOR_FOLDER).is_dir():
                 raise FileExistsError(f"{self.folder} has an evaluator already; {self.evaluator} cannot be a second")
-            beside = _walk(self.evaluator / evaluator_subfolder(str(self.evaluator)), _REQUIRED["model"])
+            beside = _walk(self.evaluator / evaluator_subfolder(str(self.evaluator)), *_REQUIRED["model"])
             files.update({f"{EVALUATOR_FOLDER}/{name}": path for name, path in beside})
         return files
 
 
-def _walk(folder: Path, required: str) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, required: str, kind: str) -> Iterator[tuple[str, Path]]:
     """The files below a folder, without hidden ones, by their relative paths."""
     if not (folder / required).is_file():
-        kind = "checkpoint" if required == "config.json" else "data folder"
         raise FileNotFoundError(f"{folder / required} not found: {folder} is not a {kind}")
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -116,6 +115,7 @@ def push_folder(push: Push, token: str | bool | None = None, snapshot: Path | No
     Files of the repository that the folder lacks are kept.
 
     Args:
+        push: What to push where.
         token: Of huggingface_hub; default: HF_TOKEN, or that of `hf auth login`. It appears in no message.
         snapshot: A copy of the folder to read, where the folder itself may change meanwhile.
 
