@@ -23,7 +23,6 @@ from typing import Any
 
 from rerankzoo.errors import OutputError, UnreadableFileError, error_chain
 
-#: What a checkpoint says of its weights.
 CHECKSUMS_FILE = "SHA256SUMS"
 #: What a model, or several, may have left in a folder.
 SAVED_MODEL = (

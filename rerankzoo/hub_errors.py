@@ -27,7 +27,7 @@ _MEANINGS: dict[type[BaseException], str] = {
     hub.LocalEntryNotFoundError: _UNREACHABLE,
     hub.OfflineModeIsEnabled: _UNREACHABLE,
     hub.HFValidationError: "{repo!r} is neither a folder here nor the name of a repository, which is like org/name",
-    hub.EntryNotFoundError: "{said}",
+    hub.EntryNotFoundError: "{repo} has no file {file} at revision {revision!r}",
 }
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
@@ -60,7 +60,8 @@ def describe(error: BaseException, repo_id: str, revision: str | None = None) ->
     for link in error_chain(error):
         for kind, meaning in _MEANINGS.items():
             if isinstance(link, kind):
-                return meaning.format(repo=repo_id, revision=revision or "main", said=_first_line(error))
+                file = "".join(re.findall(r"/resolve/[^/]+/(\S+?)\.?(?:\s|$)", str(link))[:1])
+                return meaning.format(repo=repo_id, revision=revision or "main", file=file)
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer is unreadable; try again"
     if isinstance(error, ValueError) and not isinstance(error, hub.HfHubHTTPError):
@@ -102,8 +103,8 @@ def one_line_errors(
         raise HubError(f"cannot load {name}: {reason}") from error
     except (SafetensorError, hub.StrictDataclassError, *LIBRARY_ERRORS) as error:
         if str(error).startswith("Unrecognized model"):
-            file = Path(subfolder or "", "config.json").as_posix()
-            raise HubError(f"cannot load {name}: it has no {file} that tells of a model") from error
+            folder = f"{subfolder}/" if subfolder else ""
+            raise HubError(f"cannot load {name}: it has no {folder}config.json that tells of a model") from error
         if is_refusal(error) and not isinstance(error, hub.StrictDataclassError):
             raise
         raise HubError(f"cannot load {name}: {type(error).__name__}: {redact(in_one_line(error))}") from error
