@@ -32,10 +32,7 @@ def contrastive_search(
         top_k: Consider only this many most probable candidates; `None` for all.
 
     Returns:
-        One slate per request; scores are the scorer's own.
-
-    Raises:
-        ValueError: If the scorer has no candidate representations.
+        One slate per request; scores are the scorer's own. ValueError if it has no candidate representations.
 
     References:
         Su et al. (SimCTG, 2022), equation 5; NAR4Rec (arXiv 2402.06871), contrastive decoding.

@@ -177,10 +177,7 @@ class SlateGenerationMixin(SchemaBound):
         """Log-probability of each choice of given slates, under the distribution that sampling draws from.
 
         Differentiable. Of a model whose scores are values, the distribution is their softmax over the candidates left.
-
-        Args:
-            slates: (B, S, M), indexes into the candidates; -100 pads.
-            **batch: The batch by its keys; labels in it are ignored.
+        Slates (B, S, M) hold indexes into the candidates, -100 pads. Labels in the batch are ignored.
 
         Returns:
             (B, S, M); 0 at padding, -inf where a candidate cannot stand.

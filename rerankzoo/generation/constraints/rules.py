@@ -38,11 +38,8 @@ def bind(
 ) -> SlateRules | None:
     """Turns constraints into the rules of a batch, and makes sure that every request has a slate that keeps them.
 
-    Args:
-        constraints: Any number of them.
-        batch: The requests; `candidate_mask` (B, N), and `candidate_categorical` where a constraint names a field.
-        slate_size: M.
-        schema: Of the batch, where a constraint names a field.
+    The batch has `candidate_mask` (B, N) and, where a constraint names a field, `candidate_categorical` (B, N, F), of
+    which the schema then must be given.
 
     Returns:
         What the decoding routines take as `rules`; `None` without constraints.
