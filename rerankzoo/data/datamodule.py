@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +88,22 @@ class RerankingDataModule(L.LightningDataModule):
         self.extend_extractor = extend_extractor
         self.update_statistics = update_statistics
         self.splits = DatasetDict()
-        self._folder: Path | None = None
         self._extractor: RerankingFeatureExtractor | None = None
 
     def prepare_data(self) -> None:
         """Downloads a dataset repository; called by Lightning in one process."""
-        self._find_folder()
+        _ = self.folder
 
-    def _find_folder(self) -> Path:
-        """The data folder; a repository is asked for its newest commit once."""
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = local_folder(self.path, self.revision)
-        return self._folder
+    @cached_property
+    def folder(self) -> Path:
+        """The data folder on this machine; a repository is asked for its newest commit once."""
+        return local_folder(self.path, self.revision)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the splits and fits (or loads) the extractor; called by Lightning in every process."""
         if self.splits:
             return
-        folder = self._find_folder()
+        folder = self.folder
         if (folder / SETTINGS_FILE).is_file() and not (folder / METADATA_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder / METADATA_FILE} is missing: mining has not ended; give the same `rerankzoo mine` again"
@@ -117,16 +116,14 @@ class RerankingDataModule(L.LightningDataModule):
         self.splits = open_splits(folder, extractor.schema.columns() if extractor else ())
         schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
         if extractor is None:
-            self._extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
-        else:
-            self._extractor = self._extended(extractor, schema) if self.extend_extractor else extractor
-
-    def _extended(self, extractor: RerankingFeatureExtractor, schema: FeatureSchema) -> RerankingFeatureExtractor:
-        try:
-            schema.check_same(extractor.schema)
-        except SchemaMismatchError as error:
-            raise SchemaMismatchError(f"{self.path} does not fit {self.extractor_path}: {error}") from error
-        return extractor.extend(self.split("train"), self.update_statistics)
+            extractor = RerankingFeatureExtractor(schema).fit(self.split("train"))
+        elif self.extend_extractor:
+            try:
+                schema.check_same(extractor.schema)
+            except SchemaMismatchError as error:
+                raise SchemaMismatchError(f"{self.path} does not fit {self.extractor_path}: {error}") from error
+            extractor = extractor.extend(self.split("train"), self.update_statistics)
+        self._extractor = extractor
 
     @property
     def extractor(self) -> RerankingFeatureExtractor:
@@ -138,7 +135,7 @@ class RerankingDataModule(L.LightningDataModule):
     @property
     def metadata(self) -> dict | None:
         """What `dataset.json` says of the data's origin (see `read_origin`); `None` for a log without one."""
-        return read_origin(self._find_folder())
+        return read_origin(self.folder)
 
     def split(self, name: str) -> Dataset:
         """One split's table.
@@ -178,9 +175,7 @@ class RerankingDataModule(L.LightningDataModule):
         """Batches of the test split."""
         return self.loader("test")
 
-    def predict_dataloader(self) -> RequestLoader:
-        """Batches of the test split."""
-        return self.loader("test")
+    predict_dataloader = test_dataloader
 
     def slate_size(self) -> int:
         """The longest logged slate of the first training rows."""
@@ -189,26 +184,20 @@ class RerankingDataModule(L.LightningDataModule):
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates of the training split (see `logged_utilities`).
 
-        Of a mined split: that of the log it was mined from, as `rerankzoo mine` measured it; `None` if the log had no
-        feedback.
+        Of a mined split: that of the log it was mined from; `None` if that had no feedback.
         """
         if SLATE_WEIGHTS not in self.split("train").column_names:
             return self.loader("train").utility_quantile(quantile)
-        folder = self._find_folder()
-        described = (folder / METADATA_FILE).is_file()
-        known = read_metadata(folder).get(UTILITY_QUANTILES) if described else None
+        described = (self.folder / METADATA_FILE).is_file()
+        known = read_metadata(self.folder).get(UTILITY_QUANTILES) if described else None
         return None if known is None else float(np.interp(quantile, np.linspace(0, 1, len(known)), known))
 
 
 def open_splits(folder: Path, columns: Collection[str] = ()) -> DatasetDict:
     """Memory-maps the splits of a data folder, by way of a copy in Arrow's format.
 
-    The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE).
-
-    Args:
-        folder: The folder.
-        columns: What is read besides the columns that the folder's schema names, and those that the truth of simulated
-            requests depends on.
+    The copy is made once and kept where `datasets` keeps its files (HF_DATASETS_CACHE). It has the columns that the
+    schema names, those that the truth of simulated requests depends on, and those given.
 
     Raises:
         FileNotFoundError: If there is no schema or no split.
@@ -251,14 +240,9 @@ class SimulatorDataModule(RerankingDataModule):
         world_seed: Of the simulated world and its log.
         constants: Fields of `SimulatorSettings` that differ from the setting's, such as `{"num_candidates": 50}`.
         root: The folder that holds the made data sets.
-        batch_size: See `RerankingDataModule`.
-        eval_batch_size: See `RerankingDataModule`.
-        seed: Of the shuffling.
         log: The stream of the training split: `"train"`, or `"judge"` for an independent log of the same world, of
             which to train an evaluator that judges models trained on the first.
-        extractor: See `RerankingDataModule`.
-        extend_extractor: See `RerankingDataModule`.
-        update_statistics: See `RerankingDataModule`.
+        **options: See `RerankingDataModule`.
     """
 
     def __init__(
@@ -269,27 +253,14 @@ class SimulatorDataModule(RerankingDataModule):
         num_test: int = 500,
         world_seed: int = 0,
         root: str = "outputs/data",
-        batch_size: int = 256,
-        eval_batch_size: int = 512,
-        seed: int = 0,
         log: str = "train",
-        extractor: str | None = None,
         constants: dict[str, Any] | None = None,
-        extend_extractor: bool = False,
-        update_statistics: bool = False,
+        **options: Any,
     ) -> None:
         changed = "".join(f"-{key}={value}" for key, value in sorted((constants or {}).items()))
         name = f"simulator-{setting}{changed}-{num_train}-{num_validation}-{num_test}-seed{world_seed}"
         path = Path(root) / (name if log == "train" else f"{name}-{log}")
-        super().__init__(
-            str(path),
-            batch_size,
-            eval_batch_size,
-            seed,
-            extractor,
-            extend_extractor=extend_extractor,
-            update_statistics=update_statistics,
-        )
+        super().__init__(str(path), revision=None, **options)
         self.settings = SimulatorSettings.named(setting, **(constants or {}), seed=world_seed)
         self.sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
         self.log = log

@@ -58,8 +58,7 @@ def write_data_folder(
 ) -> None:
     """Writes the tables of a data set with their schema and where they come from.
 
-    The folder takes its place in one step, and an earlier data set is replaced as a whole. Other files of the folder
-    are kept.
+    The folder takes its place in one step and replaces an earlier data set; its other files are kept.
 
     Args:
         directory: The folder, made if it is missing.
@@ -69,11 +68,10 @@ def write_data_folder(
         metadata: What `dataset.json` says, JSON-able: at least "source" and "protocol"; "rows" is added.
 
     Raises:
-        ValueError: If there is no table, a split or a key of the metadata is unknown or missing, or "rows" disagrees.
+        ValueError: If there is no table, a split is unknown, or a key of the metadata is missing or "rows".
         OutputError: If the folder cannot be written; it is as it was.
     """
-    missing = [key for key in ("source", "protocol") if key not in metadata]
-    if missing:
+    if missing := [key for key in ("source", "protocol") if key not in metadata]:
         raise ValueError(f"metadata lacks {missing}, got keys {sorted(metadata)}")
     if "rows" in metadata:
         raise ValueError(f"metadata must not hold 'rows', which is counted here, got {metadata['rows']!r}")
@@ -98,11 +96,6 @@ def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[st
     writers: dict[str, pq.ParquetWriter] = {}
     waiting: dict[str, list[pa.Table]] = {}
     rows: dict[str, int] = {}
-
-    def write(split: str) -> None:
-        writers[split].write_table(pa.concat_tables(waiting[split]), row_group_size=ROW_GROUP)
-        waiting[split] = []
-
     with ExitStack() as stack:
         for split, table in parts:
             if split not in writers:
@@ -111,10 +104,9 @@ def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[st
             waiting.setdefault(split, []).append(table)
             rows[split] = rows.get(split, 0) + table.num_rows
             if sum(part.num_rows for part in waiting[split]) >= ROW_GROUP:
-                write(split)
-        for split in writers:
-            if waiting[split]:
-                write(split)
+                writers[split].write_table(pa.concat_tables(waiting.pop(split)), row_group_size=ROW_GROUP)
+        for split, tables in waiting.items():
+            writers[split].write_table(pa.concat_tables(tables), row_group_size=ROW_GROUP)
     if not rows or set(rows) - set(SPLITS):
         raise ValueError(f"tables must be named among {SPLITS}, got {sorted(rows)}")
     return {split: rows[split] for split in SPLITS if split in rows}
@@ -155,7 +147,7 @@ def read_parquet(path: Path) -> pa.Table:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in the order of their numbers; empty if there is none.
+    """The Parquet files of a split, in the order of the numbers in their names; empty if there is none.
 
     They are `train.parquet`, or numbered files such as `train-00000.parquet`, or the part files in a folder
     `train.parquet` or `train`, as Spark, Dask and DuckDB write them. Other files that begin with the name are named in
@@ -178,7 +170,11 @@ def split_files(folder: Path, split: str) -> list[Path]:
     for form, paths in forms.items():
         if (total := form.partition("-of-")[2].removesuffix(".parquet")) and int(total) != len(paths):
             raise ValueError(f"{folder}: expected {int(total)} files {form}, got {len(paths)}")
-    return sorted(chain(*forms.values()), key=_by_numbers)
+    # By numbers: `part.10` comes after `part.9`.
+    return sorted(
+        chain(*forms.values()),
+        key=lambda path: [int(text) if text.isdecimal() else text for text in re.split(r"(\d+)", str(path))],
+    )
 
 
 def _form(path: Path, split: str) -> str | None:
@@ -196,18 +192,10 @@ def _part_files(path: Path) -> list[Path]:
     return [part for part in path.rglob("*.parquet") if part.is_file() and not part.name.startswith(("_", "."))]
 
 
-def _by_numbers(path: Path) -> list[Any]:
-    """`part.10` comes after `part.9`."""
-    return [int(text) if text.isdecimal() else text for text in re.split(r"(\d+)", str(path))]
-
-
 def write_arrow(path: Path, files: Sequence[Path], columns: Collection[str]) -> None:
-    """Copies some columns of Parquet files into one file in Arrow's format, in memory that does not grow with them.
+    """Copies the given columns of Parquet files, as far as they are there, into one file in Arrow's format.
 
-    Args:
-        path: The file.
-        files: Parquet files, at least one. Where their types differ, the widest is taken.
-        columns: What is copied, as far as it is there.
+    Memory does not grow with the files. Where their types differ, the widest is taken.
 
     Raises:
         UnreadableFileError: If a file is damaged, or has other columns than the first.
@@ -250,23 +238,17 @@ def _naming_damage(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise UnreadableFileError(f"{path} is damaged ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnreadableFileError(f"{path} is damaged ({reason})") from error
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """A data folder on this machine: the given one or, where there is none, a dataset repository's copy of one.
 
     Args:
-        path: A folder, or the name of a dataset repository on the Hub, such as `"org/log"`.
+        path: A folder, or the name of a dataset repository on the Hub, such as `"org/log"`. What is neither, or missing
+            where its parent folder is here, is returned as it is.
         revision: Branch, tag or commit of the repository.
-
-    Returns:
-        The folder; where the path is neither a folder nor the name of a repository, or its parent folder is here, the
-        path.
 
     Raises:
         HubError: If the repository or the revision is missing or cannot be reached.
@@ -299,14 +281,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
 
 
 def read_origin(directory: str | Path) -> dict[str, Any] | None:
-    """Reads what `dataset.json` says of where the requests come from: of a mined folder, its source's metadata.
-
-    Returns:
-        The metadata; `None` if the folder, or the one it was mined from, has none.
-
-    Raises:
-        ValueError: If the file is not a JSON object.
-    """
+    """See `read_metadata`; of a mined folder, its source's metadata, and `None` where there is none."""
     if not (Path(directory) / METADATA_FILE).is_file():
         return None
     metadata: dict[str, Any] | None = read_metadata(directory)

@@ -6,6 +6,7 @@ B requests of a batch, N candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,18 +26,15 @@ BUFFER_BATCHES = 32
 MAX_UTILITY_ROWS = 1_000_000
 
 
+@dataclass(eq=False, repr=False)
 class RequestLoader:
     """Batches of a table of requests, for training or evaluation, in one process or many.
 
     The table is read in contiguous blocks of one global batch (`batch_size` x `world_size` rows), which costs a
     fraction of picking random rows. Shuffling draws the order of the blocks anew each epoch, puts `BUFFER_BATCHES` of
     them together and permutes their rows. The order depends on seed and epoch alone: with W processes, each takes every
-    W-th row of the very batch that one process would have seen, so runs on one and many processes see the same data.
-    All processes have equally many batches. Where rows do not suffice, the last batches differ by a row; a process that
-    gets none has a blank request (see `blank_request`).
-
-    Lightning takes it like a `torch.utils.data.DataLoader`; it calls `set_epoch` before each epoch, and keeps the
-    position within the pass in its checkpoints (`state_dict`).
+    W-th row of the very batch that one process would have seen. All have equally many batches. Where rows do not
+    suffice, the last batches differ by a row; a process that gets none has a blank request (see `blank_request`).
 
     Args:
         dataset: A `datasets.Dataset`, one row per request, in the layout of the extractor's schema.
@@ -51,30 +49,23 @@ class RequestLoader:
         ValueError: If the batch size is not positive, or the table is too small to give every process a row.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        extractor: RerankingFeatureExtractor,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if len(dataset) < world_size:
-            raise ValueError(f"a table of {len(dataset)} rows cannot be shared by {world_size} processes")
-        self.dataset = dataset.with_format("arrow")
-        self.extractor = extractor
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    dataset: Dataset
+    extractor: RerankingFeatureExtractor
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if len(self.dataset) < self.world_size:
+            raise ValueError(f"a table of {len(self.dataset)} rows cannot be shared by {self.world_size} processes")
+        self.dataset = self.dataset.with_format("arrow")
         self.epoch = 0
         self._position = 0  # batches of the pass so far
-        self._resumed: dict[str, int] | None = None
+        self._resumed: dict[str, int] = {}
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,46 +91,32 @@ class RequestLoader:
         return {"epoch": self.epoch, "batches": self._position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets the next pass, if it is the same epoch's, begin after the batches that there were.
-
-        Args:
-            state_dict: Of `state_dict`. The batches that are left out are not read.
-        """
+        """Lets the next pass, if it is the same epoch's, begin after its batches so far, which are not read."""
         self._resumed = dict(state_dict)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng, rows = np.random.default_rng([self.seed, self.epoch]), len(self.dataset)
         block = self.batch_size * self.world_size
-        starts = np.arange(0, len(self.dataset), block)
+        starts = np.arange(0, rows, block)
         if self.shuffle:
             rng.shuffle(starts)
-        resumed, self._resumed, self._position = self._resumed, None, 0
-        skipped = resumed["batches"] if resumed is not None and resumed["epoch"] == self.epoch else 0
+        skipped = self._resumed["batches"] if self._resumed.get("epoch") == self.epoch else 0
+        self._resumed, self._position = {}, 0
         for first in range(0, len(starts), BUFFER_BATCHES):
-            for batch in self._buffer(starts[first : first + BUFFER_BATCHES], block, rng, skipped):
+            slices = [(start, min(start + block, rows)) for start in starts[first : first + BUFFER_BATCHES].tolist()]
+            index = np.concatenate([np.arange(*bounds) for bounds in slices])
+            order = rng.permutation(len(index)) if self.shuffle else np.arange(len(index))
+            buffer: dict[str, Tensor] = {}
+            for chosen in np.split(order, range(block, len(order), block)):
                 self._position += 1
-                if batch is not None:
-                    yield batch
-
-    def _buffer(
-        self, starts: np.ndarray, block: int, rng: np.random.Generator, skipped: int
-    ) -> Iterator[dict[str, Tensor] | None]:
-        """The batches of a few blocks, encoded together; `None` for those before number `skipped` of the pass."""
-        slices = [(int(start), min(int(start) + block, len(self.dataset))) for start in starts]
-        index = np.concatenate([np.arange(*bounds) for bounds in slices])
-        order = rng.permutation(len(index)) if self.shuffle else np.arange(len(index))
-        encoded: dict[str, Tensor] | None = None
-        for first in range(0, len(order), block):
-            if self._position < skipped:
-                yield None
-                continue
-            if encoded is None:
-                encoded = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
-                encoded["request_index"] = torch.from_numpy(index)
-            rows = order[first : first + block]
-            share = rows[self.rank :: self.world_size]
-            batch = trim(take(encoded, torch.from_numpy(share if len(share) else rows[:1])))
-            yield batch if len(share) else blank_request(batch)
+                if self._position <= skipped:
+                    continue
+                if not buffer:
+                    buffer = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
+                    buffer["request_index"] = torch.from_numpy(index)
+                share = chosen[self.rank :: self.world_size]
+                batch = trim(take(buffer, torch.from_numpy(share if len(share) else chosen[:1])))
+                yield batch if len(share) else blank_request(batch)
 
 
 def blank_request(batch: Batch) -> dict[str, Tensor]:
@@ -161,9 +138,6 @@ def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, bat
         dataset: A log with feedback.
         extractor: The fitted extractor.
         batch_size: Requests that are encoded together.
-
-    Returns:
-        float32.
     """
     table, rows = dataset.with_format("arrow"), len(dataset)
     starts = np.arange(0, rows, batch_size)

@@ -17,21 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 def has_shard(path: Path, num_rows: int | None = None) -> bool:
-    """Whether a shard is there and whole; a damaged one is named in a warning.
-
-    Args:
-        path: Its Parquet file.
-        num_rows: Rows that it must have; default: any number.
-    """
+    """Whether a shard is there and whole, with so many rows if they are given; a bad one is named in a warning."""
     if not path.is_file():
         return False
     try:
         rows = read_parquet(path).num_rows
+        if num_rows is not None and rows != num_rows:
+            raise UnreadableFileError(f"{path} has {rows} rows, expected {num_rows}")
     except UnreadableFileError as error:
         logger.warning("%s; it is made again", error)
-        return False
-    if num_rows is not None and rows != num_rows:
-        logger.warning("%s has %d rows, expected %d; it is made again", path, rows, num_rows)
         return False
     return True
 
@@ -46,12 +40,7 @@ def write_shard(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def join_shards(paths: Iterable[Path], target: Path, order: str) -> None:
-    """Writes shards as one Parquet file.
-
-    Args:
-        paths: The shards.
-        target: The file.
-        order: Column to sort by.
+    """Writes shards as one Parquet file, sorted by the column `order`.
 
     Raises:
         UnreadableFileError: If a shard is damaged.

@@ -34,7 +34,6 @@ from rerankzoo.slates import all_slates, neighbour_slates, plackett_luce_slates
 
 BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
-
 #: What the truth of a request depends on beside its candidates; no field of the schema.
 TRUTH_COLUMNS = frozenset({"user_id"})
 _STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4})
@@ -44,59 +43,32 @@ _CHUNK_ELEMENTS = 2**17  # (request, slate) pairs evaluated at once: temporaries
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorSettings:
-    """Every constant of the simulated world; the defaults are the setting "strong".
+    """Every constant of the simulated world; the defaults are the setting "strong"."""
 
-    Attributes:
-        num_users: Users of the world.
-        num_items: Items of the world.
-        num_categories: Item categories, drawn uniformly for each item.
-        num_complements: Follow-up categories of each category; never the category itself.
-        latent_size: Size of the user and item vectors (both of length one).
-        category_spread: Length of an item's own direction, relative to its category's centroid of length one.
-        base_logit: b0, click logit of an item of relevance zero.
-        relevance_scale: Factor of the inner product of user and item in the relevance.
-        item_bias_std: Standard deviation of the hidden item bias b_i.
-        value_range: Lowest and highest item value, drawn uniformly.
-        substitution: ls, what an item of similarity one, shown just before, takes from the click logit.
-        substitution_decay: Factor of `substitution` per further position in between.
-        complement: lc, what a complementary category just before adds to the click logit.
-        lookahead: ln, what an item of similarity one, shown just after, takes from the click logit.
-        continue_without_click: g0, probability of looking at the next position after no click.
-        continue_after_click: g1, the same after a click.
-        feature_noise: Standard deviation of the noise on each coordinate of the observed vectors.
-        retrieval_pool: Random items that the retrieval stage looks at for each request.
-        retrieval_noise: Standard deviation of the noise on the relevance by which retrieval keeps its candidates.
-        upstream_noise: Standard deviation of the noise on the upstream score, a log expected stand-alone value.
-        logging_temperature: Temperature of the Plackett-Luce policy over upstream scores that showed the slates.
-        num_candidates: n, candidates of a request.
-        slate_size: m, positions of a logged slate.
-        seed: Seed of the world and of its requests, not negative.
-    """
-
-    num_users: int = 2_000
-    num_items: int = 600
-    num_categories: int = 8
-    num_complements: int = 2
-    latent_size: int = 8
-    category_spread: float = 0.6
-    base_logit: float = -1.0
-    relevance_scale: float = 2.0
-    item_bias_std: float = 0.4
-    value_range: tuple[float, float] = (0.5, 2.0)
-    substitution: float = 2.0
-    substitution_decay: float = 0.7
-    complement: float = 1.5
-    lookahead: float = 0.7
-    continue_without_click: float = 0.75
-    continue_after_click: float = 0.95
-    feature_noise: float = 0.15
-    retrieval_pool: int = 40
-    retrieval_noise: float = 0.8
-    upstream_noise: float = 0.5
-    logging_temperature: float = 0.7
-    num_candidates: int = 10
-    slate_size: int = 4
-    seed: int = 0
+    num_users: int = 2_000  # users of the world
+    num_items: int = 600  # items of the world
+    num_categories: int = 8  # item categories, drawn uniformly for each item
+    num_complements: int = 2  # follow-up categories of each category; never the category itself
+    latent_size: int = 8  # size of the user and item vectors (both of length one)
+    category_spread: float = 0.6  # length of an item's own direction, relative to its category's centroid of length one
+    base_logit: float = -1.0  # b0, click logit of an item of relevance zero
+    relevance_scale: float = 2.0  # factor of the inner product of user and item in the relevance
+    item_bias_std: float = 0.4  # standard deviation of the hidden item bias b_i
+    value_range: tuple[float, float] = (0.5, 2.0)  # lowest and highest item value, drawn uniformly
+    substitution: float = 2.0  # ls, what an item of similarity one, shown just before, takes from the click logit
+    substitution_decay: float = 0.7  # factor of `substitution` per further position in between
+    complement: float = 1.5  # lc, what a complementary category just before adds to the click logit
+    lookahead: float = 0.7  # ln, what an item of similarity one, shown just after, takes from the click logit
+    continue_without_click: float = 0.75  # g0, probability of looking at the next position after no click
+    continue_after_click: float = 0.95  # g1, the same after a click
+    feature_noise: float = 0.15  # standard deviation of the noise on each coordinate of the observed vectors
+    retrieval_pool: int = 40  # random items that the retrieval stage looks at for each request
+    retrieval_noise: float = 0.8  # the same on the relevance by which retrieval keeps its candidates
+    upstream_noise: float = 0.5  # the same on the upstream score, a log expected stand-alone value
+    logging_temperature: float = 0.7  # of the Plackett-Luce policy over upstream scores that showed the slates
+    num_candidates: int = 10  # n, candidates of a request
+    slate_size: int = 4  # m, positions of a logged slate
+    seed: int = 0  # seed of the world and of its requests, not negative
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", tuple(self.value_range))  # JSON has lists only
@@ -152,10 +124,6 @@ class _Requests:
     similarity: np.ndarray  # [i, j] symmetric
     complement: np.ndarray  # [previous, next]
 
-    @property
-    def num_candidates(self) -> int:
-        return int(self.relevance.shape[1])
-
     def select(self, rows: slice | np.ndarray) -> _Requests:
         return _Requests(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
@@ -180,7 +148,11 @@ class Simulator:
         self.item_vectors = _unit(centroids[self.item_categories] + settings.category_spread * directions)
         self.item_biases = settings.item_bias_std * rng.normal(size=settings.num_items)
         self.item_values = rng.uniform(*settings.value_range, size=settings.num_items)
-        self.complements = _draw_complements(rng, settings.num_categories, settings.num_complements)
+        order = rng.random((settings.num_categories, settings.num_categories))
+        np.fill_diagonal(order, np.inf)  # a category does not follow itself
+        following = np.argsort(order, axis=1)[:, : settings.num_complements]
+        self.complements = np.zeros(order.shape)  # [category, following category]
+        np.put_along_axis(self.complements, following, 1.0, axis=1)
         self.observed_users = self.user_vectors + settings.feature_noise * rng.normal(size=self.user_vectors.shape)
         self.observed_items = self.item_vectors + settings.feature_noise * rng.normal(size=self.item_vectors.shape)
 
@@ -223,11 +195,9 @@ class Simulator:
     def requests(self, split: str, num_requests: int) -> pa.Table:
         """Draws the first requests of a split as an exposure log with sampled clicks.
 
-        Splits are independent streams, and a longer table begins with the rows of a shorter one.
-
         Args:
-            split: "train", "validation" or "test"; or "judge", a further log for an independent evaluator.
-            num_requests: Rows of the table.
+            split: An independent stream: "train", "validation", "test", or "judge", a log for another evaluator.
+            num_requests: Rows of the table; a longer one begins with the rows of a shorter one.
 
         Returns:
             The table: `user_id`, the fields of `schema`, `slate`, `click` and `propensity`, the probability with which
@@ -239,10 +209,7 @@ class Simulator:
         return pa.concat_tables(self.blocks(split, num_requests))
 
     def blocks(self, split: str, num_requests: int) -> Iterator[pa.Table]:
-        """Draws the same rows as `requests`, at most `BLOCK_SIZE` at a time.
-
-        Args and errors are those of `requests`; there is one table at least, for it carries the column types.
-        """
+        """See `requests`: its rows, at most `BLOCK_SIZE` at a time, in one table at least."""
         logs = [name for name in _STREAMS if name != "world"]
         if split not in logs:
             raise ValueError(f"unknown split {split!r}, choose from {logs}")
@@ -252,10 +219,7 @@ class Simulator:
         return (self._block(split, start // BLOCK_SIZE).slice(0, num_requests - start) for start in starts)
 
     def click_probabilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
-        """Returns a_t, the probability (B, S, M) of a click at each position if the user looks at it.
-
-        Args and errors are those of `expected_utility`.
-        """
+        """Returns a_t (B, S, M), a position's click probability if it is looked at; see `expected_utility`."""
         requests = self._requests(user_ids, item_ids)
         return self._clicks(requests, _checked_slates(slates, requests))
 
@@ -279,20 +243,13 @@ class Simulator:
     def all_utilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
         """Returns the exact expected utility of every slate of each request.
 
-        Args:
-            user_ids: Users (B,).
-            item_ids: Candidates (B, N).
-            slate_size: M, positions of a slate.
+        Args and errors are those of `expected_utility` and of `rerankzoo.slates.all_slates`.
 
         Returns:
-            Expected utilities (B, P) in the order of `rerankzoo.slates.all_slates(N, M)`.
-
-        Raises:
-            RerankingDataError: If an id is out of range or shapes disagree.
-            ValueError: If `slate_size` exceeds N.
+            Expected utilities (B, P), float64, in the order of `all_slates(N, slate_size)`.
         """
         requests = self._requests(user_ids, item_ids)
-        slates = all_slates(requests.num_candidates, slate_size)
+        slates = all_slates(requests.relevance.shape[1], slate_size)
         utilities = np.empty((len(requests.relevance), len(slates)))
         step = max(1, _CHUNK_ELEMENTS // len(slates))
         for start in range(0, len(utilities), step):
@@ -301,8 +258,7 @@ class Simulator:
 
     def pointwise_oracle(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
         """Returns the slates (B, M) that sort the candidates by their true stand-alone expected value."""
-        requests = self._requests(user_ids, item_ids)
-        _check_slate_size(slate_size, requests)
+        requests = self._requests(user_ids, item_ids, slate_size)
         return np.argsort(-self._stand_alone(requests), axis=1, kind="stable")[:, :slate_size]
 
     def greedy(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
@@ -314,21 +270,19 @@ class Simulator:
 
         A prefix is scored as if it were the whole slate: the loss to its unknown next item (look-ahead) is missing.
         """
-        requests = self._requests(user_ids, item_ids)
-        _check_slate_size(slate_size, requests)
+        requests = self._requests(user_ids, item_ids, slate_size)
         if num_beams < 1:
             raise ValueError(f"num_beams must be at least 1, got {num_beams}")
         batch, num_candidates = requests.relevance.shape
         beams = np.empty((batch, 1, 0), dtype=np.int64)
-        for _ in range(slate_size):
+        for length in range(slate_size):
             width = beams.shape[1]
-            items = np.broadcast_to(np.arange(num_candidates), (batch, width, num_candidates))
-            prefixes = np.broadcast_to(beams[:, :, None], (*items.shape, beams.shape[2]))
-            slates = np.concatenate([prefixes, items[..., None]], axis=-1).reshape(batch, width * num_candidates, -1)
+            prefixes = np.repeat(beams, num_candidates, axis=1)
+            items = np.broadcast_to(np.tile(np.arange(num_candidates), width)[:, None], (*prefixes.shape[:2], 1))
+            slates = np.concatenate([prefixes, items], axis=-1)
             utilities = self._utility(requests, slates)
-            utilities[(slates[..., :-1] == slates[..., -1:]).any(-1)] = -np.inf
-            # A beam cannot be wider than the prefixes that exist (width * items left of them).
-            keep = min(num_beams, width * (num_candidates - beams.shape[2]))
+            utilities[(prefixes == items).any(-1)] = -np.inf
+            keep = min(num_beams, width * (num_candidates - length))  # no more than there are without repetition
             best = np.argsort(-utilities, axis=1, kind="stable")[:, :keep]
             beams = np.take_along_axis(slates, best[..., None], axis=1)
         return beams[:, 0]
@@ -341,40 +295,32 @@ class Simulator:
         """
         requests = self._requests(user_ids, item_ids)
         current = _checked_slates(np.asarray(slates)[:, None], requests)[:, 0].copy()
-        utility = self._utility(requests, current[:, None])[:, 0]
         open_rows = np.arange(len(current))  # requests whose slate may still be improved
         while len(open_rows):
-            steps = neighbour_slates(current[open_rows], requests.num_candidates)
+            steps = neighbour_slates(current[open_rows], requests.relevance.shape[1])  # the first one is no step
             utilities = self._utility(requests.select(open_rows), steps)
-            best = utilities.argmax(1)
-            found = np.take_along_axis(utilities, best[:, None], axis=1)[:, 0]
-            better = found > utility[open_rows] * (1 + _ROUNDING)
-            rows = open_rows[better]
-            current[rows], utility[rows] = steps[better, best[better]], found[better]
-            open_rows = rows
+            better = utilities.max(1) > utilities[:, 0] * (1 + _ROUNDING)
+            open_rows = open_rows[better]
+            current[open_rows] = steps[better, utilities[better].argmax(1)]
         return current
 
     def sample_feedback(
         self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Draws one reading of each slate.
-
-        Args and errors are those of `expected_utility`; `rng` is the source of randomness.
-
-        Returns:
-            Clicks (B, S, M), float64, 1 or 0; 0 where the user did not look.
-        """
+        """Draws clicks (B, S, M), float64, of one reading of each slate; see `expected_utility`."""
         requests = self._requests(user_ids, item_ids)
         return self._read(self._clicks(requests, _checked_slates(slates, requests)), rng)
 
     def _stream(self, name: str, block: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
 
-    def _requests(self, user_ids: np.ndarray, item_ids: np.ndarray) -> _Requests:
+    def _requests(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int = 1) -> _Requests:
         users = _checked(user_ids, "user_id", self.settings.num_users, ("B",))
         items = _checked(item_ids, "item_id", self.settings.num_items, ("B", "N"))
         if len(users) != len(items):
             raise RerankingDataError(f"{len(users)} users but {len(items)} rows of candidates", field="item_id")
+        if not 1 <= slate_size <= items.shape[1]:
+            raise ValueError(f"slate_size {slate_size} is outside 1..{items.shape[1]}, the number of candidates")
         vectors, categories = self.item_vectors[items], self.item_categories[items]
         affinity = np.einsum("bd,bnd->bn", self.user_vectors[users], vectors)
         similarity = np.maximum(0.0, vectors @ vectors.swapaxes(1, 2))
@@ -391,7 +337,7 @@ class Simulator:
 
     def _clicks(self, requests: _Requests, slates: np.ndarray) -> np.ndarray:
         """a_t (B, S, M) of slates (B, S, M), or of slates (S, M) that all requests share."""
-        settings, size = self.settings, requests.num_candidates
+        settings, size = self.settings, requests.relevance.shape[1]
         items = [slates[..., position] for position in range(slates.shape[-1])]
         after = settings.complement * requests.complement - settings.substitution * requests.similarity
         before = -settings.lookahead * requests.similarity
@@ -449,7 +395,9 @@ class Simulator:
         slates, propensities = plackett_luce_slates(upstream / settings.logging_temperature, settings.slate_size, rng)
         clicks = self._read(self._clicks(requests, slates[:, None]), rng)[:, 0]
         user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
-        lists = {
+        columns = {
+            "user_id": users,
+            "user_embedding": user_embedding,
             "item_id": items,
             "category": self.item_categories[items],
             "item_embedding": item_embedding,
@@ -460,10 +408,12 @@ class Simulator:
             "click": clicks,
             "propensity": propensities,
         }
-        columns = {"user_id": pa.array(users), "user_embedding": list_array(user_embedding.astype(np.float32))}
-        for name, values in lists.items():
-            columns[name] = list_array(values if values.dtype.kind == "i" else values.astype(np.float32))
-        return pa.table(columns)
+        return pa.table(
+            {
+                name: list_array(values.astype(np.float32) if values.dtype.kind == "f" else values)
+                for name, values in columns.items()
+            }
+        )
 
 
 def write_simulator_folder(
@@ -490,15 +440,12 @@ def write_simulator_folder(
     Raises:
         ValueError: If a split would be empty.
     """
-    for name, size in (("num_train", num_train), ("num_validation", num_validation), ("num_test", num_test)):
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    for split, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+            raise ValueError(f"num_{split} must be at least 1, got {size}")
     simulator = Simulator(settings)
-    blocks = {
-        "train": simulator.blocks(log, num_train),
-        "validation": simulator.blocks("validation", num_validation),
-        "test": simulator.blocks("test", num_test),
-    }
+    blocks = {split: simulator.blocks(log if split == "train" else split, size) for split, size in sizes.items()}
     metadata = {
         "source": "simulator",
         "protocol": "independent requests of one world; slates by a Plackett-Luce policy over upstream scores",
@@ -514,15 +461,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-logits))
-
-
-def _draw_complements(rng: np.random.Generator, num_categories: int, num_complements: int) -> np.ndarray:
-    """K[c, c'] = 1 for `num_complements` random follow-up categories c' of each c, never c itself."""
-    keys = rng.random((num_categories, num_categories))
-    np.fill_diagonal(keys, np.inf)
-    complements = np.zeros(keys.shape)
-    np.put_along_axis(complements, np.argsort(keys, axis=1)[:, :num_complements], 1.0, axis=1)
-    return complements
 
 
 def _gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -543,10 +481,8 @@ def _checked(values: np.ndarray, field: str, bound: int, shape: tuple[int | str,
         isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, values.shape, strict=True)
     )
     if not fits or not np.issubdtype(values.dtype, np.integer):
-        expected = ", ".join(map(str, shape))
-        raise RerankingDataError(
-            f"expected integers ({expected}), got shape {values.shape} of {values.dtype}", field=field
-        )
+        expected = f"expected integers ({', '.join(map(str, shape))})"
+        raise RerankingDataError(f"{expected}, got shape {values.shape} of {values.dtype}", field=field)
     wrong = np.argwhere((values < 0) | (values >= bound))
     if len(wrong):
         what = f"{'position' if field == 'slate' else 'id'} {values[tuple(wrong[0])]}"
@@ -555,15 +491,10 @@ def _checked(values: np.ndarray, field: str, bound: int, shape: tuple[int | str,
 
 
 def _checked_slates(slates: np.ndarray, requests: _Requests) -> np.ndarray:
-    slates = _checked(slates, "slate", requests.num_candidates, (len(requests.relevance), "S", "M"))
+    slates = _checked(slates, "slate", requests.relevance.shape[1], (len(requests.relevance), "S", "M"))
     ordered = np.sort(slates, axis=-1)
     repeated = np.argwhere((ordered[..., 1:] == ordered[..., :-1]).any(-1))
     if len(repeated):
         row, slate = repeated[0]
         raise RerankingDataError(f"slate {slates[row, slate].tolist()} repeats a position", field="slate", row=int(row))
     return slates
-
-
-def _check_slate_size(slate_size: int, requests: _Requests) -> None:
-    if not 1 <= slate_size <= requests.num_candidates:
-        raise ValueError(f"slate_size {slate_size} is outside 1..{requests.num_candidates}, the number of candidates")

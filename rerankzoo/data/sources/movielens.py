@@ -1,25 +1,20 @@
 """MovieLens as a reranking data set, from GroupLens' own files (Harper and Konstan 2015, ACM TiiS 5, 4, Article 19).
 
-Protocol. Ratings are sorted by (user, timestamp, item id). A request is a window of 10 consecutive ratings of one user;
-all its labels are known: relevant means a rating of at least 4. A window belongs to the split of its last timestamp,
-against the 80 % and 90 % quantiles of all timestamps (train up to and including the first, validation up to and
-including the second, test after). Windows of a user follow one another 5 ratings apart while they are train windows and
-10 apart afterwards, so validation and test windows do not overlap one another.
+A request is a window of 10 consecutive ratings of one user, sorted by (timestamp, item id); relevant means a rating of
+at least 4. It belongs to the split of its last timestamp, against the 80 % and 90 % quantiles of all timestamps.
+Windows start 5 ratings apart in train and 10 apart afterwards, where they do not overlap.
 
-What a window knows. Item statistics and the first-stage score count only ratings of the train period *strictly before
-the window's first timestamp*: means over the whole train period hold the very labels that a train window asks for.
-User statistics, genre affinity and history count the user's own ratings before the window.
-
-The logged slate is a Plackett-Luce sample of 4 candidates by the first-stage score; candidates are in random order.
-Utility is discounted by 1/log2(t + 1), as NDCG: without it the order of a slate would be worth nothing. Labels do not
-depend on the slate, so a pointwise ranker is optimal: no gain of listwise reranking can be shown here, only that it
-does no harm.
+Item statistics and the first-stage score count only ratings of the train period *strictly before the window's first
+timestamp*: means over the whole train period hold the very labels that a train window asks for. User statistics, genre
+affinity and history count the user's ratings before the window. The logged slate is a Plackett-Luce sample by the
+first-stage score. Labels do not depend on the slate, so a pointwise ranker is optimal; docs/movielens.md tells more.
 
 GroupLens' terms forbid redistribution: a converted folder is for its maker's own use.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import urllib.request
@@ -28,13 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rerankzoo.atomic_writing import temporary_folder, write_atomically
+from rerankzoo.atomic_writing import make_folder, write_atomically
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
@@ -74,8 +69,6 @@ _GENRES_1M = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Raw:
-    """The three files; ratings refer to rows of items and users."""
-
     ratings: pd.DataFrame  # user, item (row numbers), rating, timestamp; sorted by (user, timestamp, item id)
     items: pd.DataFrame  # id, year
     genres: np.ndarray  # (items, G) float64 flags
@@ -84,7 +77,7 @@ class _Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class _Windows:
-    """Requests: each is `NUM_CANDIDATES` consecutive rows of the sorted ratings."""
+    """Requests, each `NUM_CANDIDATES` consecutive rows of the sorted ratings."""
 
     start: np.ndarray  # (R,) row of the first rating
     user_start: np.ndarray  # (R,) row of the user's first rating
@@ -123,12 +116,7 @@ def convert_movielens(
     table = _build_table(data, windows, np.random.default_rng(seed))
     tables = {split: table.filter(pa.array(windows.split == index)) for index, split in enumerate(SPLITS)}
     _check_rows({split: part.num_rows for split, part in tables.items()}, variant, len(data.ratings))
-    metadata = _metadata(variant, len(data.ratings), seed)
-    write_data_folder(out, tables, movielens_schema(variant, data.genres.shape[1]), metadata)
-
-
-def _metadata(variant: str, num_ratings: int, seed: int) -> dict[str, Any]:
-    return {
+    metadata = {
         "source": variant,
         "protocol": (
             f"windows of {NUM_CANDIDATES} consecutive ratings of a user, {TRAIN_STRIDE} apart in train and "
@@ -136,10 +124,11 @@ def _metadata(variant: str, num_ratings: int, seed: int) -> dict[str, Any]:
             f"quantiles; relevant = rating >= {RELEVANT_RATING}; item statistics from train ratings strictly before "
             f"the window; slates of {SLATE_SIZE} by Plackett-Luce at temperature {LOGGING_TEMPERATURE}"
         ),
-        "ratings": num_ratings,
+        "ratings": len(data.ratings),
         "seed": seed,
         "license": "GroupLens: research use with acknowledgement; do not redistribute without permission",
     }
+    write_data_folder(out, tables, movielens_schema(variant, data.genres.shape[1]), metadata)
 
 
 def _check_rows(rows: dict[str, int], variant: str, num_ratings: int) -> None:
@@ -208,39 +197,21 @@ def _grid(begin: np.ndarray, final: np.ndarray, stride: int) -> tuple[np.ndarray
     return owner, begin[owner] + stride * step
 
 
-class _PastSums:
-    """Sums over the ratings of a key (an item) strictly before a time."""
-
-    def __init__(self, keys: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
-        self._first, self._span = int(times.min()), int(times.max() - times.min()) + 2
-        self._codes = self._encode(keys, times)
-        order = np.argsort(self._codes, kind="stable")
-        self._codes = self._codes[order]
-        self._sums = _running_sums(values[order])
-
-    def _encode(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
-        return keys * self._span + np.clip(times - self._first, 0, self._span - 1)
-
-    def before(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Returns the sums (..., V) for keys and times of shape (...)."""
-        stop = np.searchsorted(self._codes, self._encode(keys, times))
-        start = np.searchsorted(self._codes, keys * self._span)
-        return self._sums[stop] - self._sums[start]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Past:
-    """Train ratings before each window, as (sum of ratings, number of relevant ones, number)."""
-
-    cutoff: np.ndarray  # (R,) ratings before this time count
-    by_item: _PastSums
-    seen: np.ndarray  # (R,) ratings of all items
-    prior: np.ndarray  # (R, 2) mean rating and share of relevant ratings, over all items
-
-
 def _running_sums(values: np.ndarray) -> np.ndarray:
     """Sums (R + 1, V) of the first 0..R rows of `values` (R, V)."""
     return np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
+
+
+def _sums_before(
+    keys: np.ndarray, times: np.ndarray, values: np.ndarray, asked_keys: np.ndarray, asked_times: np.ndarray
+) -> np.ndarray:
+    """Sums (..., V) of values (K, V) over the rows of a key strictly before a time, for keys and times (...)."""
+    first, span = int(times.min()), int(np.ptp(times)) + 2
+    codes = keys * span + times - first
+    order = np.argsort(codes, kind="stable")
+    sums, codes = _running_sums(values[order]), codes[order]
+    stop = np.searchsorted(codes, asked_keys * span + np.clip(asked_times - first, 0, span - 1))
+    return sums[stop] - sums[np.searchsorted(codes, asked_keys * span)]
 
 
 def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.Table:
@@ -248,37 +219,61 @@ def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.
     order = rng.permuted(np.broadcast_to(np.arange(NUM_CANDIDATES), (size, NUM_CANDIDATES)), axis=1)
     rows = windows.start[:, None] + order  # (R, N) rows of the ratings
     items = ratings["item"].to_numpy()[rows]
-    past = _train_past(ratings, windows)
-    user_columns, affinity = _user_features(data, windows, past)
-    item_columns = _item_features(items, past, len(data.items))
-    upstream = item_columns["upstream_score"]
-    slates, propensities = plackett_luce_slates(upstream / LOGGING_TEMPERATURE, SLATE_SIZE, rng)
-    relevant = (ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING).astype(np.float32)
+    prior_rating, item_columns = _item_features(data, windows, items)
+    user_columns, affinity = _user_features(data, windows, prior_rating)
+    logits = item_columns["upstream_score"] / LOGGING_TEMPERATURE
+    slates, propensities = plackett_luce_slates(logits, SLATE_SIZE, rng)
+    relevant = ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING
     genres = data.genres[items]
     candidate_columns = {
         "item_id": data.items["id"].to_numpy()[items],
-        "genres": genres.astype(np.float32),
-        "genre_affinity": (genres * affinity[:, None]).astype(np.float32),
-        **{name: values.astype(np.float32) for name, values in item_columns.items()},
-        "year": data.items["year"].to_numpy(dtype=np.float32)[items],
+        "genres": genres,
+        "genre_affinity": genres * affinity[:, None],
+        **item_columns,
+        "year": data.items["year"].to_numpy()[items],
         "slate": slates,
         "relevant": np.take_along_axis(relevant, slates, axis=1),
         "candidate_relevant": relevant,
-        "propensity": propensities.astype(np.float32),
+        "propensity": propensities,
     }
-    columns = user_columns | {name: list_array(values) for name, values in candidate_columns.items()}
-    return pa.table({**columns, "history_item_id": _histories(data, windows)})
+    lists = {
+        name: list_array(values if values.dtype.kind == "i" else values.astype(np.float32))
+        for name, values in candidate_columns.items()
+    }
+    return pa.table({**user_columns, **lists, "history_item_id": _histories(data, windows)})
 
 
-def _user_features(data: _Raw, windows: _Windows, past: _Past) -> tuple[dict[str, pa.Array], np.ndarray]:
+def _item_features(data: _Raw, windows: _Windows, items: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """From train ratings before each window: the mean rating (R,) of all items, and columns of candidates (R, N)."""
+    train = data.ratings[data.ratings["timestamp"] < windows.train_end]
+    keys, times = train["item"].to_numpy(), train["timestamp"].to_numpy()
+    stars = train["rating"].to_numpy(dtype=np.float64)
+    values = np.stack([stars, stars >= RELEVANT_RATING, np.ones_like(stars)], axis=1)
+    cutoff = np.minimum(data.ratings["timestamp"].to_numpy()[windows.start], windows.train_end)[:, None]
+    overall = _sums_before(np.zeros_like(keys), times, values, np.zeros_like(cutoff), cutoff)
+    prior = (overall[..., :2] + [3.0, 0.5]) / (overall[..., 2:] + 1.0)  # mid-scale at the outset
+    sums = _sums_before(keys, times, values, items, cutoff)
+    count = sums[..., 2]
+    smoothed = (sums[..., :2] + ITEM_SMOOTHING * prior) / (count[..., None] + ITEM_SMOOTHING)
+    mean, share = smoothed[..., 0], smoothed[..., 1]
+    # Relative to the average item: counts grow with time, and train windows are earlier than test windows.
+    average = overall[..., 2] / len(data.items)
+    return prior[:, 0, 0], {
+        "item_mean_rating": mean,
+        "item_popularity": np.log((count + 1.0) / (average + 1.0)),
+        "upstream_score": np.log(share / (1.0 - share)),
+    }
+
+
+def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> tuple[dict[str, pa.Array], np.ndarray]:
     """Request columns, and the user's genre affinity (R, G): how far her past ratings of a genre exceed her mean."""
     ratings, start, begin = data.ratings, windows.start, windows.user_start
-    stars = ratings["rating"].to_numpy(dtype=np.float64)
+    stars = ratings["rating"].to_numpy(dtype=np.float64)[:, None]
     genres = data.genres[ratings["item"].to_numpy()]
+    past = (_running_sums(values) for values in (stars, genres, genres * stars))
+    star_sums, genre_counts, genre_sums = (sums[start] - sums[begin] for sums in past)
     length = start - begin
-    star_sums, counts, sums = (_running_sums(values) for values in (stars[:, None], genres, genres * stars[:, None]))
-    mean = ((star_sums[start] - star_sums[begin])[:, 0] + USER_SMOOTHING * past.prior[:, 0]) / (length + USER_SMOOTHING)
-    genre_counts, genre_sums = counts[start] - counts[begin], sums[start] - sums[begin]
+    mean = (star_sums[:, 0] + USER_SMOOTHING * prior_rating) / (length + USER_SMOOTHING)
     affinity = (genre_sums - genre_counts * mean[:, None]) / (genre_counts + USER_SMOOTHING)
     users = data.users.iloc[ratings["user"].to_numpy()[start]]
     columns = {
@@ -293,89 +288,71 @@ def _user_features(data: _Raw, windows: _Windows, past: _Past) -> tuple[dict[str
     return columns, affinity
 
 
-def _item_features(items: np.ndarray, past: _Past, num_items: int) -> dict[str, np.ndarray]:
-    """Candidate columns (R, N) of candidates (R, N), rows of the items."""
-    sums = past.by_item.before(items, np.broadcast_to(past.cutoff[:, None], items.shape))
-    count = sums[..., 2]
-    smoothed = (sums[..., :2] + ITEM_SMOOTHING * past.prior[:, None]) / (count[..., None] + ITEM_SMOOTHING)
-    mean, share = smoothed[..., 0], smoothed[..., 1]
-    # Relative to the average item: counts grow with time, and train windows are earlier than test windows.
-    average = past.seen[:, None] / num_items
-    return {
-        "item_mean_rating": mean,
-        "item_popularity": np.log((count + 1.0) / (average + 1.0)),
-        "upstream_score": np.log(share / (1.0 - share)),
-    }
-
-
-def _train_past(ratings: pd.DataFrame, windows: _Windows) -> _Past:
-    train = ratings[ratings["timestamp"] < windows.train_end]
-    items, times = train["item"].to_numpy(), train["timestamp"].to_numpy()
-    stars = train["rating"].to_numpy(dtype=np.float64)
-    values = np.stack([stars, stars >= RELEVANT_RATING, np.ones_like(stars)], axis=1)
-    cutoff = np.minimum(ratings["timestamp"].to_numpy()[windows.start], windows.train_end)
-    overall = _PastSums(np.zeros_like(items), times, values).before(np.zeros_like(cutoff), cutoff)
-    return _Past(
-        cutoff=cutoff,
-        by_item=_PastSums(items, times, values),
-        seen=overall[:, 2],
-        prior=(overall[:, :2] + [3.0, 0.5]) / (overall[:, 2:] + 1.0),  # mid-scale at the outset
-    )
-
-
 def _histories(data: _Raw, windows: _Windows) -> pa.Array:
     """The ids of the user's last items before each window, newest last."""
-    ids = data.items["id"].to_numpy()[data.ratings["item"].to_numpy()]
     begin = np.maximum(windows.user_start, windows.start - HISTORY_LENGTH)
     _, rows = _grid(begin, windows.start - 1, 1)
     offsets = np.concatenate([[0], np.cumsum(windows.start - begin)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids[rows]))
+    ids = data.items["id"].to_numpy()[data.ratings["item"].to_numpy()[rows]]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
 
 
 # Raw files
 
 
 def _download(variant: Variant, cache: Path) -> Path:
-    """Fetches and unpacks the zip unless the cache holds its files; returns their folder."""
-    folder = cache / variant
-    if all((folder / name).is_file() for name in FILES[variant]):
+    """Fetches the zip's files unless the cache holds them; returns their folder."""
+    folder, names = cache / variant, FILES[variant]
+    if all((folder / name).is_file() for name in names):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder) as work:
-        archive = work / f"{variant}.zip"
-        with urllib.request.urlopen(URLS[variant], timeout=60) as response, archive.open("wb") as file:
-            shutil.copyfileobj(response, file)
-        _unpack(archive, variant, folder)
-    return folder
-
-
-def _unpack(archive: Path, variant: Variant, folder: Path) -> None:
-    """Takes the wanted members, by their exact names, so no path in the zip decides where a file goes."""
-    if not zipfile.is_zipfile(archive):
+    content = io.BytesIO()
+    with urllib.request.urlopen(URLS[variant], timeout=60) as response:
+        shutil.copyfileobj(response, content)
+    if not zipfile.is_zipfile(content):
         raise RerankingDataError(f"{URLS[variant]} did not return a zip file", field=f"{variant}.zip")
-    with zipfile.ZipFile(archive) as contents:
-        missing = [name for name in FILES[variant] if f"{variant}/{name}" not in contents.namelist()]
-        if missing:
+    with zipfile.ZipFile(content) as archive:
+        if missing := [name for name in names if f"{variant}/{name}" not in archive.namelist()]:
             raise RerankingDataError(f"{URLS[variant]} lacks {missing}", field=f"{variant}.zip")
-        for name in FILES[variant]:
-            content = contents.read(f"{variant}/{name}")
-            write_atomically(folder / name, partial(Path.write_bytes, data=content))
+        make_folder(folder)
+        for name in names:  # by their exact names, so no path in the zip decides where a file goes
+            write_atomically(folder / name, partial(Path.write_bytes, data=archive.read(f"{variant}/{name}")))
+    return folder
 
 
 def _read(folder: Path, variant: Variant) -> _Raw:
     ratings_file, items_file, users_file = (folder / name for name in FILES[variant])
     if variant == "ml-100k":
         ratings = _split_lines(ratings_file, "\t", ("user", "item", "rating", "timestamp"))
-        items, genres = _read_items_100k(items_file)
         users = _split_lines(users_file, "|", ("id", "age", "gender", "occupation", "zip"))
     else:
         ratings = _split_lines(ratings_file, "::", ("user", "item", "rating", "timestamp"))
-        items, genres = _read_items_1m(items_file)
         users = _split_lines(users_file, "::", ("id", "gender", "age", "occupation", "zip"))
-    items["id"] = _unique_ids(items["id"], items_file)
+    items, genres = _read_items(items_file, variant)
     users["id"], users["age"] = _unique_ids(users["id"], users_file), _integers(users["age"], users_file)
     _refuse(~users["gender"].isin(["M", "F"]), users["gender"], users_file, "is neither M nor F")
     return _Raw(ratings=_sorted_ratings(ratings, items, users, ratings_file), items=items, genres=genres, users=users)
+
+
+def _read_items(path: Path, variant: Variant) -> tuple[pd.DataFrame, np.ndarray]:
+    """Ids and years, and genres; an unknown year is the median of the known ones (an input must be a number)."""
+    if variant == "ml-100k":
+        flags = [f"genre flag {index}" for index in range(_GENRES_100K)]
+        table = _split_lines(path, "|", ("id", "title", "release date", "video release date", "url", *flags))
+        for flag in flags:
+            _refuse(~table[flag].isin(["0", "1"]), table[flag], path, "is neither 0 nor 1")
+        genres, dates = table[flags] == "1", table["release date"]
+        _refuse(~dates.str.fullmatch(r"(.*[0-9]{4})?"), dates, path, "does not end in a year")
+        years = dates.str.extract(r"([0-9]{4})$")[0]
+    else:
+        table = _split_lines(path, "::", ("id", "title", "genres"))
+        genres = table["genres"].str.get_dummies("|").reindex(columns=list(_GENRES_1M), fill_value=0)
+        known = table["genres"].map(lambda names: set(names.split("|")) <= set(_GENRES_1M))
+        _refuse(~known, table["genres"], path, f"has a genre that is none of {', '.join(_GENRES_1M)}")
+        years = table["title"].str.extract(r"\(([0-9]{4})\)\s*$")[0]
+    numbers = years.astype(float)
+    middle = numbers.median() if numbers.notna().any() else 0.0
+    items = pd.DataFrame({"id": _unique_ids(table["id"], path), "year": numbers.fillna(middle)})
+    return items, genres.to_numpy(dtype=np.float64)
 
 
 def _split_lines(path: Path, separator: str, names: tuple[str, ...]) -> pd.DataFrame:
@@ -410,33 +387,6 @@ def _unique_ids(values: pd.Series, path: Path) -> pd.Series:
     ids = _integers(values, path)
     _refuse(ids.duplicated(), ids, path, "appears twice")
     return ids
-
-
-def _read_items_100k(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    flags = tuple(f"genre flag {index}" for index in range(_GENRES_100K))
-    table = _split_lines(path, "|", ("id", "title", "release date", "video release date", "url", *flags))
-    for flag in flags:
-        _refuse(~table[flag].isin(["0", "1"]), table[flag], path, "is neither 0 nor 1")
-    genres = table[list(flags)].to_numpy() == "1"
-    dates = table["release date"]
-    _refuse(~dates.str.fullmatch(r"(.*[0-9]{4})?"), dates, path, "does not end in a year")
-    return _with_years(table["id"], dates.str.extract(r"([0-9]{4})$")[0]), genres.astype(np.float64)
-
-
-def _read_items_1m(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    table = _split_lines(path, "::", ("id", "title", "genres"))
-    dummies = table["genres"].str.get_dummies("|")
-    known = table["genres"].map(lambda names: set(names.split("|")) <= set(_GENRES_1M))
-    _refuse(~known, table["genres"], path, f"has a genre that is none of {', '.join(_GENRES_1M)}")
-    genres = dummies.reindex(columns=list(_GENRES_1M), fill_value=0).to_numpy(dtype=np.float64)
-    return _with_years(table["id"], table["title"].str.extract(r"\(([0-9]{4})\)\s*$")[0]), genres
-
-
-def _with_years(ids: pd.Series, years: pd.Series) -> pd.DataFrame:
-    """Items with numeric years; an unknown year is the median of the known ones (an input must be a number)."""
-    numbers = years.astype(float)
-    middle = numbers.median() if numbers.notna().any() else 0.0
-    return pd.DataFrame({"id": ids, "year": numbers.fillna(middle)})
 
 
 def _sorted_ratings(ratings: pd.DataFrame, items: pd.DataFrame, users: pd.DataFrame, path: Path) -> pd.DataFrame:

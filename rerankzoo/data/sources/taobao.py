@@ -1,30 +1,14 @@
 """Taobao's ad log (Ali_Display_Ad_Click) as a reranking data set, from its published files.
 
-The files: `raw_sample.csv` (26,557,961 exposures of 8 days, with clicks), `ad_feature.csv`, `user_profile.csv` and, for
-histories, `behavior_log.csv`. They hold neither a request id nor a display position: **lists are inferred** from times.
+They hold neither a request id nor a display position: **lists are inferred** from times, as by LibRerank's and CMR's
+script (`process_data_for_rerank`, github.com/lyingCS/Controllable-Multi-Objective-Reranking, Data/preprocess_ad.py). A
+user's records are walked from the latest one back: a window takes all records up to 300 seconds older than its latest
+one, and of these the 30 oldest count. Candidates are its ads in random order; the first `slate_size` by time are the
+logged slate. The protocol "last-day" takes all windows and splits by the day of the latest record; "librerank" takes
+each user's latest window with a click, and splits users as the script does, but for a validation part.
 
-Windows. A user's records are walked from the latest one back: a window starts at the latest record not yet taken and
-takes all records up to 300 seconds older. Of a window at most the 30 oldest records count. Records of the same second
-are taken in reverse order of the file. This is what LibRerank's and CMR's script does (`process_data_for_rerank`,
-github.com/lyingCS/Controllable-Multi-Objective-Reranking, Data/preprocess_ad.py).
-
-A request is a window of at least `slate_size` records. Its candidates are the window's ads in random order, the labels
-of all of them are known; the logged slate is the first `slate_size` of them in order of time, which stands in for the
-order of display. An ad shown twice within a window is two candidates, as in the published script.
-
-Protocols.
-
-- `"last-day"`: all windows, with or without a click, because a log of clicked pages only would tell an evaluator that
-  every page earns a click. A window belongs to the day (China time) of its latest record: train is the days 1 to 6,
-  validation day 7 and test day 8.
-- `"librerank"`: users with more than 2 records and a click; of each, the latest window with a click. Users are shuffled
-  as by the script (Python's set order, `random.seed(1234)`) and cut 40 / 50 / 10 %: the first part trains only the
-  first stage, the second is train (its last tenth: validation, which the script lacks), the third is test.
-
-First stage. `upstream_score` is the logit of the ad's click rate, smoothed towards the mean of the rates of its
-category and its customer, which are smoothed towards the rate of all. It counts only records of days *before the
-window's first record*, as a first stage that is trained anew every night: in `"last-day"` those of the train days, in
-`"librerank"` those of the first part's users. So no window knows its own labels, or anything that came later.
+First stage: `upstream_score` is the logit of a smoothed click rate, of training records of days *before the window's
+first record* only. No window knows its own labels, or anything that came later. docs/taobao.md tells all of it.
 """
 
 from __future__ import annotations
@@ -33,7 +17,6 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -91,15 +74,6 @@ _FIRST_STAGE = -1  # in place of a split: users whose records only train the fir
 _USER_BITS, _TIME_BITS = 30, 31  # so that a user and a time fit into one number
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Windows:
-    """Requests as ranges of records, which are sorted by user and then latest first."""
-
-    start: np.ndarray  # (R,) row of the latest record that counts
-    stop: np.ndarray  # (R,) row after the earliest one
-    split: np.ndarray  # (R,) index into SPLITS
-
-
 def convert_taobao(
     out: str | Path,
     raw: str | Path,
@@ -113,7 +87,7 @@ def convert_taobao(
     """Converts Ali_Display_Ad_Click to a data folder; the module describes the protocols.
 
     Args:
-        out: The data folder to write. Work files of about the size of the raw files stand beside it meanwhile.
+        out: The data folder to write; work files of about the size of the raw files stand beside it meanwhile.
         raw: Folder with the unpacked raw files.
         protocol: "last-day" or "librerank".
         slate_size: Ads of a logged slate, at least 1; shorter windows are dropped.
@@ -141,13 +115,14 @@ def convert_taobao(
         _choose_users(connection, protocol, counts["raw_sample.csv"])
         _count_clicks(connection, protocol)
         buckets = -(-(counts["raw_sample.csv"] + counts.get("behavior_log.csv", 0)) // _BUCKET_ROWS)
-        tables = _tables(connection, slate_size, history, buckets, seed)
-        sizes = {raw / name: count for name, count in counts.items()}
-        metadata = _metadata(protocol, slate_size, history, seed, sizes)
-        write_data_folder(out, tables, taobao_schema(history), metadata)
+        settings = {"protocol": protocol, "slate_size": slate_size, "history": history, "seed": seed}
+        files = {name: {"rows": count, "bytes": (raw / name).stat().st_size} for name, count in counts.items()}
+        tables = _tables(connection, protocol, slate_size, history, buckets, seed)
+        write_data_folder(out, tables, taobao_schema(history), _metadata(settings, files))
 
 
-def _metadata(protocol: Protocol, slate_size: int, history: bool, seed: int, counts: dict[Path, int]) -> dict[str, Any]:
+def _metadata(settings: dict[str, Any], files: dict[str, dict[str, int]]) -> dict[str, Any]:
+    protocol, slate_size = settings["protocol"], settings["slate_size"]
     split = {
         "last-day": "all windows; train days 1-6, validation day 7, test day 8, in China time, by the latest record",
         "librerank": (
@@ -163,31 +138,31 @@ def _metadata(protocol: Protocol, slate_size: int, history: bool, seed: int, cou
             f"{slate_size} by time; upstream score = smoothed click rate from days before the window, training data "
             "only"
         ),
-        "settings": {"protocol": protocol, "slate_size": slate_size, "history": history, "seed": seed},
-        "raw": {path.name: {"rows": count, "bytes": path.stat().st_size} for path, count in counts.items()},
+        "settings": settings,
+        "raw": files,
         "license": "Alibaba's, see the page of the data set; the files are not redistributed here",
     }
 
 
 def taobao_schema(history: bool = False) -> FeatureSchema:
     """The schema of a converted data set, with or without the histories of `behavior_log.csv`."""
-    requests = [FieldSpec(name=name, group="request", kind="categorical") for name in (*PROFILE_FIELDS, "pid", "hour")]
-    ads = [
-        FieldSpec(name=name, group="candidate", kind="categorical", min_count=10) for name in ("adgroup_id", *AD_FIELDS)
-    ]
-    numbers = [
+    requests, ads = (*PROFILE_FIELDS, "pid", "hour"), ("adgroup_id", *AD_FIELDS)
+    fields = [
+        *(FieldSpec(name=name, group="request", kind="categorical") for name in requests),
+        *(FieldSpec(name=name, group="candidate", kind="categorical", min_count=10) for name in ads),
         FieldSpec(name="price", group="candidate", kind="numeric", transforms=("log1p", "standardize")),
         FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=("standardize",)),
     ]
-    behaviours = [
-        FieldSpec(name="history_cate", group="history", kind="categorical", shares="cate_id"),
-        FieldSpec(name="history_brand", group="history", kind="categorical", shares="brand"),
-        FieldSpec(name="history_btag", group="history", kind="categorical"),
-    ]
+    if history:
+        shared = {"cate": "cate_id", "brand": "brand", "btag": None}
+        fields += [
+            FieldSpec(name=f"history_{name}", group="history", kind="categorical", shares=shared[name])
+            for name in HISTORY_FIELDS
+        ]
     return FeatureSchema(
         name="taobao-ad",
         item_id="adgroup_id",
-        fields=(*requests, *ads, *numbers, *(behaviours if history else [])),
+        fields=tuple(fields),
         targets=(TargetSpec(name="click", candidate_feedback="candidate_click"),),
         upstream_score="upstream_score",
     )
@@ -239,10 +214,10 @@ def _load(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
         connection.execute(query, [str(path), {name: types.get(name, "VARCHAR") for name in header}])
     except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
         raise _unreadable(path, error) from error
-    count = _fetch_number(connection, f"SELECT count(*) FROM {table}")
+    [(count,)] = connection.sql(f"SELECT count(*) FROM {table}").fetchall()
     if not count:
         raise RerankingDataError(f"{path} has no rows", field=path.name)
-    return count
+    return int(count)
 
 
 def _unreadable(path: Path, error: duckdb.Error) -> RerankingDataError:
@@ -273,15 +248,11 @@ def _refuse(connection: duckdb.DuckDBPyConnection, path: Path, column: str, cond
         raise RerankingDataError(f"{path}, line {line}: {column} {value!r} {reason}", field=path.name)
 
 
-def _fetch_number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    return int(connection.sql(query).fetchall()[0][0])
-
-
 # The protocol: who takes part, and what the first stage knows
 
 
 def _choose_users(connection: duckdb.DuckDBPyConnection, protocol: Protocol, num_records: int) -> None:
-    """Makes the table `users`: the split of each user, empty where users are not split."""
+    """Makes the table `users` of users and their splits, empty where users are not split."""
     connection.execute('CREATE TABLE users ("user" INTEGER, split INTEGER)')
     if num_records != NUM_RECORDS:
         logger.warning("raw_sample.csv has %d rows, got %d: an excerpt", NUM_RECORDS, num_records)
@@ -295,14 +266,12 @@ def _choose_users(connection: duckdb.DuckDBPyConnection, protocol: Protocol, num
     users, split = split_librerank_users(found)
     connection.register("chosen", pa.table({"user": users, "split": split}))
     connection.execute("INSERT INTO users SELECT * FROM chosen")
-    connection.unregister("chosen")
 
 
 def split_librerank_users(users: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Splits users as LibRerank's script does its lists, one per user.
 
-    The script collects users in a set, in the order of their first record, makes the lists in the order of that set and
-    shuffles them; the order of a set of integers depends only on the order in which they came.
+    It shuffles them in the order of a set, which depends only on the order in which its integers came.
 
     Args:
         users: In the order of their first record.
@@ -341,15 +310,14 @@ def smoothed_rates(counts: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarr
     Args:
         counts: Clicks and exposures of "adgroup_id", "cate_id", "customer" and "everything", one entry per candidate.
     """
+
+    def smoothed(key: str, towards: np.ndarray) -> np.ndarray:
+        clicks, exposures = counts[key]
+        return (clicks + SMOOTHING * towards) / (exposures + SMOOTHING)
+
     clicks, exposures = counts["everything"]
     overall = (clicks + PRIOR_RATE) / (exposures + 1.0)
-    rates = {key: _smoothed(counts[key], overall) for key in ("cate_id", "customer")}
-    return _smoothed(counts["adgroup_id"], (rates["cate_id"] + rates["customer"]) / 2)
-
-
-def _smoothed(counts: tuple[np.ndarray, np.ndarray], towards: np.ndarray) -> np.ndarray:
-    clicks, exposures = counts
-    return (clicks + SMOOTHING * towards) / (exposures + SMOOTHING)
+    return smoothed("adgroup_id", (smoothed("cate_id", overall) + smoothed("customer", overall)) / 2)
 
 
 # Windows
@@ -384,13 +352,14 @@ def _ascending(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (users.astype(np.int64) << (_TIME_BITS + 2)) + np.clip(values, -(2**_TIME_BITS), 2**_TIME_BITS)
 
 
-def _choose_windows(records: dict[str, np.ndarray], slate_size: int, rng: np.random.Generator) -> _Windows:
-    """The windows of some users that become requests, in random order; users with a split of their own give one clicked
-    window each."""
+def _choose_windows(
+    records: dict[str, np.ndarray], protocol: Protocol, slate_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The windows that become requests, in random order: first row, row behind the last, and index into SPLITS."""
     start = cut_windows(records["user"], records["time_stamp"])
     stop = np.append(start[1:], len(records["user"]))
     split = np.searchsorted([VALIDATION_DAY, TEST_DAY], records["day"][start], side="right")
-    if "split" in records:
+    if protocol == "librerank":
         clicked = np.flatnonzero(np.add.reduceat(records["clk"], start) > 0)
         _, first = np.unique(records["user"][start[clicked]], return_index=True)
         start, stop = start[clicked[first]], stop[clicked[first]]
@@ -398,33 +367,31 @@ def _choose_windows(records: dict[str, np.ndarray], slate_size: int, rng: np.ran
     start = np.maximum(start, stop - MAX_CANDIDATES)
     kept = np.flatnonzero(stop - start >= slate_size)
     kept = kept[rng.permutation(len(kept))]
-    return _Windows(start=start[kept], stop=stop[kept], split=split[kept])
+    return start[kept], stop[kept], split[kept]
 
 
 # Requests
 
 
 def _tables(
-    connection: duckdb.DuckDBPyConnection, slate_size: int, history: bool, buckets: int, seed: int
+    connection: duckdb.DuckDBPyConnection, protocol: Protocol, slate_size: int, history: bool, buckets: int, seed: int
 ) -> Iterator[tuple[str, pa.Table]]:
     """The requests of each split, of one bucket of users after another; refuses data without any in a split."""
     written = dict.fromkeys(SPLITS, 0)
     for bucket in range(buckets):
         rng = np.random.default_rng([seed, bucket])
-        records, pid = _read_records(connection, bucket, buckets)
-        if not pid:
+        records, pid = _read_records(connection, protocol, bucket, buckets)
+        start, stop, splits = _choose_windows(records, protocol, slate_size, rng)
+        if not len(start):
             continue
-        windows = _choose_windows(records, slate_size, rng)
-        if not len(windows.start):
-            continue
-        first = windows.stop - 1
+        first = stop - 1  # the earliest record
         columns = _request_columns(connection, records, first) | {"pid": pid.take(pa.array(first))}
-        columns |= _candidate_columns(connection, records, windows, slate_size, rng)
+        columns |= _candidate_columns(connection, records, start, stop, slate_size, rng)
         if history:
             columns |= _histories(connection, records["user"][first], records["time_stamp"][first], bucket, buckets)
         table = pa.table(columns)
         for index, split in enumerate(SPLITS):
-            part = table.filter(pa.array(windows.split == index))
+            part = table.filter(pa.array(splits == index))
             written[split] += part.num_rows
             if part.num_rows:
                 yield split, part
@@ -433,15 +400,14 @@ def _tables(
 
 
 def _read_records(
-    connection: duckdb.DuckDBPyConnection, bucket: int, buckets: int
+    connection: duckdb.DuckDBPyConnection, protocol: Protocol, bucket: int, buckets: int
 ) -> tuple[dict[str, np.ndarray], pa.Array]:
-    """The records of a bucket of users, latest first, and their `pid`; with `split` where users have one."""
-    chosen = _fetch_number(connection, "SELECT count(*) FROM users") > 0
-    split = ", split" if chosen else ""
-    join = f'JOIN users USING ("user") WHERE split <> {_FIRST_STAGE} AND' if chosen else "WHERE"
+    """The records of a bucket of users, latest first, and their `pid`; of split users only those with requests."""
+    chosen = f"split <> {_FIRST_STAGE}" if protocol == "librerank" else "true"
     table = connection.sql(f"""
-        SELECT "user", time_stamp, adgroup_id, pid, clk, {_DAY} AS day{split} FROM raw_sample
-        {join} "user" % {buckets} = {bucket} ORDER BY "user", time_stamp DESC, raw_sample.rowid""").to_arrow_table()
+        SELECT "user", time_stamp, adgroup_id, pid, clk, {_DAY} AS day, split
+        FROM raw_sample LEFT JOIN users USING ("user") WHERE "user" % {buckets} = {bucket} AND {chosen}
+        ORDER BY "user", time_stamp DESC, raw_sample.rowid""").to_arrow_table()
     pid = table.column("pid").combine_chunks()
     return {name: table.column(name).to_numpy() for name in table.column_names if name != "pid"}, pid
 
@@ -449,13 +415,12 @@ def _read_records(
 def _request_columns(
     connection: duckdb.DuckDBPyConnection, records: dict[str, np.ndarray], first: np.ndarray
 ) -> dict[str, Any]:
-    """User, time and profile of windows, given the rows of their earliest records."""
+    """User, time and profile of windows, whose earliest records are the rows `first`."""
     users, times = records["user"][first], records["time_stamp"][first]
     connection.register("requests", pa.table({"number": np.arange(len(first)), "user": users}))
     profiles = connection.sql(f"""
         SELECT {", ".join(PROFILE_FIELDS)} FROM requests LEFT JOIN user_profile ON userid = "user"
         ORDER BY number""").to_arrow_table()
-    connection.unregister("requests")
     hour = (times + 8 * 3600) // 3600 % 24
     return {
         "user_id": users,
@@ -468,24 +433,25 @@ def _request_columns(
 def _candidate_columns(
     connection: duckdb.DuckDBPyConnection,
     records: dict[str, np.ndarray],
-    windows: _Windows,
+    start: np.ndarray,
+    stop: np.ndarray,
     slate_size: int,
     rng: np.random.Generator,
 ) -> dict[str, pa.Array]:
     """Candidates of windows in random order, with features and labels; the slate by time."""
-    offsets = np.concatenate([[0], np.cumsum(windows.stop - windows.start)])
-    owner = np.repeat(np.arange(len(windows.start)), np.diff(offsets))
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    owner = np.repeat(np.arange(len(start)), stop - start)
     place = np.arange(len(owner)) - offsets[owner]
     rank = place[np.lexsort((rng.random(len(owner)), owner))]  # of each candidate by time, the earliest is 0
-    rows = windows.stop[owner] - 1 - rank
+    rows = stop[owner] - 1 - rank
     click = records["clk"][rows].astype(np.float32)
-    slates = np.empty((len(windows.start), slate_size), dtype=np.int32)
+    slates = np.empty((len(start), slate_size), dtype=np.int32)
     feedback = np.empty(slates.shape, dtype=np.float32)
     shown = rank < slate_size
     slates[owner[shown], rank[shown]] = place[shown]
     feedback[owner[shown], rank[shown]] = click[shown]
     ads = records["adgroup_id"][rows]
-    features = _ad_features(connection, ads, records["day"][windows.stop - 1][owner])
+    features = _ad_features(connection, ads, records["day"][stop - 1][owner])
     lists = {"adgroup_id": pa.array(ads), **features, "candidate_click": pa.array(click)}
     shared = pa.array(offsets.astype(np.int32))
     return {
@@ -509,7 +475,6 @@ def _ad_features(connection: duckdb.DuckDBPyConnection, ads: np.ndarray, days: n
     table = connection.sql(f"""
         SELECT {", ".join(AD_FIELDS)}, price::FLOAT AS price, {counts}
         FROM candidates LEFT JOIN ad_feature USING (adgroup_id) {joins} ORDER BY number""").to_arrow_table()
-    connection.unregister("candidates")
     past = {
         key: (table.column(f"clicks_{key}").to_numpy(), table.column(f"exposures_{key}").to_numpy()) for key in _KEYS
     }
