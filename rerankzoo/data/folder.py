@@ -300,3 +300,13 @@ def list_array(values: np.ndarray) -> pa.Array:
         offsets = np.arange(count + 1, dtype=np.int32) * np.int32(values.shape[axis])
         column = pa.ListArray.from_arrays(pa.array(offsets), column)
     return column
+
+
+def list_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """A table of arrays (R, K, ...) as `list_array` makes its columns, 64-bit floats as 32-bit ones."""
+    return pa.table(
+        {
+            name: list_array(values.astype(np.float32) if values.dtype == np.float64 else values)
+            for name, values in columns.items()
+        }
+    )

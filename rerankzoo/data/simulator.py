@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from rerankzoo.data.folder import list_array, write_data_folder
+from rerankzoo.data.folder import list_table, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.slates import all_slates, neighbour_slates, plackett_luce_slates
@@ -78,10 +78,9 @@ class SimulatorSettings:
                 "sizes must satisfy 1 <= slate_size <= num_candidates <= retrieval_pool <= num_items, got "
                 f"{self.slate_size}, {self.num_candidates}, {self.retrieval_pool}, {self.num_items}"
             )
-        if not 0 <= self.num_complements < self.num_categories:
-            raise ValueError(
-                f"num_complements {self.num_complements} must be below num_categories {self.num_categories}"
-            )
+        complements, categories = self.num_complements, self.num_categories
+        if not 0 <= complements < categories:
+            raise ValueError(f"num_complements {complements} must be below num_categories {categories}")
         for name, value in vars(self).items():
             if name.startswith("continue_") and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be a probability, got {value}")
@@ -99,7 +98,8 @@ class SimulatorSettings:
         """
         if name not in SETTINGS:
             raise ValueError(f"unknown simulator setting {name!r}, choose from {sorted(SETTINGS)}")
-        _refuse_unknown(overrides)
+        if unknown := sorted(set(overrides) - {field.name for field in fields(cls)}):
+            raise ValueError(f"unknown simulator constants {unknown}")
         return replace(SETTINGS[name], **overrides)
 
 
@@ -115,8 +115,7 @@ SETTINGS: Mapping[str, SimulatorSettings] = MappingProxyType(
 """Named settings: the default, one with half its listwise effects, and one without any (pointwise is optimal)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Requests:
+class _Requests(NamedTuple):
     """What the user model needs of B requests with N candidates each; matrices are (B, N * N), row-major."""
 
     relevance: np.ndarray  # (B, N)
@@ -125,7 +124,7 @@ class _Requests:
     complement: np.ndarray  # [previous, next]
 
     def select(self, rows: slice | np.ndarray) -> _Requests:
-        return _Requests(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return _Requests(*(values[rows] for values in self))
 
 
 class Simulator:
@@ -168,8 +167,7 @@ class Simulator:
                 f"metadata of source {metadata.get('source')!r} holds no simulator settings; "
                 "the truth is known for simulated data only"
             )
-        _refuse_unknown(metadata["settings"])
-        return cls(SimulatorSettings(**metadata["settings"]))
+        return cls(SimulatorSettings.named("strong", **metadata["settings"]))  # the defaults
 
     @property
     def schema(self) -> FeatureSchema:
@@ -250,11 +248,9 @@ class Simulator:
         """
         requests = self._requests(user_ids, item_ids)
         slates = all_slates(requests.relevance.shape[1], slate_size)
-        utilities = np.empty((len(requests.relevance), len(slates)))
         step = max(1, _CHUNK_ELEMENTS // len(slates))
-        for start in range(0, len(utilities), step):
-            utilities[start : start + step] = self._utility(requests.select(slice(start, start + step)), slates)
-        return utilities
+        chunks = [requests.select(slice(start, start + step)) for start in range(0, max(1, len(user_ids)), step)]
+        return np.concatenate([self._utility(chunk, slates) for chunk in chunks])
 
     def pointwise_oracle(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
         """Returns the slates (B, M) that sort the candidates by their true stand-alone expected value."""
@@ -316,9 +312,7 @@ class Simulator:
 
     def _requests(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int = 1) -> _Requests:
         users = _checked(user_ids, "user_id", self.settings.num_users, ("B",))
-        items = _checked(item_ids, "item_id", self.settings.num_items, ("B", "N"))
-        if len(users) != len(items):
-            raise RerankingDataError(f"{len(users)} users but {len(items)} rows of candidates", field="item_id")
+        items = _checked(item_ids, "item_id", self.settings.num_items, (len(users), "N"))
         if not 1 <= slate_size <= items.shape[1]:
             raise ValueError(f"slate_size {slate_size} is outside 1..{items.shape[1]}, the number of candidates")
         vectors, categories = self.item_vectors[items], self.item_categories[items]
@@ -408,12 +402,7 @@ class Simulator:
             "click": clicks,
             "propensity": propensities,
         }
-        return pa.table(
-            {
-                name: list_array(values.astype(np.float32) if values.dtype.kind == "f" else values)
-                for name, values in columns.items()
-            }
-        )
+        return list_table(columns)
 
 
 def write_simulator_folder(
@@ -466,12 +455,6 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 def _gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """(B, S) of a table (B, K), by an index (B, S), or (S,) shared by all rows."""
     return np.take(table, index, axis=1) if index.ndim == 1 else np.take_along_axis(table, index, axis=1)
-
-
-def _refuse_unknown(values: Mapping[str, Any]) -> None:
-    unknown = sorted(set(values) - {field.name for field in fields(SimulatorSettings)})
-    if unknown:
-        raise ValueError(f"unknown simulator constants {unknown}")
 
 
 def _checked(values: np.ndarray, field: str, bound: int, shape: tuple[int | str, ...]) -> np.ndarray:

@@ -340,7 +340,7 @@ def test_unknown_names_are_refused() -> None:
     [
         ([0, 99], [[0, 1], [2, 3]], [[[0]], [[0]]], "user_id", r"row 1: id 99 is outside 0\.\.19"),
         ([0, 1], [[0, 1], [2, 60]], [[[0]], [[0]]], "item_id", r"row 1: id 60 is outside 0\.\.59"),
-        ([0], [[0, 1], [2, 3]], [[[0]], [[0]]], "item_id", "1 users but 2 rows"),
+        ([0], [[0, 1], [2, 3]], [[[0]], [[0]]], "item_id", r"expected integers \(1, N\), got shape \(2, 2\)"),
         ([0.5], [[0, 1]], [[[0]]], "user_id", "float64"),
         ([0, 1], [[0, 1], [2, 3]], [[[0, 1]], [[1, -100]]], "slate", r"row 1: position -100 is outside 0\.\.1"),
         ([0, 1], [[0, 1], [2, 3]], [[[0, 1]], [[1, 1]]], "slate", r"row 1: slate \[1, 1\] repeats"),

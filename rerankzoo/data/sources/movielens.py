@@ -30,7 +30,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rerankzoo.atomic_writing import make_folder, write_atomically
-from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
+from rerankzoo.data.folder import SPLITS, list_table, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
 from rerankzoo.slates import plackett_luce_slates
@@ -115,7 +115,13 @@ def convert_movielens(
     windows = _cut_windows(data.ratings)
     table = _build_table(data, windows, np.random.default_rng(seed))
     tables = {split: table.filter(pa.array(windows.split == index)) for index, split in enumerate(SPLITS)}
-    _check_rows({split: part.num_rows for split, part in tables.items()}, variant, len(data.ratings))
+    rows, num_ratings = {split: part.num_rows for split, part in tables.items()}, len(data.ratings)
+    if not all(rows.values()):
+        raise ValueError(f"{num_ratings} ratings are too few for windows in every split, got {rows}")
+    if num_ratings != NUM_RATINGS[variant]:
+        logger.warning("%s has %d ratings, got %d: an excerpt", variant, NUM_RATINGS[variant], num_ratings)
+    elif rows != EXPECTED_ROWS.get(variant, rows):
+        raise ValueError(f"{variant} must give {EXPECTED_ROWS[variant]} windows, got {rows}")
     metadata = {
         "source": variant,
         "protocol": (
@@ -124,20 +130,11 @@ def convert_movielens(
             f"quantiles; relevant = rating >= {RELEVANT_RATING}; item statistics from train ratings strictly before "
             f"the window; slates of {SLATE_SIZE} by Plackett-Luce at temperature {LOGGING_TEMPERATURE}"
         ),
-        "ratings": len(data.ratings),
+        "ratings": num_ratings,
         "seed": seed,
         "license": "GroupLens: research use with acknowledgement; do not redistribute without permission",
     }
     write_data_folder(out, tables, movielens_schema(variant, data.genres.shape[1]), metadata)
-
-
-def _check_rows(rows: dict[str, int], variant: str, num_ratings: int) -> None:
-    if not all(rows.values()):
-        raise ValueError(f"{num_ratings} ratings are too few for windows in every split, got {rows}")
-    if num_ratings != NUM_RATINGS[variant]:
-        logger.warning("%s has %d ratings, got %d: an excerpt", variant, NUM_RATINGS[variant], num_ratings)
-    elif rows != EXPECTED_ROWS.get(variant, rows):
-        raise ValueError(f"{variant} must give {EXPECTED_ROWS[variant]} windows, got {rows}")
 
 
 def movielens_schema(variant: str, num_genres: int) -> FeatureSchema:
@@ -223,9 +220,9 @@ def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.
     user_columns, affinity = _user_features(data, windows, prior_rating)
     logits = item_columns["upstream_score"] / LOGGING_TEMPERATURE
     slates, propensities = plackett_luce_slates(logits, SLATE_SIZE, rng)
-    relevant = ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING
+    relevant = (ratings["rating"].to_numpy()[rows] >= RELEVANT_RATING).astype(np.float32)
     genres = data.genres[items]
-    candidate_columns = {
+    columns = user_columns | {
         "item_id": data.items["id"].to_numpy()[items],
         "genres": genres,
         "genre_affinity": genres * affinity[:, None],
@@ -236,11 +233,7 @@ def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.
         "candidate_relevant": relevant,
         "propensity": propensities,
     }
-    lists = {
-        name: list_array(values if values.dtype.kind == "i" else values.astype(np.float32))
-        for name, values in candidate_columns.items()
-    }
-    return pa.table({**user_columns, **lists, "history_item_id": _histories(data, windows)})
+    return list_table(columns).append_column("history_item_id", _histories(data, windows))
 
 
 def _item_features(data: _Raw, windows: _Windows, items: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -265,7 +258,7 @@ def _item_features(data: _Raw, windows: _Windows, items: np.ndarray) -> tuple[np
     }
 
 
-def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> tuple[dict[str, pa.Array], np.ndarray]:
+def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Request columns, and the user's genre affinity (R, G): how far her past ratings of a genre exceed her mean."""
     ratings, start, begin = data.ratings, windows.start, windows.user_start
     stars = ratings["rating"].to_numpy(dtype=np.float64)[:, None]
@@ -277,13 +270,13 @@ def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> t
     affinity = (genre_sums - genre_counts * mean[:, None]) / (genre_counts + USER_SMOOTHING)
     users = data.users.iloc[ratings["user"].to_numpy()[start]]
     columns = {
-        "user_id": pa.array(users["id"].to_numpy()),
-        "timestamp": pa.array(ratings["timestamp"].to_numpy()[start + NUM_CANDIDATES - 1]),
-        "gender": pa.array(users["gender"].to_numpy(), pa.string()),
-        "occupation": pa.array(users["occupation"].to_numpy(), pa.string()),
-        "age": pa.array(users["age"].to_numpy(dtype=np.float32)),
-        "user_mean_rating": pa.array(mean.astype(np.float32)),
-        "history_length": pa.array(length.astype(np.float32)),
+        "user_id": users["id"].to_numpy(),
+        "timestamp": ratings["timestamp"].to_numpy()[start + NUM_CANDIDATES - 1],
+        "gender": users["gender"].to_numpy(dtype=object),
+        "occupation": users["occupation"].to_numpy(dtype=object),
+        "age": users["age"].to_numpy(dtype=np.float32),
+        "user_mean_rating": mean,
+        "history_length": length.astype(np.float32),
     }
     return columns, affinity
 

@@ -385,11 +385,12 @@ def _tables(
         if not len(start):
             continue
         first = stop - 1  # the earliest record
-        columns = _request_columns(connection, records, first) | {"pid": pid.take(pa.array(first))}
-        columns |= _candidate_columns(connection, records, start, stop, slate_size, rng)
+        table = _request_table(connection, records, pid, first)
+        columns = _candidate_columns(connection, records, start, stop, slate_size, rng)
         if history:
             columns |= _histories(connection, records["user"][first], records["time_stamp"][first], bucket, buckets)
-        table = pa.table(columns)
+        for name, values in columns.items():
+            table = table.append_column(name, values)
         for index, split in enumerate(SPLITS):
             part = table.filter(pa.array(splits == index))
             written[split] += part.num_rows
@@ -412,22 +413,16 @@ def _read_records(
     return {name: table.column(name).to_numpy() for name in table.column_names if name != "pid"}, pid
 
 
-def _request_columns(
-    connection: duckdb.DuckDBPyConnection, records: dict[str, np.ndarray], first: np.ndarray
-) -> dict[str, Any]:
-    """User, time and profile of windows, whose earliest records are the rows `first`."""
-    users, times = records["user"][first], records["time_stamp"][first]
-    connection.register("requests", pa.table({"number": np.arange(len(first)), "user": users}))
-    profiles = connection.sql(f"""
-        SELECT {", ".join(PROFILE_FIELDS)} FROM requests LEFT JOIN user_profile ON userid = "user"
-        ORDER BY number""").to_arrow_table()
-    hour = (times + 8 * 3600) // 3600 % 24
-    return {
-        "user_id": users,
-        "timestamp": times,
-        "hour": hour.astype(np.int32),
-        **{name: profiles.column(name).combine_chunks() for name in PROFILE_FIELDS},
-    }
+def _request_table(
+    connection: duckdb.DuckDBPyConnection, records: dict[str, np.ndarray], pid: pa.Array, first: np.ndarray
+) -> pa.Table:
+    """User, time, place and profile of windows, whose earliest records are the rows `first`."""
+    columns = {"user_id": records["user"][first], "timestamp": records["time_stamp"][first], "pid": pid.take(first)}
+    connection.register("requests", pa.table({"number": np.arange(len(first)), **columns}))
+    return connection.sql(f"""
+        SELECT user_id, "timestamp", (("timestamp" + 8 * 3600) // 3600 % 24)::INTEGER AS hour,
+            {", ".join(PROFILE_FIELDS)}, pid
+        FROM requests LEFT JOIN user_profile ON userid = user_id ORDER BY number""").to_arrow_table()
 
 
 def _candidate_columns(
@@ -441,23 +436,19 @@ def _candidate_columns(
     """Candidates of windows in random order, with features and labels; the slate by time."""
     offsets = np.concatenate([[0], np.cumsum(stop - start)])
     owner = np.repeat(np.arange(len(start)), stop - start)
-    place = np.arange(len(owner)) - offsets[owner]
-    rank = place[np.lexsort((rng.random(len(owner)), owner))]  # of each candidate by time, the earliest is 0
-    rows = stop[owner] - 1 - rank
-    click = records["clk"][rows].astype(np.float32)
-    slates = np.empty((len(start), slate_size), dtype=np.int32)
-    feedback = np.empty(slates.shape, dtype=np.float32)
-    shown = rank < slate_size
-    slates[owner[shown], rank[shown]] = place[shown]
-    feedback[owner[shown], rank[shown]] = click[shown]
+    order = np.lexsort((rng.random(len(owner)), owner))  # of the candidates; by time they come as in the window
+    rows = (stop[owner] - 1 - np.arange(len(owner)) + offsets[owner])[order]
+    click = records["clk"].astype(np.float32)
+    shown, first = np.arange(slate_size), offsets[:-1, None]  # by time
+    slates = (np.argsort(order)[first + shown] - first).astype(np.int32)
     ads = records["adgroup_id"][rows]
     features = _ad_features(connection, ads, records["day"][stop - 1][owner])
-    lists = {"adgroup_id": pa.array(ads), **features, "candidate_click": pa.array(click)}
+    lists = {"adgroup_id": pa.array(ads), **features, "candidate_click": pa.array(click[rows])}
     shared = pa.array(offsets.astype(np.int32))
     return {
         **{name: pa.ListArray.from_arrays(shared, values) for name, values in lists.items()},
         "slate": list_array(slates),
-        "click": list_array(feedback),
+        "click": list_array(click[stop[:, None] - 1 - shown]),
     }
 
 
