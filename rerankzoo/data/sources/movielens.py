@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rerankzoo.atomic_writing import make_folder, write_atomically
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.data.folder import SPLITS, list_table, write_data_folder
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec, Transform
@@ -306,7 +306,6 @@ def _download(variant: Variant, cache: Path) -> Path:
     with zipfile.ZipFile(content) as archive:
         if missing := [name for name in names if f"{variant}/{name}" not in archive.namelist()]:
             raise RerankingDataError(f"{URLS[variant]} lacks {missing}", field=f"{variant}.zip")
-        make_folder(folder)
         for name in names:  # by their exact names, so no path in the zip decides where a file goes
             write_atomically(folder / name, partial(Path.write_bytes, data=archive.read(f"{variant}/{name}")))
     return folder
