@@ -5,7 +5,8 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from rerankzoo import DeGReGenerator, RerankingPipeline
 from rerankzoo.cli.main import main
+from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.models.auto import AutoModelForReranking
 from tests.hub.processes import Run
 from tests.hub.server import READER, LoopbackHub
@@ -31,6 +33,19 @@ def quickstart(out: Path) -> str:
         arguments = ["--num-train", "300", "--num-mined", "64", "--max-epochs", "1", "--out", str(out)]
         assert main(["quickstart", *arguments]) == 0
     return told.getvalue().replace(str(out), "OUT").replace("\n", " ")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_splits() -> Iterator[None]:
+    """Validation and test splits of a few rows; the command has no option for them."""
+    make = SimulatorDataModule.__init__
+    defaults = [
+        parameter for parameter in signature(make).parameters.values() if parameter.default is not Parameter.empty
+    ]
+    small = {"num_validation": 64, "num_test": 64}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make, "__defaults__", tuple(small.get(each.name, each.default) for each in defaults))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +97,7 @@ import rerankzoo
 from transformers import AutoModel
 from rerankzoo import AutoModelForReranking, DeGReGenerator, RerankingFeatureExtractor, RerankingPipeline
 from rerankzoo.cli.main import main
+from rerankzoo.data.datamodule import SimulatorDataModule
 
 requests, decoding = json.load(open("requests.json")), DECODING
 found = {
