@@ -1,7 +1,8 @@
 """The space of all slates of a request: listing it, drawing from it, and walking in it.
 
 A slate holds positions into the candidates of its request, none twice, -100 pads. A request of n candidates has
-A(n, m) = n! / (n - m)! slates of m. B requests, N candidates, M positions, P listed slates.
+A(n, m) = n! / (n - m)! slates of m. B requests, N candidates, M positions, S drawn and P listed slates. Functions raise
+ValueError if `slate_size` is below 1 or exceeds the number of candidates.
 """
 
 from __future__ import annotations
@@ -22,17 +23,10 @@ MAX_SLATES = 4_000_000
 
 @lru_cache(maxsize=8)
 def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
-    """Lists every slate of a request, in lexicographic order.
-
-    Args:
-        num_candidates: n, the number of candidates.
-        slate_size: m, the number of positions; at most `num_candidates`.
-
-    Returns:
-        Read-only int64 array (P, M) with P = A(n, m).
+    """Lists every slate of a request in lexicographic order: read-only int64 (P, M), P = A(num_candidates, slate_size).
 
     Raises:
-        ValueError: If `slate_size` is below 1 or exceeds `num_candidates`, or if there are more than `MAX_SLATES`.
+        ValueError: If there are more than `MAX_SLATES`.
 
     Example:
         >>> all_slates(3, 2).tolist()
@@ -51,14 +45,9 @@ def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
 
 
 def real_slates(candidate_mask: Tensor, slates: Tensor) -> Tensor:
-    """Tells, for rows with different numbers of candidates, which slates of a common list hold real candidates only.
+    """Tells which slates (P, M) of a common list hold real candidates only: (B, P) bool, by `candidate_mask` (B, N).
 
-    Args:
-        candidate_mask: (B, N) bool, True where a candidate is real.
-        slates: (P, M) int64 without padding, usually `torch.tensor(all_slates(N, M))`.
-
-    Returns:
-        (B, P) bool, the `mask` of `rerankzoo.metrics.hit_rate_at_share` and its like.
+    It is the `mask` of `rerankzoo.metrics.hit_rate_at_share` and its like, for `torch.tensor(all_slates(N, M))`.
     """
     return candidate_mask.bool()[:, slates].all(-1)
 
@@ -70,25 +59,21 @@ def uniform_slates(
 
     Args:
         candidate_mask: (B, N) bool, True where a candidate is real.
-        slate_size: m, the number of positions; at most N.
-        num_samples: S, slates per request.
+        slate_size: M, at most N.
+        num_samples: S, slates per request, at least 1.
         generator: Source of randomness, on the device of `candidate_mask`.
 
     Returns:
-        (B, S, M) int64; in rows with fewer than m candidates a slate holds all of them and ends in -100.
-
-    Raises:
-        ValueError: If `slate_size` or `num_samples` is below 1, or `slate_size` exceeds N.
+        (B, S, M) int64; in rows with fewer than M candidates a slate holds all of them and ends in -100.
     """
     batch_size, num_candidates = candidate_mask.shape
     _check_slate_size(slate_size, num_candidates)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     # The order of independent uniform keys is a uniform permutation; its first m entries are a uniform slate.
-    keys = torch.rand(
-        (batch_size, num_samples, num_candidates), generator=generator, device=candidate_mask.device
-    ).masked_fill(~candidate_mask.bool()[:, None], -1)
-    top = keys.topk(slate_size, dim=-1)
+    shape = (batch_size, num_samples, num_candidates)
+    keys = torch.rand(shape, generator=generator, device=candidate_mask.device)
+    top = keys.masked_fill(~candidate_mask.bool()[:, None], -1).topk(slate_size, dim=-1)
     return top.indices.masked_fill(top.values < 0, PADDING)
 
 
@@ -97,10 +82,7 @@ def plackett_luce_slates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one slate per request without replacement by a Plackett-Luce policy (Gumbel top-k).
 
-    Args:
-        logits: Scores over a temperature (B, N).
-        slate_size: M, at most N.
-        rng: Source of randomness.
+    `logits` (B, N) are scores over a temperature.
 
     Returns:
         Slates (B, M) int64, and the probability (B, M) of each choice among the items left at its position.
@@ -109,8 +91,7 @@ def plackett_luce_slates(
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     propensities = np.empty(slates.shape)
     requests = np.arange(len(slates))
-    for position in range(slates.shape[1]):
-        chosen = slates[:, position]
+    for position, chosen in enumerate(slates.T):
         propensities[:, position] = weights[requests, chosen] / weights.sum(axis=1)
         weights[requests, chosen] = 0.0
     return slates, propensities
@@ -119,12 +100,9 @@ def plackett_luce_slates(
 def neighbour_slates(slates: np.ndarray, num_candidates: int) -> np.ndarray:
     """The steps of a local search: all slates that differ from a given one in one item, or in the order of two.
 
-    Args:
-        slates: (B, M) int64 without padding.
-        num_candidates: N.
-
     Returns:
-        (B, K, M); first the slate itself, so that one of all candidates and one position has a neighbour.
+        (B, P, M) for slates (B, M) without padding; first the slate itself, so that one of all candidates and one
+        position has a neighbour.
     """
     batch_size, size = slates.shape
     left = np.ones((batch_size, num_candidates), dtype=bool)

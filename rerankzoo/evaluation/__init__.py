@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rerankzoo.evaluation.evaluator_quality import evaluator_quality
+from rerankzoo.evaluation.plots import Point, write_curve
 from rerankzoo.evaluation.policies import Decoding, default_decodings
 from rerankzoo.evaluation.protocol import PENALTY_ALPHAS, evaluate, tune_penalty_alpha
 from rerankzoo.evaluation.report import print_table, write_report
@@ -34,11 +33,3 @@ __all__ = [
     "write_curve",
     "write_report",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("Point", "write_curve"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rerankzoo.evaluation import plots  # matplotlib is loaded by what draws
-
-    return getattr(plots, name)

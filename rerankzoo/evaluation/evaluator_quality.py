@@ -1,7 +1,4 @@
-"""How good an evaluator is: against held-out feedback and, on the simulator, against the truth.
-
-B requests of a batch, S slates.
-"""
+"""How good an evaluator is: against held-out feedback and, on the simulator, against the truth."""
 
 from __future__ import annotations
 
@@ -35,16 +32,16 @@ def evaluator_quality(
     num_slates: int = 400,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Measures an evaluator on held-out requests.
+    """Measures an evaluator, on its own device, on held-out requests.
 
     Args:
-        evaluator: Values whole slates, on its own device.
-        data: Held-out requests.
+        evaluator: Values whole slates.
+        data: Held-out requests, of which the first `num_requests` are used.
         extractor: The evaluator's.
         metadata: Of the data folder; a simulator's reveals the truth.
-        slate_size: M, of the slates that evaluator and truth are compared on.
-        num_requests: Use this many first requests.
-        num_slates: S, random slates per request for the comparison with the truth.
+        slate_size: Of the random slates, `num_slates` per request, on which evaluator and truth are compared.
+        num_requests: See `data`.
+        num_slates: See `slate_size`.
         seed: Of these slates.
 
     Returns:

@@ -17,28 +17,19 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rerankzoo import metrics
 from rerankzoo.batch import Batch, take
 from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.metrics import (
-    RankEstimate,
-    average_precision_at_k,
-    hit_at_k,
-    intra_list_distance,
-    ndcg_at_k,
-    recall_at_k,
-    reciprocal_rank_at_k,
-    sampled_hit_rate,
-    utility_share,
-)
+from rerankzoo.metrics import RankEstimate
 
-SHARES = {"hr@1%": 0.01, "hr@10%": 0.10}
+_SHARES = {"hr@1%": 0.01, "hr@10%": 0.10}
 _LABEL_METRICS: dict[str, Callable[..., Tensor]] = {
-    "ndcg": ndcg_at_k,
-    "map": average_precision_at_k,
-    "recall": recall_at_k,
-    "hit": hit_at_k,
-    "mrr": reciprocal_rank_at_k,
+    "ndcg": metrics.ndcg_at_k,
+    "map": metrics.average_precision_at_k,
+    "recall": metrics.recall_at_k,
+    "hit": metrics.hit_at_k,
+    "mrr": metrics.reciprocal_rank_at_k,
 }
 
 
@@ -64,9 +55,9 @@ class Catalogue:
 
     def coverage(self, slates: Tensor) -> Tensor:
         """Distinct items shown over distinct items among the candidates (K,), of slates (R, K, M)."""
-        places = self.offsets[:-1, None] + slates.transpose(0, 1).numpy()  # of padding: meaningless
-        shown = slates.transpose(0, 1).numpy() >= 0
-        counts = [len(np.unique(self.codes[row[real]])) for row, real in zip(places, shown, strict=True)]
+        positions = slates.transpose(0, 1).numpy()
+        places = self.offsets[:-1, None] + positions  # of padding: meaningless
+        counts = [len(np.unique(self.codes[row[real]])) for row, real in zip(places, positions >= 0, strict=True)]
         return torch.tensor(counts) / self.num_items
 
 
@@ -81,7 +72,7 @@ class Measurements:
     hr_requests: int = 0  # HR@p% by evaluator and judge looks at this many first requests
     num_requests: int = 0
     _columns: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    _ranks: dict[str, list[tuple[RankEstimate, bool]]] = field(default_factory=lambda: defaultdict(list))
+    _ranks: dict[str, list[RankEstimate]] = field(default_factory=lambda: defaultdict(list))
     _slates: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, slates: Tensor, seed: int) -> None:
@@ -89,10 +80,10 @@ class Measurements:
         self._slates.append(slates)
         self._add_values(batch, slates, seed)
         self._add_label_metrics(batch, slates)
-        columns = [place for name in diversity_fields(self.schema) for place in _places(self.schema, name)]
-        if columns and self.slate_size > 1:
-            vectors = batch["candidate_numeric"][..., columns].cpu()
-            self._add_column("ild", slates, lambda one, k: intra_list_distance(one, vectors, k=k))
+        spans = [(self.schema.position(name), self.schema.field(name).size) for name in diversity_fields(self.schema)]
+        if spans and self.slate_size > 1:
+            columns = [column for first, size in spans for column in range(first, first + size)]
+            self._add_column("ild", slates, metrics.intra_list_distance, batch["candidate_numeric"][..., columns].cpu())
         self.num_requests += len(slates)
 
     def _add_values(self, batch: Batch, slates: Tensor, seed: int) -> None:
@@ -115,24 +106,24 @@ class Measurements:
             return
         mask, relevance = batch["candidate_feedback_mask"].cpu(), batch["candidate_feedback"][..., target].cpu()
         usable = ((relevance > 0) & mask).any(1) & ((relevance <= 0) & mask).any(1)
-        labels = relevance[usable], mask[usable]
         for name, metric in _LABEL_METRICS.items():
-            self._add_column(name, slates[usable], lambda one, k, metric=metric: metric(one, *labels, k=k))
+            self._add_column(name, slates[usable], metric, relevance[usable], mask[usable])
 
-    def _add_column(self, name: str, slates: Tensor, metric: Callable[..., Tensor]) -> None:
-        values = [metric(one, k=self.slate_size).double() for one in slates.unbind(1)]
+    def _add_column(self, name: str, slates: Tensor, metric: Callable[..., Tensor], *known: Tensor) -> None:
+        values = [metric(one, *known, k=self.slate_size).double() for one in slates.unbind(1)]
         self._columns[f"{name}@{self.slate_size}"].append(torch.stack(values, dim=1))
 
     def per_request(self, name: str) -> Tensor:
         """A measure's values (R', K), one row per request that has one."""
         if name == "utility":
-            best = torch.cat(self._columns["true_best"])[:, None]
-            return torch.stack([utility_share(best, one) for one in self.per_request("true_value").unbind(1)], dim=1)
+            best = self.per_request("true_best")[:, None]
+            shares = [metrics.utility_share(best, one) for one in self.per_request("true_value").unbind(1)]
+            return torch.stack(shares, dim=1)
         return torch.cat(self._columns[name])
 
     def exact(self, prefix: str) -> bool:
         """Whether all slates of the requests that were ranked were valued, by the evaluator of this prefix."""
-        return all(exact for _, exact in self._ranks[prefix])
+        return all(torch.equal(rank.low, rank.high) for rank in self._ranks[prefix])
 
     def num_labelled(self) -> int:
         """Requests with a positive and a negative label."""
@@ -148,33 +139,39 @@ class Measurements:
             return "judge_value"
         return "value" if self.evaluators.evaluator is not None else None
 
-    def metrics(self) -> list[dict[str, float]]:
-        """All metrics of each of the K rows."""
-        rows: list[dict[str, float]] = [{} for _ in range(self._slates[0].shape[1])]
+    def rows(self) -> list[dict[str, float]]:
+        """All metrics of each of the K rows of the table."""
+        found: dict[str, Tensor] = {}
         if self.evaluators.truth is not None:
-            for row, utility in zip(rows, self.per_request("utility").mean(0).tolist(), strict=True):
-                row.update({"utility": utility, "regret": 1 - utility})
-        for prefix in [prefix for prefix, found in self._ranks.items() if found]:
-            self._add_hit_rates(rows, prefix)
+            found["utility"] = self.per_request("utility").mean(0)
+            found["regret"] = 1 - found["utility"]
+        for prefix in [prefix for prefix, ranks in self._ranks.items() if ranks]:
+            found.update(self._hit_rates(prefix))
         if self.evaluators.truth is not None and self.evaluators.evaluator is not None:
             excess = (self.per_request("value") - self.per_request("true_value")).mean(0)
-            _add(rows, "gap", excess / self.per_request("true_best").mean())
+            found["gap"] = excess / self.per_request("true_best").mean()
         for name, parts in self._columns.items():
             if not name.startswith("true_") and any(len(part) for part in parts):
-                _add(rows, name, torch.cat(parts).mean(0))
-        _add(rows, f"coverage@{self.slate_size}", self.catalogue.coverage(torch.cat(self._slates)))
-        return rows
+                found[name] = torch.cat(parts).mean(0)
+        found[f"coverage@{self.slate_size}"] = self.catalogue.coverage(torch.cat(self._slates))
+        return [
+            dict(zip(found, row, strict=True)) for row in zip(*(one.tolist() for one in found.values()), strict=True)
+        ]
 
-    def _add_hit_rates(self, rows: list[dict[str, float]], prefix: str) -> None:
-        estimates = [estimate for estimate, _ in self._ranks[prefix]]
-        for index, row in enumerate(rows):
-            rank = RankEstimate(*(torch.cat(parts)[:, index] for parts in zip(*estimates, strict=True)))
-            for name, share in SHARES.items():
-                rate = sampled_hit_rate(rank, share)
-                row[f"{prefix}{name}"] = rate.mean
-                # What an evaluator says of slates that it may have chosen or taught gets no interval.
-                if prefix and not self.exact(prefix):
-                    row.update({f"{prefix}{name}_low": rate.low, f"{prefix}{name}_high": rate.high})
+    def _hit_rates(self, prefix: str) -> dict[str, Tensor]:
+        shares, lows, highs = (torch.cat(parts) for parts in zip(*self._ranks[prefix], strict=True))
+        ranks = [RankEstimate(*row) for row in zip(shares.T, lows.T, highs.T, strict=True)]
+        found = {}
+        for name, share in _SHARES.items():
+            rates = [metrics.sampled_hit_rate(rank, share) for rank in ranks]
+            ends = {"": "mean"}
+            # What an evaluator says of slates that it may have chosen or taught gets no interval.
+            if prefix and not self.exact(prefix):
+                ends.update(_low="low", _high="high")
+            for suffix, end in ends.items():
+                numbers = [getattr(rate, end) for rate in rates]
+                found[f"{prefix}{name}{suffix}"] = torch.tensor(numbers, dtype=torch.float64)
+        return found
 
 
 def diversity_fields(schema: FeatureSchema) -> list[str]:
@@ -185,14 +182,3 @@ def diversity_fields(schema: FeatureSchema) -> list[str]:
     dense = [spec.name for spec in schema.select("candidate", "dense")]
     numeric = [spec.name for spec in schema.select("candidate", "numeric") if spec.name != schema.upstream_score]
     return dense or numeric
-
-
-def _places(schema: FeatureSchema, name: str) -> range:
-    """The columns of a field in `candidate_numeric`."""
-    first = schema.position(name)
-    return range(first, first + schema.field(name).size)
-
-
-def _add(rows: list[dict[str, float]], name: str, values: Tensor) -> None:
-    for row, value in zip(rows, values.tolist(), strict=True):
-        row[name] = value

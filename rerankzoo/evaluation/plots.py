@@ -1,6 +1,6 @@
 """Pictures of results: bars of one metric, and curves over a quantity that tells models apart.
 
-Figures belong to no window and need no display.
+Figures belong to no window and need no display. matplotlib is loaded when something is drawn.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.evaluation.report import heading, label, shown_as
 from rerankzoo.evaluation.results import BASELINES, ORACLE, UPSTREAM, Evaluation, Summary, aggregate
 
-CURVE_FILE = "curve.png"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TITLES = {
     "utility": "True expected utility, % of the best possible slate",
@@ -51,11 +51,8 @@ def write_curve(
     *,
     log: bool = False,
 ) -> Path:
-    """Draws metrics of several models against a quantity that tells the models apart, into `curve.png` of a folder.
-
-    Arguments and errors are those of `draw_curve`.
-    """
-    return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / CURVE_FILE)
+    """Draws metrics of several models into `curve.png` of a folder; see `draw_curve`."""
+    return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / "curve.png")
 
 
 def draw_curve(
@@ -73,9 +70,9 @@ def draw_curve(
     Raises:
         ValueError: If there are no points, or a model or metric is not there.
     """
-    first: dict[str, Summary] = {}
-    for row in summaries:
-        first.setdefault(row.model, row)
+    from matplotlib.figure import Figure
+
+    first = {row.model: row for row in reversed(summaries)}
     missing = [(point.model, name) for point in points for name in metrics
                if point.model not in first or name not in first[point.model].metrics]  # fmt: skip
     if missing or not points or not metrics:
@@ -96,14 +93,17 @@ def draw_curve(
 
 def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figure:
     """Draws a metric that at least one line has as horizontal bars, with lines at the upstream order and the oracle."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in summaries if metric in row.metrics]
     means, deviations = _bars(rows, metric)
     figure = Figure(figsize=(8.4, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     _draw_bars(axes, rows, means, deviations)
+    marks = {UPSTREAM: ("--", "upstream order"), ORACLE: (":", "pointwise oracle")}
     for row, mean in zip(rows, means, strict=True):
-        if row.key in (UPSTREAM, ORACLE):
-            style, name = ("--", "upstream order") if row.key == UPSTREAM else (":", "pointwise oracle")
+        if row.key in marks:
+            style, name = marks[row.key]
             axes.axvline(mean, color=_LINE, linestyle=style, zorder=0, label=name)
     if axes.get_legend_handles_labels()[0]:
         place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderaxespad": 0.0}

@@ -79,19 +79,16 @@ def default_decodings(
         Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
         16 beams. Of a model that has none of them: its default.
     """
-    asked: dict[str, dict[str, Any]] = {
-        "greedy": {"num_beams": 1},
-        "beam 4": {"num_beams": 4},
-        **({} if penalty_alpha is None else {"contrastive": {"penalty_alpha": penalty_alpha}}),
-        "sampling": {"do_sample": True},
-    }
-    chosen: dict[str, dict[str, Any]] = {
-        "4 beams + evaluator": {"num_beams": 4, "num_return_sequences": 4},
-        "16 samples + evaluator": {"do_sample": True, "num_return_sequences": 16},
-        "16 beams + evaluator": {"num_beams": 16, "num_return_sequences": 16},
-    }
-    decodings = [Decoding(name, asked[name]) for name in asked]
-    decodings += [Decoding(name, chosen[name], use_evaluator=True) for name in chosen if has_evaluator]
+    decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
+    if penalty_alpha is not None:
+        decodings.append(Decoding("contrastive", {"penalty_alpha": penalty_alpha}))
+    decodings.append(Decoding("sampling", {"do_sample": True}))
+    if has_evaluator:
+        decodings += [
+            Decoding("4 beams + evaluator", {"num_beams": 4, "num_return_sequences": 4}, True),
+            Decoding("16 samples + evaluator", {"do_sample": True, "num_return_sequences": 16}, True),
+            Decoding("16 beams + evaluator", {"num_beams": 16, "num_return_sequences": 16}, True),
+        ]
     config_class = SlateGenerationMixin.generation_config_class
     known = [one for one in decodings if config_class(**one.parameters).strategy in strategies]
     return known or [Decoding("default")]
@@ -144,4 +141,4 @@ def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:
 
 def _fit(slates: Tensor, slate_size: int) -> Tensor:
     """Cuts or pads slates (B, M') to (B, M)."""
-    return F.pad(slates[:, :slate_size], (0, max(0, slate_size - slates.shape[1])), value=PADDING)
+    return F.pad(slates, (0, slate_size - slates.shape[1]), value=PADDING)

@@ -1,20 +1,7 @@
 """How models are compared: on the same requests, beside the same baselines, by the same evaluators.
 
-What is measured depends on what is known of the data:
-
-- *labels of all candidates* (MovieLens): NDCG, MAP, recall, hit and MRR at the slate size, on requests that have a
-  positive and a negative label;
-- *the truth* (simulator): `utility`, the true expected utility as a share of the best slate's, `regret` = 1 - utility,
-  and `true_hr@1%`, `true_hr@10%`, the share of slates among the truly best 1 % (10 %) of all slates of their request;
-- *a judge*, an independent evaluator that chose and taught nothing: `judge_value`, its mean predicted utility, and
-  `judge_hr@1%`, `judge_hr@10%`, the hit rates by it;
-- *an evaluator*: `value`, `hr@1%`, `hr@10%`. It may have chosen the slates itself or taught the generator, so these
-  tell agreement with it, not quality, and get no confidence interval; with the truth, `gap` tells how far it deceives
-  itself: (mean predicted - mean true utility) / mean true utility of the best slates;
-- always `coverage`, the distinct items shown as a share of those among the candidates, and `ild`, the mean cosine
-  distance between the items of a slate.
-
-Every metric is a fraction (`value` is in units of utility). B requests, N candidates, M positions, K rows of the table.
+What is measured depends on what is known of the data; docs/evaluation.md defines every metric. All are fractions, but
+`value`, which is in units of utility.
 """
 
 from __future__ import annotations
@@ -61,11 +48,9 @@ def evaluate(
     hr_requests: int = 200,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Measures a model's slates under several decodings, and the baselines, on one split.
+    """Measures a model's slates under several decodings, and the baselines (see `baselines`), on one split.
 
-    The baselines are the upstream order (where the schema names a score), uniformly random slates, the logged slates
-    (where the log has one per request), and on the simulator an oracle that sorts by the true stand-alone value. The
-    same arguments give the same figures; sampling does not touch torch's global random state.
+    The same arguments give the same figures; sampling does not touch torch's global random state.
 
     Args:
         model: Has `generate`. Batches go to its device.
@@ -94,19 +79,18 @@ def evaluate(
             or judge, or one of them is on another device than the model.
         SchemaMismatchError: If model, evaluator and extractor were not made for the same schema.
     """
-    if evaluators is not None and (evaluator, judge) != (None, None):
-        raise ValueError("expected evaluators, or evaluator and judge, got both")
-    if num_requests is not None:
-        if num_requests < 1:
-            raise ValueError(f"num_requests must be at least 1, got {num_requests}")
-        data = data.select(range(min(num_requests, len(data))))
+    if num_requests is not None and num_requests < 1:
+        raise ValueError(f"num_requests must be at least 1, got {num_requests}")
     if hr_requests < 0:
         raise ValueError(f"hr_requests must not be negative, got {hr_requests}")
     if not len(data):
         raise ValueError("there are no requests to evaluate on")
+    data = data.select(range(min(num_requests or len(data), len(data))))
     schema = extractor.schema
     if evaluators is None:
         evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator, judge)
+    elif (evaluator, judge) != (None, None):
+        raise ValueError("expected evaluators, or evaluator and judge, got both")
     chooser = evaluators.evaluator.evaluator if evaluators.evaluator else None
     parts = {"model": model, "evaluator": chooser, "judge": evaluators.judge and evaluators.judge.evaluator}
     _check_parts(parts, schema)
@@ -123,11 +107,10 @@ def evaluate(
             measurements.add(batch, slates, batch_seed)
             if on_progress is not None:
                 on_progress(len(slates))
-    rows = [Row(*key, seed, values) for key, values in zip(policies, measurements.metrics(), strict=True)]
+    rows = [Row(*key, seed, values) for key, values in zip(policies, measurements.rows(), strict=True)]
     protocol = _protocol(measurements, metadata, decodings, batch_size)
     primary = measurements.primary()
-    columns = measurements.per_request(primary).unbind(1) if primary else ()
-    per_request = dict(zip(policies, columns, strict=False))
+    per_request = dict(zip(policies, measurements.per_request(primary).unbind(1), strict=True)) if primary else {}
     return Evaluation(rows, protocol, primary, per_request, measurements.catalogue.digest)
 
 
@@ -143,13 +126,10 @@ def tune_penalty_alpha(
     """Chooses the penalty of contrastive decoding by the primary metric, on the validation split.
 
     Of equally good values of the grid `alphas` the smallest wins. The other arguments are those of `evaluate`; an
-    evaluator is needed only where nothing else tells slates apart.
+    evaluator is needed only where nothing else tells slates apart (else a ValueError).
 
     Returns:
         The chosen alpha, and a JSON-able record of the choice for the protocol.
-
-    Raises:
-        ValueError: If there is no primary metric or the grid is empty, and as `evaluate`.
     """
     if not alphas:
         raise ValueError("tune_penalty_alpha needs at least one alpha")
@@ -199,12 +179,6 @@ def _evaluating(*parts: object) -> Iterator[None]:
             part.train()
 
 
-_OPTIMUM_NOTE = (
-    "; the optimum is the best known: of local searches on the truth from the best of these, of a beam search and of "
-    "the slates in the table"
-)
-
-
 def _protocol(
     measurements: Measurements, metadata: Mapping[str, Any] | None, decodings: Sequence[Decoding], batch_size: int
 ) -> dict[str, Any]:
@@ -232,7 +206,10 @@ def _protocol(
     if evaluators.truth is not None:
         protocol["truth"] = _space_note(evaluators.truth, measurements.exact("true_"))
         if not measurements.exact("true_"):
-            protocol["truth"] += _OPTIMUM_NOTE
+            protocol["truth"] += (
+                "; the optimum is the best known: of local searches on the truth from the best of these, of a beam "
+                "search and of the slates in the table"
+            )
     if evaluators.evaluator is not None and measurements.hr_requests:
         count = min(measurements.hr_requests, measurements.num_requests)
         note = _space_note(evaluators.evaluator, measurements.exact(""))

@@ -32,11 +32,6 @@ from rerankzoo.metrics import Spread
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
-
-RESULTS_FILE = "results.json"
-MARKDOWN_FILE = "results.md"
-PICTURE_FILE = "results.png"
 
 
 class Shown(NamedTuple):
@@ -61,73 +56,6 @@ _METRICS = {
 OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 
 
-class _Table:
-    """The table: its columns, and by row the text of its cells and whether they are the best of their column."""
-
-    def __init__(self, summaries: Sequence[Summary]) -> None:
-        names = {name for row in summaries for name in row.metrics if not name.endswith(("_low", "_high"))}
-        order = {name: number for number, name in enumerate(_METRICS)}
-        shown = names - _shared(summaries).keys()
-        self.columns = sorted(shown, key=lambda name: (order.get(_kind(name), len(order)), name))
-        self.rows = list(summaries)
-        columns = [self._column(name) for name in self.columns]
-        self.cells = [[column[number] for column in columns] for number in range(len(summaries))]
-
-    def _column(self, name: str) -> list[tuple[str, bool]]:
-        shown = shown_as(name)
-        means = [row.metrics[name].mean for row in self.rows if name in row.metrics and row.key != ORACLE]
-        top = f"{100 * {'min': min, 'max': max}[shown.better](means):.1f}" if shown.better and means else None
-        cells = []
-        for row in self.rows:
-            spread = row.metrics.get(name)
-            best = spread is not None and row.key != ORACLE and f"{100 * spread.mean:.1f}" == top
-            cells.append((_text(spread, shown), best))
-        return cells
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        lines = ["| model | decoding | " + " | ".join(map(heading, self.columns)) + " |"]
-        lines.append("|---|---|" + "---:|" * len(self.columns))
-        for row, cells in zip(self.rows, self.cells, strict=True):
-            marked = [f"**{text}**" if best else text for text, best in cells]
-            lines.append(f"| {row.model} | {row.decoding} | " + " | ".join(marked) + " |")
-        return "\n".join(lines) + "\n"
-
-    def fitting(self, width: int) -> int:
-        """How many columns, the first of them, fit beside the labels into a console of this width."""
-        width -= max(len(line) for label in self.labels() for line in label.splitlines())
-        for number, name in enumerate(self.columns):
-            width -= 2 + max(map(len, [*heading(name).split(), *(cells[number][0] for cells in self.cells)]))
-            if width < 0:
-                return max(1, number)
-        return len(self.columns)
-
-    def labels(self) -> list[str]:
-        """What each line is called: decodings stand indented below their model's first line."""
-        labels, previous = [], ""
-        for row in self.rows:
-            first = f"{row.model}\n" if row.model != previous else ""
-            labels.append(label(row) if row.key in BASELINES else f"{first}  {row.decoding}")
-            previous = row.model
-        return labels
-
-    def console(self, num_columns: int) -> RichTable:
-        """The first columns for a console."""
-        from rich import box
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-        table.add_column("", no_wrap=True)
-        for name in self.columns[:num_columns]:
-            table.add_column(heading(name).replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
-        for row, name, cells in zip(self.rows, self.labels(), self.cells, strict=True):
-            style = "dim" if row.key in BASELINES else ""
-            marked = [Text(text, style="bold green" if best else style) for text, best in cells[:num_columns]]
-            table.add_row(Text(name, style=style), *marked)
-        return table
-
-
 def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict[str, Path]:
     """Writes `results.json`, `results.md` and, where there is a primary metric, `results.png`.
 
@@ -141,24 +69,22 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
     Raises:
         ValueError: If the evaluations do not belong in one table.
     """
-    table, compared, protocol = _Table(aggregate(evaluations)), differences(evaluations), merged_protocol(evaluations)
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    summaries, compared, protocol = aggregate(evaluations), differences(evaluations), merged_protocol(evaluations)
     results = {
         "rows": [asdict(row) for row in unique_rows(evaluations)],
         "protocol": protocol,
         "differences": [comparison.to_dict() for comparison in compared],
     }
-    texts = {RESULTS_FILE: json.dumps(results, indent=2, allow_nan=False) + "\n"}
-    texts[MARKDOWN_FILE] = _page(table, compared, protocol)
-    for name, text in texts.items():
-        write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
-    paths = {"json": folder / RESULTS_FILE, "markdown": folder / MARKDOWN_FILE}
+    paths = {"json": Path(out_dir) / "results.json", "markdown": Path(out_dir) / "results.md"}
+    page = _page(summaries, compared, protocol)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    for name, text in {"json": json.dumps(results, indent=2, allow_nan=False) + "\n", "markdown": page}.items():
+        write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))
     if evaluations[0].primary is not None:
         from rerankzoo.evaluation.plots import draw, save
 
-        picture = draw(table.rows, evaluations[0].primary, _subtitle(protocol))
-        paths["picture"] = save(picture, folder / PICTURE_FILE)
+        picture = draw(summaries, evaluations[0].primary, _subtitle(protocol))
+        paths["picture"] = save(picture, Path(out_dir) / "results.png")
     return paths
 
 
@@ -174,12 +100,10 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     from rich.console import Console
 
     console = console or Console(highlight=False)
-    table = _Table(aggregate(evaluations))
-    fitting = table.fitting(console.width)
-    console.print(table.console(fitting))
-    hidden = ", ".join(table.columns[fitting:])
+    summaries = aggregate(evaluations)
+    hidden = ", ".join(_print_columns(summaries, console))
     missing = f"[dim]not shown, for want of width: {hidden}[/dim]" if hidden else None
-    for line in (evaluator_line(table.rows), missing, opinion_line(table.rows)):
+    for line in (evaluator_line(summaries), missing, opinion_line(summaries)):
         if line:
             console.print(line, soft_wrap=True)
     for comparison in differences(evaluations):
@@ -189,7 +113,12 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table as Markdown, with the best entry of each column in bold."""
-    return _Table(summaries).markdown()
+    columns = _columns(summaries)
+    lines = ["| model | decoding | " + " | ".join(map(heading, columns)) + " |", "|---|---|" + "---:|" * len(columns)]
+    for row, *cells in zip(summaries, *columns.values(), strict=True):
+        marked = [f"**{text}**" if best else text for text, best in cells]
+        lines.append(f"| {row.model} | {row.decoding} | " + " | ".join(marked) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def evaluator_line(summaries: Sequence[Summary]) -> str | None:
@@ -201,10 +130,8 @@ def evaluator_line(summaries: Sequence[Summary]) -> str | None:
 def opinion_line(summaries: Sequence[Summary]) -> str | None:
     """What the evaluator's figures about slates are worth, where there are any."""
     names = ", ".join(heading(name) for name in OPINIONS if any(name in row.metrics for row in summaries))
-    worth = (
-        "by the evaluator, which may have chosen slates or taught their generator: agreement, not quality, no interval"
-    )
-    return f"{names}: {worth}" if names else None
+    worth = "which may have chosen slates or taught their generator: agreement, not quality, no interval"
+    return f"{names}: by the evaluator, {worth}" if names else None
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -232,18 +159,60 @@ def label(row: Summary) -> str:
     return row.model if row.key in BASELINES and row.key != ORACLE else f"{row.model}, {row.decoding}"
 
 
+def _columns(summaries: Sequence[Summary]) -> dict[str, list[tuple[str, bool]]]:
+    """The table by column: of each row the text, and whether it is the best."""
+    names = {name for row in summaries for name in row.metrics if not name.endswith(("_low", "_high"))}
+    order = {name: number for number, name in enumerate(_METRICS)}
+    shown = names - _shared(summaries).keys()
+    ordered = sorted(shown, key=lambda name: (order.get(_kind(name), len(order)), name))
+    return {name: _column(summaries, name) for name in ordered}
+
+
+def _column(summaries: Sequence[Summary], name: str) -> list[tuple[str, bool]]:
+    shown = shown_as(name)
+    rounded = {row.key: f"{100 * row.metrics[name].mean:.1f}" for row in summaries if name in row.metrics}
+    rounded.pop(ORACLE, None)
+    top = {"min": min, "max": max}[shown.better](rounded.values(), key=float) if shown.better and rounded else None
+    return [(_text(row.metrics.get(name), shown), top is not None and rounded.get(row.key) == top) for row in summaries]
+
+
+def _print_columns(summaries: Sequence[Summary], console: Console) -> list[str]:
+    """Prints the first columns, as many as fit into the console; returns the names of the others."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns, labels = _columns(summaries), []
+    for number, row in enumerate(summaries):  # decodings stand indented below their model's first line
+        first = "" if number and row.model == summaries[number - 1].model else f"{row.model}\n"
+        labels.append(label(row) if row.key in BASELINES else f"{first}  {row.decoding}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    left = console.width - max(len(line) for text in labels for line in text.splitlines())
+    fitting = []
+    for name, cells in columns.items():
+        left -= 2 + max(map(len, [*heading(name).split(), *(text for text, _ in cells)]))
+        if left < 0 and fitting:
+            break
+        fitting.append(name)
+        table.add_column(heading(name).replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
+    for number, row in enumerate(summaries):
+        style = "dim" if row.key in BASELINES else ""
+        shown = [columns[name][number] for name in fitting]
+        marked = [Text(text, style="bold green" if best else style) for text, best in shown]
+        table.add_row(Text(labels[number], style=style), *marked)
+    console.print(table)
+    return [name for name in columns if name not in fitting]
+
+
 def _kind(metric: str) -> str:
     """A metric's name in `_METRICS`."""
     return metric if metric in _METRICS else re.sub("@.*", "@", metric)
 
 
 def _text(spread: Spread | None, shown: Shown) -> str:
-    if spread is None:
-        return ""
-    mean, *deviation = (
-        f"{shown.scale * value:.{shown.digits}f}" for value in (spread.mean, spread.sd) if value is not None
-    )
-    return " ± ".join([mean, *deviation])
+    numbers = () if spread is None else (spread.mean, spread.sd)
+    return " ± ".join(f"{shown.scale * value:.{shown.digits}f}" for value in numbers if value is not None)
 
 
 def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
@@ -252,10 +221,10 @@ def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
     return {name: spreads[0] for name, spreads in said.items() if spreads and spreads.count(spreads[0]) == len(spreads)}
 
 
-def _page(table: _Table, compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
+def _page(summaries: Sequence[Summary], compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
     parts = ["# Evaluation\n", f"{_subtitle(protocol)}. Figures in %, except value, ild and CPU seconds.\n"]
-    parts.append(table.markdown())
-    parts += [f"{line}\n" for line in (evaluator_line(table.rows), opinion_line(table.rows)) if line]
+    parts.append(markdown_table(summaries))
+    parts += [f"{line}\n" for line in (evaluator_line(summaries), opinion_line(summaries)) if line]
     if compared:
         parts += ["## Paired differences\n", "\n".join(f"- {comparison_text(one)}" for one in compared) + "\n"]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,9 +31,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class _Line:
-    """Whose slates (a model's, or "upstream", "random", "logged", "oracle"), and how they were decoded."""
-
-    model: str
+    model: str  # whose slates: a model's, or "upstream", "random", "logged", "oracle"
     decoding: str
 
     @property
@@ -72,11 +71,7 @@ class Evaluation:
         return self.rows[0].seed
 
     def row(self, model: str, decoding: str) -> Row:
-        """The row of a model and decoding.
-
-        Raises:
-            KeyError: If there is none.
-        """
+        """The row of a model and decoding; KeyError if there is none."""
         for row in self.rows:
             if row.key == (model, decoding):
                 return row
@@ -88,30 +83,23 @@ class Evaluation:
 
     def with_metrics(self, model: str, metrics: Callable[[str], Mapping[str, float]]) -> Evaluation:
         """A copy whose rows of a model say more; `metrics` tells what, by the name of the decoding."""
-        return self._with_rows(
-            lambda row: {**row.metrics, **metrics(row.decoding)} if row.model == model else row.metrics
-        )
+        added = [metrics(row.decoding) if row.model == model else {} for row in self.rows]
+        rows = [replace(row, metrics={**row.metrics, **more}) for row, more in zip(self.rows, added, strict=True)]
+        return replace(self, rows=rows)
 
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
-
-        def kept(row: Row) -> dict[str, float]:
-            said = [name for name in row.metrics if row.key in BASELINES and _is_by_evaluator(name)]
-            return {name: value for name, value in row.metrics.items() if name not in said}
-
-        return self._with_rows(kept)
-
-    def _with_rows(self, metrics: Callable[[Row], dict[str, float]]) -> Evaluation:
-        return replace(self, rows=[replace(row, metrics=metrics(row)) for row in self.rows])
+        rows = list(self.rows)
+        for index, row in enumerate(rows):
+            if row.key in BASELINES:
+                known = {name: value for name, value in row.metrics.items() if not _is_by_evaluator(name)}
+                rows[index] = replace(row, metrics=known)
+        return replace(self, rows=rows)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference a - b of the primary metric, with its 95 % interval.
-
-    There is no interval where the metric is an evaluator's opinion of slates that it may have chosen or taught: no
-    number of requests makes agreement with it certain to be quality.
-    """
+    """A paired difference a - b of the primary metric, with its 95 % interval; of one of `OPINIONS` without one."""
 
     metric: str
     a: Key
@@ -143,8 +131,7 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     """The rows of several evaluations without repeated baselines; baselines first.
 
     Raises:
-        ValueError: If two runs of a model have the same seed, or a baseline has different figures for one seed: then it
-            was measured with another evaluator or on other requests, and the rows do not belong in one table.
+        ValueError: If two runs of a model have the same seed, or a baseline has different figures for one seed.
     """
     rows: dict[tuple[str, str, int], Row] = {}
     for row in (row for evaluation in evaluations for row in evaluation.rows):
@@ -163,7 +150,7 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
 def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
     """Mean and sample standard deviation over runs, for every model and decoding, in the order of `unique_rows`.
 
-    A metric that some runs lack is averaged over those that have it. Runs of one model have different seeds.
+    A metric that some runs lack is averaged over those that have it.
 
     Raises:
         ValueError: If there is no evaluation, and as `unique_rows`.
@@ -175,13 +162,14 @@ def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
     """Mean and sample standard deviation of the rows of each model and decoding, in the order of their first rows."""
-    values: dict[Key, dict[str, list[float]]] = {}
+    values: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        metrics = values.setdefault(row.key, {})
         for name, value in row.metrics.items():
-            metrics.setdefault(name, []).append(value)
-    spreads = {key: {name: mean_and_spread(runs) for name, runs in metrics.items()} for key, metrics in values.items()}
-    return [Summary(*key, metrics) for key, metrics in spreads.items()]
+            values[row.key][name].append(value)
+    return [
+        Summary(*key, {name: mean_and_spread(runs) for name, runs in metrics.items()})
+        for key, metrics in values.items()
+    ]
 
 
 def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> Comparison:
@@ -191,14 +179,6 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
     independent; runs on other requests (of another simulated world) add theirs. The spread over training runs is not in
     the interval: `aggregate` tells it.
 
-    Args:
-        evaluations: One evaluation, or several: of several runs, or of the models that a and b are about.
-        a: Model and decoding.
-        b: Model and decoding.
-
-    Returns:
-        The difference a - b, without an interval if the primary metric is one of `OPINIONS`.
-
     Raises:
         ValueError: If there is no primary metric, if it differs between evaluations, or if a or b is not there.
     """
@@ -207,7 +187,7 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
     if len(metrics) != 1 or None in metrics:
         raise ValueError(f"evaluations must share one primary metric, got {sorted(map(str, metrics))}")
     metric = str(metrics.pop())
-    same = [[run for run in runs if run.requests == requests] for requests in {run.requests: None for run in runs}]
+    same = [[run for run in runs if run.requests == one] for one in dict.fromkeys(run.requests for run in runs)]
     first, second = (torch.cat([_mean_of_runs(group, key) for group in same]) for key in (a, b))
     if metric in OPINIONS:
         return Comparison(metric, a, b, (first - second).mean().item(), None, None, len(first))
@@ -246,10 +226,8 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
     """Whether two measurements say the same, but for what an evaluator says, which one of them may lack."""
-    both = one.keys() & other.keys()
-    return all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(
-        math.isclose(one[name], other[name], abs_tol=_NOISE) for name in both
-    )
+    close = (math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one.keys() & other.keys())
+    return all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(close)
 
 
 def _is_by_evaluator(name: str) -> bool:

@@ -37,10 +37,7 @@ class _Group(NamedTuple):
     num_candidates: int
     length: int  # of their slates
     listed: bool  # whether all their slates are valued, not a sample
-
-    def keys(self) -> list[tuple[int, int]]:
-        """What tells their spaces apart: row of the table and length of the slates."""
-        return [(index, self.length) for index in self.batch["request_index"].tolist()]
+    keys: list[tuple[int, int]]  # what tells their spaces apart: row of the data and length of the slates
 
 
 class SlateRanks(ABC):
@@ -61,7 +58,7 @@ class SlateRanks(ABC):
     def values(self, batch: Batch, slates: Tensor) -> Tensor:
         """Values (B, S) float64, on the CPU, of slates (B, S, M), -100 pads."""
 
-    def rank(self, batch: Batch, chosen: Tensor, slate_size: int, seed: int) -> tuple[RankEstimate, bool]:
+    def rank(self, batch: Batch, chosen: Tensor, slate_size: int, seed: int) -> RankEstimate:
         """Ranks chosen slates among all slates of their request.
 
         Args:
@@ -71,18 +68,20 @@ class SlateRanks(ABC):
             seed: Of the sampling, where there is any.
 
         Returns:
-            Share of all slates that are strictly better, with an interval, each (B, K) float64, and whether all slates
-            of all requests were valued: the interval then has no width.
+            Share of all slates that are strictly better, each (B, K) float64. The interval has no width where all
+            slates of the request were valued, and only there.
         """
-        generator, exact = torch.Generator().manual_seed(seed), True
+        generator = torch.Generator().manual_seed(seed)
         ranks = torch.zeros(3, *chosen.shape, dtype=torch.float64)
         for group in self._groups(batch, slate_size):
-            exact &= group.listed
             values = self._space(group, generator)
-            for column in range(chosen.shape[1]):
-                estimate = self._estimate(values, chosen[group.rows, column], group)
-                ranks[:, group.rows, column] = torch.stack(estimate)
-        return RankEstimate(*ranks), exact
+            for column, one in enumerate(chosen[group.rows].unbind(1)):
+                if group.listed:
+                    estimate = count_better(values, one, tolerance=self.tolerance).double() / values.shape[1]
+                else:
+                    estimate = torch.stack(estimate_rank(values, one, tolerance=self.tolerance))
+                ranks[:, group.rows, column] = estimate
+        return RankEstimate(*ranks)
 
     def _groups(self, batch: Batch, slate_size: int) -> Iterator[_Group]:
         sizes = batch["candidate_mask"].sum(1).cpu()
@@ -92,34 +91,26 @@ class SlateRanks(ABC):
             num_slates = math.perm(size, length) if listed else self.num_samples
             for rows in (sizes == size).nonzero()[:, 0].split(max(1, _CHUNK_VALUES // num_slates)):
                 part = take(batch, rows.to(batch["candidate_mask"].device))
-                yield _Group(rows, part, size, length, listed)
+                keys = [(index, length) for index in part["request_index"].tolist()]
+                yield _Group(rows, part, size, length, listed, keys)
 
     def _space(self, group: _Group, generator: torch.Generator) -> Tensor:
         """Values (B, P) of all slates of a group's requests, or of a sample, found once."""
-        keys = group.keys()
-        if not all(key in self._spaces for key in keys):
-            values = self._explore(group, generator)
-            self._spaces.update({key: row.clone() for key, row in zip(keys, values, strict=True)})
-        return torch.stack([self._spaces[key] for key in keys])
+        if not self._spaces.keys() >= set(group.keys):
+            mask = group.batch["candidate_mask"].cpu()
+            if group.listed:
+                # Real candidates first, in order; they need not be a prefix of the padded ones.
+                order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : group.num_candidates]
+                slates = order[:, torch.tensor(all_slates(group.num_candidates, group.length))]
+            else:
+                slates = uniform_slates(mask, group.length, self.num_samples, generator)
+            for key, row in zip(group.keys, self._explore(group, slates), strict=True):
+                self._spaces[key] = row.clone()
+        return torch.stack([self._spaces[key] for key in group.keys])
 
-    def _explore(self, group: _Group, generator: torch.Generator) -> Tensor:
-        return self.values(group.batch, self._slates(group, generator))
-
-    def _slates(self, group: _Group, generator: torch.Generator) -> Tensor:
-        """All slates (B, P, M) of a group's requests, or a sample."""
-        mask = group.batch["candidate_mask"].cpu()
-        if not group.listed:
-            return uniform_slates(mask, group.length, self.num_samples, generator)
-        # Real candidates first, in order; they need not be a prefix of the padded ones.
-        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : group.num_candidates]
-        return order[:, torch.tensor(all_slates(group.num_candidates, group.length))]
-
-    def _estimate(self, values: Tensor, chosen: Tensor, group: _Group) -> RankEstimate:
-        """Ranks (B,) of one chosen slate per request."""
-        if not group.listed:
-            return estimate_rank(values, chosen, tolerance=self.tolerance)
-        share = count_better(values, chosen, tolerance=self.tolerance).double() / values.shape[1]
-        return RankEstimate(share, share, share)
+    def _explore(self, group: _Group, slates: Tensor) -> Tensor:
+        """Values (B, P) of the slates (B, P, M) that are the space of a group's requests."""
+        return self.values(group.batch, slates)
 
 
 class EvaluatorRanks(SlateRanks):
@@ -173,12 +164,13 @@ class SimulatorTruth(SlateRanks):
         """
         best = torch.zeros(len(chosen), dtype=torch.float64)
         for group in self._groups(batch, slate_size):
-            keys = group.keys()
             if not group.listed:
                 rows = group.rows
                 improved = self._improved(group, slates.cpu()[rows, chosen[rows].argmax(1), : group.length])
-                self._best.update({key: max(self._best[key], one) for key, one in zip(keys, improved, strict=True)})
-            best[group.rows] = torch.stack([self._best[key] for key in keys])
+                self._best.update(
+                    {key: max(self._best[key], one) for key, one in zip(group.keys, improved, strict=True)}
+                )
+            best[group.rows] = torch.stack([self._best[key] for key in group.keys])
         return best
 
     def pointwise(self, batch: Batch, slate_size: int) -> Tensor:
@@ -187,21 +179,20 @@ class SimulatorTruth(SlateRanks):
         oracle = torch.from_numpy(self.simulator.pointwise_oracle(*self._ids(batch), length))
         return F.pad(oracle, (0, slate_size - length), value=PADDING)
 
-    def _explore(self, group: _Group, generator: torch.Generator) -> Tensor:
-        slates = self._slates(group, generator)
+    def _explore(self, group: _Group, slates: Tensor) -> Tensor:
         values = self.values(group.batch, slates)
         best = values.amax(1)
         if not group.listed:
             drawn = slates[torch.arange(len(slates)), values.argmax(1)]
             searched = self.simulator.beam(*self._ids(group.batch), group.length, num_beams=_TRUTH_BEAMS)
             best = torch.maximum(self._improved(group, drawn), self._improved(group, torch.from_numpy(searched)))
-        self._best.update({key: one.clone() for key, one in zip(group.keys(), best, strict=True)})
+        self._best.update({key: one.clone() for key, one in zip(group.keys, best, strict=True)})
         return values
 
     def _improved(self, group: _Group, slates: Tensor) -> Tensor:
         """Values (B,) of the local optima that are reached from slates (B, M)."""
-        found = self.simulator.local_search(*self._ids(group.batch), slates.numpy())
-        return self.values(group.batch, torch.from_numpy(found)[:, None])[:, 0]
+        optima = self.simulator.local_search(*self._ids(group.batch), slates.numpy())
+        return self.values(group.batch, torch.from_numpy(optima)[:, None])[:, 0]
 
     def _ids(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         index = batch["request_index"].cpu().numpy()

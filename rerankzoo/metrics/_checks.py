@@ -1,4 +1,4 @@
-"""Input checks that the metrics share; every message names the argument, the row and the offending value."""
+"""Input checks that the metrics share: ValueErrors that name the argument, the row and the offending value."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from rerankzoo.batch import PADDING
 
 
 def check_option(name: str, value: str, choices: Any) -> None:
-    """Raises ValueError unless `value` is one of the named `choices` (a Literal type) of option `name`."""
+    """The value of option `name` must be one of `choices`, a Literal type."""
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises ValueError unless `value` is at least 1."""
+    """The value must be at least 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raises ValueError unless 0 < `value` < 1."""
+    """The value must be strictly between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], of: str) -> None:
-    """Raises ValueError unless `tensor` has the `expected` shape, which is that of argument `of`."""
+    """The tensor must have the `expected` shape, which is that of argument `of`."""
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)} as {of}")
 
 
 def check_rows(name: str, bad: Tensor, values: Tensor, problem: str) -> None:
-    """Raises ValueError for the first True of `bad` (B, ...): its place, its entry in `values`, and the problem."""
+    """No entry may be bad: the first True of `bad` (B, ...) is told with its place, its entry in `values`, and why."""
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())
         where = f"row {place[0]}" + (f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else "")
@@ -43,7 +43,7 @@ def check_rows(name: str, bad: Tensor, values: Tensor, problem: str) -> None:
 
 
 def check_slates(slates: Tensor, num_candidates: int) -> None:
-    """Raises ValueError unless `slates` (B, M) holds distinct positions below `num_candidates`, or -100."""
+    """Slates must be (B, M), of distinct positions below `num_candidates`, or -100."""
     if slates.dim() != 2 or slates.is_floating_point():
         raise ValueError(f"slates must be integers (B, M), got {slates.dtype} of shape {tuple(slates.shape)}")
     outside = (slates != PADDING) & ((slates < 0) | (slates >= num_candidates))
@@ -53,6 +53,14 @@ def check_slates(slates: Tensor, num_candidates: int) -> None:
     if repeated.any():
         row, column = repeated.nonzero()[0].tolist()
         raise ValueError(f"slates, row {row}: candidate {ordered[row, column].item()} appears twice")
+
+
+def checked_mask(mask: Tensor | None, values: Tensor, of: str) -> Tensor:
+    """The mask as bool, by default all True, which must have the shape of `values`, those of argument `of`."""
+    if mask is None:
+        return torch.ones_like(values, dtype=torch.bool)
+    check_shape("mask", mask, tuple(values.shape), of)
+    return mask.bool()
 
 
 def as_float(values: Tensor) -> Tensor:

@@ -13,13 +13,12 @@ them once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rerankzoo.metrics._checks import as_float, check_fraction, check_option, check_rows, check_shape
+from rerankzoo.metrics._checks import as_float, check_fraction, check_option, check_rows, check_shape, checked_mask
 
 GroupWeights = Literal["uniform", "impressions", "positives"]
 
@@ -37,10 +36,8 @@ def auc(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
 
     *Pooled*: pairs run across requests (PIER's code, RecBole). The mean over batches of a per-batch AUC (GoalRank's
     evaluator training) depends on the batch size and is not offered; for an AUC within requests see `gauc`. Computed
-    from ranks in whole numbers, hence exact up to the last division.
-
-    Returns:
-        Scalar in [0, 1]; 0.5, the value of an uninformative score, if there are not both classes.
+    from ranks in whole numbers, hence exact up to the last division. Returns a scalar in [0, 1]; 0.5, the value of an
+    uninformative score, if there are not both classes.
     """
     pooled = grouped_auc(predictions, labels, torch.zeros_like(predictions, dtype=torch.int64), mask)
     return pooled.auc[0] if pooled.auc.numel() else pooled.auc.new_tensor(0.5)
@@ -49,7 +46,7 @@ def auc(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
 def grouped_auc(predictions: Tensor, labels: Tensor, groups: Tensor, mask: Tensor | None = None) -> GroupedAUC:
     """AUC within every group that has both classes; `groups` (...) int64 is the group of every entry."""
     check_shape("groups", groups, tuple(predictions.shape), "predictions")
-    scores, targets, kept = _select(predictions, labels, mask, lambda y: (y != 0) & (y != 1), "is neither 0 nor 1")
+    scores, targets, kept = _select(predictions, labels, mask, (labels != 0) & (labels != 1), "is neither 0 nor 1")
     group = torch.unique(groups[kept], return_inverse=True)[1]
     positive = targets.long()
     num_groups = int(group.max()) + 1 if group.numel() else 0
@@ -77,10 +74,8 @@ def gauc(
 
     `groups` (...) int64 is the group of every entry, for example the user; by default a row (request) is a group, and
     vectors have none. By `weights` a group counts `"uniform"`: once (YOLOR's mean AUC in the list); `"impressions"`: by
-    its entries (DIN); `"positives"`: by its positives (RecBole, with users as groups).
-
-    Returns:
-        Scalar in [0, 1]; 0.5, the value of an uninformative score, if no group has both classes.
+    its entries (DIN); `"positives"`: by its positives (RecBole, with users as groups). Returns a scalar in [0, 1]; 0.5,
+    the value of an uninformative score, if no group has both classes.
     """
     check_option("weights", weights, GroupWeights)
     result = grouped_auc(predictions, labels, _row_numbers(predictions) if groups is None else groups, mask)
@@ -97,10 +92,7 @@ def log_loss(predictions: Tensor, labels: Tensor, mask: Tensor | None = None, *,
 
     p is a probability of its own entry. LibRerank feeds a softmax over the list instead, so its log-loss is no click
     log-loss and not comparable. Probabilities of both outcomes are raised to at least `eps`, strictly between 0 and 1,
-    which bounds an entry's loss by -log(eps).
-
-    Returns:
-        Scalar >= 0; 0 if there are no entries.
+    which bounds an entry's loss by -log(eps). Returns a scalar >= 0; 0 if there are no entries.
     """
     check_fraction("eps", eps)
     probability, target = _probabilities(predictions, labels, mask)
@@ -112,8 +104,7 @@ def log_loss(predictions: Tensor, labels: Tensor, mask: Tensor | None = None, *,
 def calibration(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean prediction / mean label: 1 is calibrated, above 1 predicts too much ("predicted over observed CTR").
 
-    Returns:
-        Scalar >= 0. Where nothing is observed: infinity, or 1 if nothing is predicted either.
+    Returns a scalar >= 0. Where nothing is observed: infinity, or 1 if nothing is predicted either.
     """
     probability, target = _probabilities(predictions, labels, mask)
     predicted, observed = probability.sum(), target.sum()
@@ -128,22 +119,20 @@ def _row_numbers(values: Tensor) -> Tensor:
 
 
 def _select(
-    predictions: Tensor, labels: Tensor, mask: Tensor | None, is_bad: Callable[[Tensor], Tensor], problem: str
+    predictions: Tensor, labels: Tensor, mask: Tensor | None, bad_labels: Tensor, problem: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the predictions and labels that count, each (E,), and the mask; `is_bad` tells which labels are."""
+    """Returns the predictions and labels that count, each (E,), and the mask."""
     check_shape("labels", labels, tuple(predictions.shape), "predictions")
-    if mask is not None:
-        check_shape("mask", mask, tuple(predictions.shape), "predictions")
-    kept = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
+    kept = checked_mask(mask, predictions, "predictions")
     scores = as_float(predictions.detach())
     check_rows("predictions", kept & ~scores.isfinite(), scores, "is not finite")
-    check_rows("labels", kept & is_bad(labels), labels, problem)
+    check_rows("labels", kept & bad_labels, labels, problem)
     return scores[kept], labels[kept], kept
 
 
 def _probabilities(predictions: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     outside = "is outside [0, 1]"
-    probability, target, kept = _select(predictions, labels, mask, _outside_unit, outside)
+    probability, target, kept = _select(predictions, labels, mask, _outside_unit(labels), outside)
     check_rows("predictions", kept & _outside_unit(predictions), predictions, outside)
     return probability, target.to(probability.dtype)
 

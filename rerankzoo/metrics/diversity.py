@@ -25,19 +25,16 @@ _LARGE, _SMALL = 1e15, 1e-10
 def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
     """ILD@k: mean cosine distance, 1 - cos, over all pairs of the top k items (Zhang and Hurley, 2008).
 
-    `vectors` (B, N, D) are the candidates'; a zero vector has distance 1 from every other.
-
-    Returns:
-        (B,) values in [0, 2]; 0 for a slate without a pair.
+    `vectors` (B, N, D) are the candidates'; a zero vector has distance 1 from every other. Returns (B,) values in
+    [0, 2]; 0 for a slate without a pair.
     """
     top, shown = _top(slates, vectors, k, dim=3)
     shown = as_float(shown)
     check_rows("vectors", ~shown.isfinite(), shown, "is not finite")
     if shown.size(2):
         largest = shown.abs().amax(2, keepdim=True)
-        shown = torch.where(
-            (largest > _LARGE) | (largest < _SMALL), shown / largest.masked_fill(largest == 0, 1), shown
-        )
+        extreme = (largest > _LARGE) | ((largest < _SMALL) & (largest > 0))
+        shown = shown / torch.where(extreme, largest, 1)
     unit = F.normalize(shown, dim=-1)
     return _mean_over_pairs(1 - unit @ unit.transpose(1, 2), top != PADDING)
 
@@ -45,10 +42,7 @@ def intra_list_distance(slates: Tensor, vectors: Tensor, *, k: int) -> Tensor:
 def ilad(slates: Tensor, categories: Tensor, *, k: int) -> Tensor:
     """ILAD@k: share of the pairs of the top k items that differ in category (as in the code of CMR).
 
-    `categories` (B, N) int64 are the candidates'.
-
-    Returns:
-        (B,) values in [0, 1]; 0 for a slate without a pair.
+    `categories` (B, N) int64 are the candidates'. Returns (B,) values in [0, 1]; 0 for a slate without a pair.
     """
     top, shown = _top(slates, categories, k, dim=2)
     return _mean_over_pairs((shown[:, :, None] != shown[:, None, :]).float(), top != PADDING)
@@ -63,9 +57,8 @@ def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> T
     top, shown = _top(slates, items, k, dim=2)
     real = top != PADDING
     check_rows("items", real & ((shown < 0) | (shown >= num_items)), shown, f"is outside a catalogue of {num_items}")
-    return (
-        torch.zeros(num_items, dtype=torch.uint8, device=items.device).index_fill_(0, shown[real], 1).sum() / num_items
-    )
+    displayed = torch.zeros(num_items, dtype=torch.uint8, device=items.device).index_fill_(0, shown[real], 1)
+    return displayed.sum() / num_items
 
 
 def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> Tensor:
@@ -74,10 +67,7 @@ def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> 
     CONGRATS reports it for slates without saying over what it pools, so both readings are here: `pool` is `"all"`: the
     pairs of all requests are one collection; or `"request"`: the mean over requests of each one's own share, which is 1
     for ids, as no item repeats within a slate, and informative for categories. `items` (B, N) int64 are the candidates'
-    ids or categories.
-
-    Returns:
-        Scalar in [0, 1]; 0 if there is no pair.
+    ids or categories. Returns a scalar in [0, 1]; 0 if there is no pair.
     """
     check_option("pool", pool, Pool)
     top, shown = _top(slates, items, k, dim=2)

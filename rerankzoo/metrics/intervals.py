@@ -1,7 +1,8 @@
 """Uncertainty of reported numbers: bootstrap over requests, Wilson intervals of shares, spread over seeds.
 
 Bootstraps draw the requests `num_resamples` times anew, with replacement; the same `seed` gives the same interval, and
-`confidence`, strictly between 0 and 1, is its coverage. Values are one finite number per request.
+`confidence`, strictly between 0 and 1, is its coverage. Values are one finite number per request, at least one; all
+functions raise ValueError on others, and on an option out of its range.
 """
 
 from __future__ import annotations
@@ -23,10 +24,7 @@ _LARGE = 1e250
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over requests with its confidence interval.
-
-    Of a paired difference of two methods: claim it only where 0 lies outside [low, high].
-    """
+    """A mean over requests with its interval; claim a paired difference only where 0 lies outside [low, high]."""
 
     mean: float
     low: float
@@ -44,11 +42,7 @@ class Spread:
 
 
 def bootstrap_mean(values: Tensor, num_resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13) of values (B,).
-
-    Raises:
-        ValueError: If `values` is not a non-empty vector of finite numbers, or on an option out of its range.
-    """
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13) of values (B,)."""
     return _bootstrap(_vector("values", values), num_resamples, confidence, seed)
 
 
@@ -59,9 +53,6 @@ def paired_bootstrap(
 
     Resampling requests, not the two methods separately, removes the spread between easy and hard requests. a and b are
     (B,), in the same order.
-
-    Raises:
-        ValueError: If `a` and `b` differ in length, and as `bootstrap_mean`.
     """
     first, second = _vector("a", a), _vector("b", b)
     if first.numel() != second.numel():
@@ -73,11 +64,7 @@ def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float =
     """Score interval of a binomial share (Wilson, 1927), which stays inside [0, 1] and has width at 0 successes.
 
     Returns:
-        Lower and upper ends, each (...) float64, on the CPU.
-
-    Raises:
-        ValueError: If a number of trials is below 1, successes (...) are negative or exceed the trials, or `confidence`
-            is not strictly between 0 and 1.
+        Lower and upper ends, each (...) float64, on the CPU, for successes (...) of at least one trial each.
     """
     check_fraction("confidence", confidence)
     count = successes.cpu().double()  # some accelerators have no float64
@@ -95,11 +82,7 @@ def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float =
 
 
 def mean_and_spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over repeated runs, one value per seed.
-
-    Raises:
-        ValueError: If there is no run.
-    """
+    """Mean and sample standard deviation over repeated runs, one value per seed."""
     if not values:
         raise ValueError("mean_and_spread needs at least one value")
     spread = statistics.stdev(values) if len(values) > 1 else None
@@ -122,11 +105,9 @@ def _bootstrap(values: Tensor, num_resamples: int, confidence: float, seed: int)
     largest = values.abs().max().item()
     unit = largest if largest > _LARGE else 1.0
     values = values / unit
-    chunk = max(1, _CHUNK_ENTRIES // size)
     means = torch.empty(num_resamples, dtype=torch.float64)
-    for start in range(0, num_resamples, chunk):
-        count = min(chunk, num_resamples - start)
-        means[start : start + count] = values[torch.randint(size, (count, size), generator=generator)].mean(1)
+    for part in means.split(max(1, _CHUNK_ENTRIES // size)):
+        part.copy_(values[torch.randint(size, (len(part), size), generator=generator)].mean(1))
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(values.mean().item() * unit, low * unit, high * unit, size)

@@ -11,10 +11,7 @@ All functions share these arguments:
   filler) or `"skip"` (ReChorus removes such lists: the result has one entry per request that is left, in order).
 
 They return (B,) values in [0, 1], and raise ValueError on an unknown option, k < 1, wrong shapes, positions out of
-range or repeated, and a known label that is negative or not finite.
-
-Published numbers differ in definitions more often than in models, so every choice that papers disagree on is a named
-option.
+range or repeated, and a known label that is negative or not finite. What papers disagree on is a named option.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING
-from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_shape, check_slates
+from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_slates, checked_mask
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "slate"]
@@ -50,14 +47,10 @@ def ndcg_at_k(
 ) -> Tensor:
     """Normalised discounted cumulative gain, with discount 1 / log2(1 + rank) (Järvelin and Kekäläinen, 2002).
 
-    Arguments: see the module, and
-
-    - `gain`: `"linear"`: y (ReChorus, RecBole); `"exponential"`: 2^y - 1 (LibRerank, CMR, MIR, allRank). Equal for
-      binary labels;
-    - `ideal`: the best order is taken over `"candidates"`: all labelled candidates, cut at k (LibRerank, ReChorus;
-      RecBole's min(#positives, k) ones are the same for binary labels), or over the `"slate"`: its own items only, so
-      that choosing bad items costs nothing (allRank, whose list is the slate). A request is then `empty` if the slate
-      has no positives.
+    `gain` is `"linear"`: y (ReChorus, RecBole); or `"exponential"`: 2^y - 1 (LibRerank, CMR, MIR, allRank); equal for
+    binary labels. The `ideal` order is taken over `"candidates"`: all labelled ones, cut at k (LibRerank, ReChorus;
+    RecBole's min(#positives, k) ones are the same for binary labels); or over the `"slate"`: its own items only, so
+    that choosing bad items costs nothing (allRank); a request is then `empty` if the slate has no positives.
 
     Example:
         >>> ndcg_at_k(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]), k=2)
@@ -72,7 +65,7 @@ def ndcg_at_k(
     largest = reference.amax(1, keepdim=True)
     best = _gains(reference, largest, gain).sort(dim=1, descending=True).values
     ideal_gain = _discounted_sum(best[:, :k])
-    values = _discounted_sum(_gains(displayed, largest, gain)[:, :k]) / _one_where_zero(ideal_gain)
+    values = _discounted_sum(_gains(displayed, largest, gain)[:, :k]) / ideal_gain.masked_fill(ideal_gain == 0, 1)
     return _settle_empty(values, ideal_gain == 0, empty)
 
 
@@ -87,16 +80,16 @@ def average_precision_at_k(
 ) -> Tensor:
     """Average precision: the sum of precision@i over the positives at ranks i <= k, divided by a denominator.
 
-    A request with positives of which none is in the top k has value 0 under every denominator. Arguments: see the
-    module, and `denominator`: `"truncated"`: min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives in
-    the top k (LibRerank, CMR, MIR), which is blind to missed positives and not comparable with the others; `"all"`: all
-    positives (scikit-learn, as used in sentence-transformers), which cannot reach 1 with more than k positives.
+    A request with positives of which none is in the top k has value 0 under every `denominator`: `"truncated"`:
+    min(#positives, k) (ReChorus, RecBole); `"retrieved"`: the positives in the top k (LibRerank, CMR, MIR), which is
+    blind to missed positives and not comparable with the others; `"all"`: all positives (scikit-learn, as used in
+    sentence-transformers), which cannot reach 1 with more than k positives.
     """
     check_option("denominator", denominator, PrecisionDenominator)
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     precision_sum = (hits * hits.cumsum(1) / _ranks(hits)).sum(1)
     divisors = {"truncated": positives.clamp(max=k), "retrieved": hits.sum(1), "all": positives}
-    return _settle_empty(precision_sum / _one_where_zero(divisors[denominator]), positives == 0, empty)
+    return _settle_empty(precision_sum / divisors[denominator].clamp(min=1), positives == 0, empty)
 
 
 def recall_at_k(
@@ -111,13 +104,13 @@ def recall_at_k(
     """Share of a request's positives that are in the top k.
 
     The Recall@6/@10 of NAR4Rec and CONGRATS on Kuaishou takes "was exposed in the logged slate" as the label: it
-    measures imitation of the log. That is a matter of `relevance`, not of this function. Arguments: see the module, and
-    `denominator`: `"all"`: all positives (RecBole); `"truncated"`: min(#positives, k), so that 1 is always reachable.
+    measures imitation of the log. That is a matter of `relevance`, not of this function. The `denominator` is `"all"`:
+    all positives (RecBole); or `"truncated"`: min(#positives, k), so that 1 is always reachable.
     """
     check_option("denominator", denominator, RecallDenominator)
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     divisor = positives if denominator == "all" else positives.clamp(max=k)
-    return _settle_empty(hits.sum(1) / _one_where_zero(divisor), positives == 0, empty)
+    return _settle_empty(hits.sum(1) / divisor.clamp(min=1), positives == 0, empty)
 
 
 def precision_at_k(
@@ -126,14 +119,14 @@ def precision_at_k(
     """Share of the top k that is positive; always divided by k, also where the slate is shorter (RecBole).
 
     With k = M this is the overlap ratio that GoalRank and DNR seem to print as "H@6" or "Ratio@L" (their evaluator is
-    not published). Arguments: see the module.
+    not published).
     """
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     return _settle_empty(hits.sum(1) / k, positives == 0, empty)
 
 
 def hit_at_k(slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k: int, empty: Empty = "zero") -> Tensor:
-    """1 where at least one positive is in the top k, else 0 (HR@k of ReChorus and RecBole). Arguments: see the module.
+    """1 where at least one positive is in the top k, else 0 (HR@k of ReChorus and RecBole).
 
     Not to be confused with HR@p%, the hit rate over all permutations, which is `hit_rate_at_share`.
     """
@@ -144,7 +137,7 @@ def hit_at_k(slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k
 def reciprocal_rank_at_k(
     slates: Tensor, relevance: Tensor, mask: Tensor | None = None, *, k: int, empty: Empty = "zero"
 ) -> Tensor:
-    """1 / rank of the first positive, 0 where none is in the top k. Arguments: see the module."""
+    """1 / rank of the first positive, 0 where none is in the top k."""
     hits, positives = _hits_and_positives(slates, relevance, mask, k, empty)
     return _settle_empty((hits / _ranks(hits)).amax(1), positives == 0, empty)
 
@@ -164,10 +157,7 @@ def _displayed_and_labels(
     check_slates(slates, num_candidates)
     if slates.size(0) != relevance.size(0):
         raise ValueError(f"slates have {slates.size(0)} rows, relevance has {relevance.size(0)}")
-    labels = as_float(relevance)
-    if mask is not None:
-        check_shape("mask", mask, tuple(relevance.shape), "relevance")
-        labels = labels.masked_fill(~mask.bool(), 0)
+    labels = as_float(relevance).masked_fill(~checked_mask(mask, relevance, "relevance"), 0)
     check_rows("relevance", ~labels.isfinite() | (labels < 0), labels, "is negative or not finite")
     labels, slates = F.pad(labels, (0, 1)), F.pad(slates, (0, 1), value=PADDING)
     return labels.gather(1, slates.masked_fill(slates == PADDING, num_candidates).long()), labels
@@ -196,10 +186,6 @@ def _discounted_sum(gains: Tensor) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     """1, 2... of the columns of (B, K)."""
     return torch.arange(1, values.size(1) + 1, device=values.device, dtype=values.dtype)
-
-
-def _one_where_zero(denominator: Tensor) -> Tensor:
-    return denominator.masked_fill(denominator == 0, 1)
 
 
 def _settle_empty(values: Tensor, is_empty: Tensor, empty: Empty) -> Tensor:

@@ -27,7 +27,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rerankzoo.metrics._checks import as_float, check_fraction, check_option, check_positive, check_rows, check_shape
+from rerankzoo.metrics._checks import (
+    as_float,
+    check_fraction,
+    check_option,
+    check_positive,
+    check_rows,
+    check_shape,
+    checked_mask,
+)
 from rerankzoo.metrics.intervals import Estimate, wilson_interval
 
 Rounding = Literal["ceil", "floor"]
@@ -77,8 +85,12 @@ def hit_rate_at_share(
     check_fraction("share", share)
     check_option("rounding", rounding, Rounding)
     better = count_better(values, chosen, mask, tolerance)
-    sizes = torch.full_like(better, values.size(1)) if mask is None else mask.bool().sum(1)
-    return (better < _num_admitted(share, sizes, rounding)).to(as_float(values).dtype)
+    sizes = checked_mask(mask, values, "values").sum(1)
+    # On the CPU in float64, as some accelerators have no float64: an error of one slate is an error in the metric. A
+    # product such as 0.07 * 100 = 7.000000000000001 means 7.
+    product = (share * sizes.cpu().double()).round(decimals=6)
+    admitted = (product.ceil() if rounding == "ceil" else product.floor()).clamp(min=1)
+    return (better < admitted.long().to(better.device)).to(as_float(values).dtype)
 
 
 def regret_ratio(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -134,22 +146,12 @@ def sampled_hit_rate(rank: RankEstimate, share: float, confidence: float = 0.95)
     return Estimate((rank.share < share).double().mean().item(), low.item(), high.item(), num_requests)
 
 
-def _num_admitted(share: float, sizes: Tensor, rounding: Rounding) -> Tensor:
-    """max(1, rounding(share * size)) of every row; a product such as 0.07 * 100 = 7.000000000000001 means 7."""
-    # On the CPU in float64, as some accelerators have no float64: an error of one slate is an error in the metric.
-    product = (share * sizes.cpu().double()).round(decimals=6)
-    admitted = product.ceil() if rounding == "ceil" else product.floor()
-    return admitted.clamp(min=1).long().to(sizes.device)
-
-
 def _checked(values: Tensor, chosen: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns values (B, P) with 0 outside the mask, chosen (B,) in the same type, and the mask (B, P)."""
     if values.dim() != 2:
         raise ValueError(f"values must be (B, P), got shape {tuple(values.shape)}")
     check_shape("chosen", chosen, (values.size(0),), "the rows of values")
-    if mask is not None:
-        check_shape("mask", mask, tuple(values.shape), "values")
-    kept = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    kept = checked_mask(mask, values, "values")
     num_slates = kept.sum(1)
     check_rows("mask", num_slates == 0, num_slates, "slates to compare with")
     values = as_float(values).masked_fill(~kept, 0)
