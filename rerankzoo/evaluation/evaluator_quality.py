@@ -34,21 +34,13 @@ def evaluator_quality(
 ) -> dict[str, float]:
     """Measures an evaluator, on its own device, on held-out requests.
 
-    Args:
-        evaluator: Values whole slates.
-        data: Held-out requests, of which the first `num_requests` are used.
-        extractor: The evaluator's.
-        metadata: Of the data folder; a simulator's reveals the truth.
-        slate_size: Of the random slates, `num_slates` per request, on which evaluator and truth are compared.
-        num_requests: See `data`.
-        num_slates: See `slate_size`.
-        seed: Of these slates.
+    Of `data` the first `num_requests` are used; a simulator's `metadata` reveals the truth.
 
     Returns:
         With logged slates and their feedback `calibration`, the mean predicted over the mean observed utility (1 is
         perfect); with the truth `spearman`, the mean over requests of the rank correlation of predicted and true
-        utility over random slates: it orders evaluators as the quality of their best slates does, which the AUC of
-        clicks does not.
+        utility over `num_slates` random slates of `slate_size`: it orders evaluators as the quality of their best
+        slates does, which the AUC of clicks does not.
     """
     data = data.select(range(min(num_requests, len(data))))
     schema = extractor.schema

@@ -58,14 +58,7 @@ def write_curve(
 def draw_curve(
     summaries: Sequence[Summary], points: Sequence[Point], axis: str, metrics: Sequence[str], *, log: bool = False
 ) -> Figure:
-    """Draws metrics of several models against a quantity that tells the models apart.
-
-    Args:
-        summaries: Lines of the table.
-        points: Which models, and where.
-        axis: What the axis is.
-        metrics: One panel each.
-        log: Whether the axis is logarithmic.
+    """Draws metrics, a panel each, of several models against a quantity that tells them apart, named `axis`.
 
     Raises:
         ValueError: If there are no points, or a model or metric is not there.

@@ -1,7 +1,4 @@
-"""Whose slates are compared: a model's under several decodings, and those of the baselines.
-
-B requests, N candidates, M positions.
-"""
+"""Whose slates are compared: a model's under several decodings, and those of the baselines."""
 
 from __future__ import annotations
 
@@ -28,19 +25,13 @@ Policy = Callable[[Batch, int], Tensor]  # (batch, seed of the batch) -> slates 
 class Decoding:
     """One way to ask a model for slates.
 
-    Attributes:
-        name: What the table calls it.
-        parameters: Decoding parameters of the model's own generation config; they name the strategy, so that the
-            model's defaults do not matter (`{"num_beams": 1}` is greedy).
-        use_evaluator: Whether the evaluator chooses one of `num_return_sequences` slates.
-
-    Raises:
-        ValueError: If the parameters ask for several slates and no evaluator to choose.
+    The parameters are those of the model's own generation config; they name the strategy, so that the model's defaults
+    do not matter (`{"num_beams": 1}` is greedy). It is a ValueError to ask for several slates without an evaluator.
     """
 
-    name: str
+    name: str  # in the table
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    use_evaluator: bool = False
+    use_evaluator: bool = False  # whether the evaluator chooses one of `num_return_sequences` slates
 
     def __post_init__(self) -> None:
         sequences = self.parameters.get("num_return_sequences") or 1
@@ -68,16 +59,10 @@ def default_decodings(
     penalty_alpha: float | None = 0.1,
     strategies: Sequence[str] = SlateGenerationMixin.strategies,
 ) -> list[Decoding]:
-    """The decodings that are compared unless others are asked for.
+    """The decodings that are compared unless others are asked for, as far as the model has their strategies.
 
-    Args:
-        has_evaluator: Whether to let an evaluator choose among slates.
-        penalty_alpha: Of contrastive decoding; `None` for models that have no candidate representations.
-        strategies: The model's: what it has not is left out.
-
-    Returns:
-        Greedy, beam 4, contrastive, sampling; with an evaluator also its choice of 4 beams, of 16 sampled slates and of
-        16 beams. Of a model that has none of them: its default.
+    Greedy, beam 4, contrastive (without `penalty_alpha` left out), sampling; with an evaluator also its choice of 4
+    beams, of 16 sampled slates and of 16 beams. Of a model that has none of them: its default.
     """
     decodings = [Decoding("greedy", {"num_beams": 1}), Decoding("beam 4", {"num_beams": 4})]
     if penalty_alpha is not None:
@@ -103,7 +88,9 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
     policies: dict[Key, Policy] = {}
     if schema.upstream_score is not None:
         column = schema.position(schema.upstream_score)
-        policies[UPSTREAM] = lambda batch, seed: _sort(batch["candidate_numeric"][..., column], batch, slate_size)
+        policies[UPSTREAM] = lambda batch, seed: _sort(
+            batch["candidate_numeric"][..., column], batch["candidate_mask"], slate_size
+        )
     policies[RANDOM] = lambda batch, seed: _random(batch, slate_size, seed)
     if schema.slate in data.column_names and not isinstance(data[0][schema.slate][0], list):
         policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], slate_size)
@@ -126,11 +113,10 @@ def decoder(model: Any, decoding: Decoding, evaluator: Evaluator | None) -> Poli
     return decode
 
 
-def _sort(scores: Tensor, batch: Batch, slate_size: int) -> Tensor:
+def _sort(scores: Tensor, mask: Tensor, slate_size: int) -> Tensor:
     """The slates (B, M) of the highest scores (B, N); the transforms of a score keep its order."""
-    order = scores.masked_fill(~batch["candidate_mask"], float("-inf")).argsort(dim=1, descending=True, stable=True)
-    real = batch["candidate_mask"].gather(1, order)
-    return _fit(order.masked_fill(~real, PADDING), slate_size)
+    order = scores.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    return _fit(order.masked_fill(~mask.gather(1, order), PADDING), slate_size)
 
 
 def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:

@@ -23,7 +23,6 @@ from rerankzoo.evaluation.policies import Decoding, baselines, decoder
 from rerankzoo.evaluation.results import Evaluation, Row
 from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.models.base import RerankingPreTrainedModel
 
@@ -53,30 +52,26 @@ def evaluate(
     The same arguments give the same figures; sampling does not touch torch's global random state.
 
     Args:
-        model: Has `generate`. Batches go to its device.
+        model: Batches go to its device.
         data: Requests to evaluate on, usually the test split.
-        extractor: Fitted on the training split, as the model's.
+        extractor: The model's.
         metadata: Of the data folder (`dataset.json`); a simulator's reveals the truth.
         name: Of the model, in the table.
-        decodings: How to decode, with distinct names and parameters that the model's generation config knows.
+        decodings: With distinct names.
         evaluator: Values every row's slates and chooses where a decoding says so; an ensemble may be one.
         judge: Values every row's slates too, but chooses and taught nothing: an evaluator trained on another log.
         evaluators: Instead of evaluator and judge, of `Evaluators.of` with the same data; given again for the next
             model, they do not value all slates of a request again.
         seed: Of this run: random slates, sampling and sampled ranks depend on it.
-        num_requests: Evaluate on this many first requests; default: all.
+        num_requests: Only this many first requests.
         batch_size: Requests at a time; which slates are sampled depends on it.
         hr_requests: HR@p% by the evaluator looks at this many first requests, for it values all slates of each (5040
             for 4 of 10 candidates); 0 leaves it out. HR@p% by the truth always looks at all.
         on_progress: Called with the number of requests after each batch.
 
-    Returns:
-        Rows, protocol and the primary metric of every request.
-
     Raises:
-        ValueError: If there are no requests, decodings repeat a name, have parameters that the model does not know, or
-            need an evaluator that is not given; a number is out of its range; `evaluators` are given beside evaluator
-            or judge, or one of them is on another device than the model.
+        ValueError: If there are no requests, decodings repeat a name, are unknown to the model or need an evaluator
+            that is not given; a number is out of its range; or one of the parts is on another device than the model.
         SchemaMismatchError: If model, evaluator and extractor were not made for the same schema.
     """
     if num_requests is not None and num_requests < 1:
@@ -93,7 +88,13 @@ def evaluate(
         raise ValueError("expected evaluators, or evaluator and judge, got both")
     chooser = evaluators.evaluator.evaluator if evaluators.evaluator else None
     parts = {"model": model, "evaluator": chooser, "judge": evaluators.judge and evaluators.judge.evaluator}
-    _check_parts(parts, schema)
+    for part_name, part in parts.items():
+        if isinstance(part, SchemaBound):
+            part.check_schema(schema)
+        if isinstance(part, nn.Module) and device_of(part) != model.device:
+            raise ValueError(
+                f"the {part_name} is on {device_of(part)}, the model on {model.device}; move one to the other"
+            )
     _check_decodings(decodings, model, chooser)
     size = model.generation_config.slate_size or model.config.slate_size
     measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests)
@@ -143,16 +144,6 @@ def tune_penalty_alpha(
     chosen = max(scores, key=lambda alpha: scores[alpha])
     record = {"chosen": chosen, "metric": found.primary, "num_requests": found.protocol["num_requests"]}
     return chosen, {**record, "scores": {f"{alpha:g}": score for alpha, score in scores.items()}}
-
-
-def _check_parts(parts: Mapping[str, Any], schema: FeatureSchema) -> None:
-    """Model, evaluator and judge must share the schema and the device."""
-    device = parts["model"].device
-    for name, part in parts.items():
-        if isinstance(part, SchemaBound):
-            part.check_schema(schema)
-        if isinstance(part, nn.Module) and device_of(part) != device:
-            raise ValueError(f"the {name} is on {device_of(part)}, the model on {device}; move one to the other")
 
 
 def _check_decodings(decodings: Sequence[Decoding], model: Any, evaluator: Evaluator | None) -> None:

@@ -57,17 +57,14 @@ OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only wh
 
 
 def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict[str, Path]:
-    """Writes `results.json`, `results.md` and, where there is a primary metric, `results.png`.
+    """Writes `results.json`, `results.md` and, where there is a primary metric, `results.png`, in one step each.
 
     Args:
-        evaluations: Of one or several runs and models, on the same footing (see `unique_rows`).
-        out_dir: The folder, made if it is missing. Files in it are replaced in one step each.
+        evaluations: Of one or several runs and models, on the same footing (else a ValueError, see `unique_rows`).
+        out_dir: The folder, made if it is missing.
 
     Returns:
         The paths, by "json", "markdown" and "picture".
-
-    Raises:
-        ValueError: If the evaluations do not belong in one table.
     """
     summaries, compared, protocol = aggregate(evaluations), differences(evaluations), merged_protocol(evaluations)
     results = {
@@ -92,10 +89,6 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     """Prints the table and the paired differences from the upstream order; the report's files hold all differences.
 
     Columns that do not fit into the console's width are left out, the least important first, and named below.
-
-    Args:
-        evaluations: See `write_report`.
-        console: Where to; default: standard output.
     """
     from rich.console import Console
 

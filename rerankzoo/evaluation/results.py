@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,8 +117,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         sides = {side: dict(zip(("model", "decoding"), getattr(self, side), strict=True)) for side in ("a", "b")}
-        numbers = {name: getattr(self, name) for name in ("mean", "low", "high", "num_requests", "significant")}
-        return {"metric": self.metric, **sides, **numbers}
+        return {**asdict(self), **sides, "significant": self.significant}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
@@ -137,10 +136,15 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     for row in (row for evaluation in evaluations for row in evaluation.rows):
         key = (*row.key, row.seed)
         known = rows.setdefault(key, row)
-        rows[key] = replace(known, metrics={**row.metrics, **known.metrics})
-        if known is not row and not (row.key in BASELINES and _agree(known.metrics, row.metrics)):
+        one, other = known.metrics, row.metrics
+        rows[key] = replace(known, metrics={**other, **one})
+        # What an evaluator says of a baseline may be missing.
+        agree = all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(
+            math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one.keys() & other.keys()
+        )
+        if known is not row and not (row.key in BASELINES and agree):
             raise ValueError(
-                f"row {row.key} of seed {row.seed} was measured twice: {known.metrics} and {row.metrics}; one table "
+                f"row {row.key} of seed {row.seed} was measured twice: {one} and {other}; one table "
                 "needs one seed per run of a model, and the same requests and the same evaluator for every row"
             )
     order = {key: index for index, key in enumerate(BASELINES)}
@@ -175,9 +179,8 @@ def summarize(rows: Iterable[Row]) -> list[Summary]:
 def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> Comparison:
     """The difference of two rows in the primary metric, with a paired bootstrap interval (95 %, over requests).
 
-    Runs on the same requests are averaged request by request before the requests are resampled, for they are not
-    independent; runs on other requests (of another simulated world) add theirs. The spread over training runs is not in
-    the interval: `aggregate` tells it.
+    Runs on the same requests are averaged before the requests are resampled, for they are not independent; runs on
+    other requests (of another simulated world) add theirs. The spread over training runs is not in the interval.
 
     Raises:
         ValueError: If there is no primary metric, if it differs between evaluations, or if a or b is not there.
@@ -222,12 +225,6 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         values = [run.protocol.get(key) for run in evaluations]
         merged[key] = values[0] if all(value == values[0] for value in values) else values
     return merged
-
-
-def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two measurements say the same, but for what an evaluator says, which one of them may lack."""
-    close = (math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one.keys() & other.keys())
-    return all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(close)
 
 
 def _is_by_evaluator(name: str) -> bool:

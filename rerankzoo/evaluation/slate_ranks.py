@@ -1,7 +1,7 @@
 """What values slates, evaluators and the truth of a simulated world, and where slates stand among all by that value.
 
-B requests, N candidates, M positions, S slates, K chosen slates per request (one per row of the table that is made), P
-slates of the space of a request, or of a sample of it.
+B requests, N candidates, M positions, S slates, K chosen slates per request (one per row of the table), P slates of the
+space of a request, or of a sample of it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,9 @@ class SlateRanks(ABC):
         """Values (B, S) float64, on the CPU, of slates (B, S, M), -100 pads."""
 
     def rank(self, batch: Batch, chosen: Tensor, slate_size: int, seed: int) -> RankEstimate:
-        """Ranks chosen slates among all slates of their request.
+        """Ranks chosen slates, of values `chosen` (B, K), among all slates of M of their request.
 
-        Args:
-            batch: The requests, whose numbers of candidates may differ.
-            chosen: (B, K), the values of the chosen slates.
-            slate_size: M. A request with fewer candidates has slates of all of them.
-            seed: Of the sampling, where there is any.
+        A request with fewer than M candidates has slates of all of them. `seed` is that of samples.
 
         Returns:
             Share of all slates that are strictly better, each (B, K) float64. The interval has no width where all

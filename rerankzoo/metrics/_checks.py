@@ -16,16 +16,15 @@ def check_option(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
-def check_positive(name: str, value: int) -> None:
-    """The value must be at least 1."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def check_number(name: str, value: float, valid: bool, expected: str) -> None:
+    """The value must be as expected."""
+    if not valid:
+        raise ValueError(f"{name} must {expected}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
     """The value must be strictly between 0 and 1."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
+    check_number(name, value, 0 < value < 1, "lie strictly between 0 and 1")
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], of: str) -> None:

@@ -1,14 +1,10 @@
 """Measures of predicted click (or order) probabilities: AUC, grouped AUC, log-loss, calibration.
 
-All functions share these arguments, tensors of any one shape, usually (B, M) or (B, N):
-
-- `predictions`: scores of any monotone scale for the AUCs, probabilities for the others;
-- `labels`: 0 or 1 for the AUCs, in [0, 1] for the others;
-- `mask` bool, True where an entry counts (default: all); others may hold anything.
-
-They raise ValueError on differing shapes, an unknown option, and an entry that is not finite or outside these ranges.
-They pool entries across requests, so they are no means over requests: over several batches, keep the entries and call
-them once.
+All functions share tensors of any one shape, usually (B, M) or (B, N): `predictions`, scores of any monotone scale for
+the AUCs, probabilities for the others; `labels`, 0 or 1 for the AUCs, in [0, 1] for the others; and `mask` bool, True
+where an entry counts (default: all; others may hold anything). They raise ValueError on differing shapes, an unknown
+option, and an entry that is not finite or outside these ranges. They pool entries across requests, so they are no means
+over requests: over several batches, keep the entries and call them once.
 """
 
 from __future__ import annotations
@@ -78,12 +74,15 @@ def gauc(
     the value of an uninformative score, if no group has both classes.
     """
     check_option("weights", weights, GroupWeights)
-    result = grouped_auc(predictions, labels, _row_numbers(predictions) if groups is None else groups, mask)
-    weight = {
-        "uniform": torch.ones_like(result.positives),
-        "impressions": result.positives + result.negatives,
-        "positives": result.positives,
-    }[weights]
+    if groups is None:
+        if predictions.dim() < 2:
+            raise ValueError(f"predictions of shape {tuple(predictions.shape)} have no rows to group by: give groups")
+        rows = torch.arange(len(predictions), device=predictions.device)
+        groups = rows.reshape(-1, *[1] * (predictions.dim() - 1)).expand_as(predictions)
+    result = grouped_auc(predictions, labels, groups, mask)
+    weight = result.positives + result.negatives if weights == "impressions" else result.positives
+    if weights == "uniform":
+        weight = torch.ones_like(weight)
     return (weight * result.auc).sum() / weight.sum() if len(weight) else result.auc.new_tensor(0.5)
 
 
@@ -111,13 +110,6 @@ def calibration(predictions: Tensor, labels: Tensor, mask: Tensor | None = None)
     return torch.where((predicted == 0) & (observed == 0), torch.ones_like(predicted), predicted / observed)
 
 
-def _row_numbers(values: Tensor) -> Tensor:
-    if values.dim() < 2:
-        raise ValueError(f"predictions of shape {tuple(values.shape)} have no rows to group by: give groups")
-    rows = torch.arange(values.size(0), device=values.device)
-    return rows.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
-
-
 def _select(
     predictions: Tensor, labels: Tensor, mask: Tensor | None, bad_labels: Tensor, problem: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,14 +123,10 @@ def _select(
 
 
 def _probabilities(predictions: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    outside = "is outside [0, 1]"
-    probability, target, kept = _select(predictions, labels, mask, _outside_unit(labels), outside)
-    check_rows("predictions", kept & _outside_unit(predictions), predictions, outside)
+    bad_predictions, bad_labels = (~((values >= 0) & (values <= 1)) for values in (predictions, labels))
+    probability, target, kept = _select(predictions, labels, mask, bad_labels, "is outside [0, 1]")
+    check_rows("predictions", kept & bad_predictions, predictions, "is outside [0, 1]")
     return probability, target.to(probability.dtype)
-
-
-def _outside_unit(values: Tensor) -> Tensor:
-    return ~((values >= 0) & (values <= 1))
 
 
 def _twice_rank(scores: Tensor, group: Tensor, sizes: Tensor) -> Tensor:

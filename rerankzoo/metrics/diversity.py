@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, gather_candidates
-from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_slates
+from rerankzoo.metrics._checks import as_float, check_number, check_option, check_rows, check_slates
 
 Pool = Literal["all", "request"]
 
@@ -53,7 +53,7 @@ def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> T
 
     `items` (B, N) int64 are the candidates' catalogue indexes 0 .. num_items - 1 (anything where they are padding).
     """
-    check_positive("num_items", num_items)
+    check_number("num_items", num_items, num_items >= 1, "be at least 1")
     top, shown = _top(slates, items, k, dim=2)
     real = top != PADDING
     check_rows("items", real & ((shown < 0) | (shown >= num_items)), shown, f"is outside a catalogue of {num_items}")
@@ -64,10 +64,9 @@ def item_coverage(slates: Tensor, items: Tensor, num_items: int, *, k: int) -> T
 def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> Tensor:
     """Distinct-2: number of different ordered pairs of neighbours / number of pairs of neighbours (Li et al., 2016).
 
-    CONGRATS reports it for slates without saying over what it pools, so both readings are here: `pool` is `"all"`: the
-    pairs of all requests are one collection; or `"request"`: the mean over requests of each one's own share, which is 1
-    for ids, as no item repeats within a slate, and informative for categories. `items` (B, N) int64 are the candidates'
-    ids or categories. Returns a scalar in [0, 1]; 0 if there is no pair.
+    CONGRATS does not say over what it pools: `pool` is `"all"`: the pairs of all requests are one collection; or
+    `"request"`: the mean over requests of each one's own share, which is 1 for ids, as no item repeats within a slate.
+    `items` (B, N) int64 are the candidates' ids or categories. Returns a scalar in [0, 1]; 0 if there is no pair.
     """
     check_option("pool", pool, Pool)
     top, shown = _top(slates, items, k, dim=2)
@@ -82,16 +81,16 @@ def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> 
 
 def _top(slates: Tensor, features: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
     """Checks the inputs; returns the first k positions (B, min(k, M)) and their features (B, min(k, M), ...)."""
-    check_positive("k", k)
+    check_number("k", k, k >= 1, "be at least 1")
     if features.dim() != dim or features.size(0) != slates.size(0):
         raise ValueError(
             f"candidate tensor has shape {tuple(features.shape)}, expected {dim} dimensions and {slates.size(0)} rows"
         )
     check_slates(slates, features.size(1))
     top = slates[:, :k]
-    if not features.size(1):  # nothing to look up
-        return top, features.new_zeros(*top.shape, *features.shape[2:])
-    return top, gather_candidates(features, top)
+    if features.size(1):
+        return top, gather_candidates(features, top)
+    return top, features.new_zeros(*top.shape, *features.shape[2:])  # nothing to look up
 
 
 def _mean_over_pairs(distances: Tensor, real: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rerankzoo.metrics._checks import check_fraction, check_positive, check_rows
+from rerankzoo.metrics._checks import check_fraction, check_number, check_rows
 
 # Resampled entries held at once: 2^22 float64 values and their indexes are 64 MiB, whatever the number of requests.
 _CHUNK_ENTRIES = 2**22
@@ -98,7 +98,7 @@ def _vector(name: str, values: Tensor) -> Tensor:
 
 def _bootstrap(values: Tensor, num_resamples: int, confidence: float, seed: int) -> Estimate:
     """The mean of (B,) float64 values on the CPU, and its interval."""
-    check_positive("num_resamples", num_resamples)
+    check_number("num_resamples", num_resamples, num_resamples >= 1, "be at least 1")
     check_fraction("confidence", confidence)
     generator = torch.Generator().manual_seed(seed)
     size = values.numel()

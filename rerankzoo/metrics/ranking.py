@@ -1,8 +1,7 @@
 """Top-k ranking measures of slates against labels of the candidates, one value per request.
 
-All functions share these arguments:
+All functions share `slates` (B, M) int64, positions into the row's candidates in display order, padded with -100, and:
 
-- `slates` (B, M) int64, positions into the row's candidates in display order, padded with -100;
 - `relevance` (B, N), the candidates' labels, graded >= 0 or binary, of any size; an item is *positive* above 0;
 - `mask` (B, N), True where a candidate is real and its label is known (default: all). A padded position, and an item
   without a known label, counts as irrelevant and keeps its place;
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING
-from rerankzoo.metrics._checks import as_float, check_option, check_positive, check_rows, check_slates, checked_mask
+from rerankzoo.metrics._checks import as_float, check_number, check_option, check_rows, check_slates, checked_mask
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "slate"]
@@ -55,8 +54,6 @@ def ndcg_at_k(
     Example:
         >>> ndcg_at_k(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]), k=2)
         tensor([0.2398])
-        >>> ndcg_at_k(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]), k=2, ideal="slate")
-        tensor([0.6309])
     """
     check_option("gain", gain, Gain)
     check_option("ideal", ideal, Ideal)
@@ -64,9 +61,11 @@ def ndcg_at_k(
     reference = labels if ideal == "candidates" else displayed
     largest = reference.amax(1, keepdim=True)
     best = _gains(reference, largest, gain).sort(dim=1, descending=True).values
-    ideal_gain = _discounted_sum(best[:, :k])
-    values = _discounted_sum(_gains(displayed, largest, gain)[:, :k]) / ideal_gain.masked_fill(ideal_gain == 0, 1)
-    return _settle_empty(values, ideal_gain == 0, empty)
+    reached, ideal_gain = (
+        (gains / torch.log2(_ranks(gains) + 1)).sum(1)
+        for gains in (_gains(displayed, largest, gain)[:, :k], best[:, :k])
+    )
+    return _settle_empty(reached / ideal_gain.masked_fill(ideal_gain == 0, 1), ideal_gain == 0, empty)
 
 
 def average_precision_at_k(
@@ -150,7 +149,7 @@ def _displayed_and_labels(
     Unknown ones are 0, and so is the last of each, which lets a request have no candidates and a slate no positions.
     """
     check_option("empty", empty, Empty)
-    check_positive("k", k)
+    check_number("k", k, k >= 1, "be at least 1")
     if relevance.dim() != 2:
         raise ValueError(f"relevance must be (B, N), got shape {tuple(relevance.shape)}")
     num_candidates = relevance.size(1)
@@ -177,10 +176,6 @@ def _gains(labels: Tensor, largest: Tensor, gain: Gain) -> Tensor:
         shift = (largest - _LARGE_EXPONENT).clamp(min=0)
         return torch.exp2(labels - shift) - torch.exp2(-shift)
     return labels / largest.masked_fill(largest <= 2.0**_LARGE_EXPONENT, 1)
-
-
-def _discounted_sum(gains: Tensor) -> Tensor:
-    return (gains / torch.log2(_ranks(gains) + 1)).sum(1)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ from torchmetrics import Metric
 class RequestMean(Metric):
     """Mean over requests of a metric that gives one value per request, over all batches and processes.
 
-    Kept as a sum and a count, so that batches and processes with different numbers of requests, none included, add up
-    to the mean over all requests. It is 0 before any, never NaN, so that a sanity check on two batches cannot poison a
-    checkpoint's score. Metrics of a `torchmetrics.MetricCollection` are never taken for one another, as they would be
-    where the first batch gives two of them the same sum.
+    Kept as a sum and a count, so that batches and processes of different sizes add up to the mean over all requests. It
+    is 0 before any, never NaN, so that a sanity check on two batches cannot poison a checkpoint's score. Metrics of a
+    `torchmetrics.MetricCollection` are never taken for one another, even if the first batch gives them the same sum.
 
     Args:
         function: Takes tensors with a row per request and returns (B',) values, such as `ndcg_at_k`.
@@ -26,13 +25,6 @@ class RequestMean(Metric):
     Raises:
         ValueError: On a keyword that neither knows. What an option may be is checked with the first batch, and so is
             that the function gives a value per request (`auc` and others that pool requests do not).
-
-    Example:
-        >>> from rerankzoo.metrics import ndcg_at_k
-        >>> metric = RequestMean(ndcg_at_k, k=2)
-        >>> metric.update(torch.tensor([[2, 0]]), torch.tensor([[1.0, 2.0, 0.0]]))
-        >>> metric.compute()
-        tensor(0.2398)
     """
 
     is_differentiable = False

@@ -3,20 +3,16 @@
 HR@p% (NLGR, NSGR, DeGRe) asks whether the generator's slate is among the best p % of all A(n, m) = n! / (n - m)! slates
 of its request by some value: that of an evaluator, or the truth where it is known. By an evaluator it measures
 *consistency with that evaluator*, the more so if the evaluator taught the generator; report the truth beside it.
+(YOLOR and PIER mean something else: whether a *set* of proposals holds the evaluator's best.)
 
 The papers leave two things open. *Rounding*: 1 % of A(5, 5) = 120 slates is 1.2; `"ceil"` admits 2 slates, `"floor"` 1
 (at least one is always admitted). *Ties*: only slates that are better by more than a relative tolerance count, so a
 slate is a hit even if many others tie with it; with few distinct values (binary labels) a random slate then hits often.
 
-Where A(n, m) is too large to list, `rerankzoo.slates.uniform_slates`, `estimate_rank` and `sampled_hit_rate` give an
-estimate with an interval. In HR@p% of YOLOR and PIER something else is meant: whether a *set* of proposals holds the
-evaluator's best.
-
 The functions share `values` (B, P), the value of every slate of a request, `chosen` (B,), that of the generator's
-slate, and `mask` (B, P) bool, True where a slate counts (default: all). `tolerance` is relative: a slate is better if
-it exceeds the chosen one by more than this share of the larger magnitude of the two; it absorbs float noise between two
-evaluations of one slate. They raise ValueError on differing shapes, values that are not finite, a row without slates,
-an unknown option, a negative tolerance, and a share or confidence that is not strictly between 0 and 1.
+slate, and `mask` (B, P) bool, True where a slate counts (default: all). A slate is better if it exceeds the chosen one
+by more than the share `tolerance` of the larger magnitude of the two, which absorbs float noise. They raise ValueError
+on differing shapes, values that are not finite, a row without slates, and an option out of its range.
 """
 
 from __future__ import annotations
@@ -30,8 +26,8 @@ from torch import Tensor
 from rerankzoo.metrics._checks import (
     as_float,
     check_fraction,
+    check_number,
     check_option,
-    check_positive,
     check_rows,
     check_shape,
     checked_mask,
@@ -51,8 +47,7 @@ class RankEstimate(NamedTuple):
 
 def count_better(values: Tensor, chosen: Tensor, mask: Tensor | None = None, tolerance: float = 1e-6) -> Tensor:
     """Counts the slates that are strictly better than the chosen one: (B,) int64."""
-    if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    check_number("tolerance", tolerance, tolerance >= 0, "not be negative")
     values, chosen, kept = _checked(values, chosen, mask)
     reference = chosen[:, None]
     margin = tolerance * torch.maximum(values.abs(), reference.abs())
@@ -70,10 +65,7 @@ def hit_rate_at_share(
     """HR@p%: 1 where the chosen slate is among the best `share` of all slates of its request, else 0.
 
     It is a hit if fewer than max(1, rounding(share * P)) slates are strictly better, P being the slates of the request
-    that count. `share` is 0.01 for HR@1%.
-
-    Returns:
-        (B,) zeros and ones, in the type of `values`.
+    that count. `share` is 0.01 for HR@1%. Returns (B,) zeros and ones, in the type of `values`.
 
     Example:
         >>> values = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
@@ -96,12 +88,8 @@ def hit_rate_at_share(
 def regret_ratio(values: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - chosen / best: the share of the reachable value that was missed (1 - "V(l) / max V" of NSGR).
 
-    Meant for values >= 0. Computed as (best - chosen) / |best|, so that it stays >= 0 where even the best value is
-    negative. If the best value is 0, it is 0 for a chosen value of 0 and 1 for any lower one. A chosen value above all
-    of `values`, possible where these are only a sample, gives a negative regret.
-
-    Returns:
-        (B,) regret; infinite where the ratio exceeds the type's range.
+    Computed as (best - chosen) / |best|: (B,), >= 0 even if the best value is negative, < 0 where the chosen value is
+    above all of a sample, infinite beyond the type's range. If the best value is 0, any lower chosen one has regret 1.
     """
     values, chosen, kept = _checked(values, chosen, mask)
     best = values.masked_fill(~kept, -math.inf).amax(1)
@@ -134,13 +122,12 @@ def sampled_hit_rate(rank: RankEstimate, share: float, confidence: float = 0.95)
 
     A request is a hit where its estimated share of better slates is below `share`, which is the rule of
     `hit_rate_at_share` with `rounding="ceil"`. The interval runs from the lower Wilson end for the requests that are
-    hits for certain (whole rank interval below `share`) to the upper Wilson end for those that may be. It is
-    conservative, and wide if the samples are too few to tell: below about 4 / share samples no request is a hit for
-    certain. `confidence` is that of the intervals over requests, of which there must be some.
+    hits for certain (whole rank interval below `share`) to the upper one for those that may be: conservative, and wide
+    below about 4 / share samples. `confidence` is that of the intervals over requests, of which there must be some.
     """
     check_fraction("share", share)
     num_requests = rank.share.numel()
-    check_positive("the number of requests", num_requests)
+    check_number("the number of requests", num_requests, num_requests >= 1, "be at least 1")
     low, _ = wilson_interval((rank.high < share).sum(), num_requests, confidence)
     _, high = wilson_interval((rank.low < share).sum(), num_requests, confidence)
     return Estimate((rank.share < share).double().mean().item(), low.item(), high.item(), num_requests)
