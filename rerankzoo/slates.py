@@ -57,11 +57,7 @@ def uniform_slates(
 ) -> Tensor:
     """Draws slates uniformly from all slates of each request; independent draws, so one may come twice.
 
-    Args:
-        candidate_mask: (B, N) bool, True where a candidate is real.
-        slate_size: M, at most N.
-        num_samples: S, slates per request, at least 1.
-        generator: Source of randomness, on the device of `candidate_mask`.
+    `candidate_mask` (B, N) is True where a candidate is real; the generator is on its device.
 
     Returns:
         (B, S, M) int64; in rows with fewer than M candidates a slate holds all of them and ends in -100.

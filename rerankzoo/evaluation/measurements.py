@@ -116,9 +116,9 @@ class Measurements:
     def per_request(self, name: str) -> Tensor:
         """A measure's values (R', K), one row per request that has one."""
         if name == "utility":
-            best = self.per_request("true_best")[:, None]
-            shares = [metrics.utility_share(best, one) for one in self.per_request("true_value").unbind(1)]
-            return torch.stack(shares, dim=1)
+            values = self.per_request("true_value")
+            best = self.per_request("true_best").repeat_interleave(values.shape[1])[:, None]
+            return metrics.utility_share(best, values.flatten()).view_as(values)
         return torch.cat(self._columns[name])
 
     def exact(self, prefix: str) -> bool:

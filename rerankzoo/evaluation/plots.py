@@ -78,7 +78,16 @@ def draw_curve(
             means, deviations = _bars([first[point.model] for point in line], metric)
             places = [point.at for point in line]
             panel.errorbar(places, means, yerr=deviations, label=series, marker="o", markersize=4, capsize=2.5)
-        _style_panel(panel, axis, metric, sorted({point.at for point in points}), log)
+        if log:
+            panel.set_xscale("log")
+            panel.minorticks_off()
+        ticks = sorted({point.at for point in points})
+        panel.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks], fontsize=8)
+        panel.set_xlabel(axis, fontsize=9, color=_FAINT)
+        panel.set_title(heading(metric) + ("" if shown_as(metric).scale == 1 else ", %"), fontsize=10, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8, colors=_FAINT)
+        panel.grid(axis="y", alpha=0.25)
     if any(point.series for point in points):
         panels[0].legend(frameon=False, fontsize=8)
     return figure
@@ -133,15 +142,3 @@ def _draw_bars(axes: Axes, rows: Sequence[Summary], means: Sequence[float], devi
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8, colors=_FAINT)
-
-
-def _style_panel(panel: Axes, axis: str, metric: str, places: Sequence[float], log: bool) -> None:
-    if log:
-        panel.set_xscale("log")
-        panel.minorticks_off()
-    panel.set_xticks(places, [f"{place:,.0f}" if place >= 1 else f"{place:g}" for place in places], fontsize=8)
-    panel.set_xlabel(axis, fontsize=9, color=_FAINT)
-    panel.set_title(heading(metric) + ("" if shown_as(metric).scale == 1 else ", %"), fontsize=10, loc="left")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8, colors=_FAINT)
-    panel.grid(axis="y", alpha=0.25)

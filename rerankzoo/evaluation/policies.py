@@ -41,11 +41,9 @@ class Decoding:
             )
 
     def check(self, model: type[SlateGenerationMixin] | SlateGenerationMixin = SlateGenerationMixin) -> None:
-        """Checks the parameters with a model's own generation config; default: of those without one of their own.
+        """Raises ValueError for parameters that a model's own generation config or the model itself cannot follow.
 
-        Raises:
-            ValueError: If they are unknown to it or contradict one another, if the model has no such strategy, or if
-                they ask for another slate size: all rows of a table have slates of one size.
+        Nor may they ask for another slate size: all rows of a table have slates of one size.
         """
         strategy = model.generation_config_class(**self.parameters).strategy
         if strategy not in model.strategies:

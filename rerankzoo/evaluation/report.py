@@ -182,7 +182,7 @@ def _print_columns(summaries: Sequence[Summary], console: Console) -> list[str]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     left = console.width - max(len(line) for text in labels for line in text.splitlines())
-    fitting = []
+    fitting: list[str] = []
     for name, cells in columns.items():
         left -= 2 + max(map(len, [*heading(name).split(), *(text for text, _ in cells)]))
         if left < 0 and fitting:

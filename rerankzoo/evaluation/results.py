@@ -154,10 +154,7 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
 def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
     """Mean and sample standard deviation over runs, for every model and decoding, in the order of `unique_rows`.
 
-    A metric that some runs lack is averaged over those that have it.
-
-    Raises:
-        ValueError: If there is no evaluation, and as `unique_rows`.
+    A metric that some runs lack is averaged over those that have it. Errors are those of `unique_rows`, and no runs.
     """
     if not evaluations:
         raise ValueError("aggregate needs at least one evaluation")

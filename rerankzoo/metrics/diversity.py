@@ -1,8 +1,7 @@
 """Variety within slates (intra-list distance, distinct categories) and across requests (coverage, distinct pairs).
 
 `slates` (B, M) int64 are positions into the row's candidates, -100 pads; `k` is the cut-off, in positions. A pair with
-a padded position does not count. All functions raise ValueError on an unknown option, k < 1, wrong shapes, slate
-positions out of range or repeated, and displayed entries that they cannot use.
+a padded position does not count. All functions raise ValueError on bad options, shapes, slates and displayed entries.
 """
 
 from __future__ import annotations

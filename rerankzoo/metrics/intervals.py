@@ -43,7 +43,20 @@ class Spread:
 
 def bootstrap_mean(values: Tensor, num_resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13) of values (B,)."""
-    return _bootstrap(_vector("values", values), num_resamples, confidence, seed)
+    values = _vector("values", values)
+    check_number("num_resamples", num_resamples, num_resamples >= 1, "be at least 1")
+    check_fraction("confidence", confidence)
+    generator = torch.Generator().manual_seed(seed)
+    size = values.numel()
+    largest = values.abs().max().item()
+    unit = largest if largest > _LARGE else 1.0
+    values = values / unit
+    means = torch.empty(num_resamples, dtype=torch.float64)
+    for part in means.split(max(1, _CHUNK_ENTRIES // size)):
+        part.copy_(values[torch.randint(size, (len(part), size), generator=generator)].mean(1))
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(values.mean().item() * unit, low * unit, high * unit, size)
 
 
 def paired_bootstrap(
@@ -57,7 +70,7 @@ def paired_bootstrap(
     first, second = _vector("a", a), _vector("b", b)
     if first.numel() != second.numel():
         raise ValueError(f"a has {first.numel()} requests, b has {second.numel()}: not paired")
-    return _bootstrap(_vector("a - b", first - second), num_resamples, confidence, seed)
+    return bootstrap_mean(_vector("a - b", first - second), num_resamples, confidence, seed)
 
 
 def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -94,20 +107,3 @@ def _vector(name: str, values: Tensor) -> Tensor:
         raise ValueError(f"{name} must be a vector with at least one request, got shape {tuple(values.shape)}")
     check_rows(name, ~values.isfinite(), values, "is not finite")
     return values.detach().cpu().double()
-
-
-def _bootstrap(values: Tensor, num_resamples: int, confidence: float, seed: int) -> Estimate:
-    """The mean of (B,) float64 values on the CPU, and its interval."""
-    check_number("num_resamples", num_resamples, num_resamples >= 1, "be at least 1")
-    check_fraction("confidence", confidence)
-    generator = torch.Generator().manual_seed(seed)
-    size = values.numel()
-    largest = values.abs().max().item()
-    unit = largest if largest > _LARGE else 1.0
-    values = values / unit
-    means = torch.empty(num_resamples, dtype=torch.float64)
-    for part in means.split(max(1, _CHUNK_ENTRIES // size)):
-        part.copy_(values[torch.randint(size, (len(part), size), generator=generator)].mean(1))
-    tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Estimate(values.mean().item() * unit, low * unit, high * unit, size)
