@@ -18,8 +18,7 @@ from rerankzoo.atomic_writing import SAVED_MODEL, saved_over
 from rerankzoo.backends import METADATA_NAME, Backend, ExportedModel
 from rerankzoo.batch import to_device
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError
-from rerankzoo.features.encoded import Encoded
-from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.extractor import Encoded, RerankingFeatureExtractor
 from rerankzoo.generation import Constraint, RerankingGenerationConfig
 from rerankzoo.generation.constraints.constraint import constraint_list
 from rerankzoo.hub.card import CARD_FILE, CardDetails, write_card

@@ -486,7 +486,7 @@ def test_a_field_that_was_always_missing_knows_nothing() -> None:
 def test_fit_in_slices_equals_fit_at_once(schema: FeatureSchema, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [rows[index % 2] | {"age": index} for index in range(7)]
     whole = RerankingFeatureExtractor(schema).fit(many)
-    monkeypatch.setattr("rerankzoo.features.fitting._SLICE_ROWS", 2)
+    monkeypatch.setattr("rerankzoo.features.encoding._SLICE_ROWS", 2)
     for data in (many, pa.Table.from_pylist(many), datasets.Dataset.from_list(many), pd.DataFrame(many)):
         sliced_fit = RerankingFeatureExtractor(schema).fit(data)
         left, right = whole(many), sliced_fit(many)

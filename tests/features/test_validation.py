@@ -272,7 +272,7 @@ def test_names_of_mined_columns_are_taken(name: str) -> None:
 
 
 def test_fit_counts_rows_over_slices(schema: FeatureSchema, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerankzoo.features.fitting._SLICE_ROWS", 2)
+    monkeypatch.setattr("rerankzoo.features.encoding._SLICE_ROWS", 2)
     bad = {**rows[1], "price": [2.0, NAN]}
     for data in ([*rows, rows[0], bad], pa.Table.from_pylist([*rows, rows[0], bad])):
         with pytest.raises(RerankingDataError, match="nan") as caught:
@@ -281,7 +281,7 @@ def test_fit_counts_rows_over_slices(schema: FeatureSchema, rows: Rows, monkeypa
 
 
 def test_fit_refuses_types_that_change_between_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerankzoo.features.fitting._SLICE_ROWS", 1)
+    monkeypatch.setattr("rerankzoo.features.encoding._SLICE_ROWS", 1)
     schema = FeatureSchema(
         name="s", item_id="item", fields=(FieldSpec(name="user", group="request", kind="categorical", hash_size=9),)
     )
