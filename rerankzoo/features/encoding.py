@@ -314,10 +314,6 @@ def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) ->
     return packed.reshape(layout.rows, layout.width, sum(sizes))
 
 
-#: The name, the depth of the lists and the encoder of each field of a group, the categorical ones first.
-Fields = list[tuple[str, int, IdEncoder | NumberEncoder]]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedState:
     """What fitting learned, by field name."""
@@ -344,8 +340,8 @@ class FittedState:
         return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
 
     @cached_property
-    def fields(self) -> dict[Group, Fields]:
-        """What encodes each group of columns."""
+    def fields(self) -> dict[Group, list[tuple[str, int, IdEncoder | NumberEncoder]]]:
+        """The name, the depth of the lists and the encoder of each field of a group, the categorical ones first."""
         return {
             group: [
                 (spec.name, spec.depth, self._encoder(spec))
@@ -359,6 +355,22 @@ class FittedState:
             return NumberEncoder(spec, self.statistics.get(spec.name))
         owner = self.declared.owner(spec)
         return IdEncoder(owner.hash_size or 0, self.vocabularies.get(owner.name), self.types[owner.name])
+
+    def encode(self, group: Group, table: Table, item_ids: Column, layout: Ragged) -> dict[str, npt.NDArray[Any]]:
+        """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
+        parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: []}
+        fields = self.fields[group]
+        for name, depth, encode in fields:
+            column = item_ids if name == item_ids.name else table.column(name, depth)
+            if group == "candidate" and column.nulls[0] is not None:
+                column.refuse_nulls(None)
+            if group != "request" and column is not item_ids:
+                layout.check_same(column, repr(item_ids.name if group == "candidate" else fields[0][0]))
+            parts[type(encode)].append(encode(column))
+        return {
+            f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
+            f"{group}_numeric": pack(parts[NumberEncoder], layout, np.float32),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able part of what was learned: all but the vocabularies, of which it has the digests."""

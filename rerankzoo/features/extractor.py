@@ -31,19 +31,9 @@ from rerankzoo.errors import (
     in_one_line,
     shown,
 )
-from rerankzoo.features.encoding import (
-    Fields,
-    FittedState,
-    IdEncoder,
-    NumberEncoder,
-    begins_with,
-    extended_vocabulary,
-    fit_state,
-    id_type,
-    pack,
-)
-from rerankzoo.features.labels import read_candidate_values, read_labels
-from rerankzoo.features.schema import FeatureSchema, FieldSpec, Group
+from rerankzoo.features.encoding import FittedState, begins_with, extended_vocabulary, fit_state, id_type
+from rerankzoo.features.labels import read_labels
+from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.features.tables import INT64_MAX, Column, Ragged, RowTable, Table, holds_columns, read_table
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
 from rerankzoo.text_files import read_json
@@ -61,11 +51,9 @@ class ItemIds:
     layout: Ragged
 
     def decode(self, slates: Tensor | npt.NDArray[np.int64] | Sequence[Any]) -> list[list[Any]]:
-        """Turns slates (B, M) or (B, S, M) of candidate indexes, without -100, into lists of item ids per row.
+        """Turns slates (B, M) or (B, S, M) of candidate indexes into lists of item ids per row; -100 is left out.
 
-        Raises:
-            RerankingDataError: If the slates are not integers, have another number of rows, or point outside a row's
-                candidates.
+        Slates that are not integers, have other rows or point outside a row's candidates are a `RerankingDataError`.
         """
         indices = torch.as_tensor(slates).cpu().numpy()
         if indices.dtype.kind not in "iu":
@@ -86,10 +74,8 @@ class ItemIds:
     def locate(self, items: Sequence[Any]) -> Tensor:
         """Finds candidates by item ids, looked for in every row, or by one list of item ids per row.
 
-        Returns (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out.
-
-        Raises:
-            RerankingDataError: If an id is of another type than the rows' own, or the lists are not one per row.
+        Returns (B, N) bool, True where a candidate has one of the ids. Ids that no candidate has are left out; those of
+        another type than the rows' own are a `RerankingDataError`.
         """
         rows = self.layout.rows
         nested = any(isinstance(entry, list | tuple) for entry in items)
@@ -243,10 +229,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     def check_extends(self, other: RerankingFeatureExtractor, other_statistics: bool = False) -> None:
         """Refuses an extractor that this one does not continue: a model of the other's could not be used with it.
 
-        With `other_statistics` numeric fields may be standardised otherwise.
-
-        Raises:
-            SchemaMismatchError: If the columns, the ids of known values or the statistics differ; names the fields.
+        A `SchemaMismatchError` names the fields whose columns, ids of known values or (unless there may be
+        `other_statistics`) standardisation differ.
         """
         after, before = self._fitted_state(), other._fitted_state()
         self._declared.check_same(other._declared)
@@ -326,21 +310,20 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def _encode(self, table: Table) -> Encoded:
         state = self._fitted_state()
-        schema, fields = state.schema, state.fields
-        item_ids = read_item_ids(table, schema.item_id)
+        item_ids = read_item_ids(table, state.schema.item_id)
         requests, candidates = Ragged(np.arange(table.rows + 1, dtype=np.int64)), item_ids.layout
-        arrays = _encode_group("request", fields["request"], table, item_ids, requests)
+        arrays = state.encode("request", table, item_ids.column, requests)
         arrays = {key: array[:, 0] for key, array in arrays.items()}  # one value per request: no list dimension
-        arrays.update(_encode_group("candidate", fields["candidate"], table, item_ids, candidates))
+        arrays.update(state.encode("candidate", table, item_ids.column, candidates))
         arrays["candidate_mask"] = candidates.mask()
-        if fields["history"]:
+        if history := state.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
-            layout = Ragged(table.column(fields["history"][0][0], 1).offsets[0], min_width=1)
-            history = _encode_group("history", fields["history"], table, item_ids, layout)
-            arrays["history_categorical"] = history["history_categorical"]
+            layout = Ragged(table.column(history[0][0], 1).offsets[0], min_width=1)
+            arrays["history_categorical"] = state.encode("history", table, item_ids.column, layout)[
+                "history_categorical"
+            ]
             arrays["history_mask"] = layout.mask()
-        arrays["candidate_value"] = read_candidate_values(table, schema, candidates)
-        arrays.update(read_labels(table, schema, candidates))
+        arrays.update(read_labels(table, state.schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
         return Encoded({key: torch.from_numpy(array) for key, array in arrays.items()}, item_ids, rows)
@@ -449,22 +432,3 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> RerankingFeatureExtractor:
         """Raises a `SchemaError`: the configuration alone lacks the vocabularies."""
         raise SchemaError("a dictionary lacks the vocabularies; use from_pretrained")
-
-
-def _encode_group(
-    group: Group, fields: Fields, table: Table, item_ids: ItemIds, layout: Ragged
-) -> dict[str, npt.NDArray[Any]]:
-    """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
-    parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: []}
-    for name, depth, encode in fields:
-        is_id = name == item_ids.column.name
-        column = item_ids.column if is_id else table.column(name, depth)
-        if group == "candidate" and column.nulls[0] is not None:
-            column.refuse_nulls(None)
-        if group != "request" and not is_id:
-            layout.check_same(column, 0, repr(item_ids.column.name if group == "candidate" else fields[0][0]))
-        parts[type(encode)].append(encode(column))
-    return {
-        f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
-        f"{group}_numeric": pack(parts[NumberEncoder], layout, np.float32),
-    }

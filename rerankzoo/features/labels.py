@@ -21,12 +21,12 @@ _SUM_TOLERANCE = 0.01
 
 
 def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> dict[str, npt.NDArray[Any]]:
-    """Returns the labels that a table has, and the registered entries of whose name it has a column.
+    """Returns `candidate_value`, the labels that a table has, and the registered entries that are columns of it.
 
     A table with `slate_weights` is a mined one: nobody was shown its slates, so it may lack feedback.
     """
     lists = _Lists(table, schema, candidates)
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {"candidate_value": _candidate_values(lists, schema, candidates)}
     if lists.slates is not None:
         arrays["slates"] = lists.pad(lists.slates, _check_slates(lists.slates, candidates), "SM", PADDING)
         mined = SLATE_WEIGHTS in table.names
@@ -43,18 +43,6 @@ def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> dict
     for name in sorted(table.names & (ENTRIES.keys() - BUILT_IN)):
         arrays[name] = _read_entry(lists, name, name)
     return arrays
-
-
-def read_candidate_values(table: Table, schema: FeatureSchema, candidates: Ragged) -> npt.NDArray[np.float32]:
-    """Returns `candidate_value` (B, N, T): 1 where a target has no value column, 0 in padding."""
-    values = np.ones((candidates.total, len(schema.targets)), dtype=np.float32)
-    for index, target in enumerate(schema.targets):
-        if target.value is not None:
-            column = table.column(target.value, 1)
-            column.refuse_nulls("a value", "; the utility of the item is not known without it")
-            candidates.check_same(column, 0, repr(schema.item_id))
-            values[:, index] = finite(column)
-    return candidates.pad(values)
 
 
 class _Lists:
@@ -128,6 +116,16 @@ def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> n
         column = lists.column(target.name, "SM", "feedback", "; give 0 where nothing was earned")
         feedback[..., index] = lists.pad(column, finite(column), "SM")
     return feedback
+
+
+def _candidate_values(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> npt.NDArray[np.float32]:
+    """(B, N, T): 1 where a target has no value column, 0 in padding."""
+    values = np.ones((candidates.total, len(schema.targets)), dtype=np.float32)
+    for index, target in enumerate(schema.targets):
+        if target.value is not None:
+            advice = "; the utility of the item is not known without it"
+            values[:, index] = finite(lists.column(target.value, "N", "a value", advice))
+    return candidates.pad(values)
 
 
 def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> dict[str, npt.NDArray[Any]]:

@@ -132,13 +132,12 @@ class Ragged:
         padded[self.places] = flat
         return padded.reshape(shape)
 
-    def check_same(self, column: Column, level: int, what: str) -> None:
-        """Raises if a level of `column` has other lengths; `what` says whose lengths are right."""
-        offsets = column.offsets[level]
-        if (offsets != self.offsets).any():
-            lengths = np.diff(offsets)
+    def check_same(self, column: Column, what: str) -> None:
+        """Raises if the outermost lists of `column` have other lengths; `what` says whose lengths are right."""
+        if (column.offsets[0] != self.offsets).any():
+            lengths = np.diff(column.offsets[0])
             index = int((lengths != self.lengths).argmax())
-            raise column.error(f"{lengths[index]} entries, but {what} has {self.lengths[index]}", index, level)
+            raise column.error(f"{lengths[index]} entries, but {what} has {self.lengths[index]}", index, 0)
 
 
 class Table:
