@@ -234,19 +234,18 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         """
         after, before = self._fitted_state(), other._fitted_state()
         self._declared.check_same(other._declared)
-        moved = [
-            name for name, known in before.vocabularies.items() if not begins_with(after.vocabularies[name], known)
-        ]
-        moved += [name for name, known in before.types.items() if known not in (None, after.types[name])]
-        problems = [f"field {name!r} has other ids" for name in dict.fromkeys(moved)]
-        problems += [
-            f"field {name!r} is standardised otherwise"
-            for name, known in before.statistics.items()
-            if not other_statistics and not np.array_equal(known, after.statistics[name])
-        ]
+        problems = []
+        for field in self._declared.fields:
+            name, known, type_before = field.name, before.vocabularies.get(field.name), before.types.get(field.name)
+            moved = known is not None and not begins_with(after.vocabularies[name], known)
+            if moved or type_before not in (None, after.types.get(name)):
+                problems.append(f"field {name!r} has other ids")
+        for name, statistics in before.statistics.items():
+            if not other_statistics and not np.array_equal(statistics, after.statistics[name]):
+                problems.append(f"field {name!r} is standardised otherwise")
         if problems:
-            name = self._declared.name
-            raise SchemaMismatchError(f"schema {name!r} was fitted on other data: {'; '.join(problems)}")
+            message = f"schema {self._declared.name!r} was fitted on other data: {'; '.join(problems)}"
+            raise SchemaMismatchError(message)
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
         """Turns rows into a padded batch.
@@ -281,12 +280,11 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         All rows are read together. Only if that fails, halves are, and their halves, down to the rows that cannot be
         used even alone: so a bad row costs about 2 log2 B further readings of ever fewer rows.
 
-        Returns:
-            Batches of consecutive usable rows (usually one, of all rows), and the error of every other row.
+        Returns batches of consecutive usable rows (usually one, of all rows), and the error of every other row.
 
         Raises:
-            RerankingDataError: If the data is no table, or one whose columns are missing, of a wrong type or of
-                different lengths: none of its rows could be used.
+            RerankingDataError: If none of the rows could be used: the data is no table, or one whose columns are
+                missing, of a wrong type or of different lengths.
         """
         table = read_table(data, self.schema.item_id)
         parts: list[Encoded] = []
@@ -319,10 +317,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         if history := state.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
             layout = Ragged(table.column(history[0][0], 1).offsets[0], min_width=1)
-            arrays["history_categorical"] = state.encode("history", table, item_ids.column, layout)[
-                "history_categorical"
-            ]
-            arrays["history_mask"] = layout.mask()
+            arrays |= {**state.encode("history", table, item_ids.column, layout), "history_mask": layout.mask()}
+            del arrays["history_numeric"]  # history fields are categorical
         arrays.update(read_labels(table, state.schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)
@@ -363,13 +359,12 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     ) -> list[str]:
         """Saves `preprocessor_config.json`, `vocabularies.safetensors` and the module that `trust_remote_code` loads.
 
+        Returns their paths.
+
         Args:
             save_directory: The folder, created if need be. Files are replaced in one step each.
             push_to_hub: Also push to the Hub.
             **kwargs: For `push_to_hub`: `repo_id`, `commit_message`, `private`, `token`, `revision`...
-
-        Returns:
-            The paths of the files.
         """
         state = self._fitted_state()
         folder = Path(save_directory)

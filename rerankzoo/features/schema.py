@@ -26,7 +26,7 @@ _MAX_NAME = 256
 _MOST_UNKNOWN = 8  # keys in a message
 #: Beyond these no machine has the memory, and ids would not fit int64.
 _LIMITS = {"hash_size": 1 << 40, "min_count": 1 << 62, "size": 1 << 20, "num_embeddings": (1 << 40) + 2}
-_CATEGORICAL = ["hash_size", "min_count", "shares", "num_embeddings"]
+_CATEGORICAL = ["hash_size", "min_count", "shares", "num_embeddings"]  # settings of such fields only
 
 #: Columns of a mined table (`rerankzoo mine`); their names are the same under every schema.
 SLATE_WEIGHTS = "slate_weights"
@@ -209,8 +209,7 @@ class FeatureSchema:
     def columns(self) -> set[str]:
         """Returns all columns that are read where a table has them: the schema's, and those of registered entries."""
         named = {self.item_id, *self.label_columns(), *MINED_COLUMNS, *(field.name for field in self.fields)}
-        for target in self.targets:
-            named |= {name for name in (target.value, target.candidate_feedback) if name is not None}
+        named.update(name for target in self.targets for name in (target.value, target.candidate_feedback) if name)
         return named | (ENTRIES.keys() - BUILT_IN)
 
     def label_columns(self) -> list[str]:
