@@ -179,7 +179,7 @@ def test_conditional_chains_multiply() -> None:
     expected = [view, view * click, view * click * order, like]
     assert model.value_head.probabilities(logits).tolist() == pytest.approx(expected)
     feedback = torch.tensor([[[[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]]])
-    assert model._possible(feedback)[0, 0].int().tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+    assert model.value_head._possible(feedback)[0, 0].int().tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
 
 
 def test_regression_loss_is_of_accumulated_rewards(extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
