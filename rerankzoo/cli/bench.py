@@ -12,15 +12,7 @@ from rerankzoo.backends import Backend
 from rerankzoo.cli.options import choose_device
 from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.pipeline import RerankingPipeline
-from rerankzoo.serving.bench import (
-    Measured,
-    bench_model,
-    bench_pipeline,
-    loads_of,
-    print_measured,
-    print_shares,
-    write_bench,
-)
+from rerankzoo.serving.bench import bench_model, bench_pipeline, loads_of, print_measured, print_shares, write_bench
 
 
 def bench(
@@ -52,23 +44,15 @@ def bench(
         device: Where the model runs, such as cpu or cuda:1; auto: the accelerator where there is one. Graphs run on
             the CPU.
         out: Folder for bench.json and bench.svg.
-
-    Raises:
-        HubError: If there is no model.
-        ValueError: If it is an evaluator, which generates nothing, or has fewer positions.
-        ExportError: If the model cannot be exported for a backend.
     """
     disable_progress_bar()
-    place = choose_device(device)
+    place = choose_device(device)  # before anything is loaded
     generator, extractor = load_checkpoint(model, AutoModelForReranking)
     generator.to(place)
     loads = loads_of(n, m or (generator.config.slate_size,), batch, num_beams)
-    measured: list[Measured] = []
     with Progress(transient=True) as progress:
-        task = progress.add_task("measuring", total=len(loads) * len(backend))
-        for entry in bench_model(generator, extractor, loads, backend, seconds):
-            measured.append(entry)
-            progress.advance(task)
+        steps = bench_model(generator, extractor, loads, backend, seconds)
+        measured = list(progress.track(steps, len(loads) * len(backend), description="measuring"))
     shares = bench_pipeline(RerankingPipeline(generator, extractor), loads, seconds)
     print_measured(measured)
     print_shares(shares)

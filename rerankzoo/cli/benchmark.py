@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 from transformers import AutoConfig
 
-from rerankzoo.cli.evaluation_run import EvaluationRun
-from rerankzoo.cli.recipe_parser import RecipeParser
+from rerankzoo.cli.evaluate import EvaluationRun
+from rerankzoo.cli.lightning import RecipeParser
 from rerankzoo.cli.recipes import find_recipe
-from rerankzoo.cli.runs import Trained, console, mine_once, total, train_members, train_once
+from rerankzoo.cli.runs import Trained, console, mine_once, total, train, train_members
 from rerankzoo.errors import RecipeError, did_you_mean, shown
-from rerankzoo.evaluation import Decoding, Evaluation, Point, print_table, write_curve, write_report
+from rerankzoo.evaluation import Decoding, Evaluation, Point, evaluator_quality, print_table, write_curve, write_report
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import SlateGenerationMixin
 from rerankzoo.mining import MiningSettings, mine_folder
@@ -27,25 +27,18 @@ from rerankzoo.text_files import read_yaml
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
 _NAME = re.compile(r"\w[\w .+@=,-]*")  # of a model, an evaluator, a setting of mining: it becomes a folder's
-_NOT_OF_MINING = {"evaluators", "data", "out", "fabric", "on_progress", "settings"}
 _MINING = {*inspect.signature(mine_folder).parameters, *(entry.name for entry in fields(MiningSettings))}
+_MINING -= {"evaluators", "data", "out", "fabric", "on_progress", "settings"}
 
 
 @dataclass(frozen=True)
 class EvaluatorSpec:
-    """How an evaluator of a benchmark is made.
-
-    Attributes:
-        recipe: Its recipe.
-        arguments: Added to the recipe's command line.
-        members: How many are trained, with different seeds, to be one ensemble.
-        story: What to say of it while it trains.
-    """
+    """How an evaluator of a benchmark is made."""
 
     recipe: str
-    arguments: list[str] = field(default_factory=list)
-    members: PositiveInt = 1
-    story: str = ""
+    arguments: list[str] = field(default_factory=list)  # added to the recipe's command line
+    members: PositiveInt = 1  # so many are trained, with different seeds, to be one ensemble
+    story: str = ""  # what to say of it while it trains
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)  # before anything is trained
@@ -53,30 +46,16 @@ class EvaluatorSpec:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a benchmark.
+    """One model of a benchmark."""
 
-    Attributes:
-        recipe: Recipe of the generator, relative to the shipped recipes or to the working directory. `None`: the
-            evaluator itself is the model, and searches.
-        arguments: Added to the recipe's command line; `{evaluator}` stands for the evaluator's checkpoint.
-        mine: Arguments of `rerankzoo.mining.mine_folder`: the generator learns slates that the evaluator mines from the
-            log. `None`: it learns from the log itself.
-        evaluator: Which of the benchmark's `evaluators` mines, values and chooses; `None`: the one of all models.
-        decodings: Decoding parameters by name, with `evaluator: true` where the evaluator chooses. `None`: the usual
-            ones, with alpha of contrastive decoding tuned on validation.
-        at: Where on the axis of the benchmark's curve.
-        series: Of which line of the curve.
-        story: What to say of it while it trains.
-    """
-
-    recipe: str | None = None
-    arguments: list[str] = field(default_factory=list)
-    mine: dict[str, int | float | str] | None = None
-    evaluator: str | None = None
-    decodings: dict[str, dict[str, Any]] | None = None
-    at: float | None = None
-    series: str = ""
-    story: str = ""
+    recipe: str | None = None  # of the generator; `None`: the evaluator itself is the model, and searches
+    arguments: list[str] = field(default_factory=list)  # added to the recipe's; `{evaluator}`: its checkpoint
+    mine: dict[str, int | float | str] | None = None  # as of `mine_folder`; `None`: it learns from the log itself
+    evaluator: str | None = None  # which of the `evaluators` mines, values and chooses; `None`: the one of all models
+    decodings: dict[str, dict[str, Any]] | None = None  # with `evaluator: true` where it chooses; `None`: the usual
+    at: float | None = None  # where on the axis of the benchmark's curve
+    series: str = ""  # of which line of the curve
+    story: str = ""  # what to say of it while it trains
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -84,9 +63,9 @@ class Entry:
         elif self.decodings is None or self.mine is not None:
             raise RecipeError("without a recipe it needs decodings, and no mine")
         for name, value in (self.mine or {}).items():
-            if name not in _MINING - _NOT_OF_MINING:
+            if name not in _MINING:
                 raise RecipeError(f"mine.{name}: unknown setting{did_you_mean(name, _MINING)}")
-            _check_name(str(value), f"mine.{name}")
+            _folder_name(str(value), f"mine.{name}")
         for decoding in self.named_decodings() or ():
             decoding.check(_generator_class(self.recipe))
 
@@ -99,10 +78,9 @@ class Entry:
         """The decodings; `None`: the usual ones."""
         if self.decodings is None:
             return None
-        return [
-            Decoding(name, {key: asked[key] for key in asked if key != "evaluator"}, bool(asked.get("evaluator")))
-            for name, asked in self.decodings.items()
-        ]
+        asked = {name: dict(parameters) for name, parameters in self.decodings.items()}
+        chooses = {name: bool(parameters.pop("evaluator", False)) for name, parameters in asked.items()}
+        return [Decoding(name, parameters, chooses[name]) for name, parameters in asked.items()]
 
 
 def _generator_class(recipe: str | None) -> Any:
@@ -116,37 +94,22 @@ def _generator_class(recipe: str | None) -> Any:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a benchmark draws beside its table.
+    """What a benchmark draws beside its table."""
 
-    Attributes:
-        axis: What the models' `at` is.
-        metrics: One panel each, of the first decoding of each model.
-        log: Whether the axis is logarithmic.
-    """
-
-    axis: str
-    metrics: list[str]
-    log: bool = False
+    axis: str  # what the models' `at` is
+    metrics: list[str]  # one panel each, of the first decoding of each model
+    log: bool = False  # whether the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark file.
-
-    Attributes:
-        models: The models by name.
-        evaluator: The evaluator that values the slates of all models, chooses among slates and mines.
-        judge: An independent evaluator, trained on another log of the same simulated world.
-        evaluators: Further evaluators, for models that name one: it values the slates of these models only.
-        arguments: Added to every recipe's command line; `{seed}` stands for the run's number.
-        curve: A picture of some of the models.
-    """
+    """A benchmark file."""
 
     models: dict[str, Entry]
-    evaluator: EvaluatorSpec | None = None
-    judge: EvaluatorSpec | None = None
-    evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)
-    arguments: list[str] = field(default_factory=list)
+    evaluator: EvaluatorSpec | None = None  # values the slates of all models, chooses among slates and mines
+    judge: EvaluatorSpec | None = None  # an independent one, trained on another log of the same simulated world
+    evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)  # for the slates of models that name one only
+    arguments: list[str] = field(default_factory=list)  # added to every recipe's; `{seed}`: the run's number
     curve: Curve | None = None
 
     def __post_init__(self) -> None:
@@ -187,18 +150,16 @@ class Benchmark:
 
 def _part(key: str, value: Any) -> Any:
     """The value of a key of a benchmark file."""
-    kind = {"models": Entry, "curve": Curve, "arguments": list}.get(key, EvaluatorSpec)
-    if kind is list:
+    if key == "arguments":
         if not isinstance(value, list) or not all(isinstance(argument, str) for argument in value):
             raise RecipeError(f"{key}: expected a list of texts, got {shown(value)}")
         return value
+    kind = {"models": Entry, "curve": Curve}.get(key, EvaluatorSpec)
     if key not in ("models", "evaluators"):
         return _parsed(kind, value, key)
     if not isinstance(value, Mapping):
         raise RecipeError(f"{key}: expected {key} by name, got {shown(value)}")
-    for name in value:
-        _check_name(name, key)
-    return {name: _parsed(kind, part, f"{key}.{name}") for name, part in value.items()}
+    return {_folder_name(name, key): _parsed(kind, part, f"{key}.{name}") for name, part in value.items()}
 
 
 def _parsed(kind: Any, values: Any, where: str) -> Any:
@@ -222,9 +183,10 @@ def _check_keys(kind: Any, values: Any, where: str) -> None:
         raise RecipeError(f"{where}.{shown(unknown[0])[1:-1]}: unknown key{did_you_mean(unknown[0], known)}")
 
 
-def _check_name(name: Any, where: str) -> None:
+def _folder_name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RecipeError(f"{where}: expected a text that can name a folder, got {shown(name)}")
+    return name
 
 
 class _Run:
@@ -235,46 +197,14 @@ class _Run:
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
         self.evaluators: dict[str | None, Trained] = {}
         self.runs: dict[str | None, tuple[EvaluationRun, dict[str, float]]] = {}
-        self.judge: Trained | None = None
-        if benchmark.evaluator is not None:
-            shared = self.evaluators[None] = self._train_evaluator(benchmark.evaluator, "evaluator")
-            if benchmark.judge is not None:
-                other = ["--data.init_args.log=judge", f"--data.init_args.extractor={shared.folder}"]
-                self.judge = self._train_evaluator(benchmark.judge, "judge", other)
 
-    def evaluations(self) -> Iterator[Evaluation]:
-        """Trains and judges one model after the other."""
-        for name, entry in self.benchmark.models.items():
-            yield self._evaluate(name, entry, *self._train(name, entry))
-
-    def _train_evaluator(self, spec: EvaluatorSpec, name: str, further: Sequence[str] = ()) -> Trained:
-        arguments = [*self.options, *further, *spec.arguments]
-        return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
-
-    def _evaluator(self, name: str | None) -> Trained | None:
-        if name is not None and name not in self.evaluators:
-            self.evaluators[name] = self._train_evaluator(self.benchmark.evaluators[name], f"evaluator-{name}")
-        return self.evaluators.get(name)
-
-    def _train(self, name: str, entry: Entry) -> tuple[Trained, dict[str, float | None]]:
-        """The model, and the CPU seconds of its stages."""
+    def evaluate(self, name: str, entry: Entry) -> Evaluation:
+        """Trains and judges one model."""
         evaluator = self._evaluator(entry.evaluator)
-        if entry.recipe is None and evaluator is not None:
-            return evaluator, {}
-        recipe, seconds, options = str(entry.recipe), {}, self.options
-        if entry.mine is not None and evaluator is not None:
-            mined = self.root / entry.mined_folder()
-            seconds["mining"] = mine_once(evaluator, mined, **entry.mine)
-            kept = [option for option in options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
-            options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
-        place = str(evaluator and evaluator.folder)
-        options = [*options, *(argument.replace("{evaluator}", place) for argument in entry.arguments)]
-        trained = train_once(recipe, self.root / name, self.seed, options)
-        return trained, {**seconds, "generator": trained.cpu_seconds}
-
-    def _evaluate(self, name: str, entry: Entry, trained: Trained, seconds: dict[str, float | None]) -> Evaluation:
-        evaluator = self._evaluator(entry.evaluator)
-        run, quality = self._evaluation_run(entry, trained)
+        trained, seconds = self._train(name, entry, evaluator)
+        if entry.evaluator not in self.runs:
+            self.runs[entry.evaluator] = self._evaluation_run(entry.evaluator, evaluator, trained)
+        run, quality = self.runs[entry.evaluator]
         model = run.evaluator if trained is evaluator else trained.load(self.device)
         extractor = RerankingFeatureExtractor.from_pretrained(trained.folder)
         with console.status(f"evaluating {name}, seed {self.seed}"):
@@ -285,23 +215,46 @@ class _Run:
         evaluation = evaluation.with_metrics(name, lambda key: {**quality, **_cost(entry, asked[key], costs)})
         return evaluation if entry.evaluator is None else evaluation.with_own_evaluator()
 
-    def _evaluation_run(self, entry: Entry, trained: Trained) -> tuple[EvaluationRun, dict[str, float]]:
+    def _evaluator(self, name: str | None) -> Trained | None:
+        """The evaluator of that name; `None`: the one of all models, if there is one."""
+        spec = self.benchmark.evaluator if name is None else self.benchmark.evaluators[name]
+        if spec is not None and name not in self.evaluators:
+            self.evaluators[name] = self._train_evaluator(spec, f"evaluator-{name}" if name else "evaluator")
+        return self.evaluators.get(name)
+
+    def _train_evaluator(self, spec: EvaluatorSpec, name: str, further: Sequence[str] = ()) -> Trained:
+        arguments = [*self.options, *further, *spec.arguments]
+        return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
+
+    def _train(self, name: str, entry: Entry, evaluator: Trained | None) -> tuple[Trained, dict[str, float | None]]:
+        """The model, and the CPU seconds of its stages."""
+        if entry.recipe is None and evaluator is not None:
+            return evaluator, {}
+        seconds, options = {}, self.options
+        if entry.mine is not None and evaluator is not None:
+            mined = self.root / entry.mined_folder()
+            seconds["mining"] = mine_once(evaluator, mined, **entry.mine)
+            kept = [option for option in options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
+            options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
+        place = str(evaluator and evaluator.folder)
+        options = [*options, *(argument.replace("{evaluator}", place) for argument in entry.arguments)]
+        trained = train(str(entry.recipe), self.root / name, self.seed, options)
+        return trained, {**seconds, "generator": trained.cpu_seconds}
+
+    def _evaluation_run(
+        self, name: str | None, evaluator: Trained | None, trained: Trained
+    ) -> tuple[EvaluationRun, dict[str, float]]:
         """What judges the models of one evaluator, and the evaluator's own quality."""
-        if entry.evaluator not in self.runs:
-            evaluator = self._evaluator(entry.evaluator)
-            # Judge and evaluator speak of the same table only where they share the feature extractor.
-            judge = self.judge.load(self.device) if self.judge and entry.evaluator is None else None
-            run = evaluation_run(evaluator or trained, evaluator and evaluator.load(self.device), judge)
-            size = AutoConfig.from_pretrained(trained.folder).slate_size
-            self.runs[entry.evaluator] = run, run.quality((evaluator or trained).data.extractor, size)
-        return self.runs[entry.evaluator]
-
-
-def evaluation_run(trained: Trained, evaluator: Any, judge: Any = None) -> EvaluationRun:
-    """The evaluation on the data that a model was trained on."""
-    data = trained.data
-    splits = {name: data.split(name) for name in ("validation", "test")}
-    return EvaluationRun(splits, data.extractor.schema.item_id, data.metadata, evaluator, judge)
+        if evaluator is None:
+            return trained.evaluation(None), {}
+        judge = None
+        if self.benchmark.judge is not None and name is None:  # others have not the judge's feature extractor
+            other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
+            judge = self._train_evaluator(self.benchmark.judge, "judge", other).load(self.device)
+        run = evaluator.evaluation(evaluator.load(self.device), judge)
+        size = AutoConfig.from_pretrained(trained.folder).slate_size
+        data, extractor = run.splits[run.split], evaluator.data.extractor
+        return run, evaluator_quality(run.evaluator, data, extractor, run.metadata, slate_size=size)
 
 
 def _cost(entry: Entry, decoding: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, float]:
@@ -348,10 +301,10 @@ def benchmark(
     asked = asked.only(models) if models else asked
     options = join_options(further)
     runs = (_Run(asked, out / f"seed-{seed}", seed, options, device) for seed in range(seeds))
-    evaluations = [evaluation for run in runs for evaluation in run.evaluations()]
+    evaluations = [run.evaluate(name, entry) for run in runs for name, entry in asked.models.items()]
     paths = write_report(evaluations, out)
     if asked.curve is not None:
         points = [Point(name, entry.series, entry.at) for name, entry in asked.models.items() if entry.at is not None]
         paths["curve"] = write_curve(evaluations, out, points, **asdict(asked.curve))
     print_table(evaluations)
-    print("written:", ", ".join(str(path) for path in paths.values()))
+    print("written:", ", ".join(map(str, paths.values())))

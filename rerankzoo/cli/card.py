@@ -23,10 +23,6 @@ def card(folder: Path, *, results: Path | None = None, datasets: list[str] | Non
         results: The results.json of `rerankzoo evaluate`, copied here.
         datasets: Datasets on the Hub that the model was trained on, as ORG/NAME.
         **details: Of `CardDetails`.
-
-    Raises:
-        FileNotFoundError: If the folder is no checkpoint, or the results are missing.
-        RerankingDataError: If the results are not of this model.
     """
     if results is not None:
         if not results.is_file():

@@ -3,22 +3,98 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils.logging import disable_progress_bar
 
-from rerankzoo.cli.evaluation_run import EvaluationRun
 from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.errors import RecipeError
-from rerankzoo.evaluation import Evaluation, default_decodings, print_table, write_report
+from rerankzoo.evaluation import (
+    Decoding,
+    Evaluation,
+    Evaluators,
+    default_decodings,
+    evaluator_quality,
+    print_table,
+    tune_penalty_alpha,
+    write_report,
+)
+from rerankzoo.evaluation import evaluate as evaluate_model
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.auto import load_checkpoint, load_evaluator
+
+#: Told what is begun and how many requests it takes; returns what is told how many more are done.
+Watch = Callable[[str, int], Callable[[int], None]]
+
+_TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
+
+
+@dataclass
+class EvaluationRun:
+    """Made once for several models, for it remembers the value of all slates of a request."""
+
+    splits: Mapping[str, Dataset]
+    item_id: str  # the column of the candidates' ids
+    metadata: Mapping[str, Any] | None  # of the data folder; a simulator's reveals the truth
+    evaluator: Any = None  # values all slates, and chooses among several
+    judge: Any = None  # an independent evaluator; it has no say on validation
+    split: str = "test"
+    watch: Watch = lambda task, total: lambda done: None
+
+    @cached_property
+    def _evaluators(self) -> Evaluators:
+        return Evaluators.of(self.splits[self.split], self.item_id, self.metadata, self.evaluator, self.judge)
+
+    @cached_property
+    def _tuning_evaluators(self) -> Evaluators:
+        evaluators = Evaluators.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
+        if evaluators.truth is not None:
+            evaluators.truth.num_samples = _TUNING_SAMPLES
+        return evaluators
+
+    def evaluate(
+        self,
+        name: str,
+        model: Any,
+        extractor: RerankingFeatureExtractor,
+        seed: int,
+        decodings: Sequence[Decoding] | None = None,
+        tuning_requests: int | None = None,
+        num_requests: int | None = None,
+        hr_requests: int = 200,
+    ) -> Evaluation:
+        """Evaluates a model as `rerankzoo.evaluation.evaluate` does.
+
+        Without decodings these are the usual ones, with alpha of contrastive decoding tuned on so many requests of the
+        validation split.
+        """
+
+        def run(function: Any, task: str, split: str, requests: int | None, **options: Any) -> Any:
+            data = self.splits[split]
+            watch = self.watch(f"{task} {name}", min(requests or len(data), len(data)))
+            options |= {"num_requests": requests, "on_progress": watch}
+            return function(model, data, extractor, self.metadata, **options)
+
+        alpha, notes = None, {}
+        if decodings is None and "contrastive" in model.strategies:
+            tuning = (tune_penalty_alpha, "tuning alpha of", "validation", tuning_requests)
+            alpha, notes["penalty_alpha"] = run(*tuning, evaluators=self._tuning_evaluators)
+        if decodings is None:
+            decodings = default_decodings(self.evaluator is not None, alpha, model.strategies)
+        options = {"decodings": decodings, "evaluators": self._evaluators, "seed": seed, "hr_requests": hr_requests}
+        evaluation = run(evaluate_model, "evaluating", self.split, num_requests, name=name, **options)
+        return evaluation.with_protocol(**notes)
 
 
 def evaluate(
@@ -53,16 +129,10 @@ def evaluate(
         seed: Of the first run; the next has the next one.
         device: Where models run, such as cpu or cuda:1; auto: the accelerator where there is one.
         out: Folder for the report.
-
-    Raises:
-        RecipeError: If a model generates nothing.
-        FileNotFoundError: If the data folder or a split is missing.
-        HubError: If a repository is missing or cannot be reached.
-        SchemaMismatchError: If model and evaluator were made for different schemas.
     """
     disable_progress_bar()  # of loading weights, over before it is seen
     folder = local_folder(data)
-    splits = open_splits(folder)
+    splits, metadata = open_splits(folder), read_origin(folder)
     for wanted in (split, *(["validation"] if tune_alpha else [])):
         if wanted not in splits:
             raise FileNotFoundError(f"{folder} has no split {wanted!r}; it has {sorted(splits)}")
@@ -72,40 +142,33 @@ def evaluate(
         if not model.can_generate():
             raise RecipeError(f"a {type(model).__name__} generates no slates; give it as --evaluator")
         model.to(place)
-    evaluating = load_evaluator(evaluator) if evaluator else None
-    evaluator_model = evaluating and evaluating.model.to(place)
-    judge_model = load_evaluator(judge).model.to(place) if judge else None
+    evaluating, judging = (load_evaluator(path) if path else None for path in (evaluator, judge))
+    evaluator_model, judge_model = (one and one.model.to(place) for one in (evaluating, judging))
     item_id = FeatureSchema.from_yaml(folder / SCHEMA_FILE).item_id
+    notes = {"evaluator": evaluator, "split": split, **({"judge_model": judge} if judge else {})}
     runs: Counter[str] = Counter()
     evaluations: list[Evaluation] = []
-    with _progress() as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
 
         def watch(task: str, total: int) -> Any:
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        run = EvaluationRun(splits, item_id, read_origin(folder), evaluator_model, judge_model, split, watch)
+        run = EvaluationRun(splits, item_id, metadata, evaluator_model, judge_model, split, watch)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name = model.config.model_type
-            usual = default_decodings(evaluator is not None, penalty_alpha, model.strategies)
-            decodings = None if tune_alpha else usual
-            evaluation = run.evaluate(
-                name, model, extractor, seed + runs[name], decodings, num_requests, num_requests, hr_requests
-            )
-            notes = {"model": path, "evaluator": evaluator, "split": split}
-            evaluations.append(evaluation.with_protocol(**notes, **({"judge_model": judge} if judge else {})))
+            usual = None if tune_alpha else default_decodings(evaluator is not None, penalty_alpha, model.strategies)
+            sizes = (num_requests, num_requests, hr_requests)
+            evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes)
+            evaluations.append(evaluation.with_protocol(model=path, **notes))
             runs[name] += 1
     if evaluating is not None:
-        quality = run.quality(evaluating.extractor, loaded[0][0].config.slate_size)
-        evaluations = [
-            evaluation.with_metrics(model.config.model_type, lambda decoding: quality)
-            for evaluation, (model, _) in zip(evaluations, loaded, strict=True)
-        ]
+        size = loaded[0].model.config.slate_size
+        quality = evaluator_quality(evaluator_model, splits[split], evaluating.extractor, metadata, slate_size=size)
+        names = [model.config.model_type for model, _ in loaded]
+        pairs = zip(evaluations, names, strict=True)
+        evaluations = [evaluation.with_metrics(name, lambda decoding: quality) for evaluation, name in pairs]
     paths = write_report(evaluations, out)
     print_table(evaluations)
-    print("written:", ", ".join(str(path) for path in paths.values()))
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
-    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    print("written:", ", ".join(map(str, paths.values())))

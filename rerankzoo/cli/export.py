@@ -45,13 +45,6 @@ def export(
         num_candidates: Most candidates of a request, for aoti.
         history_length: Longest history, for aoti, where there are any.
         device: What the graph is made for; so far it is always the CPU.
-
-    Raises:
-        RecipeError: If the options contradict one another.
-        HubError: If there is no model.
-        ValueError: If it is an evaluator, which generates nothing, or cannot decode like this.
-        FileExistsError: If the folder to make is there already.
-        ExportError: If the model cannot be exported, or the graph decodes other slates than the model.
     """
     asked = {"batch_size": batch_size, "num_candidates": num_candidates, "history_length": history_length}
     given: dict[str, Any] = {name: size for name, size in asked.items() if size is not None}

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import lightning as L
 import transformers
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-    instantiate_class,
-)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from rerankzoo.cli.recipe_parser import RecipeParser, explain
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.data.datamodule import RerankingDataModule
-from rerankzoo.errors import OutputError, RecipeError, shown
+from rerankzoo.errors import RecipeError, did_you_mean, error_chain, shown
 from rerankzoo.text_files import read_yaml
 from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
@@ -61,17 +55,66 @@ _DEFAULTS = {
     "early_stopping.patience": 3,
     "early_stopping.check_on_train_epoch_end": False,  # there may have been no validation yet
 }
+_MOST_SAID = 1_000  # characters
+_UNION = "Does not validate against any of the Union subtypes"
 
 
-class RecipeWriter(SaveConfigCallback):
-    """Lightning's writer of `config.yaml`, which says where it cannot write."""
+class RecipeParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are `RecipeError`s of one line."""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """See `SaveConfigCallback.setup`."""
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_args(self, *args: Any, **settings: Any) -> Any:
+        """See `ArgumentParser.parse_args`."""
         try:
-            super().setup(trainer, pl_module, stage)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.config_filename} in {trainer.log_dir}: {error.strerror}") from error
+            return super().parse_args(*args, **settings)
+        except (TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
+            raise RecipeError(explain(error)) from error
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See `ArgumentParser.error`; of a parser within another one, it is for that one to read."""
+        name = ""
+        if message.startswith("unrecognized arguments: --"):
+            name = message.split()[2].partition("=")[0].lstrip("-")
+        elif isinstance(ex, KeyError):  # "Group 'trainer' does not accept option 'max_epoch'"
+            name = message.split("'")[-2]
+        known = [option.lstrip("-") for option in _options(getattr(ex, "subcommand_parser", self))] if name else []
+        message += did_you_mean(name, [*known, *(option.rpartition(".")[2] for option in known)])
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise RecipeError(explain(ex, message)) from ex
+
+
+def _options(parser: ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for further in action.choices.values():
+                yield from _options(further)
+
+
+def explain(error: BaseException | None, message: str = "") -> str:
+    """What jsonargparse says of a value, in one line: the key, and what is wrong there.
+
+    That is how the message, and those of the errors behind it, begin.
+    """
+    parts = [message]
+    alternatives = ""
+    for link in error_chain(error) if error is not None else ():
+        near = did_you_mean(link.name, dir(link.obj)) if isinstance(link, AttributeError) else ""
+        parts.append(f"{link}{near}")
+    told: list[str] = []
+    for first, *further in ([line.strip() for line in part.strip().splitlines()] for part in parts if part.strip()):
+        if first == _UNION and further:
+            alternatives = further[0].removeprefix("Subtypes: ")
+        if not first.startswith((_UNION, "- Expected a path")) and not any(first in part for part in told):
+            wanted, got, value = first.partition(". Got value: ")
+            several = alternatives and got and wanted.startswith("Expected a ")
+            told.append(f"Expected one of {alternatives}{got}{value}" if several else first)
+            alternatives = ""
+    text = " ".join(told)
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
 
 
 class RerankingCLI(LightningCLI):
@@ -91,13 +134,7 @@ class RerankingCLI(LightningCLI):
         parser.add_argument("--wandb", type=bool, default=False, help=about)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Checks the checkpoint that is asked for, before Lightning reads what it says of the model.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            UnreadableFileError: If it is damaged.
-            RecipeError: If a key or a value is not what it must be.
-        """
+        """Checks the checkpoint that is asked for, before Lightning reads what it says of the model."""
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
@@ -116,23 +153,23 @@ class RerankingCLI(LightningCLI):
             check_checkpoint(Path(asked))
 
     def before_instantiate_classes(self) -> None:
-        """Puts all output below the run's root directory."""
+        """Puts all output below the run's root directory, and chooses the extractor and the checkpoint of a run."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         root = config.trainer.default_root_dir
         if config.trainer.logger is None:
-            loggers = [
-                {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": root, "name": "logs"}}
-            ]
+            config.trainer.logger = [_logger("CSVLogger", root, name="logs")]
             if config.wandb:
                 os.makedirs(root, exist_ok=True)
-                wandb = {"project": "rerankzoo", "save_dir": root}
-                loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb})
-            config.trainer.logger = loggers
+                config.trainer.logger.append(_logger("WandbLogger", root, project="rerankzoo"))
         if self.subcommand == "predict":
             config.return_predictions = False  # SlateWriter writes them; nobody reads a list of all
-        self._choose_extractor(config)
-        if self.subcommand == "fit":
-            _choose_checkpoint(config)
+        _choose_extractor(config, learns=self.subcommand in (None, "fit"))
+        folder = Path(config.checkpoint.dirpath)
+        if self.subcommand == "fit" and config.ckpt_path == "last":  # where there is none, the run begins
+            newest = newest_checkpoint(folder)
+            config.ckpt_path = None if newest is None else str(newest)
+        elif self.subcommand == "fit" and config.ckpt_path is None and (folder / LAST_FILE).exists():
+            rank_zero_warn(f"{folder} holds an earlier run, which is replaced; to go on with it: --ckpt_path last")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, whose runs can be killed and go on."""
@@ -142,65 +179,50 @@ class RerankingCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Makes trainer, module and data; if one of them refuses what the recipe says, it is a `RecipeError`."""
+        """Makes trainer, module and data; if one of them refuses what the recipe says, it is a `RecipeError`.
+
+        The optimizer and the scheduler that are asked for take the place of the module's own. They are made when
+        training starts: only then the model has parameters.
+        """
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, AttributeError, MisconfigurationException) as error:
             raise RecipeError(explain(error)) from error
-        self._use_optimizer()
-
-    def _use_optimizer(self) -> None:
-        """Takes the optimizer and the scheduler that are asked for in the place of the module's own.
-
-        They are made when training starts: only then the model has parameters.
-        """
-        optimizer_values, scheduler_values = (self._get(self.config_init, key) for key in ("optimizer", "lr_scheduler"))
-        if optimizer_values is None:
-            if scheduler_values is not None:
-                raise RecipeError("lr_scheduler needs an optimizer; for the module's own: lr_scheduler_type")
-            return
+        asked, schedule = (self._get(self.config_init, key) for key in ("optimizer", "lr_scheduler"))
+        if asked is None and schedule is not None:
+            raise RecipeError("lr_scheduler needs an optimizer; for the module's own: lr_scheduler_type")
         model = self.model
 
         def configure_optimizers() -> Any:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = instantiate_class(trained, optimizer_values)
-            scheduler = instantiate_class(optimizer, scheduler_values) if scheduler_values else None
+            optimizer = instantiate_class(trained, asked)
+            scheduler = instantiate_class(optimizer, schedule) if schedule else None
             return LightningCLI.configure_optimizers(model, optimizer, scheduler)
 
-        model.configure_optimizers = configure_optimizers
-
-    def _choose_extractor(self, config: Namespace) -> None:
-        """Takes the extractor from where the weights come from, unless the recipe names one.
-
-        A run of a Lightning checkpoint has the extractor beside it. One that starts from `pretrained` extends that
-        extractor by the new ids of its training split; one that only applies `pretrained` learns nothing. A run that
-        goes on (`--ckpt_path last`) does what it did when it began: on other data it is refused.
-        """
-        model, data = config.model.init_args, config.data.init_args
-        if "extend_extractor" not in data:  # a data module of the user's own
-            return
-        kept = _kept_extractor(config) if config.get("ckpt_path") not in (None, "last") else None
-        if kept is not None and (data.extractor is None or data.extend_extractor):
-            data.extractor, data.extend_extractor, data.update_statistics = str(kept), False, False
-        elif data.extractor is None and model.get("pretrained") is not None:
-            data.extractor, data.extend_extractor = model.pretrained, self.subcommand in (None, "fit")
+        if asked is not None:
+            model.configure_optimizers = configure_optimizers
 
 
-def _choose_checkpoint(config: Namespace) -> None:
-    """Puts the newest good checkpoint in the place of `last`; where there is none, the run begins."""
-    folder = Path(config.checkpoint.dirpath)
-    if config.ckpt_path == "last":
-        newest = newest_checkpoint(folder)
-        config.ckpt_path = None if newest is None else str(newest)
-    elif config.ckpt_path is None and (folder / LAST_FILE).exists():
-        rank_zero_warn(f"{folder} holds an earlier run, which is replaced; to go on with it: --ckpt_path last")
+def _logger(kind: str, folder: str, **settings: str) -> dict[str, Any]:
+    return {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": folder, **settings}}
 
 
-def _kept_extractor(config: Namespace) -> Path | None:
-    """The extractor that a run left beside its checkpoints; `None` where there is none."""
-    checkpoint = Path(config.ckpt_path)  # or a word that Lightning understands
-    folder = (checkpoint.parent if checkpoint.is_file() else Path(config.checkpoint.dirpath)) / EXTRACTOR_FOLDER
-    return folder if folder.is_dir() else None
+def _choose_extractor(config: Namespace, learns: bool) -> None:
+    """Takes the extractor from where the weights come from, unless the recipe names one.
+
+    A run of a Lightning checkpoint has the extractor beside it. One that starts from `pretrained` extends that
+    extractor by the new ids of its training split; one that only applies `pretrained` learns nothing. A run that
+    goes on (`--ckpt_path last`) does what it did when it began: on other data it is refused.
+    """
+    model, data, asked = config.model.init_args, config.data.init_args, config.get("ckpt_path")
+    if "extend_extractor" not in data:  # a data module of the user's own
+        return
+    folder = Path(asked).parent if asked and Path(asked).is_file() else Path(config.checkpoint.dirpath)
+    kept = folder / EXTRACTOR_FOLDER
+    if asked not in (None, "last") and kept.is_dir() and (data.extractor is None or data.extend_extractor):
+        data.extractor, data.extend_extractor, data.update_statistics = str(kept), False, False
+    elif data.extractor is None and model.get("pretrained") is not None:
+        data.extractor, data.extend_extractor = model.pretrained, learns
 
 
 def quiet() -> None:
@@ -223,8 +245,8 @@ def with_shipped_recipes(arguments: Sequence[str]) -> list[str]:
     words: list[str] = []
     for argument in arguments:
         words += argument.split("=", 1) if argument.startswith(("--config=", "-c=")) else [argument]
-    before = ["", *words]
-    return [str(_recipe(word)) if before[k] in ("--config", "-c") else word for k, word in enumerate(words)]
+    pairs = zip(["", *words], words, strict=False)
+    return [str(_recipe(word)) if before in ("--config", "-c") else word for before, word in pairs]
 
 
 def _recipe(name: str) -> Path:
@@ -241,14 +263,13 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
     """Parses a command line and makes trainer, module and data.
 
     Args:
-        arguments: Subcommand and options, such as `["fit", "--config", "nar4rec/simulator.yaml"]`; without the
-            subcommand where nothing is to run.
-        run: Whether to run the subcommand.
+        arguments: Subcommand and options, such as `["fit", "--config", "nar4rec/simulator.yaml"]`.
+        run: Whether to run the subcommand; `False`: there is none.
 
     Raises:
-        FileNotFoundError: If a recipe is missing.
+        FileNotFoundError: If a recipe or a checkpoint is missing.
         RecipeError: If a key or a value is not what it must be; one line that names the key.
-        UnreadableFileError: If a recipe is no YAML.
+        UnreadableFileError: If a recipe is no YAML, or a checkpoint damaged.
     """
     quiet()
     program = sys.argv
@@ -260,7 +281,6 @@ def command_line(arguments: Sequence[str], run: bool = True) -> RerankingCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_callback=RecipeWriter,
             save_config_kwargs={"overwrite": True},
             parser_class=RecipeParser,
             auto_configure_optimizers=False,  # it wants the model's parameters before there is a model

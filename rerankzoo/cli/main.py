@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _ended_by_sigterm():
             _run(command, arguments)
-    except (OSError, RecipeError) as error:  # a missing file, a full disk, a read-only folder, a Hub that refuses
-        return _refuse(command, error)
-    except NonFiniteLossError as error:
-        return _refuse(command, error, status=1)
     except Exception as error:
-        if disk_error(error) is None and not import_module("rerankzoo.hub_errors").is_refusal(error):
+        hub_errors = import_module("rerankzoo.hub_errors")
+        is_told = isinstance(error, OSError | RecipeError | NonFiniteLossError) or disk_error(error) is not None
+        if not is_told and not hub_errors.is_refusal(error):
             raise
-        return _refuse(command, error)
+        text = name_output(error) or in_one_line(error, limit=2000)
+        print(f"rerankzoo {command}: {hub_errors.redact(text)}", file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0
 
 
@@ -84,14 +84,6 @@ def _run(command: str, arguments: Sequence[str]) -> None:
         target(arguments)
     else:
         call(command, target, arguments[1:])
-
-
-def _refuse(command: str, error: Exception, status: int = 2) -> int:
-    """Says what is wrong in one line, without tokens; returns the exit status."""
-    text = name_output(error) or in_one_line(error, limit=2000)
-    text = import_module("rerankzoo.hub_errors").redact(text)
-    print(f"rerankzoo {command}: {text}", file=sys.stderr)
-    return status
 
 
 @contextmanager
@@ -113,13 +105,10 @@ def _ended_by_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except BaseException as error:
-        if not arrived or isinstance(error, SystemExit):
-            raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if arrived:
-        sys.exit(TERMINATED)
+        if arrived:  # whatever error came of it
+            sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

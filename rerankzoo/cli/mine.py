@@ -15,18 +15,15 @@ from rich.text import Text
 
 from rerankzoo.cli.lightning import quiet
 from rerankzoo.cli.options import choose_device, takes
-from rerankzoo.data.folder import read_metadata
+from rerankzoo.cli.prepare import rows_of
 from rerankzoo.errors import RecipeError, in_one_line
 from rerankzoo.mining import MiningSettings, mine_folder
 
 
-class RateColumn(ProgressColumn):
-    """Requests per second."""
-
+class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """See `ProgressColumn.render`."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} requests/s")
+        speed = task.finished_speed or task.speed or 0.0
+        return Text(f"{speed:,.0f} requests/s")
 
 
 @takes(mine_folder, MiningSettings)
@@ -58,33 +55,24 @@ def mine(
         num_nodes: Machines.
         strategy: As of Lightning's Trainer.
         **settings: Of `mine_folder` and `MiningSettings`.
-
-    Raises:
-        RecipeError: If there is no such device.
-        ValueError: If a setting is out of its range.
-        FileNotFoundError: If the data folder or a split is missing.
-        HubError: If a repository is missing or cannot be reached.
-        RerankingDataError: If the output folder was begun with other settings.
-        SchemaMismatchError: If the evaluators were made for different schemas.
     """
     names = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
     MiningSettings(slate_size=1, **{name: settings[name] for name in names & set(settings)})  # before anything is read
     quiet()
     fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
-    with _progress(fabric) as progress:
-        task = progress.add_task(_label(fabric), total=None)
-        mined = mine_folder(
-            evaluator,
-            data,
-            out,
-            fabric=fabric,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            **settings,
-        )
+    columns = (BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    bar = (TextColumn("{task.description}"), *columns)
+    with Progress(*bar, console=Console(stderr=True), disable=not fabric.is_global_zero) as progress:
+        share = "" if fabric.world_size == 1 else f", one of {fabric.world_size} processes"
+        task = progress.add_task(f"mining{share}", total=None)
+
+        def watch(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        mined = mine_folder(evaluator, data, out, fabric=fabric, on_progress=watch, **settings)
     if fabric.is_global_zero:
-        counts = ", ".join(f"{count:,} {split}" for split, count in read_metadata(mined)["rows"].items())
-        print(f"{mined}: {counts} requests")
+        print(rows_of(mined))
 
 
 def _fabric(device: str | None, **options: Any) -> Fabric:
@@ -95,13 +83,3 @@ def _fabric(device: str | None, **options: Any) -> Fabric:
         return Fabric(**options)
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise RecipeError(in_one_line(error)) from error
-
-
-def _label(fabric: Fabric) -> str:
-    return "mining" if fabric.world_size == 1 else f"mining, one of {fabric.world_size} processes"
-
-
-def _progress(fabric: Fabric) -> Progress:
-    """The bar of the first process's share."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not fabric.is_global_zero)

@@ -35,9 +35,8 @@ def takes(*sources: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
 def usage(command: str, texts: Mapping[str, str]) -> str:
     """The help text of a command that has further ones, each with one line of help."""
     width = max(map(len, texts))
-    lines = [f"  {name:<{width}}  {text}" for name, text in texts.items()]
-    about = f"{command} COMMAND --help tells the options."
-    return "\n".join([f"usage: {command} COMMAND [options]", "", *lines, "", about])
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
+    return f"usage: {command} COMMAND [options]\n\n{lines}\n\n{command} COMMAND --help tells the options."
 
 
 def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> None:
@@ -55,13 +54,14 @@ def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., A
     if isinstance(target, Mapping):
         name = arguments[0] if arguments else ""
         if name in HELP:
-            print(usage(f"rerankzoo {command}", {name: _summary(function) for name, function in target.items()}))
+            texts = {name: str(_docstring(function).short_description) for name, function in target.items()}
+            print(usage(f"rerankzoo {command}", texts))
         elif name not in target:
             raise RecipeError(f"expected one of {', '.join(target)}, got {name!r}{did_you_mean(name, target)}")
         else:
             call(f"{command} {name}", target[name], arguments[1:])
         return
-    parser = make_parser(command, target)
+    parser = _make_parser(command, target)
     passes_on = any(entry.kind is entry.VAR_POSITIONAL for entry in inspect.signature(target).parameters.values())
     known = parser._option_string_actions
     for name in [argument.partition("=")[0] for argument in arguments]:
@@ -75,63 +75,57 @@ def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., A
     target(*(values.pop(name) for name in names if name in values), *further, **values)
 
 
-class OptionParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raises `RecipeError`."""
         raise RecipeError(message)
 
 
-def make_parser(command: str, function: Callable[..., Any]) -> OptionParser:
-    """The parser of a function's parameters."""
+def _make_parser(command: str, function: Callable[..., Any]) -> _Parser:
     docstring = _docstring(function)
     about = " ".join(filter(None, (docstring.short_description, docstring.long_description)))
-    parser = OptionParser(
-        prog=f"rerankzoo {command}", description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
+    parser = _Parser(f"rerankzoo {command}", None, about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for parameter, hint, text in parameters(function):
+        is_option, required = parameter.kind is parameter.KEYWORD_ONLY, parameter.default is parameter.empty
         settings: dict[str, Any] = {"help": text.replace("%", "%%")}
-        several = get_origin(hint) is list
         if hint is bool:
-            settings["action"] = "store_true"
+            settings |= {"action": "store_true"}
+        elif get_origin(hint) is list:
+            settings |= {
+                "type": _reader(get_args(hint)[0]),
+                "nargs": "+",
+                **({"action": "extend"} if is_option else {}),
+            }
         else:
-            settings |= {"type": _reader(get_args(hint)[0] if several else hint), "nargs": "+" if several else None}
-            settings["metavar"] = f"{{{','.join(get_args(hint))}}}" if get_origin(hint) is Literal else None
-        required = parameter.default is parameter.empty
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            settings |= {"action": "extend"} if several else {}
+            metavar = f"{{{','.join(get_args(hint))}}}" if get_origin(hint) is Literal else None
+            settings |= {"type": _reader(hint), "metavar": metavar}
+        if is_option:
             parser.add_argument(f"--{parameter.name.replace('_', '-')}", required=required, **settings)
         else:
-            parser.add_argument(
-                parameter.name, **(settings if required else {**settings, "nargs": "?", "default": parameter.default})
-            )
+            settings |= {} if required else {"nargs": "?", "default": parameter.default}
+            parser.add_argument(parameter.name, **settings)
     return parser
 
 
 def parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, str]]:
     """Each parameter with the type of its values and its help."""
     seen: set[str] = set()
-    sources = getattr(function, "sources", ())
-    for source in (function, *sources):
+    for source in (function, *getattr(function, "sources", ())):
         texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in _docstring(source).params}
         hints = get_type_hints(getattr(source, "func", source))
         for name, parameter in inspect.signature(source).parameters.items():
+            kinds = get_args(hints[name])
+            hint = next(kind for kind in kinds if kind is not NoneType) if NoneType in kinds else hints[name]
             skipped = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in seen
-            hint = next((part for part in get_args(hints[name]) if part is not NoneType), None)
-            hint = hint if NoneType in get_args(hints[name]) else hints[name]
+            default = parameter.default
             if source is not function:
                 parameter = parameter.replace(kind=parameter.KEYWORD_ONLY)
-                skipped |= parameter.default is parameter.empty or not _is_readable(hint)
+                is_word = isinstance(hint, type) and issubclass(hint, int | float | str)
+                skipped |= default is parameter.empty or not (is_word or get_origin(hint) is Literal)
             if not skipped:
                 seen.add(name)
-                yield parameter, hint, texts.get(name, "") + _told(parameter.default)
-
-
-def _told(default: Any) -> str:
-    if default is inspect.Parameter.empty or default is None or default is False:
-        return ""
-    return f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+                told = ",".join(map(str, default)) if isinstance(default, tuple) else default
+                is_told = default is not parameter.empty and default is not None and default is not False
+                yield parameter, hint, texts.get(name, "") + (f" (default: {told})" if is_told else "")
 
 
 def _docstring(function: Callable[..., Any]) -> Any:
@@ -140,18 +134,14 @@ def _docstring(function: Callable[..., Any]) -> Any:
     return parse(inspect.getdoc(getattr(function, "func", function)) or "")
 
 
-def _is_readable(hint: Any) -> bool:
-    return (isinstance(hint, type) and issubclass(hint, int | float | str)) or get_origin(hint) is Literal
-
-
 def _reader(hint: Any) -> Callable[[str], Any]:
     """Reads a value of a type from a text."""
+    choices = get_args(hint)
     if get_origin(hint) is tuple:
-        read_part = _reader(get_args(hint)[0])
+        read_part = _reader(choices[0])
         return lambda text: tuple(read_part(part) for part in text.split(","))
 
     def read(text: str) -> Any:
-        choices = get_args(hint)
         if choices and text not in choices:
             expected = f"one of {', '.join(choices)}"
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}{did_you_mean(text, choices)}")
@@ -161,10 +151,6 @@ def _reader(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"expected {hint.__name__}, got {text!r}") from error
 
     return read
-
-
-def _summary(function: Callable[..., Any]) -> str:
-    return str(_docstring(function).short_description)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,15 @@ from rerankzoo.cli.options import takes
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.data.sources.movielens import Variant, convert_movielens
+from rerankzoo.errors import RecipeError
 
 
-class Constant:
-    """A number by its name, from the text `NAME=VALUE`."""
-
-    def __init__(self, text: str) -> None:
-        self.name, _, value = text.partition("=")
-        try:
-            self.value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number as its value, got {text!r}") from error
+def _constant(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"--constant: expected NAME=VALUE with a number as its value, got {text!r}") from error
 
 
 @takes(write_simulator_folder)
@@ -32,7 +29,7 @@ def simulator(
     *,
     out: Path,
     setting: Literal["control", "medium", "strong"] = "strong",
-    constant: list[Constant] | None = None,
+    constant: list[str] | None = None,
     seed: NonNegativeInt = 0,
     **sizes: Any,
 ) -> None:
@@ -46,7 +43,7 @@ def simulator(
         seed: Of everything drawn at random.
         **sizes: Of the splits.
     """
-    constants = {entry.name: entry.value for entry in constant or ()}
+    constants = dict(map(_constant, constant or ()))
     write_simulator_folder(out, SimulatorSettings.named(setting, seed=seed, **constants), **sizes)
     _tell(out)
 
@@ -85,18 +82,21 @@ def taobao_ad(
         memory_limit: Of DuckDB; beyond it, work files beside --out are used.
         seed: Of everything drawn at random.
     """
-    # The only source that needs the extra "data".
-    from rerankzoo.data.sources.taobao import convert_taobao
+    from rerankzoo.data.sources.taobao import convert_taobao  # the only source that needs the extra "data"
 
-    options: dict[str, Any] = {"slate_size": slate_size, "history": history, "memory_limit": memory_limit}
-    convert_taobao(out, raw, protocol, seed=seed, **options)
+    sizes = {"slate_size": slate_size, "seed": seed}
+    convert_taobao(out, raw, protocol, history=history, memory_limit=memory_limit, **sizes)
     _tell(out)
 
 
+def rows_of(folder: Path) -> str:
+    """What a data folder holds, in one line."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in read_metadata(folder)["rows"].items())
+    return f"{folder}: {counts} requests"
+
+
 def _tell(out: Path) -> None:
-    metadata = read_metadata(out)
-    counts = ", ".join(f"{count:,} {split}" for split, count in metadata["rows"].items())
-    print(f"{out}: {counts} requests\n{metadata['protocol']}")
+    print(f"{rows_of(out)}\n{read_metadata(out)['protocol']}")
 
 
 SOURCES = {

@@ -23,16 +23,11 @@ def push(folder: Path, repo_id: str, *, evaluator: Path | None = None, dataset: 
         evaluator: Checkpoint for the subfolder evaluator/.
         dataset: Push a data folder, as a dataset repository.
         **options: Of `Push`.
-
-    Raises:
-        RecipeError: If the options contradict one another.
-        FileNotFoundError: If the folder is missing or is no checkpoint or data folder.
-        HubError: If the Hub refuses or stays unreachable.
     """
     if "create_pr" in options and "revision" in options:
         raise RecipeError("a pull request goes to main: give --create-pr or --revision")
     if dataset and evaluator:
         raise RecipeError("a data folder has no --evaluator")
-    kind = {"repo_type": "dataset"} if dataset else {}
-    pushed = push_folder(Push(folder, repo_id, evaluator=evaluator, **{**options, **kind}))
+    options |= {"repo_type": "dataset"} if dataset else {}
+    pushed = push_folder(Push(folder, repo_id, evaluator=evaluator, **options))
     print(pushed.url if pushed.changed else f"{pushed.url} is up to date")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.cli.benchmark import Benchmark, evaluation_run
+from rerankzoo.cli.benchmark import Benchmark, Entry, EvaluatorSpec
 from rerankzoo.cli.recipes import find_recipe
-from rerankzoo.cli.runs import Trained, mine_once, prepare_run, train
+from rerankzoo.cli.runs import Trained, mine_once, train
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.evaluation import print_table, write_report
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.mining import SETTINGS_FILE
-from rerankzoo.pipeline import RerankedItem, RerankingPipeline
+from rerankzoo.pipeline import RerankingPipeline
 
 console = Console()
 
@@ -55,23 +56,20 @@ def quickstart(
     common = ["--trainer.enable_model_summary=false", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     common += [f"--trainer.max_epochs={max_epochs}"] if max_epochs else []
 
-    def teach(name: str, recipe: str, said: str, data: dict[str, Any]) -> Trained:
-        """Trains one recipe; what `from_pretrained` reads goes to `out/name`."""
-        console.rule(f"{name}: {said}")
+    def teach(name: str, spec: Entry | EvaluatorSpec, data: dict[str, Any]) -> Trained:
+        console.rule(f"{name}: {spec.story}")
         options = [f"--data.init_args.{key}={value}" for key, value in data.items()]
-        run = prepare_run(recipe, out / "runs" / name, seed, [*options, f"--export.dirpath={out / name}", *common])
-        return train(run, out / name)
+        return train(str(spec.recipe), out / "runs" / name, seed, [*options, *common], anew_to=out / name)
 
-    judge = story.evaluator
-    if judge is None:
+    if story.evaluator is None:
         raise ValueError(f"{STORY} names no evaluator")
-    evaluator = teach(f"{Path(judge.recipe).parent.name}-evaluator", judge.recipe, judge.story, simulated)
+    evaluator = teach(f"{Path(story.evaluator.recipe).parent.name}-evaluator", story.evaluator, simulated)
     trained: dict[str, Trained] = {}
     for name, entry in story.models.items():
         data = simulated if entry.mine is None else _mine(evaluator, out / "mined", num_mined)
-        trained[name] = teach(name, str(entry.recipe), entry.story, data)
+        trained[name] = teach(name, entry, data)
     console.rule("evaluating on test requests")
-    run = evaluation_run(evaluator, evaluator.load("cpu"))
+    run = evaluator.evaluation(evaluator.load("cpu"))
     evaluations = []
     for name, entry in story.models.items():
         extractor = RerankingFeatureExtractor.from_pretrained(trained[name].folder)
@@ -101,28 +99,18 @@ def _show_one(evaluator: Trained, generator: Trained) -> None:
     [after] = RerankingPipeline.from_pretrained(str(generator.folder))([request], slate_size=4)
     order = np.argsort(row["upstream_score"])[::-1][: len(after)].tolist()
     before = [{"item_id": row["item_id"][i], "index": i, "score": row["upstream_score"][i]} for i in order]
-    console.print(_side_by_side(row, before, after))
-    console.print(_truth(row, before, after, Simulator.from_metadata(evaluator.data.metadata or {})), highlight=False)
-
-
-def _side_by_side(row: dict[str, Any], before: list[RerankedItem], after: list[RerankedItem]) -> Table:
     table = Table("", title=f"user {row['user_id']}, {len(row['item_id'])} candidates", title_justify="left")
     for side in ("upstream", "DeGRe"):
         for column in (f"{side} item", "category", "score"):
             table.add_column(column, justify="right")
     for position, pair in enumerate(zip(before, after, strict=True), start=1):
-        cells = [
-            cell
-            for item in pair
-            for cell in (str(item["item_id"]), str(row["category"][item["index"]]), f"{item['score']:.2f}")
-        ]
-        table.add_row(str(position), *cells)
-    return table
-
-
-def _truth(row: dict[str, Any], before: list[RerankedItem], after: list[RerankedItem], simulator: Simulator) -> str:
-    users, items = np.array([row["user_id"]]), np.array([row["item_id"]])
+        items = ((str(item["item_id"]), str(row["category"][item["index"]]), f"{item['score']:.2f}") for item in pair)
+        table.add_row(str(position), *chain.from_iterable(items))
+    console.print(table)
+    simulator = Simulator.from_metadata(evaluator.data.metadata or {})
+    users, ids = np.array([row["user_id"]]), np.array([row["item_id"]])
     slates = np.array([[[item["index"] for item in slate] for slate in (before, after)]])
-    upstream, reranked = simulator.expected_utility(users, items, slates)[0]
-    best = simulator.all_utilities(users, items, slates.shape[-1]).max()
-    return f"true expected utility: upstream {upstream:.2f}, DeGRe {reranked:.2f}, best possible {best:.2f}"
+    upstream, reranked = simulator.expected_utility(users, ids, slates)[0]
+    best = simulator.all_utilities(users, ids, slates.shape[-1]).max()
+    text = f"true expected utility: upstream {upstream:.2f}, DeGRe {reranked:.2f}, best possible {best:.2f}"
+    console.print(text, highlight=False)

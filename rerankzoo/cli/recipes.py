@@ -13,8 +13,8 @@ from rerankzoo.errors import did_you_mean, shown
 def recipes_folder() -> Path:
     """Where the recipes are: inside an installed package, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
-    inside, beside = package / "recipes", package.parent / "recipes"
-    return inside if inside.is_dir() else beside
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def list_recipes() -> list[str]:
@@ -45,8 +45,15 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"no file {shown(name)}, here or among the shipped recipes{near}")
 
 
-def copy_recipe(recipe: str, target: Path) -> list[Path]:
-    """Copies a recipe, or all of a folder of recipes into a folder of that name; returns the files made.
+def copy_recipe(recipe: str, target: Path = Path(".")) -> list[Path]:
+    """Copy a recipe or a folder of recipes, to change them.
+
+    Args:
+        recipe: A name from the list, such as nar4rec/simulator.yaml, or a folder's, such as nar4rec.
+        target: A file or folder; default: here.
+
+    Returns:
+        The files made.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -67,6 +74,7 @@ def copy_recipe(recipe: str, target: Path) -> list[Path]:
         if members:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, partial(shutil.copyfile, recipes_folder() / name))
+        print(path)
     return list(copies.values())
 
 
@@ -78,15 +86,4 @@ def print_recipes() -> None:
         print(f"{name:<{width}}  {describe(name)}")
 
 
-def copy(recipe: str, target: Path = Path(".")) -> None:
-    """Copy a recipe or a folder of recipes, to change them.
-
-    Args:
-        recipe: A name from the list, such as nar4rec/simulator.yaml, or a folder's, such as nar4rec.
-        target: A file or folder; default: here.
-    """
-    for path in copy_recipe(recipe, target):
-        print(path)
-
-
-ACTIONS = {"list": print_recipes, "copy": copy}
+ACTIONS = {"list": print_recipes, "copy": copy_recipe}

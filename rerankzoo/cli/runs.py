@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.cli.lightning import RerankingCLI, command_line
+from rerankzoo.cli.evaluate import EvaluationRun
+from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import METADATA_FILE
@@ -29,18 +30,11 @@ COST_FILE = "cpu_seconds.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model.
+    """A trained model."""
 
-    Attributes:
-        folders: What `from_pretrained` reads; several are an ensemble.
-        data: The data it was trained on, set up.
-        cpu_seconds: CPU time of the training, over all threads; `None` where it is not known, for the run was stopped
-            in between.
-    """
-
-    folders: tuple[Path, ...]
-    data: RerankingDataModule
-    cpu_seconds: float | None
+    folders: tuple[Path, ...]  # what `from_pretrained` reads; several are an ensemble
+    data: RerankingDataModule  # that it was trained on, set up
+    cpu_seconds: float | None  # over all threads; `None`: not known, for the run was stopped in between
 
     @property
     def folder(self) -> Path:
@@ -52,42 +46,49 @@ class Trained:
         models = [load_checkpoint(folder).model.to(choose_device(device)) for folder in self.folders]
         return models[0] if len(models) == 1 else EvaluatorEnsemble(models)
 
-
-def prepare_run(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> RerankingCLI:
-    """Makes trainer, module and data of a recipe, ready for `train`; `folder` becomes the run's root directory."""
-    options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
-    return command_line(["--config", recipe, *options], run=False)
-
-
-def train(run: RerankingCLI, folder: Path, checkpoint: Path | None = None) -> Trained:
-    """Trains what `prepare_run` made, from a checkpoint where it was stopped, and exports to `folder`."""
-    start = time.process_time()
-    run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
-    return _trained(run, folder, time.process_time() - start if checkpoint is None else None)
+    def evaluation(self, evaluator: Any, judge: Any = None) -> EvaluationRun:
+        """The evaluation of models on the data that this one was trained on."""
+        splits = {name: self.data.split(name) for name in ("validation", "test")}
+        return EvaluationRun(splits, self.data.extractor.schema.item_id, self.data.metadata, evaluator, judge)
 
 
-def train_once(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = ()) -> Trained:
-    """Trains a recipe, unless its folder holds the result already.
+def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = (), anew_to: Path | None = None) -> Trained:
+    """Trains a recipe, unless its folder holds the result already, and goes on where it was stopped.
 
-    The checkpoint appears with the first validation: only the cost, which is written last, tells of a result.
+    Args:
+        recipe: Its name.
+        folder: The run's root directory. The checkpoint appears with the first validation: only the cost, which is
+            written last, tells of a result.
+        seed: Of everything drawn at random.
+        arguments: Added to the recipe's command line.
+        anew_to: Train in any case, and export to this folder.
     """
-    run = prepare_run(recipe, folder, seed, arguments)
-    best, cost = folder / "best", folder / COST_FILE
-    if best.is_dir() and cost.is_file():
+    best, cost = anew_to or folder / "best", folder / COST_FILE
+    options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
+    options += [f"--export.dirpath={anew_to}"] if anew_to else []
+    run = command_line(["--config", recipe, *options], run=False)
+    done = anew_to is None and best.is_dir() and cost.is_file()
+    if done:
         console.print(f"{best} is there and not trained again")
-        return _trained(run, best, _read_cost(cost))
-    console.rule(f"{folder.name}: {recipe}, seed {seed}")
-    trained = train(run, best, newest_checkpoint(folder / "checkpoints"))
-    _write_cost(cost, trained.cpu_seconds)
-    return trained
+    elif anew_to is None:
+        console.rule(f"{folder.name}: {recipe}, seed {seed}")
+    checkpoint = None if anew_to or done else newest_checkpoint(folder / "checkpoints")
+
+    def fit() -> None:
+        run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
+
+    seconds = _cpu_seconds(fit, cost, done, begun=checkpoint is not None)
+    run.datamodule.prepare_data()
+    run.datamodule.setup()
+    return Trained((best,), run.datamodule, seconds)
 
 
 def train_members(recipe: str, folder: Path, seed: int, members: int, arguments: Sequence[str] = ()) -> Trained:
     """Trains the members of an ensemble of evaluators; one is a plain evaluator."""
     if members == 1:
-        return train_once(recipe, folder, seed, arguments)
+        return train(recipe, folder, seed, arguments)
     # The members' seeds are far from those of other runs.
-    trained = [train_once(recipe, folder / f"member-{k}", seed + 1000 * k, arguments) for k in range(members)]
+    trained = [train(recipe, folder / f"member-{k}", seed + 1000 * k, arguments) for k in range(members)]
     seconds = total(member.cpu_seconds for member in trained)
     return replace(trained[0], folders=tuple(member.folder for member in trained), cpu_seconds=seconds)
 
@@ -98,35 +99,26 @@ def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None
     Returns:
         CPU seconds; `None` where they are not known.
     """
+
+    def mine() -> None:
+        with console.status(f"mining {folder.name}"):
+            mine_folder([str(member) for member in evaluator.folders], evaluator.data.path, folder, **settings)
+
     cost = folder.parent / f"{folder.name}-{COST_FILE}"
-    if (folder / METADATA_FILE).is_file():
-        return _read_cost(cost)
-    begun, start = folder.exists(), time.process_time()
-    with console.status(f"mining {folder.name}"):
-        mine_folder([str(member) for member in evaluator.folders], evaluator.data.path, folder, **settings)
-    if begun:
-        return None
-    seconds = time.process_time() - start
-    _write_cost(cost, seconds)
-    return seconds
+    return _cpu_seconds(mine, cost, done=(folder / METADATA_FILE).is_file(), begun=folder.exists())
+
+
+def _cpu_seconds(work: Callable[[], None], file: Path, done: bool, begun: bool) -> float | None:
+    """Does some work, unless it is done, and keeps its cost in a file; `None`: not known, for it was stopped."""
+    if not done:
+        start = time.process_time()
+        work()
+        text = json.dumps({"cpu_seconds": None if begun else time.process_time() - start}) + "\n"
+        write_atomically(file, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"] if file.is_file() else None
 
 
 def total(parts: Iterable[float | None]) -> float | None:
     """The sum of CPU seconds; `None` where one of them is not known."""
     known = list(parts)
     return None if None in known else sum(part for part in known if part is not None)
-
-
-def _trained(run: RerankingCLI, folder: Path, cpu_seconds: float | None) -> Trained:
-    run.datamodule.prepare_data()
-    run.datamodule.setup()
-    return Trained((folder,), run.datamodule, cpu_seconds)
-
-
-def _write_cost(path: Path, seconds: float | None) -> None:
-    text = json.dumps({"cpu_seconds": seconds}) + "\n"
-    write_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
-
-
-def _read_cost(path: Path) -> float | None:
-    return json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"] if path.is_file() else None
