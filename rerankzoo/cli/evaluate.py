@@ -15,21 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils.logging import disable_progress_bar
 
+from rerankzoo import evaluation as protocol
 from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.errors import RecipeError
-from rerankzoo.evaluation import (
-    Decoding,
-    Evaluation,
-    Evaluators,
-    default_decodings,
-    evaluator_quality,
-    print_table,
-    tune_penalty_alpha,
-    write_report,
-)
-from rerankzoo.evaluation import evaluate as evaluate_model
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.auto import load_checkpoint, load_evaluator
@@ -53,12 +43,12 @@ class EvaluationRun:
     watch: Watch = lambda task, total: lambda done: None
 
     @cached_property
-    def _evaluators(self) -> Evaluators:
-        return Evaluators.of(self.splits[self.split], self.item_id, self.metadata, self.evaluator, self.judge)
+    def _evaluators(self) -> protocol.Evaluators:
+        return protocol.Evaluators.of(self.splits[self.split], self.item_id, self.metadata, self.evaluator, self.judge)
 
     @cached_property
-    def _tuning_evaluators(self) -> Evaluators:
-        evaluators = Evaluators.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
+    def _tuning_evaluators(self) -> protocol.Evaluators:
+        evaluators = protocol.Evaluators.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
         if evaluators.truth is not None:
             evaluators.truth.num_samples = _TUNING_SAMPLES
         return evaluators
@@ -69,11 +59,11 @@ class EvaluationRun:
         model: Any,
         extractor: RerankingFeatureExtractor,
         seed: int,
-        decodings: Sequence[Decoding] | None = None,
+        decodings: Sequence[protocol.Decoding] | None = None,
         tuning_requests: int | None = None,
         num_requests: int | None = None,
         hr_requests: int = 200,
-    ) -> Evaluation:
+    ) -> protocol.Evaluation:
         """Evaluates a model as `rerankzoo.evaluation.evaluate` does.
 
         Without decodings these are the usual ones, with alpha of contrastive decoding tuned on so many requests of the
@@ -88,12 +78,12 @@ class EvaluationRun:
 
         alpha, notes = None, {}
         if decodings is None and "contrastive" in model.strategies:
-            tuning = (tune_penalty_alpha, "tuning alpha of", "validation", tuning_requests)
+            tuning = (protocol.tune_penalty_alpha, "tuning alpha of", "validation", tuning_requests)
             alpha, notes["penalty_alpha"] = run(*tuning, evaluators=self._tuning_evaluators)
         if decodings is None:
-            decodings = default_decodings(self.evaluator is not None, alpha, model.strategies)
+            decodings = protocol.default_decodings(self.evaluator is not None, alpha, model.strategies)
         options = {"decodings": decodings, "evaluators": self._evaluators, "seed": seed, "hr_requests": hr_requests}
-        evaluation = run(evaluate_model, "evaluating", self.split, num_requests, name=name, **options)
+        evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, **options)
         return evaluation.with_protocol(**notes)
 
 
@@ -147,7 +137,7 @@ def evaluate(
     item_id = FeatureSchema.from_yaml(folder / SCHEMA_FILE).item_id
     notes = {"evaluator": evaluator, "split": split, **({"judge_model": judge} if judge else {})}
     runs: Counter[str] = Counter()
-    evaluations: list[Evaluation] = []
+    evaluations: list[protocol.Evaluation] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
 
@@ -157,18 +147,20 @@ def evaluate(
 
         run = EvaluationRun(splits, item_id, metadata, evaluator_model, judge_model, split, watch)
         for path, (model, extractor) in zip(models, loaded, strict=True):
-            name = model.config.model_type
-            usual = None if tune_alpha else default_decodings(evaluator is not None, penalty_alpha, model.strategies)
+            name, usual = model.config.model_type, None
+            if not tune_alpha:
+                usual = protocol.default_decodings(evaluator is not None, penalty_alpha, model.strategies)
             sizes = (num_requests, num_requests, hr_requests)
             evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes)
             evaluations.append(evaluation.with_protocol(model=path, **notes))
             runs[name] += 1
     if evaluating is not None:
         size = loaded[0].model.config.slate_size
-        quality = evaluator_quality(evaluator_model, splits[split], evaluating.extractor, metadata, slate_size=size)
+        known = (evaluator_model, splits[split], evaluating.extractor, metadata)
+        quality = protocol.evaluator_quality(*known, slate_size=size)
         names = [model.config.model_type for model, _ in loaded]
         pairs = zip(evaluations, names, strict=True)
         evaluations = [evaluation.with_metrics(name, lambda decoding: quality) for evaluation, name in pairs]
-    paths = write_report(evaluations, out)
-    print_table(evaluations)
+    paths = protocol.write_report(evaluations, out)
+    protocol.print_table(evaluations)
     print("written:", ", ".join(map(str, paths.values())))

@@ -95,17 +95,11 @@ def _options(parser: ArgumentParser) -> Iterator[str]:
 
 
 def explain(error: BaseException | None, message: str = "") -> str:
-    """What jsonargparse says of a value, in one line: the key, and what is wrong there.
-
-    That is how the message, and those of the errors behind it, begin.
-    """
-    parts = [message]
-    alternatives = ""
+    """What jsonargparse says of a value, in one line: how the message, and those of the errors behind it, begin."""
+    texts, told, alternatives = [message], [], ""
     for link in error_chain(error) if error is not None else ():
-        near = did_you_mean(link.name, dir(link.obj)) if isinstance(link, AttributeError) else ""
-        parts.append(f"{link}{near}")
-    told: list[str] = []
-    for first, *further in ([line.strip() for line in part.strip().splitlines()] for part in parts if part.strip()):
+        texts.append(f"{link}{did_you_mean(link.name, dir(link.obj)) if isinstance(link, AttributeError) else ''}")
+    for first, *further in ([line.strip() for line in text.strip().splitlines()] for text in texts if text.strip()):
         if first == _UNION and further:
             alternatives = further[0].removeprefix("Subtypes: ")
         if not first.startswith((_UNION, "- Expected a path")) and not any(first in part for part in told):

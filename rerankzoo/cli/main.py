@@ -40,10 +40,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-        arguments: Command and options; default: those of the process.
+    """Runs a command with its options; default: those of the process.
 
     Returns:
         The exit status: 0; 2 for wrong usage, unusable input, a disk that is full and a Hub that refuses; 1 for a
@@ -62,8 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(import_module("rerankzoo").__version__)
         return 0
     try:
+        if command not in COMMANDS:
+            near = did_you_mean(command, COMMANDS)
+            raise RecipeError(f"unknown command {command!r}{near}; `rerankzoo --help` lists all")
         with _ended_by_sigterm():
-            _run(command, arguments)
+            module, _, name = COMMANDS[command][0].partition(":")
+            target: Any = getattr(import_module(module), name)
+            target(arguments) if command in LIGHTNING else call(command, target, arguments[1:])
     except Exception as error:
         hub_errors = import_module("rerankzoo.hub_errors")
         is_told = isinstance(error, OSError | RecipeError | NonFiniteLossError) or disk_error(error) is not None
@@ -73,17 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rerankzoo {command}: {hub_errors.redact(text)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0
-
-
-def _run(command: str, arguments: Sequence[str]) -> None:
-    if command not in COMMANDS:
-        raise RecipeError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; `rerankzoo --help` lists all")
-    module, _, name = COMMANDS[command][0].partition(":")
-    target: Any = getattr(import_module(module), name)
-    if command in LIGHTNING:
-        target(arguments)
-    else:
-        call(command, target, arguments[1:])
 
 
 @contextmanager

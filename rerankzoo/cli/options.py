@@ -40,12 +40,7 @@ def usage(command: str, texts: Mapping[str, str]) -> str:
 
 
 def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> None:
-    """Runs a command with the arguments of a command line.
-
-    Args:
-        command: Its name.
-        target: Its function, or further commands by name.
-        arguments: What follows the name.
+    """Runs a command, which is a function or further commands by name, with what follows its name.
 
     Raises:
         RecipeError: If an option is unknown, missing, or its value invalid.
@@ -71,8 +66,8 @@ def call(command: str, target: Callable[..., Any] | Mapping[str, Callable[..., A
     if further and not passes_on:
         raise RecipeError(f"unexpected arguments: {' '.join(further)}")
     values = vars(options)
-    names = [action.dest for action in parser._actions if not action.option_strings]
-    target(*(values.pop(name) for name in names if name in values), *further, **values)
+    places = [action.dest for action in parser._actions if not action.option_strings]
+    target(*(values.pop(name) for name in places if name in values), *further, **values)
 
 
 class _Parser(argparse.ArgumentParser):

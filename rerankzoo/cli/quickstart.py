@@ -65,9 +65,14 @@ def quickstart(
         raise ValueError(f"{STORY} names no evaluator")
     evaluator = teach(f"{Path(story.evaluator.recipe).parent.name}-evaluator", story.evaluator, simulated)
     trained: dict[str, Trained] = {}
+    mined = out / "mined"
     for name, entry in story.models.items():
-        data = simulated if entry.mine is None else _mine(evaluator, out / "mined", num_mined)
-        trained[name] = teach(name, entry, data)
+        if entry.mine is not None:
+            if (mined / SETTINGS_FILE).is_file():
+                shutil.rmtree(mined)  # of an earlier quickstart, whose evaluator was another
+            console.rule("mining: the evaluator searches logged requests for better slates")
+            mine_once(evaluator, mined, num_requests=num_mined)
+        trained[name] = teach(name, entry, simulated if entry.mine is None else {"path": mined, "extractor": mined})
     console.rule("evaluating on test requests")
     run = evaluator.evaluation(evaluator.load("cpu"))
     evaluations = []
@@ -79,15 +84,6 @@ def quickstart(
     print_table(evaluations, console)
     _show_one(evaluator, trained[name])
     console.print(f"\nCheckpoints, table, plot and results.json are in [bold]{out}[/bold].", highlight=False)
-
-
-def _mine(evaluator: Trained, folder: Path, num_requests: int) -> dict[str, Any]:
-    """Mines slates; returns where a generator finds them."""
-    if (folder / SETTINGS_FILE).is_file():
-        shutil.rmtree(folder)  # of an earlier quickstart, whose evaluator was another
-    console.rule("mining: the evaluator searches logged requests for better slates")
-    mine_once(evaluator, folder, num_requests=num_requests)
-    return {"path": folder, "extractor": folder}
 
 
 def _show_one(evaluator: Trained, generator: Trained) -> None:

@@ -45,15 +45,12 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"no file {shown(name)}, here or among the shipped recipes{near}")
 
 
-def copy_recipe(recipe: str, target: Path = Path(".")) -> list[Path]:
+def copy_recipe(recipe: str, target: Path = Path(".")) -> None:
     """Copy a recipe or a folder of recipes, to change them.
 
     Args:
         recipe: A name from the list, such as nar4rec/simulator.yaml, or a folder's, such as nar4rec.
         target: A file or folder; default: here.
-
-    Returns:
-        The files made.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -75,7 +72,6 @@ def copy_recipe(recipe: str, target: Path = Path(".")) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, partial(shutil.copyfile, recipes_folder() / name))
         print(path)
-    return list(copies.values())
 
 
 def print_recipes() -> None:

@@ -53,15 +53,10 @@ class Trained:
 
 
 def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = (), anew_to: Path | None = None) -> Trained:
-    """Trains a recipe, unless its folder holds the result already, and goes on where it was stopped.
+    """Trains a recipe in the run's root `folder`, unless its result is there, and goes on where it was stopped.
 
-    Args:
-        recipe: Its name.
-        folder: The run's root directory. The checkpoint appears with the first validation: only the cost, which is
-            written last, tells of a result.
-        seed: Of everything drawn at random.
-        arguments: Added to the recipe's command line.
-        anew_to: Train in any case, and export to this folder.
+    The checkpoint appears with the first validation: only the cost, which is written last, tells of a result. With
+    `anew_to` the recipe is trained in any case, and exported to that folder.
     """
     best, cost = anew_to or folder / "best", folder / COST_FILE
     options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", *arguments]
