@@ -156,8 +156,8 @@ def evaluate(
             runs[name] += 1
     if evaluating is not None:
         size = loaded[0].model.config.slate_size
-        known = (evaluator_model, splits[split], evaluating.extractor, metadata)
-        quality = protocol.evaluator_quality(*known, slate_size=size)
+        test = splits[split]
+        quality = protocol.evaluator_quality(evaluating.model, test, evaluating.extractor, metadata, slate_size=size)
         names = [model.config.model_type for model, _ in loaded]
         pairs = zip(evaluations, names, strict=True)
         evaluations = [evaluation.with_metrics(name, lambda decoding: quality) for evaluation, name in pairs]

@@ -96,7 +96,8 @@ def _options(parser: ArgumentParser) -> Iterator[str]:
 
 def explain(error: BaseException | None, message: str = "") -> str:
     """What jsonargparse says of a value, in one line: how the message, and those of the errors behind it, begin."""
-    texts, told, alternatives = [message], [], ""
+    texts, alternatives = [message], ""
+    told: list[str] = []
     for link in error_chain(error) if error is not None else ():
         texts.append(f"{link}{did_you_mean(link.name, dir(link.obj)) if isinstance(link, AttributeError) else ''}")
     for first, *further in ([line.strip() for line in text.strip().splitlines()] for text in texts if text.strip()):
