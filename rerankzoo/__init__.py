@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rerankzoo.models.registry import find_name, load_families, register_on_demand
+from rerankzoo.models.registry import family_names, find_name, register_on_demand
 
 __version__ = "0.1.0.dev0"
 
@@ -53,6 +53,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    families = {head.__module__.rpartition(".")[0] for head in load_families().values()}
-    exported = (import_module(family).__all__ for family in families)
+    exported = (import_module(f"rerankzoo.models.{family}").__all__ for family in family_names())
     return sorted({*_HOME, *(name for names in exported for name in names), "__version__"})
