@@ -53,7 +53,7 @@ class IntegerVocabulary:
         first, last = self._sorted[0], self._sorted[-1]
         if self._table is not None:
             # Clipping comes first, so that the subtraction cannot overflow.
-            ids = self._table[np.clip(values, first, last) - first]
+            ids = self._table[np.minimum(np.maximum(values, first), last) - first]
             ids[(values < first) | (values > last)] = UNKNOWN_ID
             return ids
         places = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)

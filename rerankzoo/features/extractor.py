@@ -101,7 +101,8 @@ def read_item_ids(table: Table, item_id: str) -> ItemIds:
     column = table.column(item_id, 1)
     column.refuse_nulls("an item id")
     layout = Ragged(column.offsets[0])
-    column.refuse(layout.lengths == 0, "an empty candidate set", 0)
+    if not layout.lengths.all():
+        column.refuse(layout.lengths == 0, "an empty candidate set", 0)
     id_type(column)
     return ItemIds(column, layout)
 
