@@ -61,7 +61,7 @@ def test_exports_the_best_of_several_checkpoints(data_folder: Path, tmp_path: Pa
     chosen = ModelCheckpoint(folder, "{epoch}", monitor="val/loss", save_top_k=top, save_last="link")
     callbacks = [losses, mine, PretrainedExport(), chosen, ExactResume()]
     trainer = make_trainer(tmp_path, max_epochs=4, enable_checkpointing=True, callbacks=callbacks)
-    trainer.fit(make_module(learning_rate=0.5), datamodule=RerankingDataModule(str(data_folder), batch_size=8))
+    trainer.fit(make_module(learning_rate=1.0), datamodule=RerankingDataModule(str(data_folder), batch_size=8))
     assert losses.values.index(min(losses.values)) < 3  # the last is not the best
     assert json.loads((tmp_path / "best/metrics.json").read_text())["value"] == pytest.approx(min(losses.values))
     best = best_checkpoint(folder)

@@ -193,7 +193,7 @@ def test_training_raises_the_evaluators_value(data_folder: Path, evaluator: str,
         module = RerankingModule(
             "PointwiseForReranking",
             POINTWISE,
-            learning_rate=0.06,
+            learning_rate=0.03,
             warmup_steps=0,
             generation={"do_sample": True, "temperature": 5.0},  # the model's own parameters are not those of training
             objective=EvaluatorReward(evaluator, num_slates=16),
