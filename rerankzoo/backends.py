@@ -1,7 +1,4 @@
-"""Running an exported graph in the place of its model. `rerankzoo.serving.export` makes the graphs.
-
-B requests, N candidates, M positions, L history length.
-"""
+"""Running an exported graph in the place of its model. `rerankzoo.serving.export` makes the graphs."""
 
 from __future__ import annotations
 
@@ -60,11 +57,11 @@ class GraphMetadata:
     """What `export.json` says of the graph beside it.
 
     Args:
-        format: `"onnx"` or `"aoti"`.
+        format: Of the graph.
         inputs: Keys of the batch that the graph takes, in its order.
         decoding: The decoding parameters that are part of the graph.
         fingerprint: Of the model's schema.
-        sizes: Of a graph of fixed sizes; `None` where batch, candidates and history may have any.
+        sizes: `None` where batch, candidates and history may have any.
     """
 
     format: Format
@@ -72,6 +69,13 @@ class GraphMetadata:
     decoding: dict[str, Any]
     fingerprint: str
     sizes: GraphSizes | None = None
+
+    @staticmethod
+    def decoding_of(config: RerankingGenerationConfig) -> dict[str, Any]:
+        """The parameters that decide which slates come out, without those that have their default."""
+        defaults = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
+        given = {key: value for key, value in config.parameters().items() if key != "return_dict_in_generate"}
+        return {key: value for key, value in given.items() if value != defaults.get(key)}
 
     def save(self, folder: Path) -> None:
         """Writes `export.json`."""
@@ -193,15 +197,10 @@ class ExportedModel(SlateGenerationMixin):
         return self
 
     def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
-        """See `SlateGenerationMixin.decode`.
-
-        Raises:
-            ValueError: If there are constraints, another decoding is asked for, or the batch lacks an input.
-            RerankingDataError: If a request has more candidates, or a longer history, than the graph has room for.
-        """
+        """See `SlateGenerationMixin.decode`; a `ValueError` says what the graph cannot do, or has no room for."""
         if rules is not None:
             raise ValueError("an exported graph keeps no constraints; they need backend='eager'")
-        expected, asked = self.metadata.decoding, decoding_parameters(config)
+        expected, asked = self.metadata.decoding, GraphMetadata.decoding_of(config)
         if asked != expected:
             instead = "export it anew, or use backend='eager'"
             raise ValueError(f"the graph decodes with {expected}, not with {asked}; {instead}")
@@ -224,13 +223,6 @@ class ExportedModel(SlateGenerationMixin):
         parts = (pad(take(batch, slice(start, start + size)), B=size) for start in range(0, num_requests, size))
         outputs = [self._run({name: tensor.contiguous() for name, tensor in part.items()}) for part in parts]
         return [torch.cat(tensors)[:num_requests] for tensors in zip(*outputs, strict=True)]
-
-
-def decoding_parameters(config: RerankingGenerationConfig) -> dict[str, Any]:
-    """The parameters that decide which slates come out, without those that have their default."""
-    defaults = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False}
-    given = config.parameters().items()
-    return {key: value for key, value in given if value != defaults.get(key) and key != "return_dict_in_generate"}
 
 
 def _locate(path: str | os.PathLike[str], name: str, options: Mapping[str, Any]) -> str:

@@ -51,13 +51,8 @@ from rerankzoo.models.auto import load_evaluator
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
 
-#: Scores per evaluator call (requests x beams x candidates), unless a batch size is given. A CPU gains nothing beyond.
-_SCORES_PER_CALL = {"cpu": 8_192}
-_SCORES_PER_CALL_ELSEWHERE = 262_144
-
 _NEVER = float("-inf")
-#: Values closer than this share of the largest are the same up to rounding.
-_ROUNDING = 1e-5
+_ROUNDING = 1e-5  # values closer than this share of the largest are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,7 +392,8 @@ def _mined_tables(
 ) -> Iterator[pa.Table]:
     """Mines some rows, and yields a table for each batch of them."""
     encoded = inputs(extractor(source))
-    scores = _SCORES_PER_CALL.get(evaluator.device.type, _SCORES_PER_CALL_ELSEWHERE)
+    # Requests x beams x candidates of a call, unless a batch size is given. A CPU gains nothing beyond.
+    scores = 8_192 if evaluator.device.type == "cpu" else 262_144
     size = batch_size or max(1, scores // (settings.num_beams * encoded["candidate_mask"].shape[1]))
     for start in range(0, source.num_rows, size):
         batch = to_device(trim(take(encoded, slice(start, start + size))), evaluator.device)
@@ -419,10 +415,10 @@ def weights_digest(model: nn.Module) -> str:
 def _check_settings(out: Path, record: dict[str, Any]) -> None:
     """Refuses a folder that was begun with other settings."""
     path = out / SETTINGS_FILE
-    if not path.is_file():
-        if (out / SCHEMA_FILE).is_file():
-            raise RerankingDataError(f"{out} holds a data set that was not mined; choose another folder", field="out")
+    if not path.is_file() and not (out / SCHEMA_FILE).is_file():
         return
+    if not path.is_file():
+        raise RerankingDataError(f"{out} holds a data set that was not mined; choose another folder", field="out")
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

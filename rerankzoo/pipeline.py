@@ -223,8 +223,7 @@ class RerankingPipeline:
 
         Raises:
             RerankingDataError: If a request cannot be used; it names field and row.
-            InfeasibleConstraintError: If a request has no slate that keeps the constraints; it names row and
-                constraints.
+            InfeasibleConstraintError: If a request has no slate that keeps the constraints; it names both.
             ValueError: If a parameter is unknown, or several slates per request are asked for without an evaluator.
         """
         constraints = constraint_list(constraints) if constraints != () else ()

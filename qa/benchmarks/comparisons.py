@@ -31,7 +31,7 @@ from rerankzoo.models.nar4rec import NAR4RecForReranking
 from rerankzoo.models.prm import PRMForReranking
 from rerankzoo.models.prm.modeling_prm import upstream_rank
 from rerankzoo.serving import export_model
-from rerankzoo.serving.timing import Call, count_flops, gemm_rate, in_turns
+from rerankzoo.serving.bench import Call, count_flops, gemm_rate, in_turns
 from rerankzoo.training.optimizer import make_optimizer
 
 ALPHA = 0.3  # of contrastive decoding

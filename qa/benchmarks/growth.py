@@ -11,7 +11,7 @@ import torch
 from qa.benchmarks.harness import milliseconds
 from qa.benchmarks.setting import full_batch, make_model
 from rerankzoo.models.degre import DeGReGenerator
-from rerankzoo.serving.timing import Call, in_turns
+from rerankzoo.serving.bench import Call, in_turns
 
 #: Axis -> what varies along it; everything else is n = 50, m = 6, greedy, one request.
 AXES: dict[str, tuple[int, ...]] = {

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.serving.timing import Times
+from rerankzoo.serving.bench import Times
 
 Direction = Literal["at_least", "at_most"]
 

@@ -1,7 +1,4 @@
-"""Exporting a model: features, encoder and the whole decode loop in one graph, checked against the model itself.
-
-B requests, N candidates, M positions, L history length.
-"""
+"""Exporting a model: features, encoder and the whole decode loop in one graph, checked against the model itself."""
 
 from __future__ import annotations
 
@@ -20,15 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.backends import (
-    GRAPH_NAMES,
-    OUTPUT_NAMES,
-    ExportedModel,
-    Format,
-    GraphMetadata,
-    GraphSizes,
-    decoding_parameters,
-)
+from rerankzoo.backends import GRAPH_NAMES, OUTPUT_NAMES, ExportedModel, Format, GraphMetadata, GraphSizes
 from rerankzoo.batch import Batch, entry_of
 from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -122,8 +111,8 @@ def export_model(
 
                 # Weights are constants: their layout is chosen now, and not again in every call.
                 aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
-        inputs, decoding = tuple(batch), decoding_parameters(config)
-        GraphMetadata(format, inputs, decoding, schema.fingerprint or "", sizes).save(target)
+        decoding = GraphMetadata.decoding_of(config)
+        GraphMetadata(format, tuple(batch), decoding, schema.fingerprint or "", sizes).save(target)
         check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
 
     write_atomically(folder, write)
@@ -198,11 +187,6 @@ def check_graph(exported: ExportedModel, model: SlateGenerator, extractor: Reran
 
     Slates must be identical and scores equal up to `TOLERANCE`. A slate may differ where two choices tie, that is where
     the scores of the first choices that differ (or, of beams, of the whole slates) are equal up to `TOLERANCE`.
-
-    Args:
-        exported: The graph.
-        model: What it was made from.
-        extractor: The feature extractor of both.
 
     Raises:
         ExportError: If they differ, or the graph cannot run at some size.

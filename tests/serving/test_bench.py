@@ -22,8 +22,17 @@ from rerankzoo.mining import mine_batch
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 from rerankzoo.serving import bench, random_requests
-from rerankzoo.serving.bench import Load, bench_model, end_to_end, loads_of
-from rerankzoo.serving.timing import Times, count_flops, finished, gemm_rate, in_turns
+from rerankzoo.serving.bench import (
+    Load,
+    Times,
+    bench_model,
+    count_flops,
+    end_to_end,
+    finished,
+    gemm_rate,
+    in_turns,
+    loads_of,
+)
 from tests.serving.conftest import make_model as make_tiny
 
 # --- measuring ------------------------------------------------------------------------------------------------------
