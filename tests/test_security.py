@@ -19,8 +19,9 @@ from rerankzoo import NAR4RecConfig, NAR4RecForReranking, RerankingPipeline
 from rerankzoo.atomic_writing import CHECKSUMS_FILE
 from rerankzoo.cli import main as command_line
 from rerankzoo.cli.main import main
-from rerankzoo.data.sources.movielens import FILES, _unpack
-from rerankzoo.errors import HubError
+from rerankzoo.data.sources import movielens
+from rerankzoo.data.sources.movielens import FILES
+from rerankzoo.errors import HubError, RecipeError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.hub.push import Push
 from rerankzoo.training import RerankingModule
@@ -180,15 +181,15 @@ def test_a_checkpoints_code_needs_the_users_flag(checkpoint: Path, tmp_path: Pat
     assert not mark.exists()
 
 
-def test_an_archive_decides_no_path(tmp_path: Path) -> None:
+def test_an_archive_decides_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name in (*(f"ml-100k/{name}" for name in FILES["ml-100k"]), "../evil", "ml-100k/../../evil", "/evil"):
             archive.writestr(name, "1")
-    path, folder = tmp_path / "a.zip", tmp_path / "deep" / "ml-100k"
+    path = tmp_path / "a.zip"
     path.write_bytes(content.getvalue())
-    folder.mkdir(parents=True)
-    _unpack(path, "ml-100k", folder)
+    monkeypatch.setattr(movielens, "URLS", {"ml-100k": path.as_uri()})
+    movielens._download("ml-100k", tmp_path / "deep")
     made = {entry.relative_to(tmp_path).as_posix() for entry in tmp_path.rglob("*") if entry.is_file()}
     assert made == {"a.zip", *(f"deep/ml-100k/{name}" for name in FILES["ml-100k"])}
 
@@ -230,5 +231,10 @@ def test_the_command_line_shows_no_token(
     shown = capsys.readouterr().err
     assert token not in shown
     assert "(token).yaml" in shown
-    assert command_line._refuse("fit", ValueError(f"two\nlines with {token}")) == 2
-    assert capsys.readouterr().err == "rerankzoo fit: two lines with (token)\n"
+
+    def refuse(*arguments: Any) -> None:
+        raise RecipeError(f"two\nlines with {token}")
+
+    monkeypatch.setattr(command_line, "call", refuse)
+    assert main(["mine"]) == 2
+    assert capsys.readouterr().err == "rerankzoo mine: two lines with (token)\n"

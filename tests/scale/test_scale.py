@@ -19,7 +19,7 @@ from qa.scale.usage import anonymous, run
 from rerankzoo.data import datamodule, loader
 from rerankzoo.data import folder as folder_module
 from rerankzoo.data.folder import list_array, write_data_folder
-from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec, fitting
+from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec, encoding
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
 from rerankzoo.training.optimizer import make_optimizer
@@ -112,8 +112,8 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     # What is read at a time is part of the memory of either table.
     monkeypatch.setattr(folder_module, "ROW_GROUP", BLOCK)
-    monkeypatch.setattr(datamodule, "RECORD_BATCH", BLOCK)
-    monkeypatch.setattr(fitting, "_SLICE_ROWS", BLOCK)
+    monkeypatch.setattr(folder_module, "RECORD_BATCH", BLOCK)
+    monkeypatch.setattr(encoding, "_SLICE_ROWS", BLOCK)
     monkeypatch.setattr(loader, "MAX_UTILITY_ROWS", 1_000)
     peaks = {}
     for size in (2_000, 2_000, 20_000):  # the first one also loads code
