@@ -48,7 +48,7 @@ def check_same(name: str, alone: dict[str, Any], together: dict[str, Any]) -> No
     """With uneven shares in training, validation, test and prediction: see `SIZES`."""
     assert alone.keys() == together.keys()
     assert len(alone["losses"]) == STEPS
-    assert alone["losses"][-1] < alone["losses"][0], name
+    assert sum(alone["losses"][-5:]) < sum(alone["losses"][:5]), name  # single batches differ
     # Before training the weights are the same, and all rows count once.
     assert largest_difference(alone["validations"][0], together["validations"][0]) < 1e-6, name
     for kind in alone.keys() & {"losses", "validations", "test"}:
