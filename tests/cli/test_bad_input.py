@@ -272,8 +272,8 @@ CASES: dict[str, Case] = {
         *["quickstart", "--num-train", "0", "--out", str(folder / "out")]
     ],
     "copy no recipe": lambda model, data, folder: ["recipes", "copy", "../../etc/passwd", str(folder)],
-    "copy to nowhere": lambda model, data, folder: [
-        *["recipes", "copy", "nar4rec/simulator.yaml", str(folder / "a" / "b" / "c.yaml")]
+    "copy below a file": lambda model, data, folder: [
+        *["recipes", "copy", "nar4rec/simulator.yaml", str(data / "schema.yaml" / "c.yaml")]
     ],
 }
 
