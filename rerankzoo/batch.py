@@ -106,9 +106,11 @@ def trim(batch: Batch) -> dict[str, Tensor]:
 
 def _real_size(batch: Batch, axis: str) -> int:
     name, least = _REAL[axis]
-    real = batch[name] >= least
-    others = [number for number, letter in enumerate(ENTRIES[name].axes) if letter != axis]
-    used = real.sum(others).nonzero()
+    number, tensor = ENTRIES[name].axes.index(axis), batch[name]
+    size = tensor.shape[number]
+    if size and bool((tensor.select(number, size - 1) >= least).any()):  # as mostly: nothing to cut
+        return size
+    used = (tensor >= least).transpose(0, number).flatten(1).any(1).nonzero()
     return int(used[-1]) + 1 if len(used) else 1
 
 

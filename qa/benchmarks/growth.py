@@ -34,7 +34,7 @@ def measure_growth(seconds: float) -> dict[str, dict[str, list[float]]]:
             batch = full_batch(size, number)
             options = {"num_beams": beams} if beams > 1 else {}
             calls[f"whole {value}"] = partial(model.generate, **batch, slate_size=length, **options)
-            calls[f"encoder {value}"] = partial(model.encode, batch, batch["candidate_mask"])
+            calls[f"encoder {value}"] = partial(model.encode, batch)
         with torch.no_grad():
             times = milliseconds(in_turns(calls, seconds))
         found[axis] = {part: [times[f"{part} {value}"] for value in values] for part in ("whole", "encoder")}
