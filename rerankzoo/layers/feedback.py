@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import candidate_utility, position_discount, position_utility
-from rerankzoo.losses import feedback_loss, slate_mean
+from rerankzoo.losses import feedback_log_likelihood, mean_feedback_loss, slate_mean
 
 
 class FeedbackHead(nn.Linear):
@@ -56,10 +56,16 @@ class FeedbackHead(nn.Linear):
         """Expected utility (B, S, M) of each position of slates (B, S, M) with logits (B, S, M, T); 0 at padding."""
         return position_utility(self.probabilities(logits), slates, candidate_value, self.schema)
 
-    def loss(self, logits: Tensor, feedback: Tensor, slates: Tensor) -> Tensor:
-        """Cross-entropy of the feedback (B, S, M, T) of slates (B, S, M): a scalar, the mean over requests."""
-        losses = feedback_loss(logits, feedback, slates >= 0, self._possible(feedback))
-        return slate_mean(losses, slates).mean()
+    def log_likelihood(self, logits: Tensor, feedback: Tensor, slates: Tensor) -> Tensor:
+        """Log-probability (B, S, M) of the feedback (B, S, M, T) of each position of slates (B, S, M); 0 at padding."""
+        return feedback_log_likelihood(logits, feedback, slates >= 0, self._possible(feedback))
+
+    def loss(self, log_likelihood: Tensor, slates: Tensor) -> Tensor:
+        """Cross-entropy, a scalar, from the log-probabilities (B, S, M) of the feedback of slates (B, S, M).
+
+        In nats per position and target; the mean over requests.
+        """
+        return slate_mean(mean_feedback_loss(log_likelihood, slates >= 0, self.out_features), slates).mean()
 
     def _possible(self, feedback: Tensor) -> Tensor | None:
         """Where a target could happen at all (B, S, M, T): where its parent did. `None`: everywhere."""

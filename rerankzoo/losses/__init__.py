@@ -10,7 +10,7 @@ from __future__ import annotations
 from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
-from rerankzoo.losses.feedback import feedback_loss
+from rerankzoo.losses.feedback import feedback_log_likelihood, feedback_loss, mean_feedback_loss
 from rerankzoo.losses.likelihood import (
     likelihood_loss,
     log_probabilities,
@@ -23,11 +23,13 @@ from rerankzoo.losses.regression import cumulative_regression_loss
 __all__ = [
     "contrastive_loss",
     "cumulative_regression_loss",
+    "feedback_log_likelihood",
     "feedback_loss",
     "hard_label_loss",
     "in_single_precision",
     "likelihood_loss",
     "log_probabilities",
+    "mean_feedback_loss",
     "position_log_likelihood",
     "slate_mean",
     "soft_label_loss",

@@ -10,22 +10,47 @@ from rerankzoo.losses._precision import in_single_precision
 
 
 @in_single_precision
-def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of each slate, averaged over its positions and targets.
+def feedback_log_likelihood(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tensor | None = None) -> Tensor:
+    """Log-probability of the feedback of each position, of all its targets together.
 
     Args:
         logits: (..., M, T), one logit per position and feedback target.
         feedback: (..., M, T), observed feedback in [0, 1].
         mask: (..., M), True where a position was shown.
-        possible: (..., M, T), True where a target could happen at all; elsewhere its loss is 0. For logits of a target
-            given another one, such as an order given a click: the loss is then the likelihood of both together.
+        possible: (..., M, T), True where a target could happen at all; elsewhere it adds 0. For logits of a target
+            given another one, such as an order given a click: this is then the likelihood of both together.
 
     Returns:
-        (...), in nats per position and target; 0 for an empty slate.
+        (..., M), in nats, summed over targets; 0 where nothing was shown.
 
     Raises:
         ValueError: If shown feedback lies outside [0, 1], where cross-entropy has no meaning. (On an accelerator the
-            loss is NaN instead.)
+            result is NaN instead.)
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0], [2.0]])
+        >>> feedback_log_likelihood(logits, torch.tensor([[1.0], [0.0]]), torch.tensor([True, False]))
+        tensor([-0.6931,  0.0000])
+    """
+    shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if shown.device.type == "cpu":
+        check_probabilities(shown)
+    loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
+    loss = loss if possible is None else loss.masked_fill(~possible, 0.0)
+    # Elsewhere a look would wait for the device: there the loss itself tells, and training stops at it.
+    loss = loss.masked_fill(~((shown >= 0) & (shown <= 1)), torch.nan).sum(-1)
+    return -loss.masked_fill(~mask, 0.0)
+
+
+@in_single_precision
+def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of each slate, averaged over its positions and targets.
+
+    Args and errors are those of `feedback_log_likelihood`.
+
+    Returns:
+        (...), in nats per position and target; 0 for an empty slate.
 
     References:
         NAR4Rec (arXiv 2402.06871), evaluator.
@@ -36,14 +61,13 @@ def feedback_loss(logits: Tensor, feedback: Tensor, mask: Tensor, possible: Tens
         >>> feedback_loss(logits, torch.tensor([[1.0], [0.0]]), torch.tensor([True, False]))
         tensor(0.6931)
     """
-    shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
-    if shown.device.type == "cpu":
-        check_probabilities(shown)
-    loss = F.binary_cross_entropy_with_logits(logits, shown, reduction="none")
-    loss = loss if possible is None else loss.masked_fill(~possible, 0.0)
-    # Elsewhere a look would wait for the device: there the loss itself tells, and training stops at it.
-    loss = loss.masked_fill(~((shown >= 0) & (shown <= 1)), torch.nan).mean(-1)
-    return loss.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+    return mean_feedback_loss(feedback_log_likelihood(logits, feedback, mask, possible), mask, logits.shape[-1])
+
+
+@in_single_precision
+def mean_feedback_loss(log_likelihood: Tensor, mask: Tensor, num_targets: int) -> Tensor:
+    """`feedback_loss` (...) from log-probabilities (..., M) of the feedback of shown positions, mask (..., M)."""
+    return -log_likelihood.sum(-1) / num_targets / mask.sum(-1).clamp_min(1)
 
 
 def check_probabilities(feedback: Tensor) -> None:

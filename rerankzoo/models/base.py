@@ -101,7 +101,14 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     #: Fields that say how to train and not what is computed: a run that starts from a checkpoint may change them.
     training_fields = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"})
     #: Of an output, what transformers' `Trainer.predict` does not gather: all but the logits.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_terms", "candidate_states", "utilities", "prefix_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_terms",
+        "candidate_states",
+        "utilities",
+        "prefix_values",
+        "probabilities",
+        "log_likelihoods",
+    ]
     #: Fields that `adapt_to_log` fills in: a run that starts from a checkpoint measures them on its own log.
     measured_fields = frozenset[str]()
 
@@ -231,6 +238,11 @@ class EvaluatorOutput(ModelOutput):
         utilities: (B, S), predicted utility of each slate. (Not `values`: that is a dictionary's method.)
         prefix_values: (B, S, M), predicted utility of each prefix, where the evaluator gives one: at position t the
             value of the slate down to t, at padding that of the whole slate.
+        probabilities: (B, S, M, T), probability of each target at each position of the slate, whatever happens at the
+            others; `None` for an evaluator that predicts none.
+        log_likelihoods: (B, S), log-probability of all the feedback of each slate, in nats, summed over positions and
+            targets; present where the batch holds feedback and the evaluator predicts probabilities. Models of any form
+            can be compared by it.
     """
 
     loss: Tensor | None = None
@@ -238,6 +250,8 @@ class EvaluatorOutput(ModelOutput):
     logits: Tensor | None = None
     utilities: Tensor | None = None
     prefix_values: Tensor | None = None
+    probabilities: Tensor | None = None
+    log_likelihoods: Tensor | None = None
 
 
 class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):

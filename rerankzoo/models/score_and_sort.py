@@ -51,7 +51,8 @@ class ScoreAndSortModel(SlateGenerator):
         if not {"slates", "feedback"} <= batch.keys():
             return SlateModelOutput(logits=matrix, candidate_states=states)
         slates = batch["slates"]
-        loss = self.heads.loss(gather_candidates(logits, slates), batch["feedback"], slates)
+        logged = self.heads.log_likelihood(gather_candidates(logits, slates), batch["feedback"], slates)
+        loss = self.heads.loss(logged, slates)
         return SlateModelOutput(loss=loss, loss_terms={"feedback": loss}, logits=matrix, candidate_states=states)
 
     def scorer(self) -> Scorer:

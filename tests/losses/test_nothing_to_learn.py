@@ -14,10 +14,12 @@ from rerankzoo import losses
 from rerankzoo.losses import (
     contrastive_loss,
     cumulative_regression_loss,
+    feedback_log_likelihood,
     feedback_loss,
     hard_label_loss,
     likelihood_loss,
     log_probabilities,
+    mean_feedback_loss,
     position_log_likelihood,
     slate_mean,
     soft_label_loss,
@@ -62,6 +64,9 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "feedback that is impossible": lambda x: feedback_loss(
         x.view(1, 1, 2), torch.ones(1, 1, 2), TWO[:, :1], torch.zeros(1, 1, 2, dtype=torch.bool)
     ),
+    "likelihood of feedback of padding": lambda x: mean_feedback_loss(
+        feedback_log_likelihood(x.view(1, 1, 2), torch.full((1, 1, 2), torch.nan), NONE[:, :1]), NONE[:, :1], 2
+    ),
     "regression of padding": lambda x: cumulative_regression_loss(x.view(1, 2), torch.full((1, 2), torch.nan), NONE),
     "regression that is met": lambda x: cumulative_regression_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
@@ -89,6 +94,12 @@ SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
         math.log(2),
         [0.25] * 2,
     ),
+    "likelihood of no positive": (
+        lambda x: -feedback_log_likelihood(x.view(1, 1, 2), torch.zeros(1, 1, 2), TWO[:, :1]).sum(-1),
+        2 * math.log(2),
+        [0.5] * 2,
+    ),
+    "mean likelihood": (lambda x: mean_feedback_loss(x.view(1, 2), TWO, 2) + 1, 1.0, [-0.25] * 2),
     "hard label": (lambda x: hard_label_loss(log_probs(x).unsqueeze(1), SHOWN), math.log(2), [-0.5, 0.5]),
     "soft label": (
         lambda x: soft_label_loss(log_probs(x).unsqueeze(1), torch.tensor([[[[0.25, 0.75]]]]), SHOWN),

@@ -22,7 +22,7 @@ import copy
 import json
 import pickle
 from dataclasses import fields
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ from rerankzoo.batch import ENTRIES, PADDING, gather_candidates, inputs, pad, ta
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import RerankingGenerationConfig, Scorer, beam_search
 from rerankzoo.generation.scorer import remaining_log_probs
 from rerankzoo.models.auto import AutoModelForReranking
@@ -967,3 +968,24 @@ class EvaluatorTestSuite(ModelTestSuite):
         forward, backward, part = model.score_slates(every, **batch).unbind(-1)
         assert not torch.isclose(forward, backward).any()
         assert not torch.isclose(forward, part).any()
+
+    def test_probabilities_are_those_of_its_likelihood(
+        self, extractor: RerankingFeatureExtractor, batch: Batch
+    ) -> None:
+        """Over all feedback that a slate can get it is a distribution, whose mean are the probabilities."""
+        model, targets = self.make_model(extractor), len(extractor.schema.targets)
+        slates = torch.tensor([[[0, 1, -100]]]).expand(8, -1, -1)
+        patterns = torch.tensor(list(product((0.0, 1.0), repeat=2 * targets))).view(-1, 2, targets)
+        feedback = F.pad(patterns, (0, 0, 0, 1)).expand(8, -1, -1, -1)
+        with torch.no_grad():
+            output = model(slates=slates.expand(-1, len(patterns), -1), feedback=feedback, **inputs(batch))
+        if output.log_likelihoods is None:
+            assert output.probabilities is None  # it predicts values only
+            return
+        chances = output.log_likelihoods.exp()
+        torch.testing.assert_close(chances.sum(-1), torch.ones(8))
+        expected = (chances[..., None, None] * feedback).sum(1)[:, :2]
+        torch.testing.assert_close(output.probabilities[:, 0, :2], expected)
+        value, schema = batch["candidate_value"], extractor.schema
+        worth = slate_utility(output.probabilities[:, :1], slates, value, schema)
+        torch.testing.assert_close(worth, output.utilities[:, :1])

@@ -153,12 +153,16 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
             gains = widened(predicted).squeeze(-1).masked_fill(slates < 0, 0.0)
         values = gains.cumsum(-1)  # padding adds nothing: the last one is the whole slate's
         output = EvaluatorOutput(
-            logits=predicted if self.predicts_feedback else None, utilities=values[..., -1], prefix_values=values
+            logits=predicted if self.predicts_feedback else None,
+            utilities=values[..., -1],
+            prefix_values=values,
+            probabilities=self.value_head.probabilities(predicted) if self.predicts_feedback else None,
         )
         if feedback is None:
             return output
         if self.predicts_feedback:
-            loss = self.value_head.loss(predicted, feedback, slates)
+            logged = self.value_head.log_likelihood(predicted, feedback, slates)
+            output["log_likelihoods"], loss = logged.sum(-1), self.value_head.loss(logged, slates)
         else:
             rewards = position_utility(feedback, slates, value, self.schema)
             loss = slate_mean(cumulative_regression_loss(values, rewards, slates >= 0), slates).mean()

@@ -189,11 +189,16 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel, SlateEvaluator):
         """See `SlateEvaluator.compute`."""
         slates, feedback = batch["slates"], batch.get("feedback")
         logits = self._feedback_logits(self.features(*features_of(batch)), slates)
-        utilities = self.heads.position_utility(logits, slates, batch["candidate_value"]).sum(-1)
+        output = EvaluatorOutput(
+            logits=logits,
+            utilities=self.heads.position_utility(logits, slates, batch["candidate_value"]).sum(-1),
+            probabilities=self.heads.probabilities(logits),
+        )
         if feedback is None:
-            return EvaluatorOutput(logits=logits, utilities=utilities)
-        loss = self.heads.loss(logits, feedback, slates)
-        return EvaluatorOutput(loss=loss, loss_terms={"feedback": loss}, logits=logits, utilities=utilities)
+            return output
+        logged = self.heads.log_likelihood(logits, feedback, slates)
+        loss = self.heads.loss(logged, slates)
+        return EvaluatorOutput(loss=loss, loss_terms={"feedback": loss}, log_likelihoods=logged.sum(-1), **output)
 
     def _feedback_logits(self, candidates: Tensor, slates: Tensor) -> Tensor:
         """(B, S, M, T) for candidates (B, N, D) and slates (B, S, M)."""
