@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from rich.console import Console
@@ -35,7 +36,7 @@ class EvaluationRun:
     """Made once for several models, for it remembers the value of all slates of a request."""
 
     splits: Mapping[str, Dataset]
-    item_id: str  # the column of the candidates' ids
+    schema: FeatureSchema
     metadata: Mapping[str, Any] | None  # of the data folder; a simulator's reveals the truth
     evaluator: Any = None  # values all slates, and chooses among several
     judge: Any = None  # an independent evaluator; it has no say on validation
@@ -44,11 +45,34 @@ class EvaluationRun:
 
     @cached_property
     def _evaluators(self) -> protocol.Evaluators:
-        return protocol.Evaluators.of(self.splits[self.split], self.item_id, self.metadata, self.evaluator, self.judge)
+        data, item_id = self.splits[self.split], self.schema.item_id
+        return protocol.Evaluators.of(data, item_id, self.metadata, self.evaluator, self.judge)
+
+    @cached_property
+    def _not_shown(self) -> dict[str, str]:
+        """What evaluator and judge had too little feedback to learn, if the log that they learned from is here."""
+        count = protocol.count_positives(self.splits["train"], self.schema) if "train" in self.splits else None
+        valued = (self.evaluator, self.judge) != (None, None)
+        if count is None or count >= protocol.MIN_POSITIVES or not valued:
+            return {}
+        reason = f"for the log has {count} positives to learn from, and at least {protocol.MIN_POSITIVES} are needed"
+        return {"what evaluators predict": reason}
+
+    def quality(
+        self, model: Any, extractor: RerankingFeatureExtractor, slate_size: int
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """An evaluator's own quality (see `evaluator_quality`), and what of it is not shown, with the reason."""
+        data, count = self.splits[self.split], protocol.QUALITY_REQUESTS
+        found = protocol.evaluator_quality(model, data, extractor, self.metadata, slate_size=slate_size)
+        observed = protocol.count_positives(data.select(range(min(count, len(data)))), self.schema)
+        if observed is None or observed >= protocol.MIN_OBSERVED:
+            return found, {}
+        return found, {"calibration": f"for the {min(count, len(data))} requests have {observed} positives"}
 
     @cached_property
     def _tuning_evaluators(self) -> protocol.Evaluators:
-        evaluators = protocol.Evaluators.of(self.splits["validation"], self.item_id, self.metadata, self.evaluator)
+        data, item_id = self.splits["validation"], self.schema.item_id
+        evaluators = protocol.Evaluators.of(data, item_id, self.metadata, self.evaluator)
         if evaluators.truth is not None:
             evaluators.truth.num_samples = _TUNING_SAMPLES
         return evaluators
@@ -63,11 +87,12 @@ class EvaluationRun:
         tuning_requests: int | None = None,
         num_requests: int | None = None,
         hr_requests: int = 200,
+        cuts: Sequence[int] = (),
     ) -> protocol.Evaluation:
         """Evaluates a model as `rerankzoo.evaluation.evaluate` does.
 
         Without decodings these are the usual ones, with alpha of contrastive decoding tuned on so many requests of the
-        validation split.
+        validation split. What evaluators had too little feedback to learn is left out, and the protocol says so.
         """
 
         def run(function: Any, task: str, split: str, requests: int | None, **options: Any) -> Any:
@@ -83,8 +108,26 @@ class EvaluationRun:
         if decodings is None:
             decodings = protocol.default_decodings(self.evaluator is not None, alpha, model.strategies)
         options = {"decodings": decodings, "evaluators": self._evaluators, "seed": seed, "hr_requests": hr_requests}
-        evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, **options)
+        evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, cuts=cuts, **options)
+        if self._not_shown:
+            evaluation, notes["not_shown"] = evaluation.without_predictions(), self._not_shown
         return evaluation.with_protocol(**notes)
+
+
+def _check_judge(others: Mapping[str, Any], judge: Any) -> None:
+    """Raises RecipeError for a judge that has chosen or generated: nobody judges his own slates."""
+    members = getattr(judge, "members", [judge]) if judge is not None else []
+    for name, other in others.items():
+        for one in getattr(other, "members", [other]):
+            if any(_same_weights(one, member) for member in members):
+                raise RecipeError(f"judge: expected another one than {name}, got the same weights")
+
+
+def _same_weights(a: Any, b: Any) -> bool:
+    if a is None or type(a) is not type(b):
+        return False
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def evaluate(
@@ -94,6 +137,7 @@ def evaluate(
     evaluator: str | None = None,
     judge: str | None = None,
     split: str = "test",
+    k: tuple[PositiveInt, ...] = (),
     num_requests: PositiveInt | None = None,
     hr_requests: NonNegativeInt = 200,
     penalty_alpha: ClosedUnitInterval = 0.1,
@@ -112,6 +156,7 @@ def evaluate(
         evaluator: Folder or Hub id of an evaluator, or of a generator with one beside it; the same for every row.
         judge: An independent evaluator: values every row, chooses nothing.
         split: Split to evaluate on.
+        k: Where ranking metrics by labels cut the slates, such as 1,2,4 (default: at their end).
         num_requests: Only this many first requests (default: all).
         hr_requests: HR@p% by the evaluator looks at this many requests, for it values all slates of each.
         penalty_alpha: Of contrastive decoding.
@@ -134,7 +179,9 @@ def evaluate(
         model.to(place)
     evaluating, judging = (load_evaluator(path) if path else None for path in (evaluator, judge))
     evaluator_model, judge_model = (one and one.model.to(place) for one in (evaluating, judging))
-    item_id = FeatureSchema.from_yaml(folder / SCHEMA_FILE).item_id
+    others = {path: model for path, (model, _) in zip(models, loaded, strict=True)}
+    _check_judge({"the evaluator": evaluator_model, **others}, judge_model)
+    schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
     notes = {"evaluator": evaluator, "split": split, **({"judge_model": judge} if judge else {})}
     runs: Counter[str] = Counter()
     evaluations: list[protocol.Evaluation] = []
@@ -145,22 +192,23 @@ def evaluate(
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        run = EvaluationRun(splits, item_id, metadata, evaluator_model, judge_model, split, watch)
+        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name, usual = model.config.model_type, None
             if not tune_alpha:
                 usual = protocol.default_decodings(evaluator is not None, penalty_alpha, model.strategies)
             sizes = (num_requests, num_requests, hr_requests)
-            evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes)
+            evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes, cuts=k)
             evaluations.append(evaluation.with_protocol(model=path, **notes))
             runs[name] += 1
     if evaluating is not None:
-        size = loaded[0].model.config.slate_size
-        test = splits[split]
-        quality = protocol.evaluator_quality(evaluating.model, test, evaluating.extractor, metadata, slate_size=size)
+        quality, not_shown = run.quality(evaluating.model, evaluating.extractor, loaded[0].model.config.slate_size)
         names = [model.config.model_type for model, _ in loaded]
         pairs = zip(evaluations, names, strict=True)
         evaluations = [evaluation.with_metrics(name, lambda decoding: quality) for evaluation, name in pairs]
+        if not_shown:
+            told = [{**evaluation.protocol.get("not_shown", {}), **not_shown} for evaluation in evaluations]
+            evaluations = [one.with_protocol(not_shown=more) for one, more in zip(evaluations, told, strict=True)]
     paths = protocol.write_report(evaluations, out)
     protocol.print_table(evaluations)
     print("written:", ", ".join(map(str, paths.values())))

@@ -48,8 +48,8 @@ class Trained:
 
     def evaluation(self, evaluator: Any, judge: Any = None) -> EvaluationRun:
         """The evaluation of models on the data that this one was trained on."""
-        splits = {name: self.data.split(name) for name in ("validation", "test")}
-        return EvaluationRun(splits, self.data.extractor.schema.item_id, self.data.metadata, evaluator, judge)
+        splits = {name: self.data.split(name) for name in ("train", "validation", "test")}
+        return EvaluationRun(splits, self.data.extractor.schema, self.data.metadata, evaluator, judge)
 
 
 def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = (), anew_to: Path | None = None) -> Trained:

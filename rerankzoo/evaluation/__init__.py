@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rerankzoo.evaluation.evaluator_quality import evaluator_quality
+from rerankzoo.evaluation.evaluator_quality import QUALITY_REQUESTS, evaluator_quality
+from rerankzoo.evaluation.evidence import MIN_OBSERVED, MIN_POSITIVES, count_positives
 from rerankzoo.evaluation.plots import Point, write_curve
 from rerankzoo.evaluation.policies import Decoding, default_decodings
 from rerankzoo.evaluation.protocol import PENALTY_ALPHAS, evaluate, tune_penalty_alpha
@@ -11,7 +12,10 @@ from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, a
 from rerankzoo.evaluation.slate_ranks import EvaluatorRanks, Evaluators, SimulatorTruth, SlateRanks
 
 __all__ = [
+    "MIN_OBSERVED",
+    "MIN_POSITIVES",
     "PENALTY_ALPHAS",
+    "QUALITY_REQUESTS",
     "Comparison",
     "Decoding",
     "Evaluation",
@@ -24,6 +28,7 @@ __all__ = [
     "Summary",
     "aggregate",
     "compare",
+    "count_positives",
     "default_decodings",
     "differences",
     "evaluate",

@@ -12,12 +12,15 @@ from torchmetrics.functional import spearman_corrcoef
 
 from rerankzoo.batch import to_device
 from rerankzoo.data.loader import RequestLoader
+from rerankzoo.evaluation.evidence import MIN_OBSERVED, count_positives
 from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import Evaluator
 from rerankzoo.slates import uniform_slates
 
+#: So many first requests of a split tell an evaluator's quality.
+QUALITY_REQUESTS = 300
 _BATCH = 64
 
 
@@ -28,7 +31,7 @@ def evaluator_quality(
     metadata: Mapping[str, Any] | None = None,
     *,
     slate_size: int,
-    num_requests: int = 300,
+    num_requests: int = QUALITY_REQUESTS,
     num_slates: int = 400,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -37,8 +40,8 @@ def evaluator_quality(
     Of `data` the first `num_requests` are used; a simulator's `metadata` reveals the truth.
 
     Returns:
-        With logged slates and their feedback `calibration`, the mean predicted over the mean observed utility (1 is
-        perfect); with the truth `spearman`, the mean over requests of the rank correlation of predicted and true
+        With logged slates and enough positive feedback `calibration`, the mean predicted over the mean observed utility
+        (1 is perfect); with the truth `spearman`, the mean over requests of the rank correlation of predicted and true
         utility over `num_slates` random slates of `slate_size`: it orders evaluators as the quality of their best
         slates does, which the AUC of clicks does not.
     """
@@ -60,8 +63,8 @@ def evaluator_quality(
             values, true = ranks.values(on_device, slates), truth.values(batch, slates)
             correlations.append(spearman_corrcoef(values.T.contiguous(), true.T.contiguous()).reshape(-1))
     measured = {}
-    if predicted:
-        measured["calibration"] = float(torch.cat(predicted).mean() / torch.cat(observed).mean().clamp_min(1e-12))
+    if predicted and (count_positives(data, schema) or 0) >= MIN_OBSERVED and torch.cat(observed).mean() > 0:
+        measured["calibration"] = float(torch.cat(predicted).mean() / torch.cat(observed).mean())
     if correlations:
         measured["spearman"] = float(torch.cat(correlations).mean())
     return measured

@@ -70,6 +70,7 @@ class Measurements:
     catalogue: Catalogue
     evaluators: Evaluators
     hr_requests: int = 0  # HR@p% by evaluator and judge looks at this many first requests
+    cuts: tuple[int, ...] = ()  # of the ranking metrics by labels; default: the slate size
     num_requests: int = 0
     _columns: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     _ranks: dict[str, list[RankEstimate]] = field(default_factory=lambda: defaultdict(list))
@@ -106,12 +107,16 @@ class Measurements:
             return
         mask, relevance = batch["candidate_feedback_mask"].cpu(), batch["candidate_feedback"][..., target].cpu()
         usable = ((relevance > 0) & mask).any(1) & ((relevance <= 0) & mask).any(1)
-        for name, metric in _LABEL_METRICS.items():
-            self._add_column(name, slates[usable], metric, relevance[usable], mask[usable])
+        for cut in self.cuts or (self.slate_size,):
+            for name, metric in _LABEL_METRICS.items():
+                self._add_column(name, slates[usable], metric, relevance[usable], mask[usable], cut=cut)
 
-    def _add_column(self, name: str, slates: Tensor, metric: Callable[..., Tensor], *known: Tensor) -> None:
-        values = [metric(one, *known, k=self.slate_size).double() for one in slates.unbind(1)]
-        self._columns[f"{name}@{self.slate_size}"].append(torch.stack(values, dim=1))
+    def _add_column(
+        self, name: str, slates: Tensor, metric: Callable[..., Tensor], *known: Tensor, cut: int | None = None
+    ) -> None:
+        cut = cut or self.slate_size
+        values = [metric(one, *known, k=cut).double() for one in slates.unbind(1)]
+        self._columns[f"{name}@{cut}"].append(torch.stack(values, dim=1))
 
     def per_request(self, name: str) -> Tensor:
         """A measure's values (R', K), one row per request that has one."""
@@ -127,17 +132,25 @@ class Measurements:
 
     def num_labelled(self) -> int:
         """Requests with a positive and a negative label."""
-        return sum(len(part) for part in self._columns.get(f"ndcg@{self.slate_size}", []))
+        return sum(len(part) for part in self._columns.get(self._label_metric(), []))
+
+    def _label_metric(self) -> str:
+        return f"ndcg@{max(self.cuts, default=self.slate_size)}"
 
     def primary(self) -> str | None:
         """The metric by which rows are compared: truth where known, else labels, else what judge or evaluator says."""
         if self.evaluators.truth is not None:
             return "utility"
         if self.num_labelled():
-            return f"ndcg@{self.slate_size}"
+            return self._label_metric()
         if self.evaluators.judge is not None:
             return "judge_value"
         return "value" if self.evaluators.evaluator is not None else None
+
+    def digests(self) -> list[str]:
+        """A hash of all slates of each of the K rows."""
+        columns = torch.cat(self._slates).unbind(1)
+        return [hashlib.sha256(column.contiguous().numpy().tobytes()).hexdigest()[:16] for column in columns]
 
     def rows(self) -> list[dict[str, float]]:
         """All metrics of each of the K rows of the table."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.evaluation.report import heading, label, shown_as
+from rerankzoo.evaluation.report import Shown, heading, label, shown_as
 from rerankzoo.evaluation.results import BASELINES, ORACLE, UPSTREAM, Evaluation, Summary, aggregate
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def draw(summaries: Sequence[Summary], metric: str, subtitle: str = "") -> Figur
     means, deviations = _bars(rows, metric)
     figure = Figure(figsize=(8.4, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    _draw_bars(axes, rows, means, deviations)
+    _draw_bars(axes, rows, means, deviations, shown_as(metric))
     marks = {UPSTREAM: ("--", "upstream order"), ORACLE: (":", "pointwise oracle")}
     for row, mean in zip(rows, means, strict=True):
         if row.key in marks:
@@ -122,7 +122,9 @@ def _bars(rows: Sequence[Summary], metric: str) -> tuple[list[float], list[float
     return [scale * spread.mean for spread in spreads], [scale * (spread.sd or 0.0) for spread in spreads]
 
 
-def _draw_bars(axes: Axes, rows: Sequence[Summary], means: Sequence[float], deviations: Sequence[float]) -> None:
+def _draw_bars(
+    axes: Axes, rows: Sequence[Summary], means: Sequence[float], deviations: Sequence[float], shown: Shown
+) -> None:
     """One bar per row, with its figure inside where there is room."""
     kinds = [
         "baseline" if row.key in BASELINES else "evaluator" if "evaluator" in row.decoding else "model" for row in rows
@@ -131,10 +133,11 @@ def _draw_bars(axes: Axes, rows: Sequence[Summary], means: Sequence[float], devi
     if any(deviations):
         axes.errorbar(means, range(len(rows)), xerr=deviations, fmt="none", ecolor=_TEXT, elinewidth=1, capsize=2.5)
     reach = max(abs(mean) + deviation for mean, deviation in zip(means, deviations, strict=True)) or 1.0
+    written = Shown(1.0, 1, None, shown.significant)  # the numbers are scaled already
     for middle, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
         inside = mean - deviation > 0.2 * reach
         end = mean - deviation - 0.01 * reach if inside else max(0.0, mean + deviation) + 0.01 * reach
-        text = f"{mean:.1f} ± {deviation:.1f}" if deviation else f"{mean:.1f}"
+        text = " ± ".join(written.text(mean, *([deviation] if deviation else []), largest=max(map(abs, means))))
         axes.text(end, middle, text, va="center_baseline", ha="right" if inside else "left", fontsize=9, color=_TEXT)
     axes.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)

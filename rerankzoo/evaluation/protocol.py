@@ -45,6 +45,7 @@ def evaluate(
     num_requests: int | None = None,
     batch_size: int = 256,
     hr_requests: int = 200,
+    cuts: Sequence[int] = (),
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Measures a model's slates under several decodings, and the baselines (see `baselines`), on one split.
@@ -67,6 +68,8 @@ def evaluate(
         batch_size: Requests at a time; which slates are sampled depends on it.
         hr_requests: HR@p% by the evaluator looks at this many first requests, for it values all slates of each (5040
             for 4 of 10 candidates); 0 leaves it out. HR@p% by the truth always looks at all.
+        cuts: The k of the ranking metrics by labels, 1 to the slate size; the largest one's NDCG is the primary metric.
+            Default: the slate size.
         on_progress: Called with the number of requests after each batch.
 
     Raises:
@@ -97,7 +100,10 @@ def evaluate(
             )
     _check_decodings(decodings, model, chooser)
     size = model.generation_config.slate_size or model.config.slate_size
-    measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests)
+    cuts = tuple(sorted(set(cuts)))
+    if cuts and not 1 <= cuts[0] <= cuts[-1] <= size:
+        raise ValueError(f"k must be 1 to {size}, the slate size, got {list(cuts)}")
+    measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests, cuts)
     policies = baselines(data, schema, size, evaluators.truth)
     policies.update({(name, decoding.name): decoder(model, decoding, chooser) for decoding in decodings})
     with _evaluating(*parts.values()):
@@ -108,7 +114,8 @@ def evaluate(
             measurements.add(batch, slates, batch_seed)
             if on_progress is not None:
                 on_progress(len(slates))
-    rows = [Row(*key, seed, values) for key, values in zip(policies, measurements.rows(), strict=True)]
+    measured = zip(policies, measurements.rows(), measurements.digests(), strict=True)
+    rows = [Row(key[0], key[1], seed, values, digest) for key, values, digest in measured]
     protocol = _protocol(measurements, metadata, decodings, batch_size)
     primary = measurements.primary()
     per_request = dict(zip(policies, measurements.per_request(primary).unbind(1), strict=True)) if primary else {}
@@ -213,7 +220,8 @@ def _protocol(
             "column": schema.targets[schema.label_target or 0].candidate_feedback,
             "num_requests": count,
             "requests": "those with at least one positive and one negative label",
-            "definition": f"cut at {size}; linear gain, ideal order over all labelled candidates; "
+            "cut_at": list(measurements.cuts or (size,)),
+            "definition": "linear gain, ideal order over all labelled candidates; "
             "average precision over min(positives, cut); recall over all positives",
         }
     return protocol

@@ -1,15 +1,17 @@
 """Results for people and programs: a console table, Markdown, a picture and `results.json`.
 
-JSON holds fractions; tables and pictures show percentages with one decimal, as mean ± sample standard deviation where a
-row has several runs. Metrics that do not say how good slates are, among them all that an evaluator says of slates that
-it may have chosen or taught, have no best row, and the oracle, which knows the truth, is no contestant.
+JSON holds fractions; tables and pictures show percentages, with one decimal or as many as small rates need, as mean ±
+sample standard deviation where a row has several runs. Decodings that chose alike are one row. Metrics that do not say
+how good slates are, among them all that an evaluator says of slates that it may have chosen or taught, have no best
+row, and the oracle, which knows the truth, is no contestant.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.evaluation.results import (
     BASELINES,
+    MIN_REQUESTS,
     OPINIONS,
     ORACLE,
     Comparison,
@@ -25,6 +28,7 @@ from rerankzoo.evaluation.results import (
     Summary,
     aggregate,
     differences,
+    merge_identical,
     merged_protocol,
     unique_rows,
 )
@@ -35,14 +39,26 @@ if TYPE_CHECKING:
 
 
 class Shown(NamedTuple):
-    """How a metric is shown: times `scale`, with `digits`; `better` is what marks the best row, if anything does."""
+    """How a metric is shown: times `scale`, and `better` is what marks the best row, if anything does.
+
+    There are `digits` after the point; more where the largest number has fewer than `significant` ones.
+    """
 
     scale: float = 100.0
     digits: int = 1
     better: str | None = "max"
+    significant: int = 2
+
+    def text(self, *numbers: float, largest: float | None = None, sign: str = "") -> list[str]:
+        """Numbers as they are shown; `largest` of those beside them decides on the digits, by default of these."""
+        scaled = [self.scale * number for number in numbers]
+        size = max((abs(number) for number in scaled), default=0) if largest is None else self.scale * abs(largest)
+        missing = self.significant - 1 - math.floor(math.log10(size)) if size > 0 else 0
+        return [f"{number:{sign}.{min(max(self.digits, missing), _MOST_DIGITS)}f}" for number in scaled]
 
 
-_OPINION, _PLAIN = Shown(better=None), Shown(1.0, 3, None)
+_MOST_DIGITS = 9
+_OPINION, _PLAIN = Shown(better=None), Shown(1.0, 3, None, 3)
 #: What matters first; "@" stands for any cut. Metrics that are not here come last.
 _METRICS = {
     **dict.fromkeys(("utility", "true_hr@1%", "true_hr@10%"), Shown()),
@@ -50,9 +66,10 @@ _METRICS = {
     **dict.fromkeys(("ndcg@", "map@", "recall@", "hit@", "mrr@"), Shown()),
     **dict.fromkeys(("hr@1%", "hr@10%"), _OPINION),
     **dict.fromkeys(("judge_hr@1%", "judge_hr@10%"), Shown()),
-    **{"gap": _OPINION, "value": _PLAIN, "coverage@": _OPINION, "ild@": _PLAIN, "cpu_seconds": Shown(1.0, 0, None)},
+    **{"gap": _OPINION, "value": _PLAIN, "coverage@": _OPINION, "ild@": _PLAIN, "cpu_seconds": Shown(1.0, 0, None, 1)},
     **dict.fromkeys(("spearman", "calibration", "judge_value"), _PLAIN),
 }
+_PREDICTED_NAMES = {"value": "predicted value", "judge_value": "value predicted by the judge"}
 OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 
 
@@ -66,7 +83,8 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
     Returns:
         The paths, by "json", "markdown" and "picture".
     """
-    summaries, compared, protocol = aggregate(evaluations), differences(evaluations), merged_protocol(evaluations)
+    summaries, compared = merge_identical(aggregate(evaluations)), differences(evaluations)
+    protocol = merged_protocol(evaluations)
     results = {
         "rows": [asdict(row) for row in unique_rows(evaluations)],
         "protocol": protocol,
@@ -93,10 +111,11 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
     from rich.console import Console
 
     console = console or Console(highlight=False)
-    summaries = aggregate(evaluations)
+    summaries = merge_identical(aggregate(evaluations))
     hidden = ", ".join(_print_columns(summaries, console))
     missing = f"[dim]not shown, for want of width: {hidden}[/dim]" if hidden else None
-    for line in (evaluator_line(summaries), missing, opinion_line(summaries)):
+    doubts = doubt_lines(merged_protocol(evaluations))
+    for line in (evaluator_line(summaries), missing, opinion_line(summaries), *doubts):
         if line:
             console.print(line, soft_wrap=True)
     for comparison in differences(evaluations):
@@ -127,14 +146,31 @@ def opinion_line(summaries: Sequence[Summary]) -> str | None:
     return f"{names}: by the evaluator, {worth}" if names else None
 
 
+def doubt_lines(protocol: Mapping[str, Any]) -> list[str]:
+    """What is not shown, and why, as the protocol says under `not_shown`."""
+    told = protocol.get("not_shown") or {}
+    return [f"{what}: not shown, {why}" for one in ([told] if isinstance(told, dict) else told)
+            for what, why in one.items()]  # fmt: skip
+
+
 def comparison_text(comparison: Comparison) -> str:
-    """A difference in one line."""
+    """A difference in one line; what only a model says is called predicted."""
     shown, numbers = shown_as(comparison.metric), (comparison.mean, comparison.low, comparison.high)
-    mean, *ends = (f"{shown.scale * value:+.{shown.digits}f}" for value in numbers if value is not None)
+    mean, *ends = shown.text(*(value for value in numbers if value is not None), sign="+")
     a, b = (key[0] if key in BASELINES else " ".join(key) for key in (comparison.a, comparison.b))
     unit = " points" if shown.scale == 100 else ""
-    doubt = f"95 % interval {' to '.join(ends)}" if ends else "by the evaluator, hence without an interval"
-    return f"{a} - {b}: {mean}{unit} of {comparison.metric}, {doubt} ({comparison.num_requests} requests)"
+    if comparison.metric in OPINIONS:
+        doubt = "by the evaluator, hence without an interval"
+    elif not ends:
+        doubt = f"no interval from fewer than {MIN_REQUESTS} requests"
+    else:
+        judged = " over the requests, as far as the judge is right" if comparison.metric == "judge_value" else ""
+        doubt = f"95 % interval {' to '.join(ends)}{judged}"
+    beside = ""
+    if comparison.predicted is not None:
+        beside = f"; predicted by the evaluator: {_PLAIN.text(comparison.predicted, sign='+')[0]} of value"
+    named = heading(comparison.metric)
+    return f"{a} - {b}: {mean}{unit} of {named}, {doubt} ({comparison.num_requests} requests){beside}"
 
 
 def shown_as(metric: str) -> Shown:
@@ -144,6 +180,8 @@ def shown_as(metric: str) -> Shown:
 
 def heading(metric: str) -> str:
     """What a metric's column is called."""
+    if metric in _PREDICTED_NAMES:
+        return _PREDICTED_NAMES[metric]
     return re.sub("^(true_)?hr", lambda match: match.group().replace("_", " ").replace("hr", "HR"), metric)
 
 
@@ -163,10 +201,12 @@ def _columns(summaries: Sequence[Summary]) -> dict[str, list[tuple[str, bool]]]:
 
 def _column(summaries: Sequence[Summary], name: str) -> list[tuple[str, bool]]:
     shown = shown_as(name)
-    rounded = {row.key: f"{100 * row.metrics[name].mean:.1f}" for row in summaries if name in row.metrics}
-    rounded.pop(ORACLE, None)
+    means = {row.key: row.metrics[name].mean for row in summaries if name in row.metrics}
+    largest = max(map(abs, means.values()))
+    rounded = {key: shown.text(mean, largest=largest)[0] for key, mean in means.items() if key != ORACLE}
     top = {"min": min, "max": max}[shown.better](rounded.values(), key=float) if shown.better and rounded else None
-    return [(_text(row.metrics.get(name), shown), top is not None and rounded.get(row.key) == top) for row in summaries]
+    texts = (_text(row.metrics.get(name), shown, largest) for row in summaries)
+    return [(text, top is not None and rounded.get(row.key) == top) for row, text in zip(summaries, texts, strict=True)]
 
 
 def _print_columns(summaries: Sequence[Summary], console: Console) -> list[str]:
@@ -203,9 +243,9 @@ def _kind(metric: str) -> str:
     return metric if metric in _METRICS else re.sub("@.*", "@", metric)
 
 
-def _text(spread: Spread | None, shown: Shown) -> str:
+def _text(spread: Spread | None, shown: Shown, largest: float | None = None) -> str:
     numbers = () if spread is None else (spread.mean, spread.sd)
-    return " ± ".join(f"{shown.scale * value:.{shown.digits}f}" for value in numbers if value is not None)
+    return " ± ".join(shown.text(*(value for value in numbers if value is not None), largest=largest))
 
 
 def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
@@ -217,7 +257,8 @@ def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
 def _page(summaries: Sequence[Summary], compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
     parts = ["# Evaluation\n", f"{_subtitle(protocol)}. Figures in %, except value, ild and CPU seconds.\n"]
     parts.append(markdown_table(summaries))
-    parts += [f"{line}\n" for line in (evaluator_line(summaries), opinion_line(summaries)) if line]
+    said = (evaluator_line(summaries), opinion_line(summaries), *doubt_lines(protocol))
+    parts += [f"{line}\n" for line in said if line]
     if compared:
         parts += ["## Paired differences\n", "\n".join(f"- {comparison_text(one)}" for one in compared) + "\n"]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]

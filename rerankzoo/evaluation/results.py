@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +22,15 @@ BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE)
 
 #: What an evaluator says of slates that it may have chosen or taught: agreement with it, not quality.
 OPINIONS = ("value", "gap", "hr@1%", "hr@10%")
+#: What nothing but a model says: where a difference of it is sure, so is the model, and nobody knows of what.
+PREDICTED = ("value", "judge_value")
+#: With fewer requests the resampling of a bootstrap knows no tails.
+MIN_REQUESTS = 20
 
 # Slates of equal value may change their order with the batching of an evaluator: a hit more or less among hundreds.
 _NOISE = 0.01
+
+SAME = " = "  # between the names of decodings that chose alike
 
 Key = tuple[str, str]
 """Model and decoding: what a row is about."""
@@ -46,6 +53,7 @@ class Row(_Line):
 
     seed: int
     metrics: dict[str, float]
+    slates: str | None = None  # digest of all slates: rows with the same one chose alike
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Summary(_Line):
     """One line of the table over several runs: mean and sample standard deviation of each metric."""
 
     metrics: dict[str, Spread]
+    slates: tuple[str, ...] = ()  # digests of the slates of each run, where they are known
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,14 @@ class Evaluation:
         rows = [replace(row, metrics={**row.metrics, **more}) for row, more in zip(self.rows, added, strict=True)]
         return replace(self, rows=rows)
 
+    def without_predictions(self) -> Evaluation:
+        """A copy without what evaluator and judge say: their log had too little feedback to say anything."""
+        rows = [replace(row, metrics={k: v for k, v in row.metrics.items() if not _is_by_evaluator(k)})
+                for row in self.rows]  # fmt: skip
+        if self.primary in PREDICTED:
+            return replace(self, rows=rows, primary=None, per_request={})
+        return replace(self, rows=rows)
+
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
         rows = list(self.rows)
@@ -99,7 +116,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference a - b of the primary metric, with its 95 % interval; of one of `OPINIONS` without one."""
+    """A paired difference a - b of the primary metric, with its 95 % interval over the requests.
+
+    One of `OPINIONS`, and of too few requests, has no interval.
+    """
 
     metric: str
     a: Key
@@ -108,22 +128,27 @@ class Comparison:
     low: float | None
     high: float | None
     num_requests: int
+    predicted: float | None = None  # the same difference by the evaluator that may have chosen or taught
 
     @property
     def significant(self) -> bool | None:
-        """Whether the interval leaves out 0; `None` without one."""
-        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
+        """Whether the interval leaves out 0; `None` without one, and of what only a model says."""
+        if self.low is None or self.high is None or self.metric in PREDICTED:
+            return None
+        return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """The JSON form: what there is not, such as the interval of an opinion, is no key of it."""
         sides = {side: dict(zip(("model", "decoding"), getattr(self, side), strict=True)) for side in ("a", "b")}
-        return {**asdict(self), **sides, "significant": self.significant}
+        found = {**asdict(self), **sides, "significant": self.significant}
+        return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """Reads the JSON form."""
         a, b = ((values[side]["model"], values[side]["decoding"]) for side in ("a", "b"))
-        return cls(values["metric"], a, b, *(values[name] for name in ("mean", "low", "high", "num_requests")))
+        low, high, predicted = (values.get(name) for name in ("low", "high", "predicted"))
+        return cls(values["metric"], a, b, values["mean"], low, high, values["num_requests"], predicted)
 
 
 def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
@@ -164,11 +189,13 @@ def aggregate(evaluations: Sequence[Evaluation]) -> list[Summary]:
 def summarize(rows: Iterable[Row]) -> list[Summary]:
     """Mean and sample standard deviation of the rows of each model and decoding, in the order of their first rows."""
     values: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    slates: dict[Key, list[str]] = defaultdict(list)
     for row in rows:
+        slates[row.key] += [row.slates] if row.slates else []
         for name, value in row.metrics.items():
             values[row.key][name].append(value)
     return [
-        Summary(*key, {name: mean_and_spread(runs) for name, runs in metrics.items()})
+        Summary(*key, {name: mean_and_spread(runs) for name, runs in metrics.items()}, tuple(slates[key]))
         for key, metrics in values.items()
     ]
 
@@ -189,10 +216,11 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
     metric = str(metrics.pop())
     same = [[run for run in runs if run.requests == one] for one in dict.fromkeys(run.requests for run in runs)]
     first, second = (torch.cat([_mean_of_runs(group, key) for group in same]) for key in (a, b))
-    if metric in OPINIONS:
-        return Comparison(metric, a, b, (first - second).mean().item(), None, None, len(first))
+    predicted = None if metric == "value" else _predicted(runs, a, b)
+    if metric in OPINIONS or len(first) < MIN_REQUESTS:
+        return Comparison(metric, a, b, (first - second).mean().item(), None, None, len(first), predicted)
     found = paired_bootstrap(first, second)
-    return Comparison(metric, a, b, found.mean, found.low, found.high, found.num_requests)
+    return Comparison(metric, a, b, found.mean, found.low, found.high, found.num_requests, predicted)
 
 
 def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
@@ -204,7 +232,8 @@ def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     if any(run.primary is None for run in evaluations):
         return []
     reference = UPSTREAM if all(UPSTREAM in run.per_request for run in evaluations) else RANDOM
-    rows = [summary for summary in aggregate(evaluations) if summary.key not in BASELINES]
+    rows = [summary for summary in merge_identical(aggregate(evaluations)) if summary.key not in BASELINES]
+    rows = [replace(row, decoding=row.decoding.split(SAME)[0]) for row in rows]
     metric = str(evaluations[0].primary)
     pairs = dict.fromkeys((row.key, reference) for row in rows)
     for model in dict.fromkeys(row.model for row in rows):
@@ -215,6 +244,16 @@ def differences(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     return [compare(evaluations, a, b) for a, b in pairs]
 
 
+def merge_identical(summaries: Sequence[Summary]) -> list[Summary]:
+    """The same lines, but one for the decodings of a model that chose the same slates in every run."""
+    merged: dict[Any, Summary] = {}
+    for row in summaries:
+        same = (row.model, row.slates or row.decoding)
+        names = [merged[same].decoding, row.decoding] if same in merged else [row.decoding]
+        merged[same] = replace(merged.get(same, row), decoding=SAME.join(names))
+    return list(merged.values())
+
+
 def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The protocol of several runs: what they share once, and what differs as a list with one entry per run."""
     merged: dict[str, Any] = {}
@@ -222,6 +261,13 @@ def merged_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         values = [run.protocol.get(key) for run in evaluations]
         merged[key] = values[0] if all(value == values[0] for value in values) else values
     return merged
+
+
+def _predicted(runs: Iterable[Evaluation], a: Key, b: Key) -> float | None:
+    """The difference of two rows by the evaluator, where it valued both."""
+    rows = [(row.key, row.metrics["value"]) for run in runs for row in run.rows if "value" in row.metrics]
+    first, second = ([value for key, value in rows if key == wanted] for wanted in (a, b))
+    return statistics.fmean(first) - statistics.fmean(second) if first and second else None
 
 
 def _is_by_evaluator(name: str) -> bool:

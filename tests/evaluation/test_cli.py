@@ -7,14 +7,21 @@ from typing import Any
 
 import pytest
 
+from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.main import main
+from rerankzoo.evaluation import Decoding
 from rerankzoo.generation import EvaluatorEnsemble
 
 
 @pytest.fixture(scope="module")
 def checkpoints(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    models = {"a": simulated.model(0), "b": simulated.model(1), "evaluator": simulated.evaluator()}
+    models = {
+        "a": simulated.model(0),
+        "b": simulated.model(1),
+        "evaluator": simulated.evaluator(),
+        "judge": simulated.evaluator(1),
+    }
     for name, model in {**models, "ensemble": EvaluatorEnsemble([models["evaluator"]])}.items():
         model.save_pretrained(folder / name)
         simulated.extractor.save_pretrained(folder / name)
@@ -28,14 +35,14 @@ def test_evaluates_runs_and_writes_everything(
 ) -> None:
     arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
     arguments += ["--evaluator", str(checkpoints / "whole"), "--tune-alpha", "--num-requests", "20"]
-    arguments += ["--judge", str(checkpoints / "ensemble")]  # the same one, who agrees with himself
+    arguments += ["--judge", str(checkpoints / "judge")]
     arguments += ["--device", "cpu", "--hr-requests", "10", "--seed", "3", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["seed"] for row in results["rows"]} == {3, 4}
     assert {row["model"] for row in results["rows"]} == {"upstream", "random", "logged", "oracle", "nar4rec"}
     for row in results["rows"]:
-        assert row["metrics"]["judge_hr@10%"] == row["metrics"]["hr@10%"]
+        assert 0 <= row["metrics"]["judge_hr@10%"] <= 1
         assert ({"spearman", "calibration"} <= set(row["metrics"])) == (row["model"] == "nar4rec")
     protocol = results["protocol"]
     assert protocol["model"] == [str(checkpoints / "a"), str(checkpoints / "b")]
@@ -55,6 +62,7 @@ def test_evaluates_runs_and_writes_everything(
         ({"model": "nowhere"}, "is neither a folder here"),
         ({"evaluator": "a"}, "is no evaluator"),
         ({"split": "holdout"}, "no split 'holdout'"),
+        ({"judge": "ensemble"}, "judge: expected another one than the evaluator, got the same weights"),
         ({"alpha": "1.5"}, "--penalty-alpha: expected ClosedUnitInterval, got '1.5'"),
     ],
 )
@@ -66,9 +74,28 @@ def test_wrong_input_is_told_with_status_2(
     replaced: dict[str, str],
     message: str,
 ) -> None:
-    given = {"model": "a", "evaluator": "evaluator", "split": "test", "alpha": "0.1", **replaced}
+    given = {"model": "a", "evaluator": "evaluator", "judge": "judge", "split": "test", "alpha": "0.1", **replaced}
     arguments = ["evaluate", str(checkpoints / given["model"]), "--data", str(simulated.folder)]
     arguments += ["--evaluator", str(checkpoints / given["evaluator"]), "--split", given["split"]]
+    arguments += ["--judge", str(checkpoints / given["judge"])]
     assert main([*arguments, "--penalty-alpha", given["alpha"], "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_evaluators_had_too_few_positives_to_learn_is_left_out(simulated: Any) -> None:
+    """Twenty requests have fewer than a hundred clicks; of the truth nothing is left out."""
+    few = simulated.data.select(range(20))
+    run = EvaluationRun({"train": few, "test": few}, simulated.extractor.schema, None, simulated.evaluator())
+    asked = [Decoding("greedy", {"num_beams": 1})]
+    found = run.evaluate("m", simulated.model(), simulated.extractor, 0, asked, hr_requests=0)
+    clicks = sum(sum(row) for row in few["click"])
+    assert found.protocol["not_shown"] == {
+        "what evaluators predict": f"for the log has {clicks:.0f} positives to learn from, and at least 100 are needed"
+    }
+    assert found.primary is None
+    assert "value" not in found.row("m", "greedy").metrics
+    known = EvaluationRun({"train": few, "test": few}, run.schema, simulated.metadata, simulated.evaluator())
+    found = known.evaluate("m", simulated.model(), simulated.extractor, 0, asked, hr_requests=0)
+    assert found.primary == "utility"
+    assert not {"value", "gap"} & set(found.row("m", "greedy").metrics)

@@ -42,5 +42,7 @@ def test_without_the_truth_only_calibration_is_known(simulated: Any) -> None:
     found = evaluator_quality(simulated.evaluator(), simulated.data, simulated.extractor, slate_size=3)
     assert set(found) == {"calibration"}
     assert found["calibration"] > 0
+    unclicked = simulated.data.map(lambda row: {"click": [0.0] * len(row["click"])})
+    assert evaluator_quality(simulated.evaluator(), unclicked, simulated.extractor, slate_size=3) == {}
     unlabelled = simulated.data.remove_columns("click")
     assert evaluator_quality(simulated.evaluator(), unlabelled, simulated.extractor, slate_size=3) == {}

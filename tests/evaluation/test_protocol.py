@@ -319,6 +319,19 @@ def test_labels_count_on_requests_with_both_kinds(labelled: Any, scripted: Any) 
     assert found.protocol["num_requests"] == 4
 
 
+def test_ranking_metrics_are_cut_where_asked(labelled: Any, scripted: Any) -> None:
+    slates = torch.tensor([[0, 1, 2], [0, 1, -100], [0, 1, 2], [0, 1, 2]])
+    found = only(labelled, scripted(slates), cuts=(2, 1))
+    metrics = found.row("model", "greedy").metrics
+    assert metrics["ndcg@1"] == 1.0
+    assert metrics["recall@1"] == pytest.approx((1 / 2 + 1) / 2)
+    assert "ndcg@3" not in metrics
+    assert found.primary == "ndcg@2"
+    assert found.protocol["labels"]["cut_at"] == [1, 2]
+    with pytest.raises(ValueError, match=r"k must be 1 to 3, the slate size, got \[1, 4\]"):
+        only(labelled, scripted(slates), cuts=(1, 4))
+
+
 def test_coverage_is_of_the_items_among_the_candidates(labelled: Any, scripted: Any) -> None:
     slates = torch.tensor([[0, -100, -100], [0, -100, -100], [1, -100, -100], [0, 1, -100]])
     metrics = only(labelled, scripted(slates)).row("model", "greedy").metrics

@@ -9,17 +9,19 @@ import pytest
 from rich.console import Console
 
 from rerankzoo.evaluation import (
+    Comparison,
     Decoding,
     Evaluation,
     Point,
     default_decodings,
+    differences,
     evaluate,
     print_table,
     write_curve,
     write_report,
 )
 from rerankzoo.evaluation.plots import draw, draw_curve
-from rerankzoo.evaluation.report import markdown_table
+from rerankzoo.evaluation.report import comparison_text, markdown_table
 from rerankzoo.evaluation.results import Summary
 from rerankzoo.metrics import Spread
 
@@ -60,7 +62,7 @@ def test_results_json_has_the_agreed_form(evaluations: list[Evaluation], tmp_pat
     assert set(results) == {"rows", "protocol", "differences"}
     assert len(results["rows"]) == 2 * (4 + 7)
     for row in results["rows"]:
-        assert set(row) == {"model", "decoding", "seed", "metrics"}
+        assert set(row) == {"model", "decoding", "seed", "metrics", "slates"}
         assert {"utility", "regret", "true_hr@1%", "true_hr@10%", "hr@1%", "hr@10%", "gap"} <= set(row["metrics"])
     assert {row["seed"] for row in results["rows"]} == {0, 1}
     assert results["protocol"]["primary_metric"] == "utility"
@@ -98,7 +100,7 @@ def test_markdown_marks_the_best_of_each_column() -> None:
         summary("model", utility=0.75, regret=0.25, ndcg_at_4=0.2996, value=1.0),
     ]
     assert markdown_table(rows) == (
-        "| model | decoding | utility | regret | ndcg@4 | value |\n"
+        "| model | decoding | utility | regret | ndcg@4 | predicted value |\n"
         "|---|---|---:|---:|---:|---:|\n"
         "| upstream | sort | 50.0 | 50.0 | **30.0** | 9.000 |\n"
         "| model | sort | **75.0** | **25.0** | **30.0** | 1.000 |\n"
@@ -167,9 +169,64 @@ def test_what_the_evaluator_says_is_not_called_quality(simulated: Any, tmp_path:
     assert found.primary == "value"
     page = write_report([found], tmp_path)["markdown"].read_text()
     for text in (page, printed([found], 400)):
-        assert "value, HR@1%, HR@10%: by the evaluator, which may have chosen slates or taught" in text
-        assert " of value, by the evaluator, hence without an interval (20 requests)" in text
+        assert "predicted value, HR@1%, HR@10%: by the evaluator, which may have chosen slates or taught" in text
+        assert " of predicted value, by the evaluator, hence without an interval (20 requests)" in text
         assert "95 %" not in text
         assert "**" not in text
-    differences = json.loads((tmp_path / "results.json").read_text())["differences"]
-    assert {(one["low"], one["high"], one["significant"]) for one in differences} == {(None, None, None)}
+        assert "significant" not in text
+    written = (tmp_path / "results.json").read_text()
+    assert "significant" not in written
+    assert [set(one) for one in json.loads(written)["differences"]] == [{"metric", "a", "b", "mean", "num_requests"}]
+
+
+def test_a_judges_difference_is_predicted_too_and_has_the_evaluators_beside_it(simulated: Any, tmp_path: Path) -> None:
+    options = {"name": "nar4rec", "decodings": [Decoding("greedy", {"num_beams": 1})], "hr_requests": 0}
+    both = {"evaluator": simulated.evaluator(), "judge": simulated.evaluator(1)}
+    found = evaluate(simulated.model(), simulated.data, simulated.extractor, **both, **options)
+    text = printed([found], 400)
+    assert "value predicted by the judge, 95 % interval " in text
+    assert " over the requests, as far as the judge is right (60 requests); predicted by the evaluator: " in text
+    write_report([found], tmp_path)
+    [difference] = json.loads((tmp_path / "results.json").read_text())["differences"]
+    values = [found.row(*key).metrics["value"] for key in (("nar4rec", "greedy"), ("upstream", "sort"))]
+    assert difference["predicted"] == pytest.approx(values[0] - values[1])
+    assert {"low", "high"} < set(difference)
+    assert "significant" not in difference
+
+
+def test_small_rates_get_digits_and_large_ones_do_not() -> None:
+    rows = [summary("a", value=0.0012, ndcg_at_4=0.00345), summary("b", value=0.00871, ndcg_at_4=0.002)]
+    assert "| a | sort | 0.34 | 0.00120 |\n| b | sort | 0.20 | 0.00871 |" in markdown_table(rows).replace("**", "")
+    assert "| a | sort | 0.50 | 1.200 |" in markdown_table([summary("a", value=1.2, ndcg_at_4=0.005)]).replace("**", "")
+    comparison = Comparison("value", ("a", "greedy"), ("upstream", "sort"), 0.000912, None, None, 60)
+    assert comparison_text(comparison).startswith("a greedy - upstream: +0.000912 of predicted value, by the evaluator")
+    figure = draw([summary("upstream", value=0.0012), summary("model", value=0.00871)], "value", "")
+    assert [text.get_text() for text in figure.axes[0].texts][:2] == ["0.00120", "0.00871"]
+
+
+def test_decodings_that_chose_alike_are_one_row(simulated: Any) -> None:
+    """Greedy and a beam of one are the same; their difference is no line either."""
+    names = [
+        Decoding("greedy", {"num_beams": 1}),
+        Decoding("beam 1", {"num_beams": 1}),
+        Decoding("beam 4", {"num_beams": 4}),
+    ]
+    found = evaluate(
+        simulated.model(), simulated.data, simulated.extractor, simulated.metadata, name="m", decodings=names
+    )
+    text = printed([found], 200)
+    assert "greedy = beam 1" in text
+    assert len([row for row in found.rows if row.model == "m"]) == 3
+    assert {row.slates for row in found.rows if row.decoding in ("greedy", "beam 1")} == {
+        found.row("m", "greedy").slates
+    }
+    assert not any("beam 1" in one.a + one.b for one in differences([found]))
+
+
+def test_what_had_too_little_feedback_is_told_in_words(simulated: Any) -> None:
+    options = {"name": "m", "decodings": [Decoding("greedy", {"num_beams": 1})], "evaluator": simulated.evaluator()}
+    found = evaluate(simulated.model(), simulated.data, simulated.extractor, **options).without_predictions()
+    assert not {"value", "hr@1%", "hr@10%"} & set(found.row("m", "greedy").metrics)
+    assert found.primary is None
+    told = printed([found.with_protocol(not_shown={"what evaluators predict": "for the log has 3 positives"})], 200)
+    assert "what evaluators predict: not shown, for the log has 3 positives" in told

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rerankzoo.evaluation import Evaluation, Row, aggregate, compare, differences
+from rerankzoo.evaluation import Comparison, Evaluation, Row, aggregate, compare, differences
 from rerankzoo.evaluation.results import merged_protocol, unique_rows
 
 UPSTREAM, MODEL = ("upstream", "sort"), ("model", "greedy")
@@ -66,19 +66,19 @@ def test_rows_measured_in_two_ways_are_refused() -> None:
 def test_runs_on_the_same_requests_are_averaged_before_the_bootstrap() -> None:
     runs = [evaluation([0.5, 1.0], seed=0), evaluation([1.0, 0.5], seed=1)]
     found = compare(runs, MODEL, UPSTREAM)
-    assert (found.mean, found.low, found.high, found.num_requests) == (0.25, 0.25, 0.25, 2)
+    assert (found.mean, found.low, found.high, found.num_requests) == (0.25, None, None, 2)  # too few for an interval
 
 
 def test_runs_on_other_requests_add_theirs() -> None:
-    runs = [evaluation([0.5, 1.0], requests="r"), evaluation([1.0, 0.5], seed=1, requests="s")]
+    runs = [evaluation([0.5, 1.0] * 5, requests="r"), evaluation([1.0, 0.5] * 5, seed=1, requests="s")]
     found = compare(runs, MODEL, UPSTREAM)
-    assert found.num_requests == 4
+    assert found.num_requests == 20
     assert found.mean == 0.25
     assert found.low < 0.25 < found.high
 
 
 def test_two_models_are_compared_across_their_evaluations() -> None:
-    runs = [evaluation([0.5, 0.5]), evaluation([0.75, 0.75], name="other")]
+    runs = [evaluation([0.5] * 20), evaluation([0.75] * 20, name="other")]
     found = compare(runs, ("other", "greedy"), MODEL)
     assert found.to_dict() == {
         "metric": "utility",
@@ -87,7 +87,7 @@ def test_two_models_are_compared_across_their_evaluations() -> None:
         "mean": 0.25,
         "low": 0.25,
         "high": 0.25,
-        "num_requests": 2,
+        "num_requests": 20,
         "significant": True,
     }
 
@@ -104,7 +104,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_differences_are_against_the_upstream_order() -> None:
     found = differences([evaluation([0.5, 0.75])])
     assert [(one.a, one.b) for one in found] == [(MODEL, UPSTREAM)]
-    assert not found[0].to_dict()["significant"]
+    assert "significant" not in found[0].to_dict()
+    assert Comparison.from_dict(found[0].to_dict()) == found[0]
 
 
 def test_protocol_lists_what_differs_between_runs() -> None:
