@@ -50,9 +50,12 @@ class EvaluationRun:
 
     @cached_property
     def _not_shown(self) -> dict[str, str]:
-        """What evaluator and judge had too little feedback to learn, if the log that they learned from is here."""
+        """What evaluator and judge had too little feedback to learn, if the log that they learned from is here.
+
+        Nothing where the truth is known: there it is the truth that shows how they err.
+        """
         count = protocol.count_positives(self.splits["train"], self.schema) if "train" in self.splits else None
-        valued = (self.evaluator, self.judge) != (None, None)
+        valued = (self.evaluator, self.judge) != (None, None) and self._evaluators.truth is None
         if count is None or count >= protocol.MIN_POSITIVES or not valued:
             return {}
         reason = f"for the log has {count} positives to learn from, and at least {protocol.MIN_POSITIVES} are needed"
