@@ -84,13 +84,18 @@ def plackett_luce_slates(
         Slates (B, M) int64, and the probability (B, M) of each choice among the items left at its position.
     """
     slates = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")[:, :slate_size]
+    return slates, plackett_luce_propensities(logits, slates)
+
+
+def plackett_luce_propensities(logits: np.ndarray, slates: np.ndarray) -> np.ndarray:
+    """The probability (B, M) with which a Plackett-Luce policy of logits (B, N) chooses each item of slates (B, M)."""
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     propensities = np.empty(slates.shape)
     requests = np.arange(len(slates))
     for position, chosen in enumerate(slates.T):
         propensities[:, position] = weights[requests, chosen] / weights.sum(axis=1)
         weights[requests, chosen] = 0.0
-    return slates, propensities
+    return propensities
 
 
 def neighbour_slates(slates: np.ndarray, num_candidates: int) -> np.ndarray:

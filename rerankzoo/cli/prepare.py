@@ -28,7 +28,9 @@ def _constant(text: str) -> tuple[str, Any]:
 def simulator(
     *,
     out: Path,
-    setting: Literal["control", "medium", "strong"] = "strong",
+    setting: Literal[
+        "strong", "medium", "control", "large", "choice", "satiation", "contrast", "needs", "weak"
+    ] = "strong",
     constant: list[str] | None = None,
     seed: NonNegativeInt = 0,
     **sizes: Any,
@@ -37,7 +39,7 @@ def simulator(
 
     Args:
         out: The data folder to make.
-        setting: Strength of listwise effects.
+        setting: Which named world, that is, how its users read a page.
         constant: NAME=VALUE of the world, where it differs from the setting's, such as num_candidates=50; may be
             repeated.
         seed: Of everything drawn at random.
