@@ -111,6 +111,7 @@ class Benchmark:
     evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)  # for the slates of models that name one only
     arguments: list[str] = field(default_factory=list)  # added to every recipe's; `{seed}`: the run's number
     curve: Curve | None = None
+    ceiling: bool = False  # whether the correctly specified model of the simulated log is a baseline
 
     def __post_init__(self) -> None:
         for name, entry in self.models.items():
@@ -153,6 +154,10 @@ def _part(key: str, value: Any) -> Any:
     if key == "arguments":
         if not isinstance(value, list) or not all(isinstance(argument, str) for argument in value):
             raise RecipeError(f"{key}: expected a list of texts, got {shown(value)}")
+        return value
+    if key == "ceiling":
+        if not isinstance(value, bool):
+            raise RecipeError(f"{key}: expected true or false, got {shown(value)}")
         return value
     kind = {"models": Entry, "curve": Curve}.get(key, EvaluatorSpec)
     if key not in ("models", "evaluators"):
@@ -245,13 +250,14 @@ class _Run:
         self, name: str | None, evaluator: Trained | None, trained: Trained
     ) -> tuple[EvaluationRun, dict[str, float]]:
         """What judges the models of one evaluator, and the evaluator's own quality."""
+        ceiling = self.benchmark.ceiling and name is None  # others may learn from another log
         if evaluator is None:
-            return trained.evaluation(None), {}
+            return trained.evaluation(None, ceiling=ceiling), {}
         judge = None
         if self.benchmark.judge is not None and name is None:  # others have not the judge's feature extractor
             other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
             judge = self._train_evaluator(self.benchmark.judge, "judge", other).load(self.device)
-        run = evaluator.evaluation(evaluator.load(self.device), judge)
+        run = evaluator.evaluation(evaluator.load(self.device), judge, ceiling=ceiling)
         size = AutoConfig.from_pretrained(trained.folder).slate_size
         data, extractor = run.splits[run.split], evaluator.data.extractor
         return run, evaluator_quality(run.evaluator, data, extractor, run.metadata, slate_size=size)

@@ -20,6 +20,8 @@ from rerankzoo import evaluation as protocol
 from rerankzoo.cli.options import choose_device
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
+from rerankzoo.data.simulator import Simulator
+from rerankzoo.data.simulator.ceiling import fit_ceiling
 from rerankzoo.errors import RecipeError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
@@ -42,11 +44,21 @@ class EvaluationRun:
     judge: Any = None  # an independent evaluator; it has no say on validation
     split: str = "test"
     watch: Watch = lambda task, total: lambda done: None
+    ceiling: bool = False  # whether the correctly specified model of the training split is a baseline
+
+    def __post_init__(self) -> None:
+        if self.ceiling and (self.metadata or {}).get("source") != "simulator":
+            raise RecipeError("ceiling: only of simulated data the correctly specified model is known")
+        if self.ceiling and "train" not in self.splits:
+            raise RecipeError("ceiling: there is no split 'train' to fit the correctly specified model to")
 
     @cached_property
     def _evaluators(self) -> protocol.Evaluators:
-        data, item_id = self.splits[self.split], self.schema.item_id
-        return protocol.Evaluators.of(data, item_id, self.metadata, self.evaluator, self.judge)
+        data, item_id, ceiling = self.splits[self.split], self.schema.item_id, None
+        if self.ceiling and self.metadata:
+            settings = Simulator.from_metadata(self.metadata).settings
+            ceiling = fit_ceiling(self.splits["train"].with_format("arrow")[:], settings)
+        return protocol.Evaluators.of(data, item_id, self.metadata, self.evaluator, self.judge, ceiling)
 
     @cached_property
     def _not_shown(self) -> dict[str, str]:
@@ -145,6 +157,7 @@ def evaluate(
     hr_requests: NonNegativeInt = 200,
     penalty_alpha: ClosedUnitInterval = 0.1,
     tune_alpha: bool = False,
+    ceiling: bool = False,
     seed: NonNegativeInt = 0,
     device: str = "auto",
     out: Path = Path("outputs/evaluation"),
@@ -164,6 +177,7 @@ def evaluate(
         hr_requests: HR@p% by the evaluator looks at this many requests, for it values all slates of each.
         penalty_alpha: Of contrastive decoding.
         tune_alpha: Choose penalty_alpha on the validation split.
+        ceiling: Also fit the correctly specified model to the training split (simulated data only), as a baseline.
         seed: Of the first run; the next has the next one.
         device: Where models run, such as cpu or cuda:1; auto: the accelerator where there is one.
         out: Folder for the report.
@@ -195,7 +209,7 @@ def evaluate(
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch)
+        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch, ceiling)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name, usual = model.config.model_type, None
             if not tune_alpha:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch, inputs
-from rerankzoo.evaluation.results import LOGGED, ORACLE, RANDOM, UPSTREAM, Key
+from rerankzoo.evaluation.results import CEILING, LOGGED, ORACLE, RANDOM, UPSTREAM, Key
 from rerankzoo.evaluation.slate_ranks import SimulatorTruth
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Evaluator, SlateGenerationMixin
@@ -81,7 +81,8 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
     """The baselines that a table of requests allows, slates of M.
 
     The upstream order (where the schema names a score), uniformly random slates, the logged slates (where there is one
-    per request), and with the truth the order by the true stand-alone value.
+    per request), with the truth the order by the true stand-alone value, and what the correctly specified model chooses
+    where there is one.
     """
     policies: dict[Key, Policy] = {}
     if schema.upstream_score is not None:
@@ -94,6 +95,8 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
         policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], slate_size)
     if truth is not None:
         policies[ORACLE] = lambda batch, seed: truth.pointwise(batch, slate_size)
+    if truth is not None and truth.ceiling is not None:
+        policies[CEILING] = lambda batch, seed: truth.attainable(batch, slate_size)
     return policies
 
 

@@ -187,6 +187,8 @@ def _protocol(
         notes["upstream"] = f"candidates sorted by {schema.upstream_score!r}"
     if evaluators.truth is not None:
         notes["oracle"] = "candidates sorted by their true stand-alone value: the limit of every pointwise ranker"
+    if evaluators.truth is not None and evaluators.truth.ceiling is not None:
+        notes["correctly specified"] = "the world's own form, fitted to the training log: what that log allows"
     protocol: dict[str, Any] = {
         "data": {key: value for key, value in (metadata or {"source": schema.name}).items() if key != "rows"},
         "num_requests": measurements.num_requests,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.evaluation.results import (
     BASELINES,
+    INFORMED,
     MIN_REQUESTS,
     OPINIONS,
     ORACLE,
@@ -203,7 +204,7 @@ def _column(summaries: Sequence[Summary], name: str) -> list[tuple[str, bool]]:
     shown = shown_as(name)
     means = {row.key: row.metrics[name].mean for row in summaries if name in row.metrics}
     largest = max(map(abs, means.values()))
-    rounded = {key: shown.text(mean, largest=largest)[0] for key, mean in means.items() if key != ORACLE}
+    rounded = {key: shown.text(mean, largest=largest)[0] for key, mean in means.items() if key not in INFORMED}
     top = {"min": min, "max": max}[shown.better](rounded.values(), key=float) if shown.better and rounded else None
     texts = (_text(row.metrics.get(name), shown, largest) for row in summaries)
     return [(text, top is not None and rounded.get(row.key) == top) for row, text in zip(summaries, texts, strict=True)]

@@ -18,7 +18,10 @@ UPSTREAM = ("upstream", "sort")
 RANDOM = ("random", "sample")
 LOGGED = ("logged", "log")
 ORACLE = ("oracle", "pointwise")
-BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE)
+CEILING = ("correctly specified", "best")
+BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE, CEILING)
+#: Baselines that know more than a log tells.
+INFORMED = (ORACLE, CEILING)
 
 #: What an evaluator says of slates that it may have chosen or taught: agreement with it, not quality.
 OPINIONS = ("value", "gap", "hr@1%", "hr@10%")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch, inputs, take
 from rerankzoo.data.simulator import Simulator
+from rerankzoo.data.simulator.ceiling import CorrectlySpecified
 from rerankzoo.generation import Evaluator
 from rerankzoo.metrics import RankEstimate, count_better, estimate_rank
 from rerankzoo.slates import all_slates, uniform_slates
@@ -138,10 +139,15 @@ class SimulatorTruth(SlateRanks):
     num_samples = 100_000
     tolerance = 1e-6
 
-    def __init__(self, simulator: Simulator, data: Dataset, item_id: str) -> None:
+    def __init__(
+        self, simulator: Simulator, data: Dataset, item_id: str, ceiling: CorrectlySpecified | None = None
+    ) -> None:
         super().__init__()
         table = data.with_format("arrow")[:]
         self.simulator = simulator
+        self.ceiling = ceiling
+        self._table = table
+        self._attainable: dict[int, Tensor] = {}  # slates of all requests, by their length
         self.users = table["user_id"].to_numpy()
         # Retrieval returns equally many candidates for every request.
         self.items = table[item_id].combine_chunks().flatten().to_numpy().reshape(len(self.users), -1)
@@ -174,6 +180,20 @@ class SimulatorTruth(SlateRanks):
         length = min(slate_size, self.items.shape[1])
         oracle = torch.from_numpy(self.simulator.pointwise_oracle(*self._ids(batch), length))
         return F.pad(oracle, (0, slate_size - length), value=PADDING)
+
+    def attainable(self, batch: Batch, slate_size: int) -> Tensor:
+        """The slates (B, M) that the correctly specified model of the log finds best.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.ceiling is None:
+            raise ValueError("no correctly specified model was given")
+        length = min(slate_size, self.items.shape[1])
+        if length not in self._attainable:
+            self._attainable[length] = torch.from_numpy(self.ceiling.best_slates(self._table, length))
+        found = self._attainable[length][batch["request_index"].cpu()]
+        return F.pad(found, (0, slate_size - length), value=PADDING)
 
     def _explore(self, group: _Group, slates: Tensor) -> Tensor:
         values = self.values(group.batch, slates)
@@ -211,10 +231,14 @@ class Evaluators:
         metadata: Mapping[str, Any] | None = None,
         evaluator: Evaluator | None = None,
         judge: Evaluator | None = None,
+        ceiling: CorrectlySpecified | None = None,
     ) -> Evaluators:
-        """Those of a table of requests with a column of item ids; a simulator's metadata reveals the truth."""
+        """Those of a table of requests with a column of item ids; a simulator's metadata reveals the truth.
+
+        A `ceiling` is one more baseline beside it.
+        """
         simulated = metadata is not None and metadata.get("source") == "simulator"
-        truth = SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id) if simulated else None
+        truth = SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id, ceiling) if simulated else None
         return cls(truth, *(None if one is None else EvaluatorRanks(one) for one in (evaluator, judge)))
 
     def by_prefix(self) -> dict[str, SlateRanks]:

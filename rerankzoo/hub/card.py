@@ -28,7 +28,7 @@ from rerankzoo.text_files import read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
-_BASELINES = ("upstream", "random", "logged", "oracle")
+_BASELINES = ("upstream", "random", "logged", "oracle", "correctly specified")
 #: Of results: where files lay on the machine that evaluated, and what it took there.
 _OF_MACHINE = ("model", "evaluator", "judge_model", "training_cpu_seconds", "cpu_seconds")
 

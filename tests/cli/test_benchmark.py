@@ -25,6 +25,7 @@ FILE: dict[str, Any] = {
     "evaluators": {
         "pair": {"recipe": EVALUATOR, "members": 2, "arguments": ["--model.init_args.config.hidden_size=8"]}
     },
+    "ceiling": True,
     "curve": {"axis": "slates kept", "metrics": ["utility", "hr@1%"]},
     "models": {
         "pointwise": {"recipe": "pointwise/simulator.yaml"},
@@ -113,6 +114,7 @@ def test_a_benchmark_file_is_read(tmp_path: Path) -> None:
         ),
         ({"evaluator": None, "models": {"a": {"recipe": GENERATOR, "mine": {}}}}, "models.a needs an evaluator"),
         ({"models": {"a": {}}}, "models.a: without a recipe it needs decodings"),
+        ({"ceiling": 1}, "ceiling: expected true or false, got 1"),
         ({"modells": {}}, r"benchmark\.modells: unknown key; did you mean 'models'\?"),
     ],
 )
@@ -157,6 +159,7 @@ def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: p
     rows = {(row["model"], row["decoding"], row["seed"]): row["metrics"] for row in first["rows"]}
     assert {seed for _, _, seed in rows} == {0, 1}
     assert rows["upstream", "sort", 0] != rows["upstream", "sort", 1]  # another world
+    assert rows["correctly specified", "best", 0]["utility"] > rows["random", "sample", 0]["utility"]
 
     for seed in range(2):
         assert rows["search", "exhaustive", seed]["hr@1%"] == rows["pair", "exhaustive", seed]["hr@1%"] == 1.0

@@ -9,6 +9,9 @@ import pytest
 
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.main import main
+from rerankzoo.data.datamodule import open_splits
+from rerankzoo.data.simulator.ceiling import fit_ceiling
+from rerankzoo.errors import RecipeError
 from rerankzoo.evaluation import Decoding
 from rerankzoo.generation import EvaluatorEnsemble
 
@@ -81,6 +84,22 @@ def test_wrong_input_is_told_with_status_2(
     assert main([*arguments, "--penalty-alpha", given["alpha"], "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_correctly_specified_model_is_a_baseline(simulated: Any) -> None:
+    splits = open_splits(simulated.folder)
+    run = EvaluationRun(splits, simulated.extractor.schema, simulated.metadata, ceiling=True)
+    asked = [Decoding("greedy", {"num_beams": 1})]
+    found = run.evaluate("m", simulated.model(), simulated.extractor, 0, asked)
+    fitted = fit_ceiling(splits["train"].with_format("arrow")[:], simulated.simulator.settings)
+    chosen = fitted.best_slates(splits["test"].with_format("arrow")[:], 3)
+    expected = simulated.utility(chosen).mean()
+    assert found.row("correctly specified", "best").metrics["utility"] == pytest.approx(expected)
+    assert "correctly specified" in found.protocol["baselines"]
+    with pytest.raises(RecipeError, match="only of simulated data"):
+        EvaluationRun(splits, run.schema, {"source": "ml-100k"}, ceiling=True)
+    with pytest.raises(RecipeError, match="no split 'train'"):
+        EvaluationRun({"test": splits["test"]}, run.schema, simulated.metadata, ceiling=True)
 
 
 def test_what_evaluators_had_too_few_positives_to_learn_is_left_out(simulated: Any) -> None:

@@ -161,7 +161,13 @@ def fit_ceiling(table: pa.Table | Mapping[str, Any], settings: SimulatorSettings
 
 
 def _array(column: Any) -> np.ndarray:
-    """A column of equally long lists."""
+    """A column of numbers, or of equally long lists of them."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    return np.array(column.to_pylist() if isinstance(column, pa.Array) else column)
+    if not isinstance(column, pa.Array):
+        return np.array(column)
+    shape = [len(column)]
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        outer, column = len(column), column.flatten()
+        shape.append(len(column) // max(1, outer))
+    return np.array(column).reshape(shape)
