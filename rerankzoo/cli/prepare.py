@@ -40,8 +40,8 @@ def simulator(
     Args:
         out: The data folder to make.
         setting: Which named world, that is, how its users read a page.
-        constant: NAME=VALUE of the world, where it differs from the setting's, such as num_candidates=50; may be
-            repeated.
+        constant: NAME=VALUE of the world, its users or its logger, where it differs from the setting's, such as
+            click_rate=0.02 or exploration=0.05; may be repeated.
         seed: Of everything drawn at random.
         **sizes: Of the splits.
     """

@@ -233,12 +233,13 @@ class SimulatorDataModule(RerankingDataModule):
     """Simulated exposure logs, whose truth is known. Made when first used, then kept.
 
     Args:
-        setting: `"strong"`, `"medium"` or `"control"` (see `rerankzoo.data.simulator`).
+        setting: One of the named worlds, `rerankzoo.data.simulator.SETTINGS`.
         num_train: Requests of the training split.
         num_validation: Requests of the validation split.
         num_test: Requests of the test split.
         world_seed: Of the simulated world and its log.
-        constants: Fields of `SimulatorSettings` that differ from the setting's, such as `{"num_candidates": 50}`.
+        constants: Fields of `SimulatorSettings` or of its user model that differ from the setting's, such as
+            `{"num_candidates": 50, "click_rate": 0.02}`.
         root: The folder that holds the made data sets.
         log: The stream of the training split: `"train"`, or `"judge"` for an independent log of the same world, of
             which to train an evaluator that judges models trained on the first.

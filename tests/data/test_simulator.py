@@ -419,6 +419,8 @@ def test_metadata_tell_a_user_model_and_leave_out_what_is_new_elsewhere() -> Non
     for user, message in (
         ({"name": "chance"}, "unknown user model 'chance', expected one of .*'cascade'.*'satiation'"),
         ({"name": "choice", "rival": 1.0}, r"unknown constants \['rival'\] of the user model 'choice'"),
+        ("choice", "user: expected a name and constants, got 'choice'"),
+        ({"name": "choice", "rivalry": "x"}, "rivalry must be a number, got 'x'"),
         ({"name": "choice", "rivalry": -1.0}, "rivalry must not be negative, got -1.0"),
         ({"name": "needs", "attention_decay": 2.0}, "attention_decay must be a probability, got 2.0"),
     ):

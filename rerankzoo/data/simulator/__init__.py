@@ -14,11 +14,13 @@ from rerankzoo.data.simulator.user_models import (
     ChoiceUser,
     ContrastUser,
     NeedsUser,
+    Page,
     Requests,
     SatiationUser,
     UserModel,
     constant,
     register_user_model,
+    sigmoid,
 )
 from rerankzoo.data.simulator.world import BLOCK_SIZE, TRUTH_COLUMNS, Simulator, write_simulator_folder
 
@@ -32,6 +34,7 @@ __all__ = [
     "ChoiceUser",
     "ContrastUser",
     "NeedsUser",
+    "Page",
     "Requests",
     "SatiationUser",
     "Simulator",
@@ -39,5 +42,6 @@ __all__ = [
     "UserModel",
     "constant",
     "register_user_model",
+    "sigmoid",
     "write_simulator_folder",
 ]

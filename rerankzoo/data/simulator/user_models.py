@@ -60,6 +60,8 @@ class UserModel(ABC):
             value, kind = getattr(self, entry.name), entry.metadata["kind"]
             if isinstance(value, Tensor):
                 continue  # being fitted
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{entry.name} must be a number, got {value!r}")
             if kind == "probability" and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{entry.name} must be a probability, got {value}")
             if kind == "positive" and not value >= 0.0:
@@ -121,6 +123,8 @@ def user_model_from_dict(values: Mapping[str, Any]) -> UserModel:
     Raises:
         ValueError: If its name is not registered, or a constant is unknown or out of its range.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"user: expected a name and constants, got {values!r}")
     name, constants = values.get("name"), {key: value for key, value in values.items() if key != "name"}
     if name not in USER_MODELS:
         raise ValueError(f"unknown user model {name!r}, expected one of {sorted(USER_MODELS)}; see register_user_model")
