@@ -25,7 +25,7 @@ from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import RecipeError, did_you_mean, error_chain, shown
 from rerankzoo.text_files import read_yaml
-from rerankzoo.training import HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
+from rerankzoo.training import EpochsByLog, HubCheckpoint, PretrainedExport, RerankingModule, SlateWriter
 from rerankzoo.training.callbacks import EXTRACTOR_FOLDER
 from rerankzoo.training.resuming import (
     LAST_FILE,
@@ -171,6 +171,9 @@ class RerankingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        limits = self._get(self.config_init, "trainer")
+        if limits.max_epochs is None and limits.max_steps == -1 and limits.max_time is None:
+            trainer.callbacks.insert(0, EpochsByLog())
         return trainer
 
     def instantiate_classes(self) -> None:
@@ -226,6 +229,7 @@ def quiet() -> None:
         r"isinstance\(treespec, LeafSpec\)",
         "does not have many workers",
         "WeightAveraging state cannot be restored",
+        "`max_epochs` was not set",
         "Checkpoint directory .* exists and is not empty",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")

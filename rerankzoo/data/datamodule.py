@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,17 @@ from rerankzoo.hub_errors import one_line_errors
 #: Of the copies in Arrow's format: those of another version are not read.
 _COPY_VERSION = 1
 
+#: A pass over a log of any size should have about so many steps, with batches that are neither too noisy to learn
+#: from nor too large to learn often.
+_STEPS_PER_PASS = 40
+_SMALLEST_BATCH, _LARGEST_BATCH = 16, 1024
+
+
+def fitting_batch_size(num_requests: int) -> int:
+    """A batch size that follows the log's: the power of two nearest to a fortieth of it, between 16 and 1,024."""
+    wanted = 2 ** round(math.log2(max(1, num_requests / _STEPS_PER_PASS)))
+    return min(max(wanted, _SMALLEST_BATCH), _LARGEST_BATCH)
+
 
 class RerankingDataModule(L.LightningDataModule):
     """The train, validation and test splits of a data folder, as batches.
@@ -45,7 +57,8 @@ class RerankingDataModule(L.LightningDataModule):
     Args:
         path: A folder with `train.parquet`, `validation.parquet`, `test.parquet` (or several files per split, such as
             `train-00000.parquet`) and `schema.yaml`; or the name of a dataset repository on the Hub with these files.
-        batch_size: Requests per training batch and process.
+        batch_size: Requests per training batch and process; `None`: all processes together take as many as suit the
+            number of training requests (see `fitting_batch_size`).
         eval_batch_size: Requests per batch and process in validation, test and prediction.
         seed: Of the shuffling.
         extractor: A folder or Hub id with a fitted extractor, as of a checkpoint that is fine-tuned or applied; the
@@ -66,7 +79,7 @@ class RerankingDataModule(L.LightningDataModule):
     def __init__(
         self,
         path: str,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         eval_batch_size: int = 512,
         seed: int = 0,
         extractor: str | None = None,
@@ -152,15 +165,17 @@ class RerankingDataModule(L.LightningDataModule):
 
     def loader(self, name: str, shuffle: bool = False) -> RequestLoader:
         """Batches of one split, for this process's share of it."""
-        trainer = self.trainer
+        trainer, table = self.trainer, self.split(name)
+        processes = trainer.world_size if trainer else 1
+        own = fitting_batch_size(len(table)) // processes if self.batch_size is None else self.batch_size
         return RequestLoader(
-            self.split(name),
+            table,
             self.extractor,
-            self.batch_size if shuffle else self.eval_batch_size,
+            own if shuffle else self.eval_batch_size,
             shuffle=shuffle,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            world_size=processes,
         )
 
     def train_dataloader(self) -> RequestLoader:
@@ -180,6 +195,13 @@ class RerankingDataModule(L.LightningDataModule):
     def slate_size(self) -> int:
         """The longest logged slate of the first training rows."""
         return self.loader("train").slate_size()
+
+    def feedback_rates(self) -> list[float] | None:
+        """How often each target happens at a position of the training split (see `logged_rates`).
+
+        `None` where the training split is mined, or lacks the feedback.
+        """
+        return self.loader("train").feedback_rates()
 
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates of the training split (see `logged_utilities`).

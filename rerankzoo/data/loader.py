@@ -22,8 +22,9 @@ from rerankzoo.features.utility import slate_utility
 
 #: Batches that are read, encoded and shuffled together. More shuffles better and takes more memory.
 BUFFER_BATCHES = 32
-#: Logged requests whose utilities are looked at.
+#: Logged requests whose utilities are looked at, and those whose feedback is counted.
 MAX_UTILITY_ROWS = 1_000_000
+MAX_COUNTED_ROWS = 50_000
 
 
 @dataclass(eq=False, repr=False)
@@ -86,6 +87,12 @@ class RequestLoader:
             return None
         return float(np.quantile(logged_utilities(self.dataset, self.extractor, self.batch_size), quantile))
 
+    def feedback_rates(self) -> list[float] | None:
+        """How often each target happens at a logged position (see `logged_rates`); `None` of mined slates."""
+        if SLATE_WEIGHTS in self.dataset.column_names:
+            return None
+        return logged_rates(self.dataset, self.extractor, self.batch_size)
+
     def state_dict(self) -> dict[str, int]:
         """The pass and the position in it."""
         return {"epoch": self.epoch, "batches": self._position}
@@ -139,13 +146,41 @@ def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, bat
         extractor: The fitted extractor.
         batch_size: Requests that are encoded together.
     """
+    utilities = [
+        slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema)
+        for batch in _spaced_batches(dataset, extractor, batch_size, MAX_UTILITY_ROWS)
+    ]
+    return torch.cat(utilities).numpy()
+
+
+def logged_rates(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> list[float]:
+    """Mean feedback of each target (T) at the positions that a log shows, in (0, 1).
+
+    It is the mean of what was counted and half an event in one more position: what never happened is rare, and not
+    impossible. Of a table with more than `MAX_COUNTED_ROWS` rows only so many are looked at, in evenly spaced blocks.
+
+    Args:
+        dataset: A log with feedback in [0, 1].
+        extractor: The fitted extractor.
+        batch_size: Requests that are encoded together.
+    """
+    happened, shown = torch.full((len(extractor.schema.targets),), 0.5, dtype=torch.double), 1
+    for batch in _spaced_batches(dataset, extractor, batch_size, MAX_COUNTED_ROWS):
+        real = batch["slates"] >= 0
+        happened += batch["feedback"][real].double().sum(0)
+        shown += int(real.sum())
+    rates: list[float] = (happened / shown).tolist()
+    return rates
+
+
+def _spaced_batches(
+    dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int, most: int
+) -> Iterator[Batch]:
+    """Encoded batches of a table, in its order; where it has more than `most` rows, evenly spaced ones of so many."""
     table, rows = dataset.with_format("arrow"), len(dataset)
     starts = np.arange(0, rows, batch_size)
-    if rows > MAX_UTILITY_ROWS:
-        blocks = max(1, MAX_UTILITY_ROWS // batch_size)
+    if rows > most:
+        blocks = max(1, most // batch_size)
         starts = np.arange(blocks) * rows // blocks
-    utilities = []
     for start in starts.tolist():
-        batch = extractor(table[start : start + batch_size])
-        utilities.append(slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema))
-    return torch.cat(utilities).numpy()
+        yield extractor(table[start : start + batch_size])

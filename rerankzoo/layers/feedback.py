@@ -5,7 +5,7 @@ B requests, N candidates, M positions, S slates, T targets, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,19 @@ class FeedbackHead(nn.Linear):
         names = [target.name for target in schema.targets]
         self.chains = [[names.index(name) for name in _chain(target, parents or {})] for target in names]
         self.is_conditional = bool(parents)
+
+    @torch.no_grad()
+    def start_at(self, rates: Sequence[float]) -> None:
+        """Sets the biases such that an item about which nothing is known has the rates of the log.
+
+        Args:
+            rates: (T), in (0, 1), how often each target happens at a position. A conditional target starts at its share
+                of its parent's, and at a half where it happens more often.
+        """
+        own = torch.tensor(rates, dtype=torch.double)
+        given = torch.tensor([rates[chain[1]] if len(chain) > 1 else 1.0 for chain in self.chains], dtype=torch.double)
+        share = own / given
+        self.bias.copy_(torch.where(share < 1, share, 0.5).logit())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (..., T) from logits (..., T); of a conditional target, that it and all before it happen."""

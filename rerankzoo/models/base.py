@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
@@ -34,6 +34,7 @@ from rerankzoo.generation import SchemaBound, SlateGenerationMixin
 from rerankzoo.layers import (
     FEATURES,
     FeatureEmbedding,
+    FeedbackHead,
     FieldEmbedding,
     GatedFieldNorm,
     PackedEmbedding,
@@ -372,6 +373,19 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             for group in ("request", "candidate", "history")
         }
         return [field.num_embeddings or 0 for field in owning], owners
+
+    def start_at(self, rates: Sequence[float]) -> None:
+        """Lets an untrained model predict the base rates of its log: all its feedback heads begin with them.
+
+        Where feedback is sparse, training would spend most of its steps on finding that it is. A family whose logits
+        mean something else overrides it.
+
+        Args:
+            rates: (T), in (0, 1), how often each target happens at a logged position.
+        """
+        for module in self.modules():
+            if isinstance(module, FeedbackHead):
+                module.start_at(rates)
 
     def _check_length(self, slates: Tensor | None) -> None:
         if slates is not None and slates.shape[-1] > self.config.slate_size:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from rerankzoo.training.averaging import WarmWeightAveraging
 from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
+from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
 from rerankzoo.training.objectives import Companion, EvaluatorReward, Objective, ObjectiveOutput, Supervised
 from rerankzoo.training.predictions import SlateWriter
@@ -10,6 +12,7 @@ from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
 
 __all__ = [
     "Companion",
+    "EpochsByLog",
     "EvaluatorReward",
     "ExactResume",
     "HubCheckpoint",
@@ -19,5 +22,6 @@ __all__ = [
     "RerankingModule",
     "SlateWriter",
     "Supervised",
+    "WarmWeightAveraging",
     "WholeCheckpointIO",
 ]

@@ -18,6 +18,8 @@ from transformers.trainer_utils import SchedulerType
 from rerankzoo.batch import Batch
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
+from rerankzoo.layers import FeedbackHead
+from rerankzoo.losses import slate_mean
 from rerankzoo.metrics import hit_at_k, ndcg_at_k
 from rerankzoo.models.auto import model_class
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
@@ -58,8 +60,9 @@ class RerankingModule(L.LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Of matrices; biases, norms and embeddings are not decayed.
         warmup_steps: Steps in which the learning rate grows linearly to its peak.
+            In a short run, a fifth of its steps.
         lr_scheduler_type: What follows: a name of `transformers.get_scheduler`, such as `"constant_with_warmup"`,
-            `"cosine"` or `"linear"`.
+            `"cosine"` or `"linear"`; `"warmup_stable_decay"` falls linearly over the second half.
         generation: Decoding parameters saved with the model and used by `predict`, such as `{"penalty_alpha": 0.1}`.
         pretrained: Folder or Hub id of a checkpoint to start from, trained with the data's extractor or with one that
             the data's extends: known ids keep their embeddings, new ones have initialised ones. Without
@@ -158,7 +161,7 @@ class RerankingModule(L.LightningModule):
 
     def _make_model(self, data: Any) -> None:
         if self.pretrained is None:
-            self._build(self._complete_config(data))
+            self._start_anew(data)
             return
         source = load_pretrained(self.pretrained, data.extractor, getattr(data, "update_statistics", False))
         self._start_from(source, data)
@@ -170,7 +173,7 @@ class RerankingModule(L.LightningModule):
         if type(source.config) is not self.model_class.config_class:
             raise RerankingDataError(f"{message}: not of the same family", field="pretrained")
         if self.pretrained_modules:
-            self._build(self._complete_config(data))
+            self._start_anew(data)
             copy_modules(source, self._made(), self.pretrained_modules)
             return
         if type(source) is not self.model_class:
@@ -180,6 +183,15 @@ class RerankingModule(L.LightningModule):
             self.generation_values = source.generation_config.merged(**self.generation_values).parameters()
         self._build(self._complete_config(data))
         self._made().load_state_dict(continued_weights(source, self._made()))
+
+    def _start_anew(self, data: Any) -> None:
+        """Makes the model with initial weights, whose feedback heads know the base rates of the log."""
+        self._build(self._complete_config(data))
+        model = self._made()
+        if any(isinstance(module, FeedbackHead) for module in model.modules()):
+            rates = data.feedback_rates()
+            if rates is not None:
+                model.start_at(rates)
 
     def _complete_config(self, data: Any) -> RerankingConfig:
         values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
@@ -350,7 +362,11 @@ class RerankingModule(L.LightningModule):
         if output.loss is None:
             raise self._no_loss(batch)
         terms = {f"{name}_loss": term for name, term in output.loss_terms.items()}
-        return {"loss": output.loss, **terms, **(getattr(output, "metrics", None) or {})}
+        metrics = dict(getattr(output, "metrics", None) or {})
+        logged = getattr(output, "log_likelihoods", None)
+        if logged is not None:
+            metrics["log_likelihood"] = slate_mean(logged, batch["slates"]).mean()
+        return {"loss": output.loss, **terms, **metrics}
 
     def _start_evaluation(self, loaders: Any) -> None:
         self._check_loaders(loaders)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from rerankzoo.layers import PackedEmbedding
 
 #: Embedding tables with at least this many rows get sparse gradients: a dense update of all rows would cost more than
 #: the rest of a step.
 SPARSE_ROWS = 100_000
+_STABLE = SchedulerType.WARMUP_STABLE_DECAY.value
 
 
 class MixedAdamW(Optimizer):
@@ -95,5 +97,14 @@ def _large_tables(model: nn.Module) -> list[nn.Embedding]:
 
 
 def make_scheduler(optimizer: Optimizer, kind: str, warmup_steps: int, total_steps: int) -> LRScheduler:
-    """A schedule of `transformers.get_scheduler`, such as `"cosine"`, stepped after every batch."""
-    return get_scheduler(kind, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    """A schedule of `transformers.get_scheduler`, stepped after every batch.
+
+    Args:
+        optimizer: The optimizer.
+        kind: Such as `"cosine"`; `"warmup_stable_decay"` falls linearly over the second half of the steps.
+        warmup_steps: Of a linear rise before it; at most a fifth of all steps, so that a short run reaches its peak.
+        total_steps: Optimizer steps of the whole run.
+    """
+    further = {"num_decay_steps": total_steps // 2, "decay_type": "linear"} if kind == _STABLE else None
+    warmup = min(warmup_steps, total_steps // 5)
+    return get_scheduler(kind, optimizer, warmup, total_steps, scheduler_specific_kwargs=further)

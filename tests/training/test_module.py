@@ -168,10 +168,22 @@ def test_decay_spares_biases_norms_and_embeddings() -> None:
 
 def test_learning_rate_warms_up_linearly() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), learning_rate=0.4, weight_decay=0.0)
-    scheduler = make_scheduler(optimizer, "constant_with_warmup", warmup_steps=4, total_steps=8)
+    scheduler = make_scheduler(optimizer, "constant_with_warmup", warmup_steps=4, total_steps=20)
+    np.testing.assert_allclose(learning_rates(optimizer, scheduler, 6), [0.0, 0.1, 0.2, 0.3, 0.4, 0.4], atol=1e-9)
+
+
+def learning_rates(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
     rates = []
-    for _ in range(8):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4], atol=1e-9)
+    return rates
+
+
+def test_learning_rate_falls_linearly_over_the_second_half() -> None:
+    """A warm-up of 50 steps would take all of these ten: it takes a fifth."""
+    optimizer = make_optimizer(nn.Linear(2, 2), learning_rate=0.5, weight_decay=0.0)
+    scheduler = make_scheduler(optimizer, "warmup_stable_decay", warmup_steps=50, total_steps=10)
+    expected = [0.0, 0.25, 0.5, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    np.testing.assert_allclose(learning_rates(optimizer, scheduler, 11), expected, atol=1e-9)
