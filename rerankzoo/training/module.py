@@ -60,9 +60,9 @@ class RerankingModule(L.LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Of matrices; biases, norms and embeddings are not decayed.
         warmup_steps: Steps in which the learning rate grows linearly to its peak.
-            In a short run, a fifth of its steps.
         lr_scheduler_type: What follows: a name of `transformers.get_scheduler`, such as `"constant_with_warmup"`,
-            `"cosine"` or `"linear"`; `"warmup_stable_decay"` falls linearly over the second half.
+            `"cosine"` or `"linear"`; `"warmup_stable_decay"` warms up over at most a fifth of the steps and falls
+            linearly over the second half.
         generation: Decoding parameters saved with the model and used by `predict`, such as `{"penalty_alpha": 0.1}`.
         pretrained: Folder or Hub id of a checkpoint to start from, trained with the data's extractor or with one that
             the data's extends: known ids keep their embeddings, new ones have initialised ones. Without

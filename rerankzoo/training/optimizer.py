@@ -102,9 +102,12 @@ def make_scheduler(optimizer: Optimizer, kind: str, warmup_steps: int, total_ste
     Args:
         optimizer: The optimizer.
         kind: Such as `"cosine"`; `"warmup_stable_decay"` falls linearly over the second half of the steps.
-        warmup_steps: Of a linear rise before it; at most a fifth of all steps, so that a short run reaches its peak.
+        warmup_steps: Of a linear rise before it; with `"warmup_stable_decay"` at most a fifth of all steps.
         total_steps: Optimizer steps of the whole run.
     """
-    further = {"num_decay_steps": total_steps // 2, "decay_type": "linear"} if kind == _STABLE else None
-    warmup = min(warmup_steps, total_steps // 5)
-    return get_scheduler(kind, optimizer, warmup, total_steps, scheduler_specific_kwargs=further)
+    if kind != _STABLE:
+        return get_scheduler(kind, optimizer, warmup_steps, total_steps)
+    fall = {"num_decay_steps": total_steps // 2, "decay_type": "linear"}
+    return get_scheduler(
+        kind, optimizer, min(warmup_steps, total_steps // 5), total_steps, scheduler_specific_kwargs=fall
+    )
