@@ -127,6 +127,8 @@ class RerankingCLI(LightningCLI):
         parser.set_defaults(_DEFAULTS)
         about = "also log to Weights & Biases (WANDB_MODE=offline needs no account)"
         parser.add_argument("--wandb", type=bool, default=False, help=about)
+        about = "of fit: train with each value, KEY=A,B, and keep what held-out feedback prefers (command line only)"
+        parser.add_argument("--try", type=str | None, default=None, help=about)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Checks the checkpoint that is asked for, before Lightning reads what it says of the model."""
@@ -150,6 +152,8 @@ class RerankingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Puts all output below the run's root directory, and chooses the extractor and the checkpoint of a run."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        if config["try"] is not None:
+            raise RecipeError(f"try: expected an option of `rerankzoo fit`, got {shown(config['try'])} elsewhere")
         root = config.trainer.default_root_dir
         if config.trainer.logger is None:
             config.trainer.logger = [_logger("CSVLogger", root, name="logs")]

@@ -19,7 +19,7 @@ from rerankzoo.errors import NonFiniteLossError, RecipeError, did_you_mean, in_o
 COMMANDS = {
     "quickstart": ("rerankzoo.cli.quickstart:quickstart", "train, evaluate and use a reranker on simulated data"),
     "prepare": ("rerankzoo.cli.prepare:SOURCES", "make a data folder: simulator, ml-100k, ml-1m, taobao-ad"),
-    "fit": ("rerankzoo.cli.lightning:run", "train a model by a recipe"),
+    "fit": ("rerankzoo.cli.trying:fit", "train a model by a recipe, or with --try the best of several"),
     "validate": ("rerankzoo.cli.lightning:run", "run one validation epoch"),
     "test": ("rerankzoo.cli.lightning:run", "run one test epoch"),
     "predict": ("rerankzoo.cli.lightning:run", "write the slates of the test split"),
