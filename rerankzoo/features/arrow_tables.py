@@ -101,11 +101,14 @@ def _stored_array(array: Any, name: str) -> Any:
     if types.is_string_view(array.type):
         return array.cast(pa.large_string())
     if isinstance(array, _LISTS):
-        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
         large = types.is_large_list(array.type) or types.is_large_list_view(array.type)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64() if large else pa.int32())
+        kind = pa.LargeListArray if large else pa.ListArray
         values = _stored_array(array.flatten(), name)  # respects the slice; without missing lists it copies nothing
-        return (pa.LargeListArray if large else pa.ListArray).from_arrays(offsets, values, mask=array.is_null())
+        if type(array) is kind and not array.null_count and len(array) and array.offsets[0].as_py() == 0:  # as mostly
+            return kind.from_arrays(array.offsets, values)
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64() if large else pa.int32())
+        return kind.from_arrays(offsets, values, mask=array.is_null())
     if not any(getattr(types, leaf)(array.type) for leaf in _LEAVES):
         raise RerankingDataError(f"numbers or strings are required, got type {array.type}", field=name)
     return array

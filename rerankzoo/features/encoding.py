@@ -131,10 +131,14 @@ def hash_integers(values: IntArray, size: int) -> IntArray:
     The mix is SplitMix64's (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
     """
     mixed = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    return (mixed % np.uint64(size)).astype(np.int64) + FIRST_ID
+    mixed -= mixed // np.uint64(size) * np.uint64(size)  # the remainder: of `//` numpy has a vectorised form
+    mixed += np.uint64(FIRST_ID)
+    return mixed.view(np.int64)
 
 
 def hash_strings(values: Sequence[str], size: int) -> IntArray:
@@ -305,13 +309,15 @@ def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) ->
     """Joins (total,) and (total, size) parts along a last dimension and pads: (B, width, sum of sizes)."""
     sizes = [1 if part.ndim == 1 else part.shape[1] for part in parts]
     # Straight into the padded array: a packed copy in between costs more in fresh memory pages than it saves.
-    packed = np.zeros((layout.rows * layout.width, sum(sizes)), dtype=dtype)
+    packed = np.zeros((layout.rows, layout.width, sum(sizes)), dtype=dtype)
     first = 0
     for part, size in zip(parts, sizes, strict=True):
-        target = packed[:, first : first + size]
-        target[slice(None) if layout.full else layout.places] = part.reshape(-1, size)
+        if size == 1:
+            layout.place(part.reshape(-1), packed[..., first])
+        else:
+            layout.place(part, packed[..., first : first + size])
         first += size
-    return packed.reshape(layout.rows, layout.width, sum(sizes))
+    return packed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

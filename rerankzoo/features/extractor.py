@@ -314,11 +314,11 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         arrays = state.encode("request", table, item_ids.column, requests)
         arrays = {key: array[:, 0] for key, array in arrays.items()}  # one value per request: no list dimension
         arrays.update(state.encode("candidate", table, item_ids.column, candidates))
-        arrays["candidate_mask"] = candidates.mask()
+        arrays["candidate_mask"] = candidates.mask.copy()  # the batch is the caller's to change
         if history := state.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
             layout = Ragged(table.column(history[0][0], 1).offsets[0], min_width=1)
-            arrays |= {**state.encode("history", table, item_ids.column, layout), "history_mask": layout.mask()}
+            arrays |= {**state.encode("history", table, item_ids.column, layout), "history_mask": layout.mask}
             del arrays["history_numeric"]  # history fields are categorical
         arrays.update(read_labels(table, state.schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)

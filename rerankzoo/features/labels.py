@@ -120,12 +120,13 @@ def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> n
 
 def _candidate_values(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> npt.NDArray[np.float32]:
     """(B, N, T): 1 where a target has no value column, 0 in padding."""
-    values = np.ones((candidates.total, len(schema.targets)), dtype=np.float32)
+    values = np.empty((candidates.rows, candidates.width, len(schema.targets)), dtype=np.float32)
+    values[...] = candidates.mask[..., None]
     for index, target in enumerate(schema.targets):
         if target.value is not None:
             advice = "; the utility of the item is not known without it"
-            values[:, index] = finite(lists.column(target.value, "N", "a value", advice))
-    return candidates.pad(values)
+            candidates.place(finite(lists.column(target.value, "N", "a value", advice)), values[..., index])
+    return values
 
 
 def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> dict[str, npt.NDArray[Any]]:
