@@ -186,7 +186,7 @@ def _protocol(
     if schema.upstream_score is not None:
         notes["upstream"] = f"candidates sorted by {schema.upstream_score!r}"
     if evaluators.truth is not None:
-        notes["oracle"] = "candidates sorted by their true stand-alone value: the limit of every pointwise ranker"
+        notes["oracle"] = "candidates sorted by their true stand-alone value: what a pointwise ranker aims at"
     if evaluators.truth is not None and evaluators.truth.ceiling is not None:
         notes["correctly specified"] = "the world's own form, fitted to the training log: what that log allows"
     protocol: dict[str, Any] = {

@@ -25,9 +25,10 @@ from rerankzoo.data.simulator.settings import SimulatorSettings
 from rerankzoo.data.simulator.user_models import Requests, UserModel
 
 _PRIORS = {"bias": 0.5, "residual": 0.15, "complements": 1.0}  # standard deviations of the ridge, about zero
-_STARTS = {"positive": 0.5, "probability": 0.8}  # of the user model's constants
+_STARTS = {"positive": 0.1, "probability": 0.8}  # of the user model's constants: effects grow where the log shows them
 _BATCH_SIZE, _LEARNING_RATE = 512, 0.02
 _LEAST_STEPS, _EPOCHS = 800, 12  # steps of the optimiser, for a log so small that the epochs have fewer
+_SMALLEST_RATE = 1e-4  # of clicks, from which the fit starts
 _SMALLEST = 1e-30  # likelihood below which its logarithm is cut off
 
 
@@ -58,10 +59,10 @@ class _Features(NamedTuple):
 class _World(nn.Module):
     """The unknowns of a world."""
 
-    def __init__(self, settings: SimulatorSettings) -> None:
+    def __init__(self, settings: SimulatorSettings, click_rate: Tensor) -> None:
         super().__init__()
         self.user_type = type(settings.user_model)
-        self.base = nn.Parameter(torch.tensor(-1.0))
+        self.base = nn.Parameter(click_rate.logit(_SMALLEST_RATE))
         self.weights = nn.Parameter(torch.zeros(settings.latent_size))
         self.bias = nn.Parameter(torch.zeros(settings.num_items))
         self.residual = nn.Parameter(torch.zeros(settings.num_items, settings.latent_size))
@@ -136,7 +137,7 @@ def fit_ceiling(table: pa.Table | Mapping[str, Any], settings: SimulatorSettings
     clicks = torch.from_numpy(_array(table["click"])).float()
     if not len(slates):
         raise ValueError("there are no requests to fit a model to")
-    seen, world = seen.shown(slates), _World(settings)
+    seen, world = seen.shown(slates), _World(settings, clicks.mean())
     generator = torch.Generator().manual_seed(seed)
     steps = max(_LEAST_STEPS, _EPOCHS * len(slates) // _BATCH_SIZE)
     optimizer = torch.optim.Adam(world.parameters(), _LEARNING_RATE)

@@ -238,17 +238,23 @@ class Simulator:
         """The upstream scores (B, N), and the slates (B, M) that the logging policy shows, with its propensities."""
         settings, appeal = self.settings, audience.requests.appeal
         upstream = np.log(audience.stand_alone()) + settings.upstream_noise * rng.normal(size=appeal.shape)
-        temperature, share = settings.logging_temperature, settings.exploration
-        if temperature > 0:
-            slates, propensities = plackett_luce_slates(upstream / temperature, settings.slate_size, rng)
+        if settings.logging_temperature > 0:
+            logits = upstream / settings.logging_temperature
+            slates, propensities = plackett_luce_slates(logits, settings.slate_size, rng)
         else:
             slates = np.argsort(-upstream, axis=1, kind="stable")[:, : settings.slate_size]
             propensities = np.ones(slates.shape)
-        if share == 0:
-            return upstream, slates, propensities
-        uniform, uniform_propensities = plackett_luce_slates(np.zeros(appeal.shape), settings.slate_size, rng)
-        explores = rng.random((len(slates), 1)) < share
-        shown = np.where(explores, uniform, slates)
+        if settings.exploration > 0:
+            slates, propensities = self._explore(upstream, slates, rng)
+        return upstream, slates, propensities
+
+    def _explore(
+        self, upstream: np.ndarray, slates: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Replaces the slates (B, M) of some requests by uniform ones; with the propensities of the mixture."""
+        temperature, share = self.settings.logging_temperature, self.settings.exploration
+        uniform, uniform_propensities = plackett_luce_slates(np.zeros(upstream.shape), slates.shape[1], rng)
+        shown = np.where(rng.random((len(slates), 1)) < share, uniform, slates)
         if temperature > 0:
             propensities = plackett_luce_propensities(upstream / temperature, shown)
         else:
@@ -256,7 +262,7 @@ class Simulator:
         # Which of the two policies has shown the slate is not known: a mixture of their probabilities of prefixes.
         prefixes = share * uniform_propensities.cumprod(axis=1) + (1 - share) * propensities.cumprod(axis=1)
         before = np.concatenate([np.ones((len(prefixes), 1)), prefixes[:, :-1]], axis=1)
-        return upstream, shown, prefixes / before
+        return shown, prefixes / before
 
     def _retrieve(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Candidates (R, N) of requests (R,), in random order."""
