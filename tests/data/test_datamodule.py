@@ -13,6 +13,7 @@ import pytest
 
 from rerankzoo.data.datamodule import RerankingDataModule, SimulatorDataModule, open_splits
 from rerankzoo.data.folder import read_metadata
+from rerankzoo.data.simulator import ChoiceUser, Simulator
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features import FeatureSchema, FieldSpec
 
@@ -163,3 +164,14 @@ def test_simulator_is_made_once(tmp_path: Path) -> None:
     assert len(data.split("train")) == 40
     other = SimulatorDataModule(num_train=40, num_validation=10, num_test=10, root=str(tmp_path), world_seed=4)
     assert other.path != data.path
+
+
+def test_a_named_world_with_other_constants_of_its_users_and_logger(tmp_path: Path) -> None:
+    constants = {"rivalry": 0.7, "click_rate": 0.02, "exploration": 0.1}
+    sizes = {"num_train": 40, "num_validation": 10, "num_test": 10}
+    data = SimulatorDataModule(setting="choice", constants=constants, root=str(tmp_path), **sizes)
+    data.prepare_data()
+    assert Path(data.path).name == "simulator-choice-click_rate=0.02-exploration=0.1-rivalry=0.7-40-10-10-seed0"
+    rebuilt = Simulator.from_metadata(read_metadata(data.path))
+    assert rebuilt.settings == data.settings
+    assert rebuilt.user_model == ChoiceUser(rivalry=0.7)

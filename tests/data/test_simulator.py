@@ -365,6 +365,16 @@ def test_a_deterministic_logger_shows_the_upstream_order() -> None:
     np.testing.assert_allclose(products, np.where(usual, 0.8 + 0.2 / 120, 0.2 / 120), rtol=1e-5)
 
 
+def test_requests_may_share_a_few_sets_of_candidates() -> None:
+    simulator = Simulator(replace(SMALL, candidate_sets=3))
+    _, items, *_ = columns(simulator.requests("train", 300))
+    sets = {tuple(row) for row in np.sort(items, axis=1).tolist()}
+    assert sets == {tuple(row) for row in np.sort(simulator.candidate_sets, axis=1).tolist()}
+    assert len(sets) == 3
+    assert (items != items[:, :1].repeat(6, axis=1)).sum(axis=1).min() == 5
+    assert len({tuple(row) for row in items.tolist()}) > 100  # in random order
+
+
 @pytest.mark.parametrize("setting", ["strong", "choice"])
 def test_click_rate_is_that_of_the_logged_positions(setting: str) -> None:
     simulator = Simulator(SimulatorSettings.named(setting, click_rate=0.005))
@@ -411,7 +421,7 @@ def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
 
 def test_metadata_tell_a_user_model_and_leave_out_what_is_new_elsewhere() -> None:
     first = json.loads(json.dumps(SimulatorSettings.named("medium").to_dict()))
-    assert {"user", "exploration", "click_rate"}.isdisjoint(first)
+    assert {"user", "exploration", "click_rate", "candidate_sets"}.isdisjoint(first)
     settings = SimulatorSettings.named("choice", rivalry=0.7, seed=3, exploration=0.1)
     values = json.loads(json.dumps(settings.to_dict()))
     assert values["user"] == {"name": "choice", "rivalry": 0.7, "attention_decay": 0.75}
@@ -470,6 +480,7 @@ def test_from_metadata_refuses_other_folders(metadata: dict, message: str) -> No
         ({"continue_after_click": 1.2}, "continue_after_click must be a probability, got 1.2"),
         ({"logging_temperature": 0.01}, r"logging_temperature must be 0 or at least 0\.05, got 0\.01"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"candidate_sets": -1}, "candidate_sets must not be negative, got -1"),
         ({"exploration": 1.5}, "exploration must be a probability, got 1.5"),
         ({"click_rate": 0.0}, "click_rate must be between 0 and 1, got 0.0"),
         (

@@ -19,7 +19,7 @@ from rerankzoo.data.simulator.user_models import (
 
 _CASCADE = tuple(entry.name for entry in fields(CascadeUser))
 #: Left out of `dataset.json` at their defaults: the folders of the first simulator lack them.
-_ADDED = ("user", "exploration", "click_rate")
+_ADDED = ("user", "exploration", "click_rate", "candidate_sets")
 _LOWEST_TEMPERATURE = 0.05  # below, probabilities of the logging policy underflow
 
 
@@ -55,6 +55,7 @@ class SimulatorSettings:
     user: UserModel | None = None  # how users read, with its own constants; None: the cascade of the constants above
     exploration: float = 0.0  # share of the logged requests whose slate is drawn uniformly
     click_rate: float | None = None  # clicks per logged position, by which base_logit is chosen; None: it stays
+    candidate_sets: int = 0  # sets of candidates that all requests share; 0: every request retrieves its own
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", tuple(self.value_range))  # JSON has lists only
@@ -70,7 +71,7 @@ class SimulatorSettings:
         for name, value in vars(self).items():
             if (name.startswith("continue_") or name == "exploration") and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be a probability, got {value}")
-            if name.endswith(("_std", "_noise", "seed")) and value < 0:
+            if name.endswith(("_std", "_noise", "seed", "_sets")) and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
             if name in ("num_users", "latent_size") and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")

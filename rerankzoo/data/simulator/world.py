@@ -31,7 +31,9 @@ BLOCK_SIZE = 1_000
 """Requests drawn from one random stream: a longer table begins with the rows of a shorter one."""
 #: What the truth of a request depends on beside its candidates; no field of the schema.
 TRUTH_COLUMNS = frozenset({"user_id"})
-_STREAMS = MappingProxyType({"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4, "click rate": 5})
+_STREAMS = MappingProxyType(
+    {"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4, "click rate": 5, "sets": 6}
+)
 _SPLITS = ("train", "validation", "test", "judge")
 _LOGITS = (-25.0, 25.0)  # between which base_logit is sought
 _CLOSE = 0.02  # of the click rate that was asked for, as a share of it
@@ -64,6 +66,8 @@ class Simulator:
         np.put_along_axis(self.complements, following, 1.0, axis=1)
         self.observed_users = self.user_vectors + settings.feature_noise * rng.normal(size=self.user_vectors.shape)
         self.observed_items = self.item_vectors + settings.feature_noise * rng.normal(size=self.item_vectors.shape)
+        rng = self._stream("sets")  # each is what some user would be shown
+        self.candidate_sets = self._retrieve(rng.integers(settings.num_users, size=settings.candidate_sets), rng)
         self.user_model = settings.user_model
         self.base_logit = settings.base_logit
         if settings.click_rate is not None:
@@ -230,7 +234,7 @@ class Simulator:
     def _logged_click_rate(self) -> float:
         rng = self._stream("click rate")
         users = rng.integers(self.settings.num_users, size=BLOCK_SIZE)
-        audience = self._audience(users, self._retrieve(users, rng))
+        audience = self._audience(users, self._candidates(users, rng))
         _, slates, _ = self._log(audience, rng)
         return float(np.mean(audience.user.expected_clicks(audience.requests, slates[:, None])))
 
@@ -264,8 +268,14 @@ class Simulator:
         before = np.concatenate([np.ones((len(prefixes), 1)), prefixes[:, :-1]], axis=1)
         return shown, prefixes / before
 
-    def _retrieve(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _candidates(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Candidates (R, N) of requests (R,), in random order."""
+        if not len(self.candidate_sets):
+            return self._retrieve(users, rng)
+        return rng.permuted(self.candidate_sets[rng.integers(len(self.candidate_sets), size=len(users))], axis=1)
+
+    def _retrieve(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The candidates (R, N) that retrieval finds for users (R,), in random order."""
         settings = self.settings
         keys = rng.random((len(users), settings.num_items), dtype=np.float32)
         pool = np.argpartition(keys, settings.retrieval_pool - 1, axis=1)[:, : settings.retrieval_pool]
@@ -279,7 +289,7 @@ class Simulator:
         """One block of a split's requests, always drawn whole, so that its rows do not depend on the table's length."""
         rng = self._stream(split, block)
         users = rng.integers(self.settings.num_users, size=BLOCK_SIZE)
-        items = self._retrieve(users, rng)
+        items = self._candidates(users, rng)
         audience = self._audience(users, items)
         upstream, slates, propensities = self._log(audience, rng)
         clicks = audience.user.sample_clicks(audience.requests, slates[:, None], rng)[:, 0]
