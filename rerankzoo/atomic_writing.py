@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -56,6 +57,16 @@ def write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
             os.replace(target, work / _REPLACED)  # whatever happens from here to the next line, it is put back
         os.replace(fresh, target)
         _sync(target.parent)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text file; see `write_atomically`."""
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Writes a JSON file for people to read, too; see `write_atomically`."""
+    write_text(target, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager

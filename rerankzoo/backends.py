@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 from rerankzoo.batch import Batch, pad, take
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError, UnreadableFileError, in_one_line
 from rerankzoo.generation import Decoded, RerankingGenerationConfig, SlateGenerationMixin, SlateRules
@@ -79,8 +78,7 @@ class GraphMetadata:
 
     def save(self, folder: Path) -> None:
         """Writes `export.json`."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(folder / METADATA_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(folder / METADATA_NAME, asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GraphMetadata:

@@ -6,7 +6,6 @@ python -m qa.benchmarks [--out outputs/bench] [--seconds 4] [--only NAME ...] [-
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -19,7 +18,7 @@ from qa.benchmarks.comparisons import Comparisons
 from qa.benchmarks.growth import measure_growth, plot_growth
 from qa.benchmarks.harness import Ratio, print_ratios, write_results
 from qa.benchmarks.setting import make_extractor, make_model, make_requests
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import end_to_end, print_shares
@@ -42,8 +41,7 @@ def main() -> None:
     write_results(options.out / "results.json", ratios)
     if options.only is None:
         growth = measure_growth(options.seconds)
-        text = json.dumps(growth, indent=2) + "\n"
-        write_atomically(options.out / "growth.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(options.out / "growth.json", growth)
         plot_growth(growth, options.out / "growth.svg")
         pipeline = RerankingPipeline(make_model(DeGReGenerator), make_extractor())
         shares = {

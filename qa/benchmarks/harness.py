@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 from rerankzoo.serving.bench import Times
 
 Direction = Literal["at_least", "at_most"]
@@ -73,6 +71,4 @@ def write_results(path: Path, ratios: Iterable[Ratio]) -> None:
     """Writes the ratios as JSON."""
     keys = ("row", "direction", "measured", "must", "aim")
     entries: list[dict[str, Any]] = [{key: asdict(ratio)[key] for key in keys} for ratio in ratios]
-    text = json.dumps({"ratios": entries}, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    write_json(path, {"ratios": entries})

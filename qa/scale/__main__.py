@@ -6,10 +6,8 @@ python -m qa.scale [tables] [costs] [embeddings] [service] [--out outputs/scale]
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 
 from qa.scale import tables
 from qa.scale.plot import plot_tables
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 
 PARTS = ("tables", "costs", "embeddings", "service")
 
@@ -76,8 +74,7 @@ def _service(options: argparse.Namespace, work: Path) -> None:
 
 
 def _write(path: Path, found: dict[str, Any], lines: Iterable[str]) -> None:
-    text = json.dumps(found, indent=2) + "\n"
-    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    write_json(path, found)
     print("\n".join(["", *lines, "", f"written: {path}"]), flush=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.options import choose_device
@@ -108,8 +108,7 @@ def _cpu_seconds(work: Callable[[], None], file: Path, done: bool, begun: bool) 
     if not done:
         start = time.process_time()
         work()
-        text = json.dumps({"cpu_seconds": None if begun else time.process_time() - start}) + "\n"
-        write_atomically(file, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+        write_json(file, {"cpu_seconds": None if begun else time.process_time() - start})
     return json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"] if file.is_file() else None
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_atomically, write_text
 from rerankzoo.batch import PADDING, take, trim
 from rerankzoo.errors import (
     RerankingDataError,
@@ -373,7 +373,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         vocabularies, config = folder / VOCABULARY_NAME, folder / CONFIG_NAME
         # Not save_file: it makes files that only their owner can read.
         write_atomically(vocabularies, lambda path: path.write_bytes(save(state.to_arrays())))
-        write_atomically(config, lambda path: path.write_text(self.to_json_string(), encoding="utf-8"))
+        write_text(config, self.to_json_string())
         module = write_module(folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_text
 from rerankzoo.batch import BUILT_IN, ENTRIES
 from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileError, did_you_mean, shown
 from rerankzoo.text_files import read_yaml
@@ -280,8 +280,7 @@ class FeatureSchema:
         """Writes the schema as YAML, atomically."""
         import yaml
 
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> FeatureSchema:

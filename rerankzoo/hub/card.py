@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModel
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_text
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.hub.push import METRICS_FILE, RECIPE_FILE, read_object
@@ -68,7 +68,7 @@ def write_card(folder: str | Path, details: CardDetails | None = None) -> Path:
     except (LookupError, TypeError, AttributeError, TemplateError) as error:
         message = f"a file of it is not as rerankzoo writes it: {type(error).__name__}: {error}"
         raise RerankingDataError(message, field=str(folder)) from error
-    write_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return path
 
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_json
 from rerankzoo.backends import Backend, ExportedModel, Format, GraphSizes
 from rerankzoo.batch import to_device
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -335,8 +335,7 @@ def write_bench(folder: Path, measured: Sequence[Measured], shares: Mapping[Load
     folder.mkdir(parents=True, exist_ok=True)
     ends = [{**asdict(load), **{f"{name}_ms": time for name, time in times.items()}} for load, times in shares.items()]
     figures = {"machine": describe_machine(), "calls": [asdict(entry) for entry in measured], "end_to_end": ends}
-    text = json.dumps(figures, indent=2) + "\n"
-    write_atomically(folder / "bench.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "bench.json", figures)
     _plot(folder / "bench.svg", measured)
 
 
