@@ -5,7 +5,7 @@ Candidates that no constraint tells apart are one type, and slates are lists of 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -77,19 +77,38 @@ class RequestSearch:
         if first != GAP and self.suits(slate, gap):
             yield first
         slate[gap] = GAP
-        promise = [0] * len(self.supply)
+        found = self.fitting(slate, gap)
+        promise = dict.fromkeys(found, 0)
         for (kind, _, _), stock in zip(self.limits, self.stock, strict=True):
-            left = Counter(stock)
-            left.subtract(kind[number] for number in slate)
-            promise = [sum_ + left[value] for sum_, value in zip(promise, kind, strict=False)]
+            shown = [kind[number] for number in slate]
+            for number in found:
+                promise[number] += stock[kind[number]] - shown.count(kind[number])
         for group, count in self.groups:
-            if sum(group[number] for number in slate) < count:
-                promise = [sum_ + member * len(self.types) for sum_, member in zip(promise, group, strict=False)]
-        for number in sorted(self.supply, key=promise.__getitem__, reverse=True):
-            slate[gap] = number
-            if number != first and self.suits(slate, gap):
+            if [group[number] for number in slate].count(True) < count:
+                for number in found:
+                    promise[number] += group[number] * len(self.types)
+        for number in sorted(found, key=promise.__getitem__, reverse=True):
+            if number != first:
+                slate[gap] = number
                 yield number
         slate[gap] = GAP
+
+    def fitting(self, slate: list[int], gap: int) -> list[int]:
+        """The types that suit a slate at a gap (see `suits`), all told together."""
+        allowed = self.places[gap]
+        found = [number for number, supply in self.supply.items() if allowed[number] and slate.count(number) < supply]
+        for kind, most, window in self.limits:
+            places = defaultdict[int, list[int]](list)
+            for place, number in enumerate(slate):
+                places[kind[number]].append(place)
+            places.pop(GAP)
+            crowded = [(value, sorted([*at, gap])) for value, at in places.items() if len(at) >= most]
+            full = [value for value, at in crowded if _too_close(at, most, window)]
+            found = [number for number in found if kind[number] not in full]
+        for group, count in self.groups:
+            if [group[number] for number in slate].count(True) + slate.count(GAP) <= count:
+                found = [number for number in found if group[number]]
+        return found
 
     def suits(self, slate: list[int], position: int) -> bool:
         """Whether what stands at a position keeps every constraint together with the rest of a slate with gaps."""
@@ -97,11 +116,18 @@ class RequestSearch:
         if not self.places[position][number] or slate.count(number) > self.supply[number]:
             return False
         for kind, most, window in self.limits:
-            if kind[number] >= 0:
-                places = [place for place, other in enumerate(slate) if kind[other] == kind[number]]
-                if any(last - first < window for first, last in zip(places, places[most:], strict=False)):
-                    return False
-        return all(sum(group[other] for other in slate) + slate.count(GAP) >= count for group, count in self.groups)
+            kinds = [kind[other] for other in slate]
+            if kind[number] < 0 or kinds.count(kind[number]) <= most:
+                continue  # as mostly
+            if _too_close([place for place, other in enumerate(kinds) if other == kind[number]], most, window):
+                return False
+        free = slate.count(GAP)
+        return all([group[other] for other in slate].count(True) + free >= count for group, count in self.groups)
+
+
+def _too_close(places: list[int], most: int, window: int) -> bool:
+    """Whether more than so many of some places, in order, lie within a window."""
+    return any(last - first < window for first, last in zip(places, places[most:], strict=False))
 
 
 class Plan:
