@@ -48,8 +48,8 @@ def upstream_rank(scores: Tensor, mask: Tensor) -> Tensor:
         >>> upstream_rank(torch.tensor([[0.2, 0.9, 0.2, 0.1]]), torch.tensor([[True, True, True, True]]))
         tensor([[1, 0, 1, 3]])
     """
-    higher = (scores.unsqueeze(1) > scores.unsqueeze(2)) & mask.unsqueeze(1)  # (B, N, N): is k above i?
-    return higher.sum(-1)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(-1)  # (B, N, N): is k above i?
 
 
 @register_model
