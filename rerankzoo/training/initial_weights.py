@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.layers import PackedEmbedding
-from rerankzoo.models.auto import load_checkpoint
+from rerankzoo.models.auto import load_checkpoint, load_evaluator
 from rerankzoo.models.base import RerankingConfig, RerankingPreTrainedModel
 
 
@@ -45,6 +46,34 @@ def load_pretrained(
             f"--data.init_args.extractor {path}, and --data.init_args.extend_extractor true where the data has new ids"
         ) from error
     return model
+
+
+def load_guide(path: str, schema: FeatureSchema) -> RerankingPreTrainedModel:
+    """Loads the evaluator that a generator carries with it.
+
+    Args:
+        path: Folder or Hub id of an evaluator, or of a generator with one beside it.
+        schema: The generator's.
+
+    Raises:
+        HubError: If there is none.
+        RerankingDataError: If it is an ensemble.
+        SchemaMismatchError: If it was trained with another extractor.
+    """
+    model = load_evaluator(path).model
+    if not isinstance(model, RerankingPreTrainedModel):
+        raise RerankingDataError(f"{path} holds a {type(model).__name__}, expected one evaluator", field="guide")
+    try:
+        model.check_schema(schema)
+    except SchemaMismatchError as error:
+        raise SchemaMismatchError(f"guide {path} does not fit the data: {error}") from error
+    return model
+
+
+def guide_values(guide: RerankingPreTrainedModel) -> dict[str, Any]:
+    """What a generator's config keeps of its guide's: its class, and its fields without the schema, which are equal."""
+    fields = {name: getattr(guide.config, name) for name in guide.config.own_fields() if name != "feature_schema"}
+    return {"architectures": [type(guide).__name__], **fields}
 
 
 def inherited_values(config: RerankingConfig, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,9 @@ from rerankzoo.training.initial_weights import (
     copy_modules,
     first_difference,
     freeze_modules,
+    guide_values,
     inherited_values,
+    load_guide,
     load_pretrained,
     warn_of_frozen_ids,
 )
@@ -72,6 +74,8 @@ class RerankingModule(L.LightningModule):
         pretrained_modules: Take only the weights of these modules, such as `["item_encoder"]`; the checkpoint may be
             another class of the same family.
         freeze: Modules that are not trained, such as `["item_encoder"]`.
+        guide: Folder or Hub id of the evaluator that the generator carries with it (`DeGReConfig.guide`), or of a
+            generator with one beside it. A run that is resumed does not need it any more.
         objective: What training minimises; default: `Supervised()`, the model's own loss. Its frozen companions are
             loaded when training starts, and again when it goes on: they must be what they were.
 
@@ -92,6 +96,7 @@ class RerankingModule(L.LightningModule):
         pretrained: str | None = None,
         pretrained_modules: list[str] | None = None,
         freeze: list[str] | None = None,
+        guide: str | None = None,
         objective: Objective | None = None,
     ) -> None:
         super().__init__()
@@ -109,6 +114,7 @@ class RerankingModule(L.LightningModule):
         self.pretrained = pretrained
         self.pretrained_modules = pretrained_modules
         self.freeze_names = list(freeze or ())
+        self.guide = guide
         self.model: RerankingPreTrainedModel | None = None
         self._guard = LossGuard()
         self._check_arguments()
@@ -124,6 +130,8 @@ class RerankingModule(L.LightningModule):
             raise ValueError(
                 f"lr_scheduler_type {self.lr_scheduler_type!r} is not one of {[kind.value for kind in SchedulerType]}"
             )
+        if self.guide is not None and "guide" not in self.model_class.config_class.own_fields():
+            raise ValueError(f"guide {self.guide!r}: {self.model_class.__name__} carries no evaluator with it")
         if self.objective.generators_only and not self.model_class.can_generate():
             name = type(self.objective).__name__
             raise ValueError(f"objective {name} trains models that generate, got {self.model_class.__name__}")
@@ -186,12 +194,17 @@ class RerankingModule(L.LightningModule):
 
     def _start_anew(self, data: Any) -> None:
         """Makes the model with initial weights, whose feedback heads know the base rates of the log."""
+        guide = None if self.guide is None else load_guide(self.guide, data.extractor.schema)
+        if guide is not None:
+            self.config_values["guide"] = guide_values(guide)
         self._build(self._complete_config(data))
         model = self._made()
-        if any(isinstance(module, FeedbackHead) for module in model.modules()):
-            rates = data.feedback_rates()
-            if rates is not None:
-                model.start_at(rates)
+        heads = [module for module in model.modules() if isinstance(module, FeedbackHead)]
+        rates = data.feedback_rates() if any(head.bias.requires_grad for head in heads) else None
+        if rates is not None:
+            model.start_at(rates)
+        if guide is not None:
+            model.guide.evaluator.load_state_dict(guide.state_dict())
 
     def _complete_config(self, data: Any) -> RerankingConfig:
         values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
@@ -235,8 +248,8 @@ class RerankingModule(L.LightningModule):
         """
         checkpoint["model_config"] = self._made().config.to_dict()
         checkpoint["companions"] = dict(self.objective.companions.digests)
-        if self.pretrained is not None:
-            started = {"pretrained": None, "pretrained_modules": None}
+        if self.pretrained is not None or self.guide is not None:
+            started = {"pretrained": None, "pretrained_modules": None, "guide": None}
             values = {"config": self.config_values, "generation": self.generation_values}
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **values, **started}
 

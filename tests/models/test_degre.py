@@ -79,6 +79,18 @@ class TestDistilledGenerator(GeneratorVariantTestSuite):
         return mined(mined_batch)
 
 
+GUIDE = {
+    "architectures": ["DeGReEvaluator"],
+    **{**TINY, "hidden_size": 16, "num_hidden_layers": 1},
+    "initializer_range": 1.0,  # it tells items apart
+}
+
+
+class TestGuidedGenerator(ScorerTestSuite):
+    model_class = DeGReGenerator
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "guide": GUIDE}
+
+
 class TestDeGReEvaluator(ScorerTestSuite, EvaluatorTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = TINY
@@ -391,8 +403,11 @@ def test_plain_logs_are_learned_where_they_reach_the_threshold(
         generator(extractor, utility_threshold=None)(**mined_batch)
 
 
-def test_teacher_forcing_is_what_decoding_computes(extractor: RerankingFeatureExtractor, make_rows: Any) -> None:
-    model, batch = generator(extractor), extractor(make_rows(seed=6, sizes=(5, 5, 5)))
+@pytest.mark.parametrize("guide", [None, GUIDE, {**GUIDE, **HEADS["cumulative_regression"]}])
+def test_teacher_forcing_is_what_decoding_computes(
+    extractor: RerankingFeatureExtractor, make_rows: Any, guide: dict[str, Any] | None
+) -> None:
+    model, batch = generator(extractor, guide=guide), extractor(make_rows(seed=6, sizes=(5, 5, 5)))
     every = every_slate(5, 4, 3)
     scores, steps = play(model.scorer(), batch, every)
     with torch.no_grad():
@@ -430,6 +445,34 @@ def test_decoding_never_copies_the_candidates(
     assert all(key is own[0][1] for _, key in own)
     assert len(own[0][1]) == 8
     assert len(projected) == 1
+
+
+def test_a_sharp_guide_is_followed(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    """With nothing but what the evaluator thinks of the next item, greedy decoding is the evaluator's own."""
+    model = generator(extractor, guide=GUIDE)
+    with torch.no_grad():
+        model.guide.sharpness.fill_(12.0)
+        model.pointer.query.weight.zero_()
+    assert torch.equal(model.generate(**batch), model.guide.evaluator.generate(**batch))
+
+
+def test_a_guide_stays_as_it_is(extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+    model = generator(extractor, guide={**GUIDE, "hidden_dropout_prob": 0.5}).train()
+    model(**mined(mined_batch)).loss.backward()
+    assert not model.guide.evaluator.training
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name for name in learned if name.startswith("guide.")} == {
+        "guide.projection.weight",
+        "guide.projection.bias",
+        "guide.sharpness",
+    }
+
+
+def test_only_evaluators_that_search_guide(extractor: RerankingFeatureExtractor) -> None:
+    with pytest.raises(ValueError, match="PointwiseForReranking does not tell what it reads"):
+        generator(extractor, guide={"architectures": ["PointwiseForReranking"]})
+    with pytest.raises(ValueError, match="architecture 'Nope' is not one of"):
+        generator(extractor, guide={"architectures": ["Nope"]})
 
 
 def test_item_encoders_are_interchangeable(extractor: RerankingFeatureExtractor, batch: Batch) -> None:

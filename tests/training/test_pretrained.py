@@ -290,3 +290,39 @@ def test_fit_starts_from_a_folder_and_resumes_without_it(
     assert torch.load(last, weights_only=True)["global_step"] == 2 * 4  # 64 rows in batches of 16
     assert main([*command, "--trainer.max_epochs=1"]) == 2
     assert f"cannot load {copy}" in capsys.readouterr().err
+
+
+# --- the evaluator that a generator carries with it -----------------------------------------------------------------
+
+
+def test_a_guide_comes_with_its_weights_and_stays(data_folder: Path, tmp_path: Path, evaluator: str) -> None:
+    teacher = DeGReEvaluator.from_pretrained(evaluator)
+    copied = tmp_path / "evaluator"
+    shutil.copytree(evaluator, copied)
+    module = RerankingModule("DeGReGenerator", {**DEGRE, "slate_size": 4}, guide=str(copied))
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(module, datamodule=RerankingDataModule(str(data_folder), extractor=str(copied)))
+    assert module.model.config.guide["architectures"] == ["DeGReEvaluator"]
+    assert_same(module.model.guide.evaluator, teacher)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    shutil.rmtree(copied)
+    loaded = RerankingModule.load_from_checkpoint(tmp_path / "run.ckpt", map_location="cpu", weights_only=True)
+    assert_same(loaded.model, module.model)
+    resumed = RerankingModule("DeGReGenerator", **{k: loaded.hparams[k] for k in ("config", "guide")})
+    data = RerankingDataModule(str(data_folder), extractor=evaluator)
+    trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(resumed, datamodule=data, ckpt_path=tmp_path / "run.ckpt")
+    assert_same(resumed.model.guide.evaluator, teacher)
+
+
+def test_guides_are_evaluators_of_the_same_data(
+    data_folder: Path, tmp_path: Path, generator: str, make_rows: Any, schema: FeatureSchema
+) -> None:
+    with pytest.raises(ValueError, match="PRMForReranking carries no evaluator with it"):
+        RerankingModule("PRMForReranking", guide="somewhere")
+    with pytest.raises(HubError, match="evaluator"):
+        started(data_folder, tmp_path, config=DEGRE, guide=generator)
+    stranger = RerankingFeatureExtractor(schema).fit(make_rows(seed=9, sizes=(5, 5)))
+    config = DeGReConfig(**{**DEGRE, "feature_schema": stranger.schema.to_dict()})
+    other = save(tmp_path / "other", DeGReEvaluator, config, stranger)
+    with pytest.raises(SchemaMismatchError, match=r"guide .*other does not fit the data"):
+        started(data_folder, tmp_path, config=DEGRE, guide=other)

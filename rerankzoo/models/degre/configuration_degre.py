@@ -19,6 +19,9 @@ class DeGReConfig(RerankingConfig):
         num_decoder_layers: Layers of the generator's causal decoder.
         field_size: Width of a field's vector in the attention among the fields of an item. Kept small: its cost per
             candidate grows with the number of fields.
+        guide: Of the generator: config of the evaluator that it carries with it, its class in `architectures`, without
+            the schema (see `rerankzoo.models.degre.guide`); the Lightning module's argument `guide` sets it. `None`:
+            the generator reads fields itself.
         value_head: How the evaluator values prefixes. `"feedback"`: one probability per feedback target and position, a
             prefix is worth the expected utility of its positions. `"cumulative_regression"`: the paper's, the reward
             accumulated over each prefix is regressed. The first is much better in truth (docs/models/degre.md).
@@ -44,6 +47,7 @@ class DeGReConfig(RerankingConfig):
     num_hidden_layers: int = size_field(default=2)
     num_decoder_layers: int = size_field(default=2)
     field_size: int = size_field(default=16)
+    guide: dict | None = None
     value_head: Literal["feedback", "cumulative_regression"] = "feedback"
     conditional_targets: dict[str, str] | None = None
     utility_threshold: float | int | None = None

@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates, widened
 from rerankzoo.errors import RerankingDataError
@@ -62,6 +63,7 @@ from rerankzoo.models.base import (
     features_of,
 )
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
+from rerankzoo.models.degre.guide import Guide, is_guides, make_evaluator
 from rerankzoo.models.registry import register_model
 
 #: The ensemble of evaluators knows no family; the name is kept.
@@ -167,6 +169,11 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
             rewards = position_utility(feedback, slates, value, self.schema)
             loss = slate_mean(cumulative_regression_loss(values, rewards, slates >= 0), slates).mean()
         return EvaluatorOutput(loss=loss, loss_terms={self.config.value_head: loss}, **output)
+
+    @property
+    def reading_size(self) -> int:
+        """Numbers that the scorer's memory holds of an item."""
+        return self.config.hidden_size + len(self.schema.targets)
 
     def encode_items(self, batch: Batch) -> Tensor:
         """Vectors (B, N, D) of the candidates, before any slate is known."""
@@ -278,13 +285,20 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
     """DeGRe-G, the online generator: candidate encoder, causal decoder, pointer over the candidates left.
 
     Trained on mined slates by hybrid distillation, or on plain logs by likelihood. Decodes greedily unless told
-    otherwise.
+    otherwise. With a guide (`config.guide`) it carries the evaluator with it, reads what that knows of items instead of
+    their fields, and adds to the pointer's scores what it thinks of each next item.
     """
 
     def __init__(self, config: DeGReConfig) -> None:
         super().__init__(config)
-        self.item_encoder = DeGReItemEncoder(self.make_field_embedding(config.field_size), config)
-        size = self.item_encoder.request_size
+        self.guide: Any = None
+        size = 0
+        if config.guide is None:
+            self.item_encoder = DeGReItemEncoder(self.make_field_embedding(config.field_size), config)
+            size = self.item_encoder.request_size
+        else:
+            evaluator = make_evaluator(config.guide, config.feature_schema)
+            self.guide = Guide(evaluator, config.slate_size, config.hidden_size)
         self.user_projection = nn.Linear(size, config.hidden_size, bias=False) if size else None
         self.positions = nn.Embedding(config.slate_size, config.hidden_size)
         self.encoder_layers = self.make_blocks(config.num_hidden_layers)
@@ -309,10 +323,11 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
                 there are none.
         """
         mask = batch["candidate_mask"]
-        states, user = self.encode(batch)
+        guided = None if self.guide is None else self.guide.start(batch)
+        states, user = self.encode(batch, guided)
         slates = batch.get("slates")
         prefix = torch.full((mask.shape[0], 1, 1), PADDING, device=mask.device) if slates is None else slates
-        logits = self._teach(states, user, prefix, mask)
+        logits = self._teach(states, user, prefix, mask, guided)
         if slates is not None and "slate_weights" in batch:
             loss, terms = self._distill(logits, slates, batch["slate_weights"], batch.get("soft_labels"))
         elif {"slates", "feedback", "candidate_value"} <= batch.keys():
@@ -322,9 +337,23 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
             return SlateModelOutput(logits=logits, candidate_states=states)
         return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=states)
 
-    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Encoded candidates (B, N, D) and the projected user (B, D), zeros where the schema has no request fields."""
-        states, request = self.item_encoder(batch)
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Guide):
+            init.zeros_(module.sharpness)
+
+    def encode(self, batch: Batch, guided: ScorerState | None) -> tuple[Tensor, Tensor]:
+        """Encoded candidates (B, N, D) and the projected user (B, D), zeros where nothing is read of the request.
+
+        Args:
+            batch: The requests.
+            guided: What the guide has read, where there is one.
+        """
+        if self.guide is None:
+            states, request = self.item_encoder(batch)
+        else:
+            states, request = self.guide.items(guided), None
         shared = {"mask": key_mask(batch["candidate_mask"]), "implementation": self.config._attn_implementation}
         for layer in self.encoder_layers:
             states = layer(states, **shared)
@@ -332,7 +361,9 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
         user = torch.zeros_like(states[:, 0]) if self.user_projection is None else self.user_projection(request)
         return states, user
 
-    def _teach(self, states: Tensor, user: Tensor, slates: Tensor, candidate_mask: Tensor) -> Tensor:
+    def _teach(
+        self, states: Tensor, user: Tensor, slates: Tensor, candidate_mask: Tensor, guided: ScorerState | None
+    ) -> Tensor:
         """Logits (B, S, M, N) of each position, given the user and the items further up."""
         num_slates, length = slates.shape[1:]
         start = user[:, None, None].expand(-1, num_slates, 1, -1)
@@ -348,6 +379,8 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
             hidden = layer(hidden, **shared)
         hidden = self.decoder_norm(hidden).view(len(states), num_slates * length, -1)
         logits = self.pointer(hidden, states, candidate_mask).unflatten(1, (num_slates, length))
+        if self.guide is not None:
+            logits = logits + self.guide.along(guided, slates)
         return logits.masked_fill(chosen_above(slates, states.shape[1]), torch.finfo(logits.dtype).min)
 
     def _distill(
@@ -393,12 +426,14 @@ class DeGReGeneratorScorer(Scorer):
         # Looked up once: attributes of modules and configs are slow, and every position needs them.
         self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
         self.blocks = [TokenBlock(layer, implementation) for layer in self.layers]
+        self.guide = model.guide
         self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
         mask = batch["candidate_mask"]
-        states, user = self.model.encode(batch)
+        guided = None if self.guide is None else self.guide.start(batch)
+        states, user = self.model.encode(batch, guided)
         memory = {
             "candidate_states": states,
             "user": user,
@@ -410,7 +445,14 @@ class DeGReGeneratorScorer(Scorer):
             # Contiguous: copied once, read at every position.
             key, value = layer.memory_key_value(states).chunk(2, dim=1)
             memory[f"key_{number}"], memory[f"value_{number}"] = key.contiguous(), value.contiguous()
-        return memory
+        return memory if guided is None else memory | Guide.pack(guided)
+
+    def start(self, batch: Batch) -> ScorerState:
+        """See `Scorer.start`."""
+        state = super().start(batch)
+        if self.guide is not None:
+            state.cache = Guide.first_cache(state.memory)
+        return state
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """See `Scorer.step`; the cache gets the newest token."""
@@ -422,7 +464,18 @@ class DeGReGeneratorScorer(Scorer):
             hidden, cache[f"past_{number}"] = block(hidden, past, known, memory["mask"])
         pointer = memory["pointer"]
         grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
-        return remaining_log_probs(torch.bmm(grouped, pointer).flatten(0, 1), state.available), cache
+        logits = torch.bmm(grouped, pointer).flatten(0, 1)
+        if self.guide is not None:
+            preferences, further = self.guide.step(state)
+            logits, cache = logits + preferences, cache | further
+        return remaining_log_probs(logits, state.available), cache
+
+    def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
+        """See `Scorer.select`."""
+        if self.guide is None:
+            return super().select(cache, parent, index)
+        own = {name: part for name, part in cache.items() if not is_guides(name)}
+        return super().select(own, parent, index) | self.guide.select(cache, parent, index)
 
     def _token(self, state: ScorerState) -> Tensor:
         """What the decoder reads next (R, D): the item chosen last, at first the user."""
