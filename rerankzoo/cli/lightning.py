@@ -234,6 +234,7 @@ def quiet() -> None:
         "does not have many workers",
         "WeightAveraging state cannot be restored",
         "`max_epochs` was not set",
+        "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")

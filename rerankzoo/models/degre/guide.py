@@ -9,6 +9,7 @@ B requests, N candidates, M positions, S slates, D hidden; R rows being decoded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from rerankzoo.layers.embedding import bounded
 from rerankzoo.models.registry import model_class
 
 #: What the entries of the guide's memory and cache are called among the generator's.
-_MEMORY, _CACHE = "guide_memory_", "guide_cache_"
+_MEMORY, _CACHE, _FIRST = "guide_memory_", "guide_cache_", "guide_first"
 _ROUNDING = 1e-4  # values closer than this share of the largest are the same
 
 
@@ -40,6 +41,21 @@ def make_evaluator(config: dict[str, Any], feature_schema: dict[str, Any] | None
     if not hasattr(kind, "reading_size"):
         raise ValueError(f"guide: {named} does not tell what it reads of items, expected an evaluator that searches")
     return kind(kind.config_class.from_dict({**config, "feature_schema": feature_schema}))
+
+
+@dataclass
+class Guided:
+    """What a guide has read of a batch.
+
+    Attributes:
+        state: Of the evaluator's scorer, with one empty prefix per request.
+        values: (B, N), of every candidate as the first item.
+        cache: What the evaluator's scorer has returned with them.
+    """
+
+    state: ScorerState
+    values: Tensor
+    cache: Cache
 
 
 class Guide(nn.Module):
@@ -64,64 +80,61 @@ class Guide(nn.Module):
         return self
 
     @torch.no_grad()
-    def start(self, batch: Batch) -> ScorerState:
-        """Lets the evaluator read a batch, with one empty prefix per request."""
-        state: ScorerState = self.evaluator.scorer().start(batch)
-        return state
+    def read(self, batch: Batch) -> Guided:
+        """Lets the evaluator read a batch, and value every candidate as the first item."""
+        scorer = self.evaluator.scorer()
+        state = scorer.start(batch)
+        return Guided(state, *scorer.step(state))
 
-    def items(self, state: ScorerState) -> Tensor:
+    def items(self, guided: Guided) -> Tensor:
         """Vectors (B, N, D) of the candidates: what the evaluator knows of them, and what they are worth alone."""
-        known = [state.memory[name].flatten(2) for name in sorted(state.memory)]
-        with torch.no_grad():
-            alone = standardised(self.evaluator.scorer().step(state)[0], state.available)
-        reading = torch.cat([*known, alone.unsqueeze(-1)], dim=-1)
-        items: Tensor = self.projection(bounded(reading, self.sharpness.dtype))
+        memory, available = guided.state.memory, guided.state.available
+        known = [memory[name].flatten(2) for name in sorted(memory)]
+        alone = standardised(guided.values, available).unsqueeze(-1)
+        items: Tensor = self.projection(bounded(torch.cat([*known, alone], dim=-1), self.sharpness.dtype))
         return items
 
     def preferences(self, values: Tensor, available: Tensor, position: int) -> Tensor:
         """What values (R, N) of prefixes extended to a position add to the logits, the sharper the more is certain."""
         return standardised(values, available) * self.sharpness[position].exp()
 
-    def along(self, state: ScorerState, slates: Tensor) -> Tensor:
+    def along(self, guided: Guided, slates: Tensor) -> Tensor:
         """Preferences (B, S, M, N) at each position of slates (B, S, M), given the items further up."""
-        scorer, preferences = self.evaluator.scorer(), []
-        parent: Tensor | None = state.request.repeat_interleave(slates.shape[1])
-        for position, index in enumerate(slates.flatten(0, 1).unbind(-1)):
+        scorer, state, values, cache = self.evaluator.scorer(), guided.state, guided.values, guided.cache
+        first: Tensor | None = state.request.repeat_interleave(slates.shape[1])
+        preferences = [self.preferences(take_rows(values, first), take_rows(state.available, first), 0)]
+        for position, index in enumerate(slates[..., :-1].flatten(0, 1).unbind(-1), start=1):
             with torch.no_grad():
+                state, first = scorer.extend(state, cache, first, index), None
                 values, cache = scorer.step(state)
-            values, available = take_rows(values, parent), take_rows(state.available, parent)
-            preferences.append(self.preferences(values, available, position))
-            if position + 1 < slates.shape[-1]:
-                with torch.no_grad():
-                    state, parent = scorer.extend(state, cache, parent, index), None
+            preferences.append(self.preferences(values, state.available, position))
         return torch.stack(preferences, dim=1).unflatten(0, slates.shape[:2])
 
     # --- among the entries of the generator's own state -------------------------------------------------------------
 
     @staticmethod
-    def pack(state: ScorerState) -> dict[str, Tensor]:
-        """Memory and cache of `start` as entries of the generator's memory."""
-        memory = {f"{_MEMORY}{name}": part for name, part in state.memory.items()}
-        return memory | {f"{_CACHE}{name}": part for name, part in state.cache.items()}
+    def pack(guided: Guided) -> dict[str, Tensor]:
+        """What was read as entries of the generator's memory."""
+        memory = {f"{_MEMORY}{name}": part for name, part in guided.state.memory.items()}
+        cache = {f"{_CACHE}{name}": part for name, part in guided.cache.items()}
+        return {**memory, **cache, _FIRST: guided.values}
 
     @staticmethod
     def first_cache(memory: dict[str, Tensor]) -> Cache:
         """Of `pack`'s entries those that begin the cache."""
-        return {name: part for name, part in memory.items() if name.startswith(_CACHE)}
+        return {name: part for name, part in memory.items() if is_guides(name)}
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """Preferences (R, N) of all candidates as the next item, and the evaluator's entries of the cache."""
-        own = ScorerState(
-            state.request,
-            state.available,
-            state.prefix,
-            _unpack(state.memory, _MEMORY),
-            _unpack(state.cache, _CACHE),
-            state.single,
-        )
-        values, cache = self.evaluator.scorer().step(own)
-        preferences = self.preferences(values, state.available, state.prefix.shape[1])
-        return preferences, {f"{_CACHE}{name}": part for name, part in cache.items()}
+        position = state.prefix.shape[1]
+        if position == 0:  # valued when it was read
+            values = state.of_requests(state.memory[_FIRST])
+            return self.preferences(values, state.available, position), Guide.first_cache(state.cache)
+        memory, cache = _unpack(state.memory, _MEMORY), _unpack(state.cache, _CACHE)
+        own = ScorerState(state.request, state.available, state.prefix, memory, cache, state.single)
+        values, fresh = self.evaluator.scorer().step(own)
+        preferences = self.preferences(values, state.available, position)
+        return preferences, {f"{_CACHE}{name}": part for name, part in fresh.items()}
 
     def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
         """See `Scorer.select`: all entries of the cache that are the evaluator's."""

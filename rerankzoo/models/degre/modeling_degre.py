@@ -63,7 +63,7 @@ from rerankzoo.models.base import (
     features_of,
 )
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
-from rerankzoo.models.degre.guide import Guide, is_guides, make_evaluator
+from rerankzoo.models.degre.guide import Guide, Guided, is_guides, make_evaluator
 from rerankzoo.models.registry import register_model
 
 #: The ensemble of evaluators knows no family; the name is kept.
@@ -323,7 +323,7 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
                 there are none.
         """
         mask = batch["candidate_mask"]
-        guided = None if self.guide is None else self.guide.start(batch)
+        guided = None if self.guide is None else self.guide.read(batch)
         states, user = self.encode(batch, guided)
         slates = batch.get("slates")
         prefix = torch.full((mask.shape[0], 1, 1), PADDING, device=mask.device) if slates is None else slates
@@ -343,7 +343,7 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
         if isinstance(module, Guide):
             init.zeros_(module.sharpness)
 
-    def encode(self, batch: Batch, guided: ScorerState | None) -> tuple[Tensor, Tensor]:
+    def encode(self, batch: Batch, guided: Guided | None) -> tuple[Tensor, Tensor]:
         """Encoded candidates (B, N, D) and the projected user (B, D), zeros where nothing is read of the request.
 
         Args:
@@ -362,7 +362,7 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
         return states, user
 
     def _teach(
-        self, states: Tensor, user: Tensor, slates: Tensor, candidate_mask: Tensor, guided: ScorerState | None
+        self, states: Tensor, user: Tensor, slates: Tensor, candidate_mask: Tensor, guided: Guided | None
     ) -> Tensor:
         """Logits (B, S, M, N) of each position, given the user and the items further up."""
         num_slates, length = slates.shape[1:]
@@ -432,7 +432,7 @@ class DeGReGeneratorScorer(Scorer):
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
         mask = batch["candidate_mask"]
-        guided = None if self.guide is None else self.guide.start(batch)
+        guided = None if self.guide is None else self.guide.read(batch)
         states, user = self.model.encode(batch, guided)
         memory = {
             "candidate_states": states,
