@@ -245,25 +245,28 @@ class PlackettLuceLogger:
         Exact: all slates of a request are listed, so that there may be 20,000 at most.
         """
         space = _space(scores, slates)
-        found = np.empty(slates.shape)
-        for row, slate in enumerate(slates):
-            found[row] = self._probabilities(scores[row], space) @ (space == slate)
-        return found
+        parts = [
+            np.einsum("ba,bam->bm", self._probabilities(scores[rows], space), space == slates[rows, None])
+            for rows in _chunks(len(slates), space.size)
+        ]
+        return np.concatenate(parts)
 
     def pseudo_inverse_weights(self, scores: np.ndarray, shown: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """(R,), 1_e' G^+ 1_a of slates e to be judged and shown slates a, both (R, M); exact, as `marginals`."""
         space = _space(scores, slates)
-        pairs = _pairs(space, scores.shape[1])
-        of_shown, of_slates = (_pairs(one, scores.shape[1]) for one in (shown, slates))
-        found = np.empty(len(slates))
-        for row, probabilities in enumerate(self._probabilities(one, space) for one in scores):
-            inverse = np.linalg.pinv(pairs.T @ (pairs * probabilities[:, None]), hermitian=True, rcond=1e-10)
-            found[row] = of_slates[row] @ inverse @ of_shown[row]
-        return found
+        count = scores.shape[1]
+        pairs, of_shown, of_slates = (_pairs(one, count) for one in (space, shown, slates))
+        parts = []
+        for rows in _chunks(len(slates), pairs.size):
+            moments = (pairs.T * self._probabilities(scores[rows], space)[:, None]) @ pairs
+            inverse = np.linalg.pinv(moments, hermitian=True, rcond=1e-10)
+            parts.append(np.einsum("bi,bij,bj->b", of_slates[rows], inverse, of_shown[rows]))
+        return np.concatenate(parts)
 
     def _probabilities(self, scores: np.ndarray, space: np.ndarray) -> np.ndarray:
-        """(A,), of all slates (A, M) of one request with scores (N,)."""
-        return self._prefixes(np.broadcast_to(scores, (len(space), len(scores))), space)[:, -1]
+        """(B, A), of all slates (A, M) of requests with scores (B, N)."""
+        rows = np.repeat(scores, len(space), axis=0), np.tile(space, (len(scores), 1))
+        return self._prefixes(*rows)[:, -1].reshape(len(scores), len(space))
 
     def _prefixes(self, scores: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """(R, M), the probability of each prefix of the slates."""
@@ -283,6 +286,12 @@ def _space(scores: np.ndarray, slates: np.ndarray) -> np.ndarray:
             f"expected no padding and at most {_MAX_SLATES} slates of a request, got {size} of {count} candidates"
         )
     return all_slates(count, size)
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    """Slices of so many requests that those with `size` numbers each fill no more than a few hundred MB."""
+    step = max(1, 5_000_000 // size)
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def _pairs(slates: np.ndarray, num_candidates: int) -> np.ndarray:
