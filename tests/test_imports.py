@@ -34,7 +34,7 @@ LEVELS = {
     "serving": 8,
     "cli": 9,
 }
-SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort"}
+SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort", "causal_trunk"}
 
 
 def imported_modules(path: Path, module: str) -> list[str]:

@@ -203,6 +203,14 @@ class RerankingDataModule(L.LightningDataModule):
         """
         return self.loader("train").feedback_rates()
 
+    def num_positions(self) -> int:
+        """How many positions the slates of the training split show, about."""
+        return self.loader("train").num_positions()
+
+    def item_fields(self) -> list[str]:
+        """The fields of candidates that belong to the item and not to the request (see `constant_fields`)."""
+        return self.loader("train").item_fields()
+
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates of the training split (see `logged_utilities`).
 

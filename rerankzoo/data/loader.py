@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rerankzoo.batch import Batch, entry_of, take, trim
+from rerankzoo.features.encoding import UNKNOWN_ID
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS
 from rerankzoo.features.utility import slate_utility
@@ -25,6 +26,9 @@ BUFFER_BATCHES = 32
 #: Logged requests whose utilities are looked at, and those whose feedback is counted.
 MAX_UTILITY_ROWS = 1_000_000
 MAX_COUNTED_ROWS = 50_000
+#: Requests whose candidates are compared, and when a field's values count as the same.
+MAX_COMPARED_ROWS = 2_000
+_AGREEMENT, _ROUNDING = 0.95, 1e-3
 
 
 @dataclass(eq=False, repr=False)
@@ -92,6 +96,16 @@ class RequestLoader:
         if SLATE_WEIGHTS in self.dataset.column_names:
             return None
         return logged_rates(self.dataset, self.extractor, self.batch_size)
+
+    def num_positions(self) -> int:
+        """How many positions the log shows, by the slates of the rows that are looked at."""
+        looked = _spaced_batches(self.dataset, self.extractor, self.batch_size, MAX_COUNTED_ROWS)
+        shown = [(batch["slates"] >= 0).sum().item() / len(batch["slates"]) for batch in looked]
+        return round(len(self.dataset) * float(np.mean(shown)))
+
+    def item_fields(self) -> list[str]:
+        """The fields of candidates that belong to the item and not to the request (see `constant_fields`)."""
+        return constant_fields(self.dataset, self.extractor, self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
         """The pass and the position in it."""
@@ -171,6 +185,47 @@ def logged_rates(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_s
         shown += int(real.sum())
     rates: list[float] = (happened / shown).tolist()
     return rates
+
+
+def constant_fields(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> list[str]:
+    """The fields of candidates, but the item id, that are the same wherever an item is a candidate.
+
+    A field is one if nineteen in twenty of an item's occurrences agree with its first one; where no item occurs twice,
+    all are but the upstream score. Of a table with more than `MAX_COMPARED_ROWS` rows only so many are looked at.
+
+    Args:
+        dataset: A log.
+        extractor: The fitted extractor.
+        batch_size: Requests that are encoded together.
+    """
+    schema, parts = extractor.schema, []
+    for batch in _spaced_batches(dataset, extractor, batch_size, MAX_COMPARED_ROWS):
+        real = batch["candidate_mask"]
+        parts.append((batch["candidate_categorical"][real].double(), batch["candidate_numeric"][real].double()))
+    categorical, numeric = (torch.cat(part) for part in zip(*parts, strict=True))
+    columns = {field.name: categorical[:, [i]] for i, field in enumerate(schema.select("candidate", "categorical"))}
+    for field in schema.numeric_fields("candidate"):
+        start = schema.position(field.name)
+        columns[field.name] = numeric[:, start : start + field.size]
+    ids = columns.pop(schema.item_id, None)
+    columns.pop(schema.upstream_score or "", None)
+    if ids is None:
+        return list(columns)
+    known = ids[:, 0] > UNKNOWN_ID
+    order = ids[known, 0].argsort(stable=True)
+    sorted_ids = ids[known, 0][order]
+    first = torch.searchsorted(sorted_ids, sorted_ids)
+    again = first != torch.arange(len(first))
+    if not again.any():
+        return list(columns)
+    found = []
+    for name, values in columns.items():
+        values = values[known][order]
+        scale = values.std(0, correction=0)
+        agree = ((values - values[first]).abs() <= _ROUNDING * scale).all(-1)
+        if agree[again].double().mean() >= _AGREEMENT:
+            found.append(name)
+    return found
 
 
 def _spaced_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rerankzoo.layers.behaviour import BEHAVIOURS, Behaviour
 from rerankzoo.layers.embedding import (
     FEATURES,
     FeatureEmbedding,
@@ -11,6 +12,7 @@ from rerankzoo.layers.embedding import (
     PackedEmbedding,
 )
 from rerankzoo.layers.feedback import FeedbackHead
+from rerankzoo.layers.interactions import PairInteractions
 from rerankzoo.layers.transformer import (
     MultiHeadAttention,
     PointerHead,
@@ -23,9 +25,12 @@ from rerankzoo.layers.transformer import (
     linear_function,
     norm_function,
 )
+from rerankzoo.layers.upstream import UpstreamModel
 
 __all__ = [
+    "BEHAVIOURS",
     "FEATURES",
+    "Behaviour",
     "FeatureEmbedding",
     "FeedbackHead",
     "FieldEmbedding",
@@ -33,9 +38,11 @@ __all__ = [
     "InterFieldAttention",
     "MultiHeadAttention",
     "PackedEmbedding",
+    "PairInteractions",
     "PointerHead",
     "TokenBlock",
     "TransformerBlock",
+    "UpstreamModel",
     "additive_mask",
     "attend",
     "causal_mask",

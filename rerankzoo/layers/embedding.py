@@ -37,6 +37,12 @@ def bounded(numeric: Tensor, dtype: torch.dtype) -> Tensor:
     return numeric.clamp(-LARGEST_NUMBER, LARGEST_NUMBER).to(dtype)
 
 
+def compressed(numeric: Tensor) -> Tensor:
+    """Numeric features of any size, of which what exceeds 10 counts by its logarithm: for models without norms."""
+    size = numeric.clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
+    return size.clamp(-10, 10) + size.sign() * torch.log1p((size.abs() - 10).clamp_min(0))
+
+
 class PackedEmbedding(nn.Module):
     """The embeddings of all categorical fields in one table: one gather per group of fields.
 
@@ -124,6 +130,7 @@ class FeatureEmbedding(nn.Module):
             group: len(owners[group]) * embedding_size + num_numeric.get(group, 0)
             for group in ("request", "candidate", "history")
         }
+        self.widths = widths
         self.candidate_projection = nn.Linear(widths["candidate"], hidden_size)
         # A group without fields has no projection: a parameter that can get no gradient stops distributed training.
         self.request_projection = nn.Linear(widths["request"], hidden_size, bias=False) if widths["request"] else None
@@ -151,18 +158,30 @@ class FeatureEmbedding(nn.Module):
         Returns:
             (B, N, D).
         """
-        candidates = self._join("candidate", candidate_categorical, candidate_numeric)
+        candidates = self.join("candidate", candidate_categorical, candidate_numeric)
+        return self.project(candidates, request_categorical, request_numeric, history_categorical, history_mask)
+
+    def project(
+        self,
+        candidates: Tensor,
+        request_categorical: Tensor,
+        request_numeric: Tensor,
+        history_categorical: Tensor | None = None,
+        history_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The vectors (B, N, D) of candidates whose fields are joined already (B, N, `join`'s width)."""
         hidden = self.candidate_projection(candidates)
         if self.request_projection is not None:
-            request = self._join("request", request_categorical, request_numeric)
+            request = self.join("request", request_categorical, request_numeric)
             hidden = hidden + self.request_projection(request).unsqueeze(1)
         if self.history_projection is not None:
             history = mean_history(self.embedding, history_categorical, history_mask).flatten(-2)  # (B, F * E)
             hidden = hidden + self.history_projection(history).unsqueeze(1)
         return hidden
 
-    def _join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
-        embedded = self.embedding(categorical, group).flatten(-2)  # (..., F * E)
+    def join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
+        """A group's embeddings (..., F * E) and `bounded` numbers side by side."""
+        embedded = self.embedding(categorical, group).flatten(-2)
         return torch.cat([embedded, bounded(numeric, embedded.dtype)], dim=-1)
 
 

@@ -29,9 +29,9 @@ def feedback_log_likelihood(logits: Tensor, feedback: Tensor, mask: Tensor, poss
 
     Example:
         >>> import torch
-        >>> logits = torch.tensor([[0.0], [2.0]])
-        >>> feedback_log_likelihood(logits, torch.tensor([[1.0], [0.0]]), torch.tensor([True, False]))
-        tensor([-0.6931,  0.0000])
+        >>> logits = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+        >>> feedback_log_likelihood(logits, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([True, False])).sum()
+        tensor(-1.3863)
     """
     shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
     if shown.device.type == "cpu":

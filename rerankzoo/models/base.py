@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ _MAX_SIZE = 65_536
 
 #: Fields of configs that must lie in a range.
 size_field: Any = interval(min=1, max=_MAX_SIZE)
+count_field: Any = interval(min=0, max=_MAX_SIZE)
 probability_field: Any = interval(min=0.0, max=1.0, exclude_max=True)
 share_field: Any = interval(min=0.0, max=1.0)
 weight_field: Any = interval(min=0.0)
@@ -76,6 +77,22 @@ def _takes_numpy(make: Callable[..., None]) -> Callable[..., None]:
         make(self, *args, **{k: v.item() if isinstance(v, np.generic) else v for k, v in kwargs.items()})
 
     return __init__
+
+
+class TrainingLog(Protocol):
+    """What a config may ask of the training data."""
+
+    def utility_quantile(self, quantile: float) -> float | None:
+        """The quantile of the utility of the logged slates (of mined ones: of the log that they were mined from).
+
+        `None` where nobody knows it.
+        """
+
+    def num_positions(self) -> int:
+        """How many positions the slates show, about."""
+
+    def item_fields(self) -> list[str]:
+        """The fields of candidates that belong to the item and not to the request."""
 
 
 @strict
@@ -201,13 +218,36 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
             )
         return FeatureSchema.from_dict(self.feature_schema)
 
-    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
-        """Fills in what only the training log can tell; most models need nothing.
+    def adapt_to_log(self, log: TrainingLog) -> None:
+        """Fills in what only the training log can tell; most models need nothing."""
 
-        Args:
-            utility_quantile: Maps q to the q-quantile of the utility of the logged slates of the training split (of
-                mined ones: of the log they were mined from), or to `None` where nobody knows it.
-        """
+
+@strict
+class FeedbackConfig(RerankingConfig):
+    """Config of models that predict feedback of which some depends on other.
+
+    Args:
+        conditional_targets: Maps a target to the target it depends on, such as `{"order": "click"}`: its logit is that
+            of an order given a click, its probability the product of both, and it learns only from positions where the
+            click happened. Chains are allowed.
+    """
+
+    conditional_targets: dict[str, str] | None = None
+
+    def validate_conditional_targets(self) -> None:
+        """Checks that conditional targets exist and end in an unconditional one; called by the strict dataclass."""
+        parents = self.conditional_targets or {}
+        if self.feature_schema is not None and parents:
+            known = [target.name for target in self.schema.targets]
+            unknown = sorted({*parents, *parents.values()} - set(known))
+            if unknown:
+                raise ValueError(f"conditional_targets names {unknown}; the schema's targets are {known}")
+        for target in parents:
+            seen = [target]
+            while seen[-1] in parents:
+                seen.append(parents[seen[-1]])
+                if seen[-1] in seen[:-1]:
+                    raise ValueError(f"conditional_targets go in a circle: {' -> '.join(seen)}")
 
 
 @dataclass
@@ -336,9 +376,13 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             for _ in range(number)
         )
 
-    def make_feature_embedding(self) -> FeatureEmbedding:
-        """The feature embedding for the config's schema: one vector per candidate."""
-        num_embeddings, owners = self._categorical_layout()
+    def make_feature_embedding(self, without: Collection[str] = ()) -> FeatureEmbedding:
+        """The feature embedding for the config's schema: one vector per candidate.
+
+        Args:
+            without: Categorical fields of the candidates that it does not read; it is then handed the others only.
+        """
+        num_embeddings, owners = self._categorical_layout(without)
         return FeatureEmbedding(
             num_embeddings=num_embeddings,
             owners=owners,
@@ -360,18 +404,18 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             field_size=field_size,
         )
 
-    def _categorical_layout(self) -> tuple[list[int], dict[str, list[int]]]:
+    def _categorical_layout(self, without: Collection[str] = ()) -> tuple[list[int], dict[str, list[int]]]:
         """Number of ids of each field that owns embeddings, and per group the number of each field's owner."""
         schema = self.schema
-        owning = [field for field in schema.fields if field.kind == "categorical" and field.shares is None]
+        groups = {group: schema.select(group, "categorical") for group in ("request", "candidate", "history")}
+        groups["candidate"] = [field for field in groups["candidate"] if field.name not in without]
+        used = {field.shares or field.name for fields in groups.values() for field in fields}
+        owning = [field for field in schema.fields if field.name in used]
         block = {field.name: number for number, field in enumerate(owning)}
         unfitted = [field.name for field in owning if field.num_embeddings is None]
         if unfitted:
             raise ValueError(f"fields {unfitted} of the schema have no num_embeddings; use a fitted extractor's schema")
-        owners: dict[str, list[int]] = {
-            group: [block[field.shares or field.name] for field in schema.select(group, "categorical")]
-            for group in ("request", "candidate", "history")
-        }
+        owners = {group: [block[field.shares or field.name] for field in fields] for group, fields in groups.items()}
         return [field.num_embeddings or 0 for field in owning], owners
 
     def start_at(self, rates: Sequence[float]) -> None:

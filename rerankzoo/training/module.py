@@ -211,7 +211,7 @@ class RerankingModule(L.LightningModule):
         if "slate_size" not in values:
             values["slate_size"] = data.slate_size()
         config = self.model_class.config_class(**values)
-        config.adapt_to_log(data.utility_quantile)
+        config.adapt_to_log(data)
         return config
 
     def _build(self, config: RerankingConfig) -> None:

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from rerankzoo.errors import HubError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation import SlateGenerationMixin
 from rerankzoo.models.auto import AutoModelForReranking, evaluator_subfolder, model_class
-from rerankzoo.models.base import RerankingConfig, SlateGenerator
+from rerankzoo.models.base import RerankingConfig
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from tests.families import HEADS
 from tests.models.common import EvaluatorTestSuite, GeneratorTestSuite, ModelTestSuite, VariantTestSuite
@@ -65,7 +66,7 @@ def test_auto_classes_know_every_family(extractor: RerankingFeatureExtractor) ->
         assert type(config) is config_class
         assert issubclass(config_class, RerankingConfig)
         model = AutoModelForReranking.from_config(config)
-        assert isinstance(model, SlateGenerator)
+        assert isinstance(model, SlateGenerationMixin)
 
 
 def test_auto_feature_extractor_knows_ours(extractor: RerankingFeatureExtractor, tmp_path: Path) -> None:

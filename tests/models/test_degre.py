@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import permutations
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -519,11 +520,11 @@ def test_history_is_required_where_the_schema_has_it(extractor: RerankingFeature
 
 def test_threshold_comes_from_the_log_unless_given() -> None:
     values = DeGReConfig(utility_quantile=0.75)
-    values.adapt_to_log(lambda quantile: None)  # mined slates have no feedback
+    values.adapt_to_log(SimpleNamespace(utility_quantile=lambda quantile: None))  # mined slates have no feedback
     assert values.utility_threshold is None
-    values.adapt_to_log(lambda quantile: 10 * quantile)
+    values.adapt_to_log(SimpleNamespace(utility_quantile=lambda quantile: 10 * quantile))
     assert values.utility_threshold == 7.5
-    values.adapt_to_log(lambda quantile: 0.0)
+    values.adapt_to_log(SimpleNamespace(utility_quantile=lambda quantile: 0.0))
     assert values.utility_threshold == 7.5
 
 

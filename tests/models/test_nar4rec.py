@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -93,9 +94,9 @@ def test_loss_needs_a_threshold(extractor: RerankingFeatureExtractor, batch: dic
 
 def test_threshold_comes_from_the_log_unless_given() -> None:
     config = NAR4RecConfig(utility_quantile=0.75)
-    config.adapt_to_log(lambda quantile: 10 * quantile)
+    config.adapt_to_log(SimpleNamespace(utility_quantile=lambda quantile: 10 * quantile))
     assert config.utility_threshold == 7.5
-    config.adapt_to_log(lambda quantile: 0.0)
+    config.adapt_to_log(SimpleNamespace(utility_quantile=lambda quantile: 0.0))
     assert config.utility_threshold == 7.5
 
 

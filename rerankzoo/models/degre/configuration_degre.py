@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig, share_field, size_field, weight_field
+from rerankzoo.models.base import FeedbackConfig, TrainingLog, share_field, size_field, weight_field
 
 
 @strict
-class DeGReConfig(RerankingConfig):
-    """Sizes, heads and loss terms of `DeGReEvaluator` and `DeGReGenerator`; see also `RerankingConfig`.
+class DeGReConfig(FeedbackConfig):
+    """Sizes, heads and loss terms of `DeGReEvaluator` and `DeGReGenerator`; see also `FeedbackConfig`.
 
     Args:
         num_hidden_layers: Layers of the evaluator's causal Transformer; layers of the generator's candidate encoder.
@@ -25,9 +24,6 @@ class DeGReConfig(RerankingConfig):
         value_head: How the evaluator values prefixes. `"feedback"`: one probability per feedback target and position, a
             prefix is worth the expected utility of its positions. `"cumulative_regression"`: the paper's, the reward
             accumulated over each prefix is regressed. The first is much better in truth (docs/models/degre.md).
-        conditional_targets: For the feedback head, maps a target to the target it depends on, such as
-            `{"order": "click"}`: its logit is that of an order given a click, its probability the product of both, and
-            it learns only from positions where the click happened. Chains are allowed.
         utility_threshold: From plain logs the generator learns the logged slates whose utility reaches it. `None` until
             the training data is known; the Lightning module sets it to the quantile below.
         utility_quantile: The quantile of the logged utility on the training split, or the log it was mined from, that
@@ -41,7 +37,7 @@ class DeGReConfig(RerankingConfig):
     """
 
     model_type = "degre"
-    training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
+    training_fields = FeedbackConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
     measured_fields = frozenset({"utility_threshold"})
 
     num_hidden_layers: int = size_field(default=2)
@@ -49,7 +45,6 @@ class DeGReConfig(RerankingConfig):
     field_size: int = size_field(default=16)
     guide: dict | None = None
     value_head: Literal["feedback", "cumulative_regression"] = "feedback"
-    conditional_targets: dict[str, str] | None = None
     utility_threshold: float | int | None = None
     utility_quantile: float | int = share_field(default=0.5)
     hard_label_weight: float | int = weight_field(default=1.0)
@@ -60,25 +55,10 @@ class DeGReConfig(RerankingConfig):
         if self.hard_label_weight == 0 and self.soft_label_weight == 0:
             raise ValueError("hard_label_weight and soft_label_weight are both 0: nothing is left to learn")
 
-    def validate_conditional_targets(self) -> None:
-        """Checks that conditional targets exist and end in an unconditional one; called by the strict dataclass."""
-        parents = self.conditional_targets or {}
-        if self.feature_schema is not None and parents:
-            known = [target.name for target in self.schema.targets]
-            unknown = sorted({*parents, *parents.values()} - set(known))
-            if unknown:
-                raise ValueError(f"conditional_targets names {unknown}; the schema's targets are {known}")
-        for target in parents:
-            seen = [target]
-            while seen[-1] in parents:
-                seen.append(parents[seen[-1]])
-                if seen[-1] in seen[:-1]:
-                    raise ValueError(f"conditional_targets go in a circle: {' -> '.join(seen)}")
-
-    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
+    def adapt_to_log(self, log: TrainingLog) -> None:
         """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
         if self.utility_threshold is None:
-            self.utility_threshold = utility_quantile(float(self.utility_quantile))
+            self.utility_threshold = log.utility_quantile(float(self.utility_quantile))
 
 
 __all__ = ["DeGReConfig"]

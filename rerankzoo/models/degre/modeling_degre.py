@@ -33,7 +33,7 @@ from rerankzoo.batch import PADDING, Batch, gather_candidates, widened
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.utility import position_utility, slate_utility
 from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
-from rerankzoo.generation.scorer import check_positions, chosen_above, remaining_log_probs, take_rows
+from rerankzoo.generation.scorer import check_positions, chosen_above, remaining_log_probs
 from rerankzoo.layers import (
     FeedbackHead,
     FieldEmbedding,
@@ -62,6 +62,7 @@ from rerankzoo.models.base import (
     SlateModelOutput,
     features_of,
 )
+from rerankzoo.models.causal_trunk import keep_chosen, read_slates, step_candidates
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
 from rerankzoo.models.degre.guide import Guide, Guided, is_guides, make_evaluator
 from rerankzoo.models.registry import register_model
@@ -148,7 +149,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
     def compute(self, batch: Batch) -> EvaluatorOutput:
         """See `SlateEvaluator.compute`; logits only with the feedback head."""
         slates, value, feedback = batch["slates"], batch["candidate_value"], batch.get("feedback")
-        predicted = self.value_head(self._read(self._slate_items(batch, slates), slates))  # (B, S, M, T or 1)
+        predicted = self.value_head(self._read(self._slate_items(batch, slates)))  # (B, S, M, T or 1)
         if self.predicts_feedback:
             gains = self.value_head.position_utility(predicted, slates, value)
         else:
@@ -192,14 +193,9 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         }
         return self.encode_items({**batch, **picked}).view(*slates.shape, -1)
 
-    def _read(self, items: Tensor, slates: Tensor) -> Tensor:
-        """States (B, S, M, D) of the positions of slates (B, S, M) with these items, each from the items down to it."""
-        length = slates.shape[-1]
-        hidden = (items + self.positions(torch.arange(length, device=slates.device))).flatten(0, 1)  # (B * S, M, D)
-        mask = causal_mask(length, slates.device)  # padding stands at the end: no real position looks at it
-        for layer in self.layers:
-            hidden = layer(hidden, mask=mask, implementation=self.config._attn_implementation)
-        return self.norm(hidden).unflatten(0, slates.shape[:2])
+    def _read(self, items: Tensor) -> Tensor:
+        """States (B, S, M, D) of the positions of slates with these items, each from the items down to it."""
+        return self.norm(read_slates(self.layers, self.positions, items, self.config._attn_implementation))
 
     def gains(self, states: Tensor, position: int, candidate_value: Tensor) -> Tensor:
         """What candidates add to the value of a prefix as its next item.
@@ -223,11 +219,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
 
 
 class DeGReEvaluatorScorer(Scorer):
-    """Values all extensions of all prefixes in one call, from cached keys and values of the prefixes.
-
-    The candidates are the queries; each attends to its row's prefix, which is not copied, and to itself. A chosen
-    candidate's keys and values were computed when it was scored, and are gathered into the cache. What the first layer
-    computes of a candidate at a position does not depend on the prefix: once per request, whatever the beams.
+    """Values all extensions of all prefixes in one call, from cached keys and values (see `step_candidates`).
 
     Args:
         model: The evaluator.
@@ -237,7 +229,7 @@ class DeGReEvaluatorScorer(Scorer):
 
     def __init__(self, model: DeGReEvaluator) -> None:
         self.model = model
-        self.layers = cast(list[TransformerBlock], list(model.layers))
+        self.layers = model.layers
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
@@ -251,16 +243,9 @@ class DeGReEvaluatorScorer(Scorer):
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
         """See `Scorer.step`; the cache gets the keys and values (R, N, 2 * D) of all candidates in each layer."""
-        position, size = state.prefix.shape[1], self.model.config.hidden_size
+        position = state.prefix.shape[1]
         check_positions(position + 1, self.model.config.slate_size)
-        hidden = state.memory["candidate_states"] + self.model.positions.weight[position]
-        projected, cache = state.of_requests(self.layers[0].project(hidden)), dict(state.cache)
-        hidden = state.of_requests(hidden)
-        for number, layer in enumerate(self.layers):
-            if number > 0:
-                projected = layer.project(hidden)
-            cache[f"key_value_{number}"] = projected[..., size:]
-            hidden = layer.step(hidden, projected, state.cache.get(f"past_{number}"))
+        hidden, cache = step_candidates(self.layers, self.model.positions, state.memory["candidate_states"], state)
         gains = self.model.gains(hidden, position, state.of_requests(state.memory["candidate_value"]))
         values = cache["values"] = state.cache["value"].unsqueeze(-1) + gains
         return values.masked_fill(~state.available, float("-inf")), cache
@@ -269,12 +254,7 @@ class DeGReEvaluatorScorer(Scorer):
         """See `Scorer.select`: the prefixes' keys and values, and of the candidates only the chosen one's."""
         chosen = index.clamp_min(0)
         rows = torch.arange(index.shape[0], device=index.device) if parent is None else parent
-        kept = {"value": cache["values"][rows, chosen]}
-        for number, layer in enumerate(self.layers):
-            name = f"past_{number}"
-            fresh = layer.attention.heads(cache[f"key_value_{number}"][rows, chosen].unsqueeze(1))
-            kept[name] = torch.cat([take_rows(cache[name], parent), fresh], dim=2) if name in cache else fresh
-        return kept
+        return {"value": cache["values"][rows, chosen], **keep_chosen(self.layers, cache, parent, rows, chosen)}
 
 
 # --- the generator --------------------------------------------------------------------------------------------------

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig, share_field, size_field, weight_field
+from rerankzoo.models.base import RerankingConfig, TrainingLog, share_field, size_field, weight_field
 
 
 @strict
@@ -54,10 +52,10 @@ class NAR4RecConfig(RerankingConfig):
     contrastive_margin: float | int = weight_field(default=0.5)
     evaluator_is_causal: bool = True
 
-    def adapt_to_log(self, utility_quantile: Callable[[float], float | None]) -> None:
+    def adapt_to_log(self, log: TrainingLog) -> None:
         """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
         if self.utility_threshold is None:
-            self.utility_threshold = utility_quantile(float(self.utility_quantile))
+            self.utility_threshold = log.utility_quantile(float(self.utility_quantile))
 
 
 __all__ = ["NAR4RecConfig"]

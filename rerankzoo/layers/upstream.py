@@ -1,0 +1,76 @@
+"""What the upstream ranker thinks of an item and a request, less the noise in its scores. No config, no model.
+
+B requests, N candidates, K width of an item, C width of a request.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, cat, nn
+from torch.nn import functional as F
+
+from rerankzoo.batch import widened
+from rerankzoo.layers.embedding import PackedEmbedding
+
+
+class UpstreamModel(nn.Module):
+    """Predicts the upstream scores of candidates, of which a log holds many more than feedback.
+
+    An item is its vector and a residual of its own under a Gaussian prior, which is learned from its scores: what the
+    observed vector gets wrong about it. The score is a small network of the item, the request and products of both, and
+    a number per item.
+
+    Args:
+        num_items: Ids, padding and unknown ones included.
+        item_size: K.
+        request_size: C; 0 if nothing is known of requests.
+        hidden_size: Width of the network.
+        residual_std: Standard deviation of the residuals' prior.
+        bias_std: Standard deviation of the prior of the number per item.
+        rank: Products of item and request.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        item_size: int,
+        request_size: int,
+        hidden_size: int = 32,
+        residual_std: float = 0.1,
+        bias_std: float = 0.5,
+        rank: int = 16,
+    ) -> None:
+        super().__init__()
+        self.residual_std, self.bias_std = residual_std, bias_std
+        self.items = PackedEmbedding([num_items], {"candidate": [0]}, item_size + 1)
+        self.item_factors = nn.Linear(item_size, rank)
+        self.request_factors = nn.Linear(request_size, rank) if request_size else None
+        self.item_projection = nn.Linear(item_size + rank, hidden_size)
+        self.request_projection = nn.Linear(request_size, hidden_size, bias=False) if request_size else None
+        self.score = nn.Linear(hidden_size, 1)
+
+    def forward(self, ids: Tensor, items: Tensor, request: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts scores.
+
+        Args:
+            ids: (B, N).
+            items: (B, N, K).
+            request: (B, C).
+
+        Returns:
+            Scores (B, N), and the items' residuals (B, N, K).
+        """
+        own = self.items(ids.unsqueeze(-1), "candidate").squeeze(-2)
+        residuals = own[..., 1:]
+        items = items + residuals
+        factors = self.item_factors(items)
+        if self.request_factors is not None:
+            factors = factors * self.request_factors(request).unsqueeze(1)
+        hidden = self.item_projection(cat([items, factors], dim=-1))
+        if self.request_projection is not None:
+            hidden = hidden + self.request_projection(request).unsqueeze(1)
+        return self.score(F.gelu(hidden)).squeeze(-1) + own[..., 0], residuals
+
+    def prior(self) -> Tensor:
+        """The negative log-density of what belongs to single items."""
+        squares = widened(self.items.table.weight).square()
+        return squares[:, 0].sum() / (2 * self.bias_std**2) + squares[:, 1:].sum() / (2 * self.residual_std**2)

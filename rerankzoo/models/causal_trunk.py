@@ -1,0 +1,70 @@
+"""A causal Transformer over slates: read whole ones, or value all extensions of prefixes from cached keys and values.
+
+B requests, N candidates, M positions, S slates, D hidden; R rows being decoded.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from rerankzoo.generation import Cache, ScorerState
+from rerankzoo.generation.scorer import take_rows
+from rerankzoo.layers import TransformerBlock, causal_mask
+
+
+def _blocks(layers: nn.ModuleList) -> list[TransformerBlock]:
+    return cast(list[TransformerBlock], list(layers))
+
+
+def read_slates(layers: nn.ModuleList, positions: nn.Embedding, items: Tensor, implementation: str) -> Tensor:
+    """States (B, S, M, D) of the positions of slates with these items (B, S, M, D), each from the items down to it."""
+    length = items.shape[-2]
+    hidden = (items + positions(torch.arange(length, device=items.device))).flatten(0, 1)  # (B * S, M, D)
+    mask = causal_mask(length, items.device)  # padding stands at the end: no real position looks at it
+    for layer in _blocks(layers):
+        hidden = layer(hidden, mask=mask, implementation=implementation)
+    return hidden.unflatten(0, items.shape[:2])
+
+
+def step_candidates(
+    layers: nn.ModuleList, positions: nn.Embedding, items: Tensor, state: ScorerState
+) -> tuple[Tensor, Cache]:
+    """States (R, N, D) of all candidates (B, N, D) as the next item of each row's prefix.
+
+    The candidates are the queries; each attends to its row's prefix, which is not copied, and to itself. What the first
+    layer computes of a candidate at a position does not depend on the prefix: once per request, whatever the beams.
+
+    Returns:
+        The states, and the keys and values (R, N, 2 * D) of all candidates in each layer, for `keep_chosen`.
+    """
+    size, cache = items.shape[-1], dict(state.cache)
+    hidden = items + positions.weight[state.prefix.shape[1]]
+    projected = state.of_requests(_blocks(layers)[0].project(hidden))
+    hidden = state.of_requests(hidden)
+    for number, layer in enumerate(_blocks(layers)):
+        if number > 0:
+            projected = layer.project(hidden)
+        cache[f"key_value_{number}"] = projected[..., size:]
+        hidden = layer.step(hidden, projected, state.cache.get(f"past_{number}"))
+    return hidden, cache
+
+
+def keep_chosen(layers: nn.ModuleList, cache: Cache, parent: Tensor | None, rows: Tensor, chosen: Tensor) -> Cache:
+    """The prefixes' keys and values, and of the candidates only the chosen one's, computed when it was scored.
+
+    Args:
+        layers: L.
+        cache: What `step_candidates` has returned.
+        parent: As of `Scorer.extend`.
+        rows: (R',), `parent`, or all rows.
+        chosen: (R',), candidates.
+    """
+    kept = {}
+    for number, layer in enumerate(_blocks(layers)):
+        name = f"past_{number}"
+        fresh = layer.attention.heads(cache[f"key_value_{number}"][rows, chosen].unsqueeze(1))
+        kept[name] = torch.cat([take_rows(cache[name], parent), fresh], dim=2) if name in cache else fresh
+    return kept
