@@ -4,7 +4,7 @@ It has the form of the world, a `UserModel` over appeal, similarity and compleme
 vectors and biases in it: they are fitted to the log by maximum likelihood with a mild ridge (the priors below). It sees
 what any model of the log sees: user and item embeddings with their noise, categories, item ids, slates and clicks.
 
-    a_i = b0 + sum_d w_d u_d q_id + b_i,  S_ij = max(0, <q_i, q_j>),  q_i = (observed vector + residual_i) / its length
+    a_i = b0 + scale * <u, q_i> + b_i,  S_ij = max(0, <q_i, q_j>),  q_i = (observed vector + residual_i) / its length
 
 with a bias b_i, a residual per item, and a free number K for every ordered pair of categories.
 """
@@ -63,7 +63,7 @@ class _World(nn.Module):
         super().__init__()
         self.user_type = type(settings.user_model)
         self.base = nn.Parameter(click_rate.logit(_SMALLEST_RATE))
-        self.weights = nn.Parameter(torch.zeros(settings.latent_size))
+        self.scale = nn.Parameter(torch.tensor(0.0))
         self.bias = nn.Parameter(torch.zeros(settings.num_items))
         self.residual = nn.Parameter(torch.zeros(settings.num_items, settings.latent_size))
         self.complements = nn.Parameter(torch.zeros(settings.num_categories, settings.num_categories))
@@ -84,9 +84,7 @@ class _World(nn.Module):
         similarity = torch.relu(vectors @ vectors.mT)
         complement = self.complements[seen.category[:, :, None], seen.category[:, None, :]]
         return Requests(
-            appeal=self.base
-            + vectors @ (self.weights * seen.user)[..., None] @ torch.ones(1)
-            + self.bias[seen.item_id],
+            appeal=self.base + self.scale * torch.einsum("bd,bkd->bk", seen.user, vectors) + self.bias[seen.item_id],
             value=seen.value,
             category=seen.category,
             similarity=similarity.flatten(1),
