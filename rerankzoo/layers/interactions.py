@@ -79,3 +79,24 @@ class PairInteractions(nn.Module):
         if self.looks_ahead:
             return self.weight[:, :, (offset > 0).long(), distance] * (offset != 0)
         return self.weight[:, :, 0, distance] * (offset < 0)
+
+    def of_slates(self, query: Tensor, key: Tensor, slates: Tensor) -> Tensor:
+        """The effect (B, S, M', T) of all items of slates (B, S, M') on each of them; -100 pads.
+
+        The effects of all pairs of candidates, by their `heads` (B, N, H, r), are computed once and looked up: for more
+        slates than there are pairs.
+        """
+        num_candidates, length = query.shape[1], slates.shape[-1]
+        weight = widened(self.weight)[..., : max(1, length - 1)]
+        pairs = torch.einsum("bhij,chsd->bcsdij", self.affinities(query, key), weight)
+        position = torch.arange(length, device=slates.device)
+        offset = position - position.unsqueeze(-1)  # [t, s]: s - t
+        counted = (offset < 0) | (offset > 0 if self.looks_ahead else torch.zeros_like(offset, dtype=torch.bool))
+        side = (offset > 0).long() * self.looks_ahead
+        place = side * weight.shape[-1] + (offset.abs() - 1).clamp_min(0)  # (M', M')
+        item = slates.clamp_min(0)
+        index = (place * num_candidates + item.unsqueeze(-1)) * num_candidates + item.unsqueeze(-2)  # (B, S, M', M')
+        looked_up = pairs.flatten(2).gather(-1, index.flatten(1).unsqueeze(1).expand(-1, pairs.shape[1], -1))
+        effects = looked_up.view(*pairs.shape[:2], *index.shape[1:])
+        effects = effects.masked_fill(~(counted & (slates >= 0).unsqueeze(-2)).unsqueeze(1), 0.0)
+        return effects.sum(-1).permute(0, 2, 3, 1)

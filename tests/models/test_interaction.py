@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rerankzoo.batch import inputs, take
 from rerankzoo.features import RerankingFeatureExtractor
@@ -84,11 +85,20 @@ def test_a_later_item_revises_those_above(extractor: RerankingFeatureExtractor, 
     assert (chosen <= 1 + model.behaviour.others.sigmoid()).all()
 
 
-def test_many_slates_are_scored_as_few_are(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
-    model, known = evaluator(extractor), inputs(batch)
-    slates = torch.from_numpy(all_slates(3, 2).copy()).expand(8, -1, -1)
+@pytest.mark.parametrize("parts", [{}, {"looks_ahead": False, "num_hidden_layers": 1}, {"behaviour": "satisfaction"}])
+def test_many_slates_are_scored_as_few_are(
+    extractor: RerankingFeatureExtractor, batch: Batch, parts: dict[str, Any]
+) -> None:
+    """By effects that are looked up, and by effects that are computed for each slate."""
+    model, known = evaluator(extractor, **parts), inputs(batch)
+    num_candidates = batch["candidate_mask"].shape[1]
+    slates = torch.from_numpy(all_slates(num_candidates, 3).copy())[::3].expand(8, -1, -1)
+    slates = torch.cat([slates, F.pad(slates[..., :2], (0, 1), value=-100)], dim=1)
+    assert slates[0].numel() >= num_candidates**2
     together = model.score_slates(slates, **known)
-    torch.testing.assert_close(together, torch.cat([model.score_slates(one, **known) for one in slates.split(1, 1)], 1))
+    torch.testing.assert_close(
+        together, torch.cat([model.score_slates(part, **known) for part in slates.split(4, 1)], 1)
+    )
 
 
 def test_upstream_scores_are_learned_apart(extractor: RerankingFeatureExtractor, batch: Batch) -> None:

@@ -59,6 +59,10 @@ class ItemReading(NamedTuple):
     key: Tensor  # (..., H, r), for what the item does to others
     states: Tensor  # (..., D), for the trunk
 
+    def at(self, slates: Tensor) -> ItemReading:
+        """The items of slates (B, S, M'), of a reading of candidates."""
+        return ItemReading(*(gather_candidates(part.flatten(2), slates).unflatten(-1, part.shape[2:]) for part in self))
+
 
 @register_model
 class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
@@ -151,6 +155,12 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         elif isinstance(module, ChoiceBehaviour):
             init.constant_(module.others, -3.0)
 
+    @property
+    def reading_size(self) -> int:
+        """Numbers that the scorer's memory holds of an item."""
+        paired = 0 if self.pairs is None else 2 * self.pairs.num_heads * self.pairs.head_size
+        return self.config.hidden_size + paired + 2 * len(self.schema.targets) + self.behaviour.extra_size
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_items(self, batch: Batch) -> ItemReading:
@@ -191,11 +201,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         """Reads the items of slates (B, S, M'); where they show fewer than there are candidates, only those."""
         shown = slates.flatten(1)
         if shown.shape[1] >= batch["candidate_numeric"].shape[1]:
-            parts = (
-                gather_candidates(part.flatten(2), slates).unflatten(-1, part.shape[2:])
-                for part in self.read_items(batch)
-            )
-            return ItemReading(*parts)
+            return self.read_items(batch).at(slates)
         names = ("candidate_categorical", "candidate_numeric")
         picked = {name: gather_candidates(batch[name], shown) for name in names}
         return ItemReading(*(part.unflatten(1, slates.shape[1:]) for part in self.read_items({**batch, **picked})))
@@ -231,8 +237,26 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         """See `SlateEvaluator.score_slates`: without the values of prefixes, which cost more than those of slates."""
         self._check_length(slates)
         known = {"slates": slates, **inputs(batch)}
-        given, extra, _ = self._read_slates(known, prefixes=False)
+        num_candidates = known["candidate_mask"].shape[1]
+        if self.pairs is None or slates[0].numel() < num_candidates * num_candidates:
+            given, extra, _ = self._read_slates(known, prefixes=False)
+        else:
+            candidates = self.read_items(known)
+            nothing = candidates.query.new_empty(*candidates.query.shape[:2], 0, 1)
+            unread = {"query": nothing, "key": nothing} | (
+                {} if self.trunk is not None else {"states": nothing[..., 0]}
+            )
+            items = candidates._replace(**unread).at(slates)
+            effects = self.pairs.of_slates(candidates.query, candidates.key, slates)
+            given, extra = (self._alone(items) + effects).unsqueeze(2), widened(items.extra)
         return self._value(known, given, extra, prefixes=False)[1].squeeze(-1)
+
+    def _alone(self, items: ItemReading) -> Tensor:
+        """Logits (B, S, M, T) of the positions of slates, without what the pair channel adds."""
+        logits = items.logits + self.position_bias[: items.logits.shape[2]]
+        if self.trunk is not None:
+            logits = logits + self.trunk(items.states, self.config._attn_implementation)
+        return widened(logits)
 
     def _read_slates(self, batch: Batch, prefixes: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, S, t, M, T) of all positions given the items down to t, extra (B, S, M, E) and mask (B, S, M).
@@ -241,10 +265,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         """
         slates = batch["slates"]
         items, mask, length = self._slate_items(batch, slates), slates >= 0, slates.shape[-1]
-        logits = items.logits + self.position_bias[:length]
-        if self.trunk is not None:
-            logits = logits + self.trunk(items.states, self.config._attn_implementation)
-        given = widened(logits).unsqueeze(2)
+        given = self._alone(items).unsqueeze(2)
         if self.pairs is None:
             given = given.expand(-1, -1, length if prefixes else 1, -1, -1)
         else:
