@@ -18,6 +18,7 @@ from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import Scorer
 from rerankzoo.layers import TokenBlock
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReEvaluatorEnsemble, DeGReGenerator
+from rerankzoo.models.degre.guide import best_partners
 from tests.generation.common import play
 from tests.models.common import EvaluatorTestSuite, GeneratorVariantTestSuite, ScorerTestSuite
 
@@ -90,6 +91,19 @@ GUIDE = {
 class TestGuidedGenerator(ScorerTestSuite):
     model_class = DeGReGenerator
     config_values: ClassVar[dict[str, Any]] = {**TINY, "guide": GUIDE}
+
+
+class TestGeneratorGuidedByPairs(GeneratorVariantTestSuite):
+    model_class = DeGReGenerator
+    config_values: ClassVar[dict[str, Any]] = {
+        **TINY,
+        "guide": {
+            "architectures": ["InteractionEvaluator"],
+            "slate_size": 4,
+            "hidden_size": 8,
+            "initializer_range": 1.0,
+        },
+    }
 
 
 class TestDeGReEvaluator(ScorerTestSuite, EvaluatorTestSuite):
@@ -455,6 +469,15 @@ def test_a_sharp_guide_is_followed(extractor: RerankingFeatureExtractor, batch: 
         model.guide.sharpness.fill_(12.0)
         model.pointer.query.weight.zero_()
     assert torch.equal(model.generate(**batch), model.guide.evaluator.generate(**batch))
+
+
+def test_best_partners_by_hand() -> None:
+    """Of three candidates, the third of which is padding, two pairs exist: 1 above 2 is worth 3, 2 above 1 is worth 1."""
+    never = float("-inf")
+    pairs = torch.tensor([[[never, 3.0, 9.0], [1.0, never, 9.0], [9.0, 9.0, never]]])
+    found = best_partners(pairs, torch.tensor([[True, True, False]]))
+    expected = [[1.0, -10, -10, -1, -10, -10], [-1.0, -10, -10, 1, -10, -10], [-10.0] * 6]
+    torch.testing.assert_close(found, torch.tensor([expected]))
 
 
 def test_a_guide_stays_as_it_is(extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rerankzoo.batch import Batch, widened
 from rerankzoo.generation import Cache, ScorerState
@@ -24,6 +25,9 @@ from rerankzoo.models.registry import model_class
 #: What the entries of the guide's memory and cache are called among the generator's.
 _MEMORY, _CACHE, _FIRST = "guide_memory_", "guide_cache_", "guide_first"
 _ROUNDING = 1e-4  # values closer than this share of the largest are the same
+#: How many of an item's best partners are told, of those below it and of those above it.
+_PARTNERS = 3
+_NEVER = -10.0  # deviations: of a pair that cannot be
 
 
 def make_evaluator(config: dict[str, Any], feature_schema: dict[str, Any] | None) -> Any:
@@ -51,11 +55,13 @@ class Guided:
         state: Of the evaluator's scorer, with one empty prefix per request.
         values: (B, N), of every candidate as the first item.
         cache: What the evaluator's scorer has returned with them.
+        partners: (B, N, 6), of each candidate the values of the best pairs that it begins, and of those that it ends.
     """
 
     state: ScorerState
     values: Tensor
     cache: Cache
+    partners: Tensor
 
 
 class Guide(nn.Module):
@@ -70,7 +76,7 @@ class Guide(nn.Module):
     def __init__(self, evaluator: Any, slate_size: int, hidden_size: int) -> None:
         super().__init__()
         self.evaluator = evaluator.requires_grad_(False)
-        self.projection = nn.Linear(evaluator.reading_size + 1, hidden_size)
+        self.projection = nn.Linear(evaluator.reading_size + 1 + 2 * _PARTNERS, hidden_size)
         self.sharpness = nn.Parameter(torch.empty(slate_size))
 
     def train(self, mode: bool = True) -> Guide:
@@ -81,17 +87,23 @@ class Guide(nn.Module):
 
     @torch.no_grad()
     def read(self, batch: Batch) -> Guided:
-        """Lets the evaluator read a batch, and value every candidate as the first item."""
+        """Lets the evaluator read a batch, and value every candidate and every pair as the beginning of a slate."""
         scorer = self.evaluator.scorer()
         state = scorer.start(batch)
-        return Guided(state, *scorer.step(state))
+        values, cache = scorer.step(state)
+        requests, candidates = values.shape
+        parent = state.request.repeat_interleave(candidates)
+        first = torch.arange(candidates, device=values.device).repeat(requests)
+        pairs = scorer.step(scorer.extend(state, cache, parent, first))[0].unflatten(0, (requests, candidates))
+        return Guided(state, values, cache, best_partners(pairs, state.available))
 
     def items(self, guided: Guided) -> Tensor:
-        """Vectors (B, N, D) of the candidates: what the evaluator knows of them, and what they are worth alone."""
+        """Vectors (B, N, D) of the candidates: what the evaluator knows of them, alone and with their best partners."""
         memory, available = guided.state.memory, guided.state.available
         known = [memory[name].flatten(2) for name in sorted(memory)]
         alone = standardised(guided.values, available).unsqueeze(-1)
-        items: Tensor = self.projection(bounded(torch.cat([*known, alone], dim=-1), self.sharpness.dtype))
+        reading = torch.cat([*known, alone, guided.partners], dim=-1)
+        items: Tensor = self.projection(bounded(reading, self.sharpness.dtype))
         return items
 
     def preferences(self, values: Tensor, available: Tensor, position: int) -> Tensor:
@@ -155,6 +167,25 @@ def standardised(values: Tensor, available: Tensor) -> Tensor:
     centred = (values - values.sum(-1, keepdim=True) / count).masked_fill(~available, 0.0)
     deviation = (centred.square().sum(-1, keepdim=True) / count).sqrt()
     return centred / deviation.clamp_min(_ROUNDING)
+
+
+def best_partners(pairs: Tensor, available: Tensor) -> Tensor:
+    """What the first choice has to look ahead to.
+
+    Args:
+        pairs: (B, N, N), value of the slate of two with the first candidate above the second; -inf on the diagonal.
+        available: (B, N).
+
+    Returns:
+        (B, N, 6), of each candidate the three best pairs that it begins and the three best that it ends, in standard
+        deviations of all pairs of the request.
+    """
+    real = available.unsqueeze(1) & available.unsqueeze(2) & (pairs > float("-inf"))
+    deviations = standardised(pairs.flatten(1), real.flatten(1)).view_as(pairs).masked_fill(~real, _NEVER)
+    deviations = F.pad(deviations, (0, _PARTNERS, 0, _PARTNERS), value=_NEVER)  # of requests with few candidates
+    below, above = deviations.topk(_PARTNERS, dim=2).values, deviations.topk(_PARTNERS, dim=1).values
+    candidates = pairs.shape[1]
+    return torch.cat([below[:, :candidates], above[..., :candidates].transpose(1, 2)], dim=-1)
 
 
 def _unpack(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
