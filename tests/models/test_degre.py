@@ -83,7 +83,7 @@ class TestDistilledGenerator(GeneratorVariantTestSuite):
 
 GUIDE = {
     "architectures": ["DeGReEvaluator"],
-    **{**TINY, "hidden_size": 16, "num_hidden_layers": 1},
+    **{**TINY, "hidden_size": 24, "num_hidden_layers": 1},
     "initializer_range": 1.0,  # it tells items apart
 }
 
@@ -472,7 +472,7 @@ def test_a_sharp_guide_is_followed(extractor: RerankingFeatureExtractor, batch: 
 
 
 def test_best_partners_by_hand() -> None:
-    """Of three candidates, the third of which is padding, two pairs exist: 1 above 2 is worth 3, 2 above 1 is worth 1."""
+    """The third candidate is padding: two pairs exist, 1 above 2 is worth 3, and 2 above 1 is worth 1."""
     never = float("-inf")
     pairs = torch.tensor([[[never, 3.0, 9.0], [1.0, never, 9.0], [9.0, 9.0, never]]])
     found = best_partners(pairs, torch.tensor([[True, True, False]]))

@@ -92,8 +92,8 @@ class Guide(nn.Module):
         state = scorer.start(batch)
         values, cache = scorer.step(state)
         requests, candidates = values.shape
-        parent = state.request.repeat_interleave(candidates)
-        first = torch.arange(candidates, device=values.device).repeat(requests)
+        parent = state.request.unsqueeze(-1).expand(-1, candidates).flatten()
+        first = torch.arange(candidates, device=values.device).expand(requests, -1).flatten()
         pairs = scorer.step(scorer.extend(state, cache, parent, first))[0].unflatten(0, (requests, candidates))
         return Guided(state, values, cache, best_partners(pairs, state.available))
 
