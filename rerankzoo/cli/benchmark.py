@@ -16,8 +16,18 @@ from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.lightning import RecipeParser
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.cli.runs import Trained, console, mine_once, total, train, train_members
+from rerankzoo.cli.trying import log_likelihoods, parse_choice
 from rerankzoo.errors import RecipeError, did_you_mean, shown
-from rerankzoo.evaluation import Decoding, Evaluation, Point, evaluator_quality, print_table, write_curve, write_report
+from rerankzoo.evaluation import (
+    Decoding,
+    Evaluation,
+    Point,
+    evaluator_quality,
+    print_table,
+    write_curve,
+    write_report,
+    write_worlds,
+)
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import SlateGenerationMixin
 from rerankzoo.mining import MiningSettings, mine_folder
@@ -38,10 +48,20 @@ class EvaluatorSpec:
     recipe: str
     arguments: list[str] = field(default_factory=list)  # added to the recipe's command line
     members: PositiveInt = 1  # so many are trained, with different seeds, to be one ensemble
+    choose: str | None = None  # "KEY=A,B": of one for each value, the one that held-out feedback prefers
     story: str = ""  # what to say of it while it trains
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)  # before anything is trained
+        if self.choose is not None:
+            parse_choice([self.choose])
+
+
+@dataclass(frozen=True)
+class World:
+    """A world, or another setting of the data, in which all models of a benchmark are measured."""
+
+    arguments: list[str] = field(default_factory=list)  # added to every recipe's
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,8 @@ class Benchmark:
     evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)  # for the slates of models that name one only
     arguments: list[str] = field(default_factory=list)  # added to every recipe's; `{seed}`: the run's number
     curve: Curve | None = None
+    worlds: dict[str, World] = field(default_factory=dict)  # each is measured by itself, and all in one table
+    pointwise: list[str] = field(default_factory=list)  # the models that only sort: where the gap of a world begins
     ceiling: bool = False  # whether the correctly specified model of the simulated log is a baseline
 
     def __post_init__(self) -> None:
@@ -151,7 +173,7 @@ class Benchmark:
 
 def _part(key: str, value: Any) -> Any:
     """The value of a key of a benchmark file."""
-    if key == "arguments":
+    if key in ("arguments", "pointwise"):
         if not isinstance(value, list) or not all(isinstance(argument, str) for argument in value):
             raise RecipeError(f"{key}: expected a list of texts, got {shown(value)}")
         return value
@@ -159,8 +181,8 @@ def _part(key: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise RecipeError(f"{key}: expected true or false, got {shown(value)}")
         return value
-    kind = {"models": Entry, "curve": Curve}.get(key, EvaluatorSpec)
-    if key not in ("models", "evaluators"):
+    kind = {"models": Entry, "curve": Curve, "worlds": World}.get(key, EvaluatorSpec)
+    if key not in ("models", "evaluators", "worlds"):
         return _parsed(kind, value, key)
     if not isinstance(value, Mapping):
         raise RecipeError(f"{key}: expected {key} by name, got {shown(value)}")
@@ -202,6 +224,7 @@ class _Run:
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
         self.evaluators: dict[str | None, Trained] = {}
         self.runs: dict[str | None, tuple[EvaluationRun, dict[str, float]]] = {}
+        self.chosen: dict[str, str] = {}  # by the evaluator's name, what held-out feedback preferred
 
     def evaluate(self, name: str, entry: Entry) -> Evaluation:
         """Trains and judges one model."""
@@ -229,7 +252,22 @@ class _Run:
 
     def _train_evaluator(self, spec: EvaluatorSpec, name: str, further: Sequence[str] = ()) -> Trained:
         arguments = [*self.options, *further, *spec.arguments]
+        if spec.choose is not None:
+            return self._choose_evaluator(spec, name, arguments)
         return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
+
+    def _choose_evaluator(self, spec: EvaluatorSpec, name: str, arguments: Sequence[str]) -> Trained:
+        """Of one evaluator for each value, the one that held-out feedback prefers; its cost is that of all."""
+        key, values = parse_choice([spec.choose or ""])
+        trials = {}
+        for value in values:
+            own = [*arguments, f"--{key}={value}"]
+            trials[value] = train_members(spec.recipe, self.root / f"{name}-{value}", self.seed, spec.members, own)
+        loader = next(iter(trials.values())).data.loader("validation")
+        logged = {value: float(log_likelihoods(trial.folder, loader).mean()) for value, trial in trials.items()}
+        self.chosen[name] = max(logged, key=lambda value: logged[value])
+        console.print(f"{name}: {self.chosen[name]}, by the held-out log-likelihoods {logged}")
+        return replace(trials[self.chosen[name]], cpu_seconds=total(trial.cpu_seconds for trial in trials.values()))
 
     def _train(self, name: str, entry: Entry, evaluator: Trained | None) -> tuple[Trained, dict[str, float | None]]:
         """The model, and the CPU seconds of its stages."""
@@ -287,6 +325,7 @@ def benchmark(
     out: Path,
     seeds: PositiveInt = 3,
     models: list[str] | None = None,
+    worlds: list[str] | None = None,
     device: str = "auto",
 ) -> None:
     """Trains and evaluates models over several seeds.
@@ -300,13 +339,32 @@ def benchmark(
         out: Folder for checkpoints, table, plot and results.json; what is trained there is not trained again.
         seeds: Number of runs, with seeds 0, 1...
         models: Only these of the file's models (default: all).
+        worlds: Only these of the file's worlds (default: all).
         device: Where models are evaluated, such as cpu or cuda:1; auto: the accelerator where there is one. (For the
             training: --trainer.accelerator.)
     """
     asked = Benchmark.from_yaml(find_recipe(file))
     asked = asked.only(models) if models else asked
     options = join_options(further)
-    runs = (_Run(asked, out / f"seed-{seed}", seed, options, device) for seed in range(seeds))
+    if worlds and (unknown := sorted(set(worlds) - asked.worlds.keys())):
+        raise RecipeError(f"unknown worlds {unknown}; there are {list(asked.worlds)}")
+    if not asked.worlds:
+        _measure(asked, out, seeds, options, device)
+        return
+    found: dict[str, list[Evaluation]] = {}
+    notes: dict[str, dict[str, str]] = {}
+    for name in worlds or asked.worlds:
+        console.rule(f"world {name}")
+        found[name], notes[name] = _measure(asked, out / name, seeds, [*asked.worlds[name].arguments, *options], device)
+        paths = write_worlds(found, asked.pointwise, notes, out)
+    print("written:", ", ".join(map(str, paths.values())))
+
+
+def _measure(
+    asked: Benchmark, out: Path, seeds: int, options: Sequence[str], device: str
+) -> tuple[list[Evaluation], dict[str, str]]:
+    """Trains and evaluates all models over several seeds; also tells which evaluators were chosen."""
+    runs = [_Run(asked, out / f"seed-{seed}", seed, options, device) for seed in range(seeds)]
     evaluations = [run.evaluate(name, entry) for run in runs for name, entry in asked.models.items()]
     paths = write_report(evaluations, out)
     if asked.curve is not None:
@@ -314,3 +372,4 @@ def benchmark(
         paths["curve"] = write_curve(evaluations, out, points, **asdict(asked.curve))
     print_table(evaluations)
     print("written:", ", ".join(map(str, paths.values())))
+    return evaluations, {f"chosen, seed {run.seed}": ", ".join(run.chosen.values()) for run in runs if run.chosen}

@@ -45,7 +45,7 @@ def fit(arguments: Sequence[str]) -> None:
         run(arguments)
         return
     at = words.index(_OPTION)
-    key, values = _parse(words[at + 1 : at + 2])
+    key, values = parse_choice(words[at + 1 : at + 2])
     rest = [*words[1:at], *words[at + 2 :]]
     planned = command_line([*rest, f"--{key}={values[0]}"], run=False).config
     root = Path(planned.trainer.default_root_dir)
@@ -61,7 +61,7 @@ def fit(arguments: Sequence[str]) -> None:
     print(f"{report['chosen']} is in {target}, all in {root / TRIED_FOLDER}")
 
 
-def _parse(words: Sequence[str]) -> tuple[str, list[str]]:
+def parse_choice(words: Sequence[str]) -> tuple[str, list[str]]:
     """The key and its values, as the command line takes them."""
     key, _, text = (words[0] if words else "").partition("=")
     try:

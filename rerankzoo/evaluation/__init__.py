@@ -10,6 +10,7 @@ from rerankzoo.evaluation.protocol import PENALTY_ALPHAS, evaluate, tune_penalty
 from rerankzoo.evaluation.report import print_table, write_report
 from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, aggregate, compare, differences
 from rerankzoo.evaluation.slate_ranks import EvaluatorRanks, Evaluators, SimulatorTruth, SlateRanks
+from rerankzoo.evaluation.worlds import write_worlds
 
 __all__ = [
     "MIN_OBSERVED",
@@ -37,4 +38,5 @@ __all__ = [
     "tune_penalty_alpha",
     "write_curve",
     "write_report",
+    "write_worlds",
 ]
