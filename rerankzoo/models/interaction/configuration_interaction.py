@@ -23,6 +23,8 @@ class InteractionEvaluatorConfig(FeedbackConfig):
         interaction_fields: Fields of candidates that the pair channel reads. `None` until the training data is known:
             the Lightning module names those that belong to the item (its category, say, and not its affinity to the
             user: what items do to one another depends on the items). Without a log: all but the id.
+        compares: Whether the pair channel also reads how an item does by itself, and its fields times that: two items
+            of a kind are then compared, and not only alike.
         looks_ahead: Whether an item has an effect on those above it: they are then revised when it is added.
         reads_ids: Whether the network that reads an item's fields also reads an embedding of its id. What an id alone
             tells is small and noisy, and mostly a number per item is enough (`item_bias_std`).
@@ -45,6 +47,7 @@ class InteractionEvaluatorConfig(FeedbackConfig):
     num_interaction_heads: int = count_field(default=8)
     interaction_size: int = size_field(default=8)
     interaction_fields: list[str] | None = None
+    compares: bool = True
     looks_ahead: bool = True
     reads_ids: bool = False
     item_bias_std: float | int = weight_field(default=0.5)

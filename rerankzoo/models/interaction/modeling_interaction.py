@@ -7,7 +7,8 @@ given them. The logit of a target at position t of the slate l is
 
 where f reads the fields of item and request (a network beside a linear path), b is one number per item id under a
 Gaussian prior, p belongs to the position, `pair` is `rerankzoo.layers.PairInteractions` (low-rank products, some
-rectified, weighted by distance, of items above and below), and the trunk, a causal Transformer, may be absent. A
+rectified, weighted by distance, of items above and below; it reads what belongs to the item and, so that items can be
+compared, how each does by itself), and the trunk, a causal Transformer, may be absent. A
 `rerankzoo.layers.Behaviour` turns logits into probabilities and into the likelihood of a whole slate's feedback.
 
 *Whole slates with revision*: V(l_1..l_t) is the expected utility if the page ended at t: every position is read given
@@ -94,7 +95,11 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
             ItemBias([num_items], {"candidate": [0]}, targets) if num_items and config.item_bias_std else None
         )
         shape = (config.num_interaction_heads, config.interaction_size, config.slate_size, targets, config.looks_ahead)
-        self.pairs = PairInteractions(width, *shape) if config.num_interaction_heads else None
+        self.pairs = (
+            PairInteractions(2 * width + 1 if config.compares else width, *shape)
+            if config.num_interaction_heads
+            else None
+        )
         denoises = bool(config.denoises_upstream and schema.upstream_score and num_items)
         request = self.features.widths["request"]
         self.upstream = UpstreamModel(num_items, width, request) if denoises else None
@@ -179,8 +184,15 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
             logits = logits + self.item_bias(self._ids(batch).unsqueeze(-1), "candidate").squeeze(-2)
         extra = logits.new_empty(*logits.shape[:-1], 0) if self.extra is None else self.extra(states)
         nothing = logits.new_empty(*logits.shape[:-1], 0, 1)
-        query, key = (nothing, nothing) if self.pairs is None else self.pairs.heads(items)
+        query, key = (nothing, nothing) if self.pairs is None else self.pairs.heads(self._paired(items, logits))
         return ItemReading(logits, extra, query, key, states)
+
+    def _paired(self, items: Tensor, logits: Tensor) -> Tensor:
+        """What the pair channel reads of items (..., K) with these logits (..., T) by themselves."""
+        if not self.config.compares:
+            return items
+        appeal = torch.tanh(logits[..., self.leading, None] / 2)
+        return torch.cat([items, appeal, appeal * items], dim=-1)
 
     def _fields(self, batch: Batch) -> Tensor:
         """All that is read of the candidates (B, N, K), side by side."""
@@ -307,12 +319,14 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         return squares / (2 * self.config.item_bias_std**2) / (positions * len(self.schema.targets))
 
     def _upstream_loss(self, batch: Batch, learned: Tensor) -> Tensor:
-        """Squared error of the predicted upstream scores, the mean over requests, with the prior of single items."""
+        """Error of the predicted upstream scores, the mean over requests, with the prior of single items."""
         batch = _compressed(batch)
         predicted, _ = self._upstream(batch, self._fields(batch).index_select(-1, self.item_columns))
         scores = batch["candidate_numeric"][..., self.schema.position(str(self.schema.upstream_score))]
         mask = batch["candidate_mask"] & learned.unsqueeze(-1)
-        errors = (widened(predicted) - widened(scores)).square().masked_fill(~mask, 0.0)
+        # Squared up to 3 deviations of standardised scores, linear beyond: no outlier outweighs the rest.
+        errors = 2 * F.huber_loss(widened(predicted), widened(scores), reduction="none", delta=3.0)
+        errors = errors.masked_fill(~mask, 0.0)
         error = (errors.sum(-1) / mask.sum(-1).clamp_min(1)).mean()
         if not self.config.num_logged_positions:
             return error
