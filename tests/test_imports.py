@@ -29,6 +29,7 @@ LEVELS = {
     "backends": 5,
     "evaluation": 5,
     "hub": 6,
+    "diagnosis": 6,
     "pipeline": 7,
     "training": 7,
     "serving": 8,

@@ -1,0 +1,299 @@
+"""What a log can support: evaluators of several forms on its halves, what they would win, and the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rerankzoo.batch import PADDING, Batch, inputs, take
+from rerankzoo.diagnosis.crossfit import CrossFittedJudge, Judge, Prediction
+from rerankzoo.diagnosis.fitting import BEHAVIOURS, Form, choose, fit, log_likelihoods, rank
+from rerankzoo.diagnosis.log import Log, rows
+from rerankzoo.diagnosis.support import (
+    Support,
+    constant_log_likelihoods,
+    estimate_counterfactually,
+    find_support,
+    position_log_likelihoods,
+)
+from rerankzoo.diagnosis.verdict import WORTH, Figures, Verdict, decide
+from rerankzoo.evaluation import MIN_POSITIVES
+from rerankzoo.evaluation.counterfactual import Estimate as CounterfactualEstimate
+from rerankzoo.metrics import Estimate
+from rerankzoo.models.auto import Checkpoint
+from rerankzoo.models.interaction import InteractionEvaluator
+
+_ESTIMATED = 4_000  # requests for which slates are chosen to be estimated counterfactually
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How well a reading of the log predicts the feedback of requests that it did not learn from.
+
+    Attributes:
+        name: What read the log.
+        nats: Negative log-probability of a request's feedback, the mean.
+        better: How much better than the best pointwise reading, paired over requests; `None` for itself.
+    """
+
+    name: str
+    nats: float
+    better: Estimate | None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What so many requests teach.
+
+    Attributes:
+        requests: To learn from.
+        better: Listwise over pointwise in log-probability, in nats per request.
+        gain: Of the slates chosen, see `Diagnosis.gain`; `None` where it is extrapolated.
+    """
+
+    requests: int
+    better: float
+    gain: Prediction | None
+
+
+class Proposal(NamedTuple):
+    """What was trained already: a generator, and the evaluator that chose or taught, if it is known."""
+
+    generator: Checkpoint
+    evaluator: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What was trained already, against the judges.
+
+    Attributes:
+        name: The generator's or evaluator's.
+        own: The gain that its own evaluator predicts, in utility; `None` without one.
+        judged: The same by the cross-fitted judges; their log is the one it learned from, so at most.
+    """
+
+    name: str
+    own: float | None
+    judged: Prediction
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found. Utilities are per request; without `losses` there was too little feedback to fit anything.
+
+    Attributes:
+        log: What was read.
+        verdict: What to do.
+        figures: What it rests on.
+        losses: On requests that were not learned from.
+        form: The listwise form that held-out likelihood prefers.
+        later: What reading later items adds, in nats per request.
+        pointwise: Utility of the best pointwise ranker's slates, as the judges see it.
+        gain: What slates chosen by the evaluator of one half earn more, by the other half's feedback.
+        other_form: The same slates' gain by a judge of the second-best form, and its name.
+        curve: What a quarter, half and (extrapolated) all of the log teaches.
+        support: What the log shows, and of the chosen slates.
+        estimates: Of the slates that the first half's evaluator chooses for requests of the second.
+        proposed: What was trained already.
+        ranker: The form of the best pointwise ranker.
+        chosen: Of each half the slates (B, M) that it chose for the test requests, and its pointwise ranker's.
+    """
+
+    log: Log
+    verdict: Verdict
+    figures: Figures
+    losses: tuple[Loss, ...] = ()
+    form: Form | None = None
+    later: Estimate | None = None
+    pointwise: Prediction | None = None
+    gain: Prediction | None = None
+    other_form: tuple[str, Prediction] | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    support: Support | None = None
+    estimates: tuple[CounterfactualEstimate, ...] = ()
+    proposed: tuple[Proposed, ...] = ()
+    ranker: Form | None = None
+    chosen: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+class _Fits:
+    """Evaluators by form and half, fitted when they are asked for."""
+
+    def __init__(self, log: Log, watch: Callable[[str], None], seed: int) -> None:
+        self.log, self.watch, self.seed = log, watch, seed
+        self._models: dict[tuple[Form, int], InteractionEvaluator] = {}
+        self._logged: dict[tuple[Form, int], Tensor] = {}
+
+    def model(self, form: Form, half: int) -> InteractionEvaluator:
+        """The evaluator of this form that learned from this half."""
+        if (form, half) not in self._models:
+            self._models[form, half] = self.fitted(
+                form, self.log.halves[half], form.pairs and self.model(form.alone(), half)
+            )
+        return self._models[form, half]
+
+    def fitted(self, form: Form, learn: Batch, start: Any = None) -> InteractionEvaluator:
+        """An evaluator of this form that learns from these requests."""
+        self.watch(f"{form.name} on {rows(learn):,} requests")
+        return fit(form, self.log.extractor, learn, self.log.validation, start or None, self.seed)
+
+    def logged(self, form: Form, half: int) -> Tensor:
+        """Log-probabilities (B,) of the *other* half's feedback."""
+        if (form, half) not in self._logged:
+            self._logged[form, half] = log_likelihoods(self.model(form, half), self.log.halves[1 - half])
+        return self._logged[form, half]
+
+    def both(self, form: Form) -> Tensor:
+        """Log-probabilities of the feedback of all requests, each by the half that it is not in."""
+        return torch.cat([self.logged(form, 0), self.logged(form, 1)])
+
+    def best(self, forms: list[Form]) -> list[Form]:
+        """Forms that learned from the first half, by the likelihood of the second, best first."""
+        return sorted(forms, key=lambda form: -self.logged(form, 0).mean().item())
+
+
+def cross_fitted_judge(
+    log: Log, *, seed: int = 0, watch: Callable[[str], None] = lambda task: None
+) -> CrossFittedJudge:
+    """Judges of the form that held-out likelihood prefers, one per half of a log, as one evaluator."""
+    fits = _Fits(log, watch, seed)
+    best = _preferred(fits)[1][0]
+    return CrossFittedJudge([Judge.of(fits.model(best, half), log.halves[1 - half]) for half in range(2)])
+
+
+def _preferred(fits: _Fits) -> tuple[list[Form], list[Form]]:
+    """Pointwise forms, best first, and two listwise ones of the best behaviours."""
+    alone = fits.best([Form(behaviour) for behaviour in BEHAVIOURS])
+    return alone, fits.best([Form(form.behaviour, pairs=True) for form in alone[:2]])
+
+
+def diagnose(
+    log: Log,
+    proposals: Mapping[str, Proposal] | None = None,
+    *,
+    worth: float = WORTH,
+    seed: int = 0,
+    watch: Callable[[str], None] = lambda task: None,
+) -> Diagnosis:
+    """Finds out what a log can support.
+
+    Args:
+        log: The log.
+        proposals: What was trained already, by name.
+        worth: A gain that is worth the trouble, as a share of what slates earn.
+        seed: Of weights and orders.
+        watch: Told what is fitted next.
+    """
+    positives = sum(int((half["feedback"] > 0).sum()) for half in log.halves)
+    if positives < MIN_POSITIVES:
+        figures = Figures(log.used, positives)
+        return Diagnosis(log, decide(figures, worth), figures)
+    fits = _Fits(log, watch, seed)
+    alone, (best, second) = _preferred(fits)
+    choosers = [fits.model(best, half) for half in range(2)]
+    slates = [choose(model, log.test) for model in choosers]
+    references = [rank(fits.model(alone[0], half), log.test) for half in range(2)]
+    judges = [Judge.of(model, log.halves[1 - half]) for half, model in enumerate(choosers)]
+    gain = Prediction.average(
+        [one.gain(log.test, *pair) for one, *pair in zip(judges, slates, references, strict=True)]
+    )
+    earned = Prediction.average([one.utility(log.test, each) for one, each in zip(judges, slates, strict=True)])
+    better = fits.both(best) - fits.both(alone[0])
+    support = find_support(log, slates[0])
+    asked = take(log.halves[1], slice(_ESTIMATED))
+    unit = max(earned.mean, 1e-12)
+    figures = Figures(
+        requests=log.used,
+        positives=positives,
+        gain=gain.mean / unit,
+        error=gain.error / unit,
+        listwise=(better.mean() / better.std().clamp_min(1e-12) * math.sqrt(len(better))).item(),
+        fixed=support.fixed,
+        neighbours=support.neighbours,
+        spread=judges[0].residual / unit,
+        positions=log.slate_size,
+    )
+    other = Judge.of(fits.model(second, 0), log.halves[1]).gain(log.test, slates[1], references[1])
+    later, losses = _losses(fits, alone, best, second)
+    return Diagnosis(
+        log=log,
+        verdict=decide(figures, worth),
+        figures=figures,
+        losses=losses,
+        form=best,
+        later=later,
+        pointwise=Prediction(earned.mean - gain.mean, earned.error, earned.own - gain.own),
+        gain=gain,
+        other_form=(second.name, other),
+        curve=_curve(fits, best, gain),
+        support=support,
+        estimates=estimate_counterfactually(log, asked, choose(choosers[0], asked)),
+        proposed=tuple(_proposed(log, judges, references, name, make) for name, make in (proposals or {}).items()),
+        ranker=alone[0],
+        chosen=tuple(zip(slates, references, strict=True)),
+    )
+
+
+def _losses(fits: _Fits, alone: list[Form], best: Form, second: Form) -> tuple[Estimate, tuple[Loss, ...]]:
+    """What reading later items adds, and the losses of all readings, from the simplest on."""
+    log, (first, other) = fits.log, fits.log.halves
+    blind = Form(next(form.behaviour for form in alone if form.behaviour != "choice"), pairs=True, looks_ahead=False)
+    reference = fits.both(alone[0])
+    pairs = [(first, other), (other, first)]  # the first half's reading of the second comes first, as in `both`
+    constant = torch.cat([constant_log_likelihoods(*pair) for pair in pairs])
+    position = torch.cat([position_log_likelihoods(log, *pair) for pair in pairs])
+    found = [_loss("constant", constant, reference), _loss("item and position", position, reference)]
+    found += [_loss(form.name, fits.logged(form, 0), reference[: rows(other)]) for form in reversed(alone[1:])]
+    found.append(Loss(alone[0].name, -reference.mean().item(), None))
+    found += [_loss(form.name, fits.logged(form, 0), reference[: rows(other)]) for form in (blind, second)]
+    found.append(_loss(best.name, fits.both(best), reference))
+    later = interval(fits.logged(best, 0) - fits.logged(blind, 0))
+    return later, tuple(found)
+
+
+def interval(values: Tensor) -> Estimate:
+    """The mean of values (B,) with its 95 % interval; of thousands of requests, so that it is normal."""
+    mean, half = (
+        values.mean().item(),
+        1.96 * (values.std() / max(1, len(values)) ** 0.5).item() if len(values) > 1 else 0.0,
+    )
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def _loss(name: str, logged: Tensor, reference: Tensor) -> Loss:
+    return Loss(name, -logged.mean().item(), interval(logged - reference))
+
+
+def _curve(fits: _Fits, best: Form, gain: Prediction) -> tuple[CurvePoint, ...]:
+    """A quarter of the log, half of it, and what all of it would teach: losses to noise fall with 1 / requests."""
+    log, half = fits.log, fits.log.halves[0]
+    quarter = take(half, slice(rows(half) // 2))
+    alone = fits.fitted(best.alone(), quarter)
+    model = fits.fitted(best, quarter, alone)
+    logged = log_likelihoods(model, log.halves[1]) - log_likelihoods(alone, log.halves[1])
+    judged = Judge.of(model, log.halves[1]).gain(log.test, choose(model, log.test), rank(alone, log.test))
+    of_half = (fits.logged(best, 0) - fits.logged(best.alone(), 0)).mean().item()
+    whole = of_half + max(0.0, of_half - logged.mean().item()) / 2
+    points = [(rows(quarter), logged.mean().item(), judged), (rows(half), of_half, gain), (log.used, whole, None)]
+    return tuple(CurvePoint(*point) for point in points)
+
+
+def _proposed(log: Log, judges: list[Judge], references: list[Tensor], name: str, proposal: Proposal) -> Proposed:
+    generator, evaluator = proposal
+    size = min(generator.model.config.slate_size, log.slate_size)
+    slates = generator.model.generate(**inputs(generator.extractor(log.test_data)), slate_size=size)
+    slates = F.pad(slates, (0, references[0].shape[1] - slates.shape[1]), value=PADDING)
+    judged = [judge.gain(log.test, slates, reference) for judge, reference in zip(judges, references, strict=True)]
+    own = None
+    if evaluator is not None:
+        both = torch.stack([slates, references[0]], dim=1)
+        values = evaluator.model.score_slates(both, **inputs(evaluator.extractor(log.test_data))).double()
+        own = (values[:, 0] - values[:, 1]).mean().item()
+    return Proposed(name, own, Prediction.average(judged))

@@ -1,0 +1,183 @@
+"""Small evaluators of several forms, fitted to part of a log in memory: what a diagnosis compares.
+
+An evaluator is fitted in two steps: first what items are worth alone, under a behaviour (no pairs: a *pointwise*
+reading of the log), then from there with what they do to one another (a *listwise* one). The second is not far from the
+first where the log has nothing to tell, and their difference on held-out requests is what there is to win.
+
+B requests, S slates per request, M positions, N candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from rerankzoo.batch import PADDING, Batch, inputs, take
+from rerankzoo.diagnosis.log import chunks, rows
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.utility import candidate_utility
+from rerankzoo.models.interaction import InteractionEvaluator, InteractionEvaluatorConfig
+
+#: How users may come to a position; see `InteractionEvaluatorConfig`.
+BEHAVIOURS = ("independent", "cascade", "satisfaction", "choice")
+_SIZES = {"hidden_size": 64, "initializer_range": 0.01, "denoises_upstream": False}
+_CHUNK = 2_048  # requests of a forward pass
+_BEAMS = 8
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an evaluator can see."""
+
+    behaviour: str
+    pairs: bool = False  # whether items do anything to one another
+    looks_ahead: bool = True  # and to those above them, too
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        if not self.pairs:
+            return f"pointwise, {self.behaviour}"
+        return f"listwise, {self.behaviour}" + ("" if self.looks_ahead else ", blind to later items")
+
+    def alone(self) -> Form:
+        """The same behaviour without pairs."""
+        return Form(self.behaviour)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    learning_rate: float
+    weight_decay: float
+    epochs: int = 12
+    patience: int = 2  # epochs without a better validation
+
+
+_ALONE, _PAIRS = _Recipe(0.005, 0.1), _Recipe(0.01, 0.5)
+
+
+def make(form: Form, extractor: RerankingFeatureExtractor, slate_size: int, num_positions: int) -> InteractionEvaluator:
+    """An evaluator of a form, with random weights."""
+    sizes = {**_SIZES, **({} if form.pairs else {"num_interaction_heads": 0})}
+    known = {"feature_schema": extractor.schema.to_dict(), "slate_size": slate_size, **sizes}
+    form_of = {"behaviour": form.behaviour, "looks_ahead": form.pairs and form.looks_ahead}
+    return InteractionEvaluator(InteractionEvaluatorConfig(**known, **form_of, num_logged_positions=num_positions))
+
+
+def fit(
+    form: Form,
+    extractor: RerankingFeatureExtractor,
+    learn: Batch,
+    stop: Batch,
+    start: InteractionEvaluator | None = None,
+    seed: int = 0,
+) -> InteractionEvaluator:
+    """Fits an evaluator to a batch of logged requests.
+
+    Args:
+        form: Its form.
+        extractor: The log's.
+        learn: To learn from.
+        stop: Whose likelihood says when to stop: the weights of the best epoch are kept.
+        start: Of the form without pairs: where to begin.
+        seed: Of weights and order.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(form, extractor, learn["slates"].shape[-1], int((learn["slates"] >= 0).sum()))
+        if start is not None:
+            model.load_state_dict(start.state_dict(), strict=False)
+        _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+def _train(model: InteractionEvaluator, learn: Batch, stop: Batch, recipe: _Recipe, generator: torch.Generator) -> None:
+    """AdamW with averaged weights whose window grows from nothing, until validation gets no better."""
+    parameters, count = list(model.parameters()), rows(learn)
+    batch_size = min(1_024, max(64, count // 30))
+    steps = recipe.epochs * math.ceil(count / batch_size)
+    decayed = [p for p in parameters if p.dim() > 1]
+    groups = [{"params": decayed}, {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    average = [p.detach().clone() for p in parameters]
+    best, kept, since, done = -math.inf, average, 0, 0
+    for _ in range(recipe.epochs):
+        model.train()
+        for index in torch.randperm(count, generator=generator).split(batch_size):
+            for group in optimizer.param_groups:  # falls linearly over the second half
+                group["lr"] = recipe.learning_rate * min(1.0, 2 * (1 - done / steps))
+            optimizer.zero_grad()
+            model(**take(learn, index)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            done += 1
+            with torch.no_grad():
+                torch._foreach_lerp_(average, parameters, 1 - min(0.98, (1 + done) / (10 + done)))
+        with _weights(parameters, average):
+            score = log_likelihoods(model, stop).mean().item()
+        if score > best:
+            best, kept, since = score, [value.clone() for value in average], 0
+        else:
+            since += 1
+            if since == recipe.patience:
+                break
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, kept)
+
+
+@contextmanager
+def _weights(parameters: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+    """Puts values into parameters for a while."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, values)
+        yield
+        torch._foreach_copy_(parameters, own)
+
+
+@torch.no_grad()
+def log_likelihoods(model: InteractionEvaluator, batch: Batch) -> Tensor:
+    """(B,), log-probability of all the feedback of each request, in nats."""
+    model.eval()
+    return torch.cat([model(**part).log_likelihoods.sum(1) for part in chunks(batch, _CHUNK)]).double()
+
+
+@torch.no_grad()
+def worth(model: InteractionEvaluator, batch: Batch, slates: Tensor) -> tuple[Tensor, Tensor]:
+    """What a model says slates (B, S, M) are worth: by their items alone, and what pairs add to it, each (B, S)."""
+    known, pairs = inputs(batch), model.pairs
+    whole = _values(model, known, slates)
+    if pairs is None:
+        return whole, torch.zeros_like(whole)
+    with _weights([pairs.weight], [torch.zeros_like(pairs.weight)]):
+        alone = _values(model, known, slates)
+    return alone, whole - alone
+
+
+def _values(model: InteractionEvaluator, known: Batch, slates: Tensor) -> Tensor:
+    parts = chunks({**known, "slates": slates}, _CHUNK)
+    found = [model.score_slates(part["slates"], **inputs(part)) for part in parts]
+    return torch.cat(found).double()
+
+
+@torch.no_grad()
+def choose(model: InteractionEvaluator, batch: Batch) -> Tensor:
+    """The slates (B, M) that a model's own search finds."""
+    parts = chunks(inputs(batch), _CHUNK // _BEAMS)
+    return torch.cat([model.generate(**part, num_beams=_BEAMS) for part in parts])
+
+
+@torch.no_grad()
+def rank(model: InteractionEvaluator, batch: Batch) -> Tensor:
+    """The slates (B, M) of the items that are worth most alone, best first."""
+    mask, values = batch["candidate_mask"], batch["candidate_value"]
+    probabilities = model.head.probabilities(model.read_items(batch).logits)
+    utility = candidate_utility(probabilities, values, model.schema).masked_fill(~mask, -math.inf)
+    order = utility.argsort(dim=1, descending=True, stable=True)[:, : model.config.slate_size]
+    return order.masked_fill(~mask.gather(1, order), PADDING)

@@ -1,0 +1,124 @@
+"""The log that is diagnosed: its parts as tensors, encoded once, and what can be counted in it.
+
+B requests, S slates per request, M positions, N candidates, T targets, P (request, slate) pairs that are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from rerankzoo.batch import Batch, gather_candidates, take
+from rerankzoo.data.datamodule import open_splits
+from rerankzoo.data.folder import SCHEMA_FILE, read_origin
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.evaluation import count_positives
+from rerankzoo.features.extractor import RerankingFeatureExtractor
+from rerankzoo.features.schema import FeatureSchema
+
+#: Of a log with fewer candidates for validation a share of the training requests is taken.
+_VALIDATION_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log as a diagnosis reads it.
+
+    Attributes:
+        halves: Two random halves of the training requests: what one teaches, the other tests.
+        validation: Requests that tell when to stop fitting.
+        test: Requests for which slates are chosen.
+        test_data: The same as a table.
+        counts: Requests and positives by split, of the whole log.
+        used: Training requests in `halves`.
+    """
+
+    schema: FeatureSchema
+    extractor: RerankingFeatureExtractor
+    halves: tuple[Batch, Batch]
+    validation: Batch
+    test: Batch
+    test_data: Dataset
+    counts: Mapping[str, Mapping[str, int]]
+    used: int
+    metadata: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, folder: Path, *, max_requests: int = 40_000, num_chosen: int = 500, seed: int = 0) -> Log:
+        """Reads a data folder.
+
+        Args:
+            folder: With the splits train and, where there are some, validation and test.
+            max_requests: Of more training requests, so many are drawn.
+            num_chosen: Requests of the test split that slates are chosen for.
+            seed: Of the drawing.
+
+        Raises:
+            FileNotFoundError: If there is no train split.
+            RerankingDataError: If it has no slates with feedback, or too few to be halved.
+        """
+        splits = open_splits(folder)
+        if "train" not in splits:
+            raise FileNotFoundError(f"{folder} has no train*.parquet; it has {sorted(splits)}")
+        schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
+        for name in (schema.slate, *(target.name for target in schema.targets)):
+            if name not in splits["train"].column_names:
+                raise RerankingDataError("not found: a log without slates and feedback says nothing", field=name)
+        train, rng = splits["train"], np.random.default_rng(seed)
+        order = rng.permutation(len(train))[:max_requests]
+        validation, test = splits.get("validation"), splits.get("test", splits.get("validation"))
+        if validation is None:
+            cut = int(_VALIDATION_SHARE * len(order))
+            validation, order = train.select(np.sort(order[:cut])), order[cut:]
+        test = validation if test is None else test
+        if min(len(order) // 2, len(validation), len(test)) < 1:
+            raise RerankingDataError(f"expected requests to learn from and to test, got {len(train)}", field="train")
+        extractor = RerankingFeatureExtractor(schema).fit(train)
+        first, second = (train.select(np.sort(part)) for part in np.array_split(order, 2))
+        test = test.select(range(min(num_chosen, len(test))))
+        validation = validation.select(range(min(4_000, len(validation))))
+        parts = [extractor(part.with_format("arrow")[:]) for part in (first, second, validation, test)]
+        counts = {name: _counts(data, schema) for name, data in splits.items()}
+        origin = read_origin(folder)
+        return cls(schema, extractor, (parts[0], parts[1]), parts[2], parts[3], test, counts, len(order), origin)
+
+    @property
+    def slate_size(self) -> int:
+        """M, the longest logged slate."""
+        return max(half["slates"].shape[-1] for half in self.halves)
+
+    def swapped(self) -> Log:
+        """The same log with its halves exchanged."""
+        return Log(**{**vars(self), "halves": (self.halves[1], self.halves[0])})
+
+
+def _counts(data: Dataset, schema: FeatureSchema) -> dict[str, int]:
+    return {"requests": len(data), "positives": count_positives(data, schema) or 0}
+
+
+def rows(batch: Batch) -> int:
+    """B of a batch."""
+    return len(batch["candidate_mask"])
+
+
+def chunks(batch: Batch, size: int) -> list[Batch]:
+    """A batch in pieces of at most so many requests."""
+    return [take(batch, slice(start, start + size)) for start in range(0, rows(batch), size)]
+
+
+def base_rates(batch: Batch) -> Tensor:
+    """(M, T), share of positives at each position of the logged slates; 0 where nothing was shown."""
+    shown = (batch["slates"] >= 0).unsqueeze(-1).double()
+    positive = (batch["feedback"] > 0).double() * shown
+    return positive.sum((0, 1)) / shown.sum((0, 1)).clamp_min(1)
+
+
+def shown_items(codes: Tensor, slates: Tensor) -> Tensor:
+    """(B, S, M), the codes of the items in slates; -1 at padding."""
+    return gather_candidates(codes.unsqueeze(-1), slates).squeeze(-1).masked_fill(slates < 0, -1)

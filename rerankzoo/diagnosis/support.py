@@ -1,0 +1,193 @@
+"""Which slates a log can say something about: how it chose, and how near the proposed slates are to what it shows.
+
+B requests, N candidates, S slates per request, M positions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rerankzoo.batch import PADDING, Batch
+from rerankzoo.diagnosis.log import Log, base_rates, rows, shown_items
+from rerankzoo.evaluation.counterfactual import (
+    Estimate,
+    LoggedSlates,
+    PlackettLuceLogger,
+    cascade_doubly_robust,
+    reward_interaction_ips,
+    snips,
+)
+from rerankzoo.features.utility import position_utility
+
+_SEEN = 5  # so often something has to be shown to count as known
+_REPEATED = 0.05  # with fewer different candidate sets per request they count as fixed
+_UNKNOWN = 1  # the id of values that the train split does not have
+_POOL = 10.0  # requests that the prior of an item's rate at a position weighs
+
+
+@dataclass(frozen=True)
+class Support:
+    """What the log shows, and how much of the proposed slates.
+
+    Attributes:
+        fixed: Whether candidate sets repeat: only then must the policy itself vary the company of an item.
+        distinct_sets: Different candidate sets, as a share of the requests.
+        distinct_slates: Different logged slates, as a share of the requests, where the sets are fixed.
+        upstream: Share of the logged slates that are the head of the upstream order; `None` without a score.
+        positions: Share of the proposed slates' positions whose item the log shows there at least five times.
+        neighbours: Share of their pairs of neighbours that the log shows as such at least five times.
+        matches: Share of the logged positions of the test requests that hold the proposed item.
+        equal: Logged slates of the test requests that equal the proposed one.
+    """
+
+    fixed: bool
+    distinct_sets: float
+    distinct_slates: float
+    upstream: float | None
+    positions: float | None
+    neighbours: float | None
+    matches: float
+    equal: int
+
+
+def item_codes(log: Log, batch: Batch) -> Tensor | None:
+    """(B, N), numbers of the candidates' items; `None` where no categorical field names the item."""
+    names = [field.name for field in log.schema.select("candidate", "categorical")]
+    if log.schema.item_id not in names:
+        return None
+    return batch["candidate_categorical"][..., names.index(log.schema.item_id)]
+
+
+def find_support(log: Log, proposed: Tensor) -> Support:
+    """Compares slates (B, M) that are proposed for the test requests with what the log shows."""
+    halves = [(half, item_codes(log, half)) for half in log.halves]
+    logged = [half["slates"].flatten(0, 1) for half in log.halves]
+    sets = Counter[bytes]()
+    for half, codes in halves:
+        listed = half["candidate_numeric"] if codes is None else codes.masked_fill(~half["candidate_mask"], -1)
+        ordered = listed.sort(dim=1).values
+        sets.update(row.tobytes() for row in ordered.numpy())
+    distinct_sets = len(sets) / log.used
+    known = log.test["slates"][:, 0] if "slates" in log.test else torch.full_like(proposed, -1)
+    length = min(known.shape[1], proposed.shape[1])
+    known, proposed = known[:, :length], proposed[:, :length]
+    same = (known == proposed) & (proposed >= 0)
+    equal = (same | (proposed < 0)).all(1) & (known >= 0).any(1)
+    positions, neighbours = _shown_before(log, proposed)
+    return Support(
+        fixed=distinct_sets < _REPEATED,
+        distinct_sets=distinct_sets,
+        distinct_slates=len({row.tobytes() for part in logged for row in part.numpy()}) / log.used,
+        upstream=_follows_upstream(log),
+        positions=positions,
+        neighbours=neighbours,
+        matches=same.sum().item() / max(1, (proposed >= 0).sum().item()),
+        equal=int(equal.sum()),
+    )
+
+
+def estimate_counterfactually(log: Log, batch: Batch, slates: Tensor) -> tuple[Estimate, ...]:
+    """What logged requests say of slates (B, M) that an evaluator chose for them without having learned from them.
+
+    By logged propensities, else by those of a Plackett-Luce policy that is fitted to the log; nothing where the schema
+    names no upstream score either. Of several logged slates per request the first counts.
+    """
+    shown = batch["slates"][:, 0]
+    if "propensity" in batch:
+        propensities = batch["propensity"][:, 0].double().masked_fill(shown < 0, 1).numpy()
+    elif log.schema.upstream_score is not None:
+        column = batch["candidate_numeric"][..., log.schema.position(log.schema.upstream_score)].double()
+        scores = column.masked_fill(~batch["candidate_mask"], float("-inf")).numpy()
+        propensities = PlackettLuceLogger.fit(scores, shown.numpy()).propensities(scores, shown.numpy())
+    else:
+        return ()
+    earned = position_utility(batch["feedback"], batch["slates"], batch["candidate_value"], log.schema)[:, 0]
+    logged = LoggedSlates(shown.numpy(), propensities, earned.double().numpy(), estimated="propensity" not in batch)
+    judged = F.pad(slates, (0, shown.shape[1] - slates.shape[1]), value=PADDING).numpy()
+    return tuple(estimate(logged, judged) for estimate in (snips, reward_interaction_ips, cascade_doubly_robust))
+
+
+def _follows_upstream(log: Log) -> float | None:
+    if log.schema.upstream_score is None:
+        return None
+    column, followed, total = log.schema.position(log.schema.upstream_score), 0, 0
+    for half in log.halves:
+        slates = half["slates"][:, 0]
+        scores = half["candidate_numeric"][..., column].masked_fill(~half["candidate_mask"], float("-inf"))
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : slates.shape[1]]
+        followed += int(((slates == order) | (slates < 0)).all(1).sum())
+        total += rows(half)
+    return followed / total
+
+
+def _shown_before(log: Log, proposed: Tensor) -> tuple[float | None, float | None]:
+    """Shares of the positions and neighbouring pairs of proposed slates that the log shows often enough."""
+    codes = item_codes(log, log.test)
+    if codes is None:
+        return None, None
+    at, beside = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for half in log.halves:
+        half_codes = item_codes(log, half)
+        if half_codes is None:
+            return None, None
+        for slate in shown_items(half_codes, half["slates"]).flatten(0, 1).tolist():
+            at.update((position, item) for position, item in enumerate(slate) if item >= 0)
+            beside.update((a, b) for a, b in pairwise(slate) if b >= 0)
+    wanted = shown_items(codes, proposed.unsqueeze(1))[:, 0].tolist()
+    places = [(position, item) for slate in wanted for position, item in enumerate(slate) if item >= 0]
+    pairs = [(a, b) for slate in wanted for a, b in pairwise(slate) if b >= 0]
+    return _share(places, at), _share(pairs, beside) if pairs else None
+
+
+def _share(wanted: list[tuple[int, int]], shown: Counter[tuple[int, int]]) -> float:
+    return sum(shown[one] >= _SEEN for one in wanted) / max(1, len(wanted))
+
+
+def constant_log_likelihoods(told: Batch, asked: Batch) -> Tensor:
+    """(B,), log-probability of the feedback of `asked` by the base rates of `told`, whatever the position."""
+    shown = (told["slates"] >= 0).unsqueeze(-1)
+    rates = ((told["feedback"] > 0) & shown).double().sum((0, 1, 2)) / shown.sum((0, 1, 2)).clamp_min(1)
+    return _bernoulli(asked, rates.expand(asked["slates"].shape[-1], -1))
+
+
+def position_log_likelihoods(log: Log, told: Batch, asked: Batch) -> Tensor:
+    """(B,), the same by the rates of positions; of items at positions, shrunk to those, where ids are known."""
+    rates = base_rates(told)[: asked["slates"].shape[-1]]
+    codes, asked_codes = item_codes(log, told), item_codes(log, asked)
+    if codes is None or asked_codes is None:
+        return _bernoulli(asked, rates)
+    size, length = int(max(codes.max(), asked_codes.max())) + 1, told["slates"].shape[-1]
+
+    def cells(batch: Batch, batch_codes: Tensor) -> Tensor:
+        items = shown_items(batch_codes, batch["slates"])
+        return (items * length + torch.arange(items.shape[-1])).clamp_min(0)
+
+    known, mask = cells(told, codes), told["slates"] >= 0
+    shown = torch.zeros(size * length, dtype=torch.float64).index_add(
+        0, known[mask], torch.ones(int(mask.sum())).double()
+    )
+    positive = torch.zeros(size * length, told["feedback"].shape[-1], dtype=torch.float64)
+    positive = positive.index_add(0, known[mask], (told["feedback"][mask] > 0).double())
+    prior = base_rates(told).repeat(size, 1)
+    table = (positive + _POOL * prior) / (shown.unsqueeze(-1) + _POOL)
+    return _bernoulli(asked, table[cells(asked, asked_codes)])
+
+
+def _bernoulli(batch: Batch, rates: Tensor) -> Tensor:
+    """Log-probability (B,) of feedback under independent rates (..., M, T)."""
+    rates = rates.clamp(1e-6, 1 - 1e-6)
+    happened = batch["feedback"].double()
+    logged = happened * rates.log() + (1 - happened) * (1 - rates).log()
+    return logged.masked_fill((batch["slates"] < 0).unsqueeze(-1), 0).sum((1, 2, 3))
+
+
+def unknown_share(log: Log) -> float:
+    """Share of the categorical values of the test requests' candidates that the train split does not have."""
+    ids = log.test["candidate_categorical"][log.test["candidate_mask"]]
+    return (ids == _UNKNOWN).double().mean().item() if ids.numel() else 0.0

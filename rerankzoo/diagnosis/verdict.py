@@ -1,0 +1,126 @@
+"""The verdict: what to do, in words, with its reasons, from the figures of a diagnosis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+from rerankzoo.evaluation import MIN_POSITIVES
+
+Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", "logs do not support this"]
+
+#: A gain that is worth the trouble, as a share of what the chosen slates earn.
+WORTH = 0.03
+#: What the calibration itself may be off, as a share: not in any standard error.
+BLIND = 0.01
+#: How probable a statement has to be to be made.
+SURE = 0.8
+_MUCH = 100  # times the log: more is not counted
+_RANDOM_SHARE = 0.1  # of the traffic, where it has to be randomised
+_POWER = 1.96 + 0.84  # two-sided 5 %, found in 80 %
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a verdict rests on.
+
+    Attributes:
+        requests: Training requests that were used.
+        positives: Positive feedback in them.
+        gain: Predicted gain of listwise slates over the best pointwise ranker's, as a share of what they earn.
+        error: Its standard error.
+        listwise: How many standard errors the held-out log-likelihood of listwise reading is above that of pointwise.
+        fixed: Whether candidate sets repeat.
+        neighbours: Share of the proposed neighbours that the log shows often enough; `None` where ids do not tell.
+        spread: Standard deviation of one request's utility, as a share of what the chosen slates earn.
+        positions: Of a slate.
+    """
+
+    requests: int
+    positives: int
+    gain: float = 0.0
+    error: float = math.inf
+    listwise: float = 0.0
+    fixed: bool = False
+    neighbours: float | None = None
+    spread: float = math.inf
+    positions: int = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do.
+
+    Attributes:
+        kind: In four words.
+        text: In a sentence.
+        reasons: Each in a sentence.
+        requests: So many (more) requests the text speaks of; `None` where none.
+    """
+
+    kind: Kind
+    text: str
+    reasons: tuple[str, ...]
+    requests: int | None = None
+
+
+def decide(figures: Figures, worth: float = WORTH) -> Verdict:
+    """Reads the figures.
+
+    Args:
+        figures: See there.
+        worth: A gain that is worth the trouble, as a share.
+    """
+    if figures.positives < MIN_POSITIVES or not math.isfinite(figures.error):
+        few = f"the log has {figures.positives} positives to learn from, and at least {MIN_POSITIVES} are needed"
+        more = math.ceil(figures.requests * (10 * MIN_POSITIVES / max(1, figures.positives) - 1))
+        text = f"not enough feedback: nothing can be told before there are about {_count(more)} more requests"
+        return Verdict("not enough feedback", text, (few,), more)
+    error = math.hypot(figures.error, BLIND)
+    pays = NormalDist().cdf((figures.gain - worth) / error)
+    reasons = [
+        f"predicted gain over the best pointwise ranker: {figures.gain:+.1%} of what the slates earn, standard error "
+        f"{error:.1%}; a gain of {worth:.0%} or more has a probability of {min(max(pays, 0.01), 0.99):.0%}",
+        f"listwise reading is {figures.listwise:+.1f} standard errors better at predicting whole slates than pointwise",
+    ]
+    if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
+        return _randomise(figures, worth, reasons)
+    if pays >= SURE:
+        arm = _arm(figures.spread, figures.gain)
+        text = f"worth an A/B test, with about {_count(arm)} requests in each arm"
+        return Verdict("worth an A/B test", text, tuple(reasons), arm)
+    if pays <= 1 - SURE:
+        return Verdict("pointwise will do", "pointwise will do: there is too little to win", tuple(reasons))
+    distance = max(abs(figures.gain - worth), worth / 2)
+    wanted = (NormalDist().inv_cdf(SURE) * error / distance) ** 2
+    more = math.ceil(figures.requests * min(max(wanted - 1, 1.0), _MUCH))
+    text = f"not enough feedback: about {_count(more)} more requests would tell"
+    return Verdict("not enough feedback", text, tuple(reasons), more)
+
+
+def _randomise(figures: Figures, worth: float, reasons: list[str]) -> Verdict:
+    reasons.append(
+        f"candidate sets repeat, and of the neighbours that would be shown the log knows {figures.neighbours:.0%}: "
+        "what they do to one another was hardly ever tried"
+    )
+    # Each pair of neighbouring positions is tried in its share of them.
+    requests = _arm(figures.spread, worth) * 2 * max(1, figures.positions - 1)
+    times = requests / _RANDOM_SHARE / max(1, figures.requests)
+    text = (
+        f"logs do not support this: exchange a random pair of neighbours in about {_count(requests)} requests "
+        f"({_RANDOM_SHARE:.0%} of the traffic for {times:.2g} times as long as this log), and ask again"
+    )
+    return Verdict("logs do not support this", text, tuple(reasons), requests)
+
+
+def _arm(spread: float, gain: float) -> int:
+    """Requests in each arm of a test that finds a gain, both in the same unit."""
+    return math.ceil(2 * (_POWER * spread / max(gain, 1e-3)) ** 2) if math.isfinite(spread) else 0
+
+
+def _count(number: int) -> str:
+    """A number with two significant digits."""
+    digits = max(0, len(str(abs(number))) - 2)
+    return f"{round(number, -digits):,}"
