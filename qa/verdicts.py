@@ -35,6 +35,7 @@ from rerankzoo.diagnosis.fitting import Form, choose, fit, rank
 WORTH = 0.03
 _NEAR = 0.02
 _FEW = 3_000
+_CHOSEN = 400  # test requests
 #: World, requests, further constants.
 LOGS: list[tuple[str, int, dict[str, Any]]] = [
     *((world, 2_000, {}) for world in ("strong", "control", "choice", "needs", "weak", "medium")),
@@ -82,10 +83,10 @@ def measure(number: int, seed: int) -> dict[str, Any]:
     world, requests, constants = LOGS[number]
     settings = SimulatorSettings.named(world, seed=seed, **constants)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"num_train": requests, "num_validation": max(200, min(2_000, requests // 5)), "num_test": 400}
-        write_simulator_folder(folder, settings, **sizes)
+        validation = max(200, min(2_000, requests // 5))
+        write_simulator_folder(folder, settings, num_train=requests, num_validation=validation, num_test=_CHOSEN)
         started = time.process_time()
-        log = Log.read(Path(folder), num_chosen=400)
+        log = Log.read(Path(folder), num_chosen=_CHOSEN)
         found = diagnose(log)
         seconds = time.process_time() - started
         truth = _Truth(settings, log)
@@ -97,7 +98,7 @@ def measure(number: int, seed: int) -> dict[str, Any]:
         row["optimum"], row["best_gain"] = truth.best, 1 - truth(whole[1])
         row["whole"] = truth(whole[0]) - truth(whole[1])
         row["true"] = fmean(halves) if halves else None
-        if found.gain is not None:
+        if found.gain is not None and found.other_form is not None and found.curve[0].gain is not None:
             row |= {"predicted": found.gain.mean / truth.best, "error": found.gain.error / truth.best}
             row |= {"own": found.gain.own / truth.best, "other": found.other_form[1].mean / truth.best}
             row["quarter"] = found.curve[0].gain.mean / truth.best

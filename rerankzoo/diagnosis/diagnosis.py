@@ -29,6 +29,7 @@ from rerankzoo.metrics import Estimate
 from rerankzoo.models.auto import Checkpoint
 from rerankzoo.models.interaction import InteractionEvaluator
 
+_LOSS_LEFT = 0.5**0.5  # of what doubling the log last won, the next doubling wins: losses fall as one over its root
 _ESTIMATED = 4_000  # requests for which slates are chosen to be estimated counterfactually
 
 
@@ -206,6 +207,7 @@ def diagnose(
     )
     earned = Prediction.average([one.utility(log.test, each) for one, each in zip(judges, slates, strict=True)])
     better = fits.both(best) - fits.both(alone[0])
+    curve = _curve(fits, best, gain)
     support = find_support(log, slates[0])
     asked = take(log.halves[1], slice(_ESTIMATED))
     unit = max(earned.mean, 1e-12)
@@ -214,6 +216,7 @@ def diagnose(
         positives=positives,
         gain=gain.mean / unit,
         error=gain.error / unit,
+        rising=_LOSS_LEFT * max(0.0, gain.mean - curve[0].gain.mean) / unit if curve[0].gain else 0.0,
         listwise=(better.mean() / better.std().clamp_min(1e-12) * math.sqrt(len(better))).item(),
         fixed=support.fixed,
         neighbours=support.neighbours,
@@ -232,7 +235,7 @@ def diagnose(
         pointwise=Prediction(earned.mean - gain.mean, earned.error, earned.own - gain.own),
         gain=gain,
         other_form=(second.name, other),
-        curve=_curve(fits, best, gain),
+        curve=curve,
         support=support,
         estimates=estimate_counterfactually(log, asked, choose(choosers[0], asked)),
         proposed=tuple(_proposed(log, judges, references, name, make) for name, make in (proposals or {}).items()),

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +103,8 @@ def _train(model: InteractionEvaluator, learn: Batch, stop: Batch, recipe: _Reci
     parameters, count = list(model.parameters()), rows(learn)
     batch_size = min(1_024, max(64, count // 30))
     steps = recipe.epochs * math.ceil(count / batch_size)
-    decayed = [p for p in parameters if p.dim() > 1]
-    groups = [{"params": decayed}, {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    matrices, vectors = ([p for p in parameters if (p.dim() > 1) == many] for many in (True, False))
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     average = [p.detach().clone() for p in parameters]
     best, kept, since, done = -math.inf, average, 0, 0
@@ -169,7 +170,7 @@ def _values(model: InteractionEvaluator, known: Batch, slates: Tensor) -> Tensor
 @torch.no_grad()
 def choose(model: InteractionEvaluator, batch: Batch) -> Tensor:
     """The slates (B, M) that a model's own search finds."""
-    parts = chunks(inputs(batch), _CHUNK // _BEAMS)
+    parts: list[Any] = chunks(inputs(batch), _CHUNK // _BEAMS)
     return torch.cat([model.generate(**part, num_beams=_BEAMS) for part in parts])
 
 

@@ -31,6 +31,7 @@ class Figures:
         positives: Positive feedback in them.
         gain: Predicted gain of listwise slates over the best pointwise ranker's, as a share of what they earn.
         error: Its standard error.
+        rising: What all of the log would add to it: `gain` is that of half the log.
         listwise: How many standard errors the held-out log-likelihood of listwise reading is above that of pointwise.
         fixed: Whether candidate sets repeat.
         neighbours: Share of the proposed neighbours that the log shows often enough; `None` where ids do not tell.
@@ -42,6 +43,7 @@ class Figures:
     positives: int
     gain: float = 0.0
     error: float = math.inf
+    rising: float = 0.0
     listwise: float = 0.0
     fixed: bool = False
     neighbours: float | None = None
@@ -79,21 +81,23 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
         text = f"not enough feedback: nothing can be told before there are about {_count(more)} more requests"
         return Verdict("not enough feedback", text, (few,), more)
     error = math.hypot(figures.error, BLIND)
-    pays = NormalDist().cdf((figures.gain - worth) / error)
+    gain = figures.gain + min(figures.rising, figures.error)  # noise rises, too: no more than can be told
+    pays = NormalDist().cdf((gain - worth) / error)
     reasons = [
         f"predicted gain over the best pointwise ranker: {figures.gain:+.1%} of what the slates earn, standard error "
-        f"{error:.1%}; a gain of {worth:.0%} or more has a probability of {min(max(pays, 0.01), 0.99):.0%}",
+        f"{error:.1%}, and rising by {gain - figures.gain:.1%} from half the log to all of it; a gain of {worth:.0%} "
+        f"or more has a probability of {min(max(pays, 0.01), 0.99):.0%}",
         f"listwise reading is {figures.listwise:+.1f} standard errors better at predicting whole slates than pointwise",
     ]
     if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
         return _randomise(figures, worth, reasons)
     if pays >= SURE:
-        arm = _arm(figures.spread, figures.gain)
+        arm = _arm(figures.spread, gain)
         text = f"worth an A/B test, with about {_count(arm)} requests in each arm"
         return Verdict("worth an A/B test", text, tuple(reasons), arm)
     if pays <= 1 - SURE:
         return Verdict("pointwise will do", "pointwise will do: there is too little to win", tuple(reasons))
-    distance = max(abs(figures.gain - worth), worth / 2)
+    distance = max(abs(gain - worth), worth / 2)
     wanted = (NormalDist().inv_cdf(SURE) * error / distance) ** 2
     more = math.ceil(figures.requests * min(max(wanted - 1, 1.0), _MUCH))
     text = f"not enough feedback: about {_count(more)} more requests would tell"

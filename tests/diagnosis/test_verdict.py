@@ -17,7 +17,7 @@ def test_a_sure_gain_is_worth_a_test_of_the_size_that_finds_it() -> None:
     assert found.kind == "worth an A/B test"
     assert found.requests == 2 * 14**2
     assert found.text == "worth an A/B test, with about 390 requests in each arm"
-    assert "+10.0% of what the slates earn, standard error 1.4%" in found.reasons[0]
+    assert "+10.0% of what the slates earn, standard error 1.4%, and rising by 0.0%" in found.reasons[0]
 
 
 def test_no_gain_is_none_however_large_the_log() -> None:
@@ -32,6 +32,17 @@ def test_what_cannot_be_told_asks_for_so_many_more_requests_that_it_can() -> Non
     # An error of 5 points has to become (5 - 3) / 0.84 points: (0.84 * 5 / 2)^2 = 4.43 times the log.
     assert found.requests == pytest.approx(10_000 * (4.4270 - 1), rel=1e-3)
     assert found.text == "not enough feedback: about 34,000 more requests would tell"
+
+
+def test_a_log_that_still_teaches_is_not_called_hopeless() -> None:
+    """-0.1 % with an error of 1.8 % is no gain; rising by 1.8 % it may become one, with a probability of 26 %."""
+    assert decide(figures(gain=-0.001, error=0.018)).kind == "pointwise will do"
+    found = decide(figures(gain=-0.001, error=0.018, rising=0.05))
+    assert found.kind == "not enough feedback"
+    assert (
+        "rising by 1.8% from half the log to all of it; a gain of 3% or more has a probability of 26%"
+        in found.reasons[0]
+    )
 
 
 def test_another_gain_may_be_worth_it() -> None:
