@@ -114,6 +114,8 @@ def test_a_benchmark_file_is_read(tmp_path: Path) -> None:
         ),
         ({"evaluator": None, "models": {"a": {"recipe": GENERATOR, "mine": {}}}}, "models.a needs an evaluator"),
         ({"models": {"a": {}}}, "models.a: without a recipe it needs decodings"),
+        ({"evaluator": {"recipe": EVALUATOR, "choose": "behaviour"}}, "evaluator: .*expected KEY=A,B"),
+        ({"worlds": {"a": {"setting": "choice"}}}, r"worlds\.a\.setting: unknown key"),
         ({"ceiling": 1}, "ceiling: expected true or false, got 1"),
         ({"modells": {}}, r"benchmark\.modells: unknown key; did you mean 'models'\?"),
     ],
@@ -185,3 +187,28 @@ def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: p
     assert main([*command, *options]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == weights
     assert json.loads((out / "results.json").read_text())["rows"] == first["rows"]
+
+
+@pytest.mark.slow
+def test_worlds_are_measured_one_by_one_with_the_evaluator_that_held_out_feedback_prefers(tmp_path: Path) -> None:
+    choice = "model.init_args.config.num_hidden_layers=1,2"
+    path = write(
+        tmp_path,
+        evaluator={"recipe": EVALUATOR, "choose": choice},
+        evaluators={},
+        judge=None,
+        curve=None,
+        pointwise=["pointwise"],
+        worlds={name: {"arguments": [f"--data.init_args.setting={name}"]} for name in ("strong", "choice")},
+        models={"pointwise": {"recipe": "pointwise/simulator.yaml", "decodings": {"greedy": {"num_beams": 1}}}},
+    )
+    out, options = tmp_path / "out", [f"{name}={value}" for name, value in TINY.items()]
+    command = ["benchmark", str(path), "--seeds=1", f"--out={out}", f"--data.init_args.root={tmp_path}", *options]
+    assert main([*command, "--worlds", "nowhere"]) != 0
+    assert main(command) == 0
+    told = json.loads((out / "worlds.json").read_text())
+    assert {row["world"] for row in told["rows"]} == {"strong", "choice"}
+    for world in ("strong", "choice"):
+        assert told["notes"][world]["chosen, seed 0"] in ("1", "2")
+        assert (out / world / "seed-0" / "evaluator-1" / "best" / "model.safetensors").is_file()
+        assert (out / world / "results.json").is_file()

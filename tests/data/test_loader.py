@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from rerankzoo.data import loader as loader_module
 from rerankzoo.data.loader import RequestLoader, logged_utilities
+from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.features import RerankingFeatureExtractor
 
 SIZES = tuple(2 + number % 6 for number in range(50))
@@ -165,3 +166,16 @@ def test_utilities_of_a_long_log_are_those_of_evenly_spaced_blocks(
     assert found.shape == (limit, 1)
     for one, other in zip(found.tolist(), expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_fields_that_belong_to_the_item() -> None:
+    """What is the same wherever an item is a candidate, in numbers, ids and vectors."""
+    simulator = Simulator(SimulatorSettings.named("strong", num_users=50))
+    table = simulator.requests("train", 200)
+    extractor = RerankingFeatureExtractor(simulator.schema)
+    extractor.fit(table)
+    loader = RequestLoader(Dataset(table), extractor, batch_size=64)
+    assert loader.item_fields() == ["category", "item_embedding", "value"]  # not the affinity, nor the upstream score
+    assert loader.num_positions() == 200 * 4
+    once = RequestLoader(Dataset(table.slice(0, 1)), extractor, batch_size=64)  # no item twice: nobody knows
+    assert once.item_fields() == ["category", "item_embedding", "affinity", "value"]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rerankzoo.evaluation import Evaluation, Row, write_worlds
+from rerankzoo.evaluation.results import CEILING, UPSTREAM
+from rerankzoo.evaluation.worlds import summarise
+
+
+def evaluation(seed: int, **utilities: float) -> Evaluation:
+    keys = {"upstream": UPSTREAM, "ceiling": CEILING}
+    rows = [
+        Row(*keys.get(name, (name, "greedy")), seed, {"utility": value, "true_hr@1%": value / 2})
+        for name, value in utilities.items()
+    ]
+    return Evaluation(rows, {}, "utility", {}, "requests")
+
+
+def test_share_of_the_gap_by_hand() -> None:
+    table = summarise(
+        [
+            evaluation(0, upstream=0.5, ceiling=0.9, sorter=0.6),
+            evaluation(0, upstream=0.5, ceiling=0.9, ours=0.825),
+            evaluation(1, upstream=0.7, ceiling=0.9, sorter=0.6),
+            evaluation(1, upstream=0.7, ceiling=0.9, ours=0.65),
+        ],
+        ["sorter"],
+    )
+    ours = table["ours", "greedy"]
+    assert ours["utility"].mean == pytest.approx((0.825 + 0.65) / 2)
+    assert ours["share"].mean == pytest.approx(((0.825 - 0.6) / 0.3 + (0.65 - 0.7) / 0.2) / 2)
+    assert table["sorter", "greedy"]["share"].mean == pytest.approx((0.0 - 0.5) / 2)
+    assert "share" not in table[CEILING]
+
+
+def test_without_a_gap_there_is_no_share(tmp_path: Path) -> None:
+    evaluations = [evaluation(0, upstream=0.9, ceiling=0.905, sorter=0.9, ours=0.7)]
+    assert "share" not in summarise(evaluations, ["sorter"])["ours", "greedy"]
+    paths = write_worlds({"flat": evaluations}, ["sorter"], {"flat": {"chosen, seed 0": "cascade"}}, tmp_path)
+    text = paths["worlds"].read_text(encoding="utf-8")
+    assert "| ours | greedy | 70.0 | 35.0 |  |" in text
+    assert "chosen, seed 0: cascade" in text
+    rows = json.loads(paths["worlds.json"].read_text(encoding="utf-8"))["rows"]
+    assert rows[-1]["utility"] == {"mean": 0.7, "sd": None, "num_runs": 1}
