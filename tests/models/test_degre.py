@@ -474,8 +474,8 @@ def test_a_sharp_guide_is_followed(extractor: RerankingFeatureExtractor, batch: 
 def test_best_partners_by_hand() -> None:
     """The third candidate is padding: two pairs exist, 1 above 2 is worth 3, and 2 above 1 is worth 1."""
     never = float("-inf")
-    pairs = torch.tensor([[[never, 3.0, 9.0], [1.0, never, 9.0], [9.0, 9.0, never]]])
-    found = best_partners(pairs, torch.tensor([[True, True, False]]))
+    pairs = torch.tensor([[[1.0, never, 9.0], [never, 3.0, 9.0], [9.0, 9.0, never], [9.0, 9.0, never]]])
+    found = best_partners(pairs, torch.tensor([[1, 0, 2, 3]]), torch.tensor([[True, True, False]]))
     expected = [[1.0, -10, -10, -1, -10, -10], [-1.0, -10, -10, 1, -10, -10], [-10.0] * 6]
     torch.testing.assert_close(found, torch.tensor([expected]))
 

@@ -25,6 +25,8 @@ from rerankzoo.models.registry import model_class
 #: What the entries of the guide's memory and cache are called among the generator's.
 _MEMORY, _CACHE, _FIRST = "guide_memory_", "guide_cache_", "guide_first"
 _ROUNDING = 1e-4  # values closer than this share of the largest are the same
+#: Candidates that are paired with all others: the best ones as first item.
+_FIRST_ITEMS = 10
 #: How many of an item's best partners are told, of those below it and of those above it.
 _PARTNERS = 3
 _NEVER = -10.0  # deviations: of a pair that cannot be
@@ -87,15 +89,17 @@ class Guide(nn.Module):
 
     @torch.no_grad()
     def read(self, batch: Batch) -> Guided:
-        """Lets the evaluator read a batch, and value every candidate and every pair as the beginning of a slate."""
+        """Lets the evaluator read a batch, and value candidates, and pairs with the best of them, as slates."""
         scorer = self.evaluator.scorer()
         state = scorer.start(batch)
         values, cache = scorer.step(state)
-        requests, candidates = values.shape
-        parent = state.request.unsqueeze(-1).expand(-1, candidates).flatten()
-        first = torch.arange(candidates, device=values.device).expand(requests, -1).flatten()
-        pairs = scorer.step(scorer.extend(state, cache, parent, first))[0].unflatten(0, (requests, candidates))
-        return Guided(state, values, cache, best_partners(pairs, state.available))
+        # A number that does not depend on the batch, for graphs; where there are fewer candidates, N stands for none.
+        padded = F.pad(values, (0, _FIRST_ITEMS), value=float("-inf"))
+        first = padded.topk(_FIRST_ITEMS).indices.clamp_max(values.shape[1])
+        parent = state.request.unsqueeze(-1).expand(-1, _FIRST_ITEMS).flatten()
+        extended = scorer.extend(state, cache, parent, first.clamp_max(values.shape[1] - 1).flatten())
+        pairs = scorer.step(extended)[0].view(*first.shape, -1)
+        return Guided(state, values, cache, best_partners(pairs, first, state.available))
 
     def items(self, guided: Guided) -> Tensor:
         """Vectors (B, N, D) of the candidates: what the evaluator knows of them, alone and with their best partners."""
@@ -169,23 +173,25 @@ def standardised(values: Tensor, available: Tensor) -> Tensor:
     return centred / deviation.clamp_min(_ROUNDING)
 
 
-def best_partners(pairs: Tensor, available: Tensor) -> Tensor:
+def best_partners(pairs: Tensor, first: Tensor, available: Tensor) -> Tensor:
     """What the first choice has to look ahead to.
 
     Args:
-        pairs: (B, N, N), value of the slate of two with the first candidate above the second; -inf on the diagonal.
+        pairs: (B, F, N), value of the slate of two of a first item and each candidate; -inf where it cannot be.
+        first: (B, F), the first items, none of them twice; N for none.
         available: (B, N).
 
     Returns:
         (B, N, 6), of each candidate the three best pairs that it begins and the three best that it ends, in standard
         deviations of all pairs of the request.
     """
-    real = available.unsqueeze(1) & available.unsqueeze(2) & (pairs > float("-inf"))
+    begun = torch.cat([available, torch.zeros_like(available[:, :1])], dim=1).gather(1, first)
+    real = begun.unsqueeze(-1) & available.unsqueeze(1) & (pairs > float("-inf"))
     deviations = standardised(pairs.flatten(1), real.flatten(1)).view_as(pairs).masked_fill(~real, _NEVER)
-    deviations = F.pad(deviations, (0, _PARTNERS, 0, _PARTNERS), value=_NEVER)  # of requests with few candidates
-    below, above = deviations.topk(_PARTNERS, dim=2).values, deviations.topk(_PARTNERS, dim=1).values
-    candidates = pairs.shape[1]
-    return torch.cat([below[:, :candidates], above[..., :candidates].transpose(1, 2)], dim=-1)
+    below = F.pad(deviations, (0, _PARTNERS), value=_NEVER).topk(_PARTNERS, dim=2).values  # (B, F, 3)
+    ends = deviations.topk(_PARTNERS, dim=1).values.transpose(1, 2)
+    begins = torch.full_like(F.pad(ends, (0, 0, 0, 1)), _NEVER).scatter(1, first.unsqueeze(-1).expand_as(below), below)
+    return torch.cat([begins[:, :-1], ends], dim=-1)
 
 
 def _unpack(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
