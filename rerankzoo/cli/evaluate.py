@@ -22,15 +22,20 @@ from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.data.simulator.ceiling import fit_ceiling
+from rerankzoo.diagnosis import Log, cross_fitted_judge
 from rerankzoo.errors import RecipeError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.models.auto import load_checkpoint, load_evaluator
+from rerankzoo.models.auto import Checkpoint, load_checkpoint, load_evaluator
 
 #: Told what is begun and how many requests it takes; returns what is told how many more are done.
 Watch = Callable[[str, int], Callable[[int], None]]
 
 _TUNING_SAMPLES = 1_000  # slates of a request where there are too many to list: only the optimum is asked for
+
+
+#: As `--judge`: evaluators of the halves of the log, or nobody.
+CROSS_FITTED, NO_JUDGE = "cross-fitted", "none"
 
 
 @dataclass
@@ -44,6 +49,7 @@ class EvaluationRun:
     judge: Any = None  # an independent evaluator; it has no say on validation
     split: str = "test"
     watch: Watch = lambda task, total: lambda done: None
+    cross_fitted: bool = False  # whether the judge learned from the halves of the train split
     ceiling: bool = False  # whether the correctly specified model of the training split is a baseline
 
     def __post_init__(self) -> None:
@@ -58,7 +64,8 @@ class EvaluationRun:
         if self.ceiling and self.metadata:
             settings = Simulator.from_metadata(self.metadata).settings
             ceiling = fit_ceiling(self.splits["train"].with_format("arrow")[:], settings)
-        return protocol.Evaluators.of(data, item_id, self.metadata, self.evaluator, self.judge, ceiling)
+        both = (self.evaluator, self.judge)
+        return protocol.Evaluators.of(data, item_id, self.metadata, *both, ceiling, self.cross_fitted)
 
     @cached_property
     def _not_shown(self) -> dict[str, str]:
@@ -72,6 +79,22 @@ class EvaluationRun:
             return {}
         reason = f"for the log has {count} positives to learn from, and at least {protocol.MIN_POSITIVES} are needed"
         return {"what evaluators predict": reason}
+
+    def needs_judge(self) -> bool:
+        """Whether nothing better is known of slates than what the evaluator says, and the log can teach a judge."""
+        data = self.splits[self.split]
+        labels = [target.candidate_feedback for target in self.schema.targets if target.candidate_feedback]
+        better = self._evaluators.truth is not None or any(label in data.column_names for label in labels)
+        taught = {self.schema.slate, *(target.name for target in self.schema.targets)}
+        columns = set(self.splits["train"].column_names) if "train" in self.splits else set()
+        return self.evaluator is not None and not better and not self._not_shown and taught <= columns
+
+    def cross_fit(self, folder: Path, model: Checkpoint) -> None:
+        """Makes the judge, of the log in a folder, for a model's batches; none where the log's slates are shorter."""
+        log = Log.read(folder, extractor=model.extractor)
+        if log.slate_size >= model.model.config.slate_size:
+            self.judge, self.cross_fitted = cross_fitted_judge(log), True
+            del self._evaluators  # made anew, with the judge
 
     def quality(
         self, model: Any, extractor: RerankingFeatureExtractor, slate_size: int
@@ -150,7 +173,7 @@ def evaluate(
     *,
     data: str,
     evaluator: str | None = None,
-    judge: str | None = None,
+    judge: str = CROSS_FITTED,
     split: str = "test",
     k: tuple[PositiveInt, ...] = (),
     num_requests: PositiveInt | None = None,
@@ -170,7 +193,8 @@ def evaluate(
         models: Folders or Hub ids of generators with their extractors.
         data: Data folder, or a dataset on the Hub.
         evaluator: Folder or Hub id of an evaluator, or of a generator with one beside it; the same for every row.
-        judge: An independent evaluator: values every row, chooses nothing.
+        judge: Folder or Hub id of an independent evaluator: values every row, chooses nothing. cross-fitted: where
+            there is an evaluator and nothing better is known, evaluators of the halves of the train split; or none.
         split: Split to evaluate on.
         k: Where ranking metrics by labels cut the slates, such as 1,2,4 (default: at their end).
         num_requests: Only this many first requests (default: all).
@@ -194,12 +218,13 @@ def evaluate(
         if not model.can_generate():
             raise RecipeError(f"a {type(model).__name__} generates no slates; give it as --evaluator")
         model.to(place)
-    evaluating, judging = (load_evaluator(path) if path else None for path in (evaluator, judge))
+    given = None if judge in (CROSS_FITTED, NO_JUDGE) else judge
+    evaluating, judging = (load_evaluator(path) if path else None for path in (evaluator, given))
     evaluator_model, judge_model = (one and one.model.to(place) for one in (evaluating, judging))
     others = {path: model for path, (model, _) in zip(models, loaded, strict=True)}
     _check_judge({"the evaluator": evaluator_model, **others}, judge_model)
     schema = FeatureSchema.from_yaml(folder / SCHEMA_FILE)
-    notes = {"evaluator": evaluator, "split": split, **({"judge_model": judge} if judge else {})}
+    notes = {"evaluator": evaluator, "split": split, **({"judge_model": given} if given else {})}
     runs: Counter[str] = Counter()
     evaluations: list[protocol.Evaluation] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
@@ -209,7 +234,10 @@ def evaluate(
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch, ceiling)
+        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch, ceiling=ceiling)
+        if judge == CROSS_FITTED and run.needs_judge():
+            with progress.console.status("fitting a judge to the halves of the log"):
+                run.cross_fit(folder, loaded[0])
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name, usual = model.config.model_type, None
             if not tune_alpha:

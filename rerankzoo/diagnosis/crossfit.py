@@ -26,8 +26,8 @@ from torch import Tensor
 
 from rerankzoo.batch import Batch
 from rerankzoo.diagnosis.fitting import worth
-from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import slate_utility
+from rerankzoo.generation import SchemaBound
 from rerankzoo.models.interaction import InteractionEvaluator
 
 
@@ -99,7 +99,7 @@ class Judge:
         return Prediction((mean @ self.scales).item(), error.item(), mean[1:].sum().item())
 
 
-class CrossFittedJudge:
+class CrossFittedJudge(SchemaBound):
     """Values slates as the judges of both halves do, on average: an `Evaluator` that chose and taught nothing.
 
     Args:
@@ -108,11 +108,7 @@ class CrossFittedJudge:
 
     def __init__(self, judges: Sequence[Judge]) -> None:
         self.judges = list(judges)
-        self.schema: FeatureSchema = judges[0].model.schema
-
-    def check_schema(self, schema: FeatureSchema) -> None:
-        """Raises SchemaMismatchError for batches of another extractor."""
-        self.judges[0].model.check_schema(schema)
+        self.schema = judges[0].model.schema
 
     @torch.no_grad()
     def score_slates(self, slates: Tensor, /, **batch: Any) -> Tensor:

@@ -50,7 +50,15 @@ class Log:
     metadata: Mapping[str, Any] | None
 
     @classmethod
-    def read(cls, folder: Path, *, max_requests: int = 40_000, num_chosen: int = 500, seed: int = 0) -> Log:
+    def read(
+        cls,
+        folder: Path,
+        *,
+        max_requests: int = 40_000,
+        num_chosen: int = 500,
+        seed: int = 0,
+        extractor: RerankingFeatureExtractor | None = None,
+    ) -> Log:
         """Reads a data folder.
 
         Args:
@@ -58,6 +66,7 @@ class Log:
             max_requests: Of more training requests, so many are drawn.
             num_chosen: Requests of the test split that slates are chosen for.
             seed: Of the drawing.
+            extractor: A fitted one; default: one is fitted to the train split.
 
         Raises:
             FileNotFoundError: If there is no train split.
@@ -79,14 +88,16 @@ class Log:
         test = validation if test is None else test
         if min(len(order) // 2, len(validation), len(test)) < 1:
             raise RerankingDataError(f"expected requests to learn from and to test, got {len(train)}", field="train")
-        extractor = RerankingFeatureExtractor(schema).fit(train)
+        extractor = extractor or RerankingFeatureExtractor(schema).fit(train)
         first, second = (train.select(np.sort(part)) for part in np.array_split(order, 2))
         test = test.select(range(min(num_chosen, len(test))))
         validation = validation.select(range(min(4_000, len(validation))))
         parts = [extractor(part.with_format("arrow")[:]) for part in (first, second, validation, test)]
         counts = {name: _counts(data, schema) for name, data in splits.items()}
         origin = read_origin(folder)
-        return cls(schema, extractor, (parts[0], parts[1]), parts[2], parts[3], test, counts, len(order), origin)
+        return cls(
+            extractor.schema, extractor, (parts[0], parts[1]), parts[2], parts[3], test, counts, len(order), origin
+        )
 
     @property
     def slate_size(self) -> int:

@@ -93,6 +93,7 @@ class Measurements:
             values = evaluator.values(batch, slates)
             self._columns[f"{prefix}value"].append(values)
             count = len(slates) if prefix == "true_" else min(len(slates), self.hr_requests - self.num_requests)
+            count = 0 if prefix == "crossfit_" else count  # it is asked of values only
             if count > 0:
                 first = take(batch, slice(count))
                 self._ranks[prefix].append(evaluator.rank(first, values[:count], self.slate_size, seed))
@@ -144,7 +145,7 @@ class Measurements:
         if self.num_labelled():
             return self._label_metric()
         if self.evaluators.judge is not None:
-            return "judge_value"
+            return "crossfit_value" if self.evaluators.cross_fitted else "judge_value"
         return "value" if self.evaluators.evaluator is not None else None
 
     def digests(self) -> list[str]:

@@ -216,7 +216,12 @@ def _protocol(
         protocol["hr@p%"] = f"by the evaluator, on the first {count} requests, {note}"
         protocol["hr_requests"] = count
     if evaluators.judge is not None:
-        protocol["judge"] = "judge_hr@p% and judge_value: by an evaluator that chose and taught nothing"
+        protocol["judge"] = (
+            "crossfit_value: by evaluators of the form that held-out likelihood prefers, each of one half of the train "
+            "split and scaled by the other's feedback"
+            if evaluators.cross_fitted
+            else "judge_hr@p% and judge_value: by an evaluator that chose and taught nothing"
+        )
     if count := measurements.num_labelled():
         protocol["labels"] = {
             "column": schema.targets[schema.label_target or 0].candidate_feedback,

@@ -68,9 +68,13 @@ _METRICS = {
     **dict.fromkeys(("hr@1%", "hr@10%"), _OPINION),
     **dict.fromkeys(("judge_hr@1%", "judge_hr@10%"), Shown()),
     **{"gap": _OPINION, "value": _PLAIN, "coverage@": _OPINION, "ild@": _PLAIN, "cpu_seconds": Shown(1.0, 0, None, 1)},
-    **dict.fromkeys(("spearman", "calibration", "judge_value"), _PLAIN),
+    **dict.fromkeys(("spearman", "calibration", "judge_value", "crossfit_value"), _PLAIN),
 }
-_PREDICTED_NAMES = {"value": "predicted value", "judge_value": "value predicted by the judge"}
+_PREDICTED_NAMES = {
+    "value": "predicted value",
+    "judge_value": "value predicted by the judge",
+    "crossfit_value": "value predicted by cross-fitted judges",
+}
 OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 
 
@@ -162,6 +166,8 @@ def comparison_text(comparison: Comparison) -> str:
     unit = " points" if shown.scale == 100 else ""
     if comparison.metric in OPINIONS:
         doubt = "by the evaluator, hence without an interval"
+    elif comparison.metric == "crossfit_value":
+        doubt = "at most, for they learned from the halves of the models' log, hence without an interval"
     elif not ends:
         doubt = f"no interval from fewer than {MIN_REQUESTS} requests"
     else:

@@ -26,7 +26,9 @@ INFORMED = (ORACLE, CEILING)
 #: What an evaluator says of slates that it may have chosen or taught: agreement with it, not quality.
 OPINIONS = ("value", "gap", "hr@1%", "hr@10%")
 #: What nothing but a model says: where a difference of it is sure, so is the model, and nobody knows of what.
-PREDICTED = ("value", "judge_value")
+PREDICTED = ("value", "judge_value", "crossfit_value")
+#: What gets no interval: an interval over requests would say nothing of what a model is off about its own log.
+WITHOUT_INTERVAL = (*OPINIONS, "crossfit_value")
 #: With fewer requests the resampling of a bootstrap knows no tails.
 MIN_REQUESTS = 20
 
@@ -121,7 +123,7 @@ class Evaluation:
 class Comparison:
     """A paired difference a - b of the primary metric, with its 95 % interval over the requests.
 
-    One of `OPINIONS`, and of too few requests, has no interval.
+    One of `WITHOUT_INTERVAL`, and of too few requests, has none.
     """
 
     metric: str
@@ -220,7 +222,7 @@ def compare(evaluations: Evaluation | Sequence[Evaluation], a: Key, b: Key) -> C
     same = [[run for run in runs if run.requests == one] for one in dict.fromkeys(run.requests for run in runs)]
     first, second = (torch.cat([_mean_of_runs(group, key) for group in same]) for key in (a, b))
     predicted = None if metric == "value" else _predicted(runs, a, b)
-    if metric in OPINIONS or len(first) < MIN_REQUESTS:
+    if metric in WITHOUT_INTERVAL or len(first) < MIN_REQUESTS:
         return Comparison(metric, a, b, (first - second).mean().item(), None, None, len(first), predicted)
     found = paired_bootstrap(first, second)
     return Comparison(metric, a, b, found.mean, found.low, found.high, found.num_requests, predicted)
@@ -275,7 +277,7 @@ def _predicted(runs: Iterable[Evaluation], a: Key, b: Key) -> float | None:
 
 def _is_by_evaluator(name: str) -> bool:
     """Whether a metric is what an evaluator says, the judge included."""
-    return name in OPINIONS or name.startswith("judge_")
+    return name in OPINIONS or name.startswith(("judge_", "crossfit_"))
 
 
 def _mean_of_runs(runs: Iterable[Evaluation], key: Key) -> Tensor:

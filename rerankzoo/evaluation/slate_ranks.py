@@ -222,6 +222,7 @@ class Evaluators:
     truth: SimulatorTruth | None = None  # where the data is simulated
     evaluator: EvaluatorRanks | None = None  # it may also choose and teach
     judge: EvaluatorRanks | None = None  # an independent evaluator, which does neither
+    cross_fitted: bool = False  # whether the judge learned from the halves of the log that the models learned from
 
     @classmethod
     def of(
@@ -232,6 +233,7 @@ class Evaluators:
         evaluator: Evaluator | None = None,
         judge: Evaluator | None = None,
         ceiling: CorrectlySpecified | None = None,
+        cross_fitted: bool = False,
     ) -> Evaluators:
         """Those of a table of requests with a column of item ids; a simulator's metadata reveals the truth.
 
@@ -239,9 +241,10 @@ class Evaluators:
         """
         simulated = metadata is not None and metadata.get("source") == "simulator"
         truth = SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id, ceiling) if simulated else None
-        return cls(truth, *(None if one is None else EvaluatorRanks(one) for one in (evaluator, judge)))
+        valuing, judging = (None if one is None else EvaluatorRanks(one) for one in (evaluator, judge))
+        return cls(truth, valuing, judging, cross_fitted)
 
     def by_prefix(self) -> dict[str, SlateRanks]:
         """Those that there are, by the prefix of their metrics."""
-        known = {"true_": self.truth, "": self.evaluator, "judge_": self.judge}
+        known = {"true_": self.truth, "": self.evaluator, "crossfit_" if self.cross_fitted else "judge_": self.judge}
         return {prefix: ranks for prefix, ranks in known.items() if ranks is not None}

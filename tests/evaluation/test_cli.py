@@ -118,3 +118,27 @@ def test_what_evaluators_had_too_few_positives_to_learn_is_left_out(simulated: A
     found = known.evaluate("m", simulated.model(), simulated.extractor, 0, asked, hr_requests=0)
     assert "not_shown" not in found.protocol
     assert {"utility", "value", "gap"} <= set(found.row("m", "greedy").metrics)  # the truth tells how they err
+
+
+def test_without_truth_and_labels_the_default_judge_is_cross_fitted(
+    simulated: Any,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.BEHAVIOURS", ("independent",))
+    data = shutil.copytree(simulated.folder, tmp_path / "data")
+    (data / "dataset.json").unlink()  # nobody knows the truth
+    arguments = ["evaluate", str(checkpoints / "a"), "--data", str(data), "--evaluator", str(checkpoints / "evaluator")]
+    arguments += ["--device", "cpu", "--num-requests", "30", "--hr-requests", "0", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "of value predicted by cross-fitted judges, at most, for they learned from the halves" in output
+    assert "; predicted by the evaluator: " in output
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["protocol"]["primary_metric"] == "crossfit_value"
+    assert all({"value", "crossfit_value"} <= set(row["metrics"]) for row in results["rows"])
+    assert not any({"low", "high", "significant"} & set(one) for one in results["differences"])
+    assert main([*arguments, "--judge", "none"]) == 0
+    assert "cross-fitted" not in capsys.readouterr().out
