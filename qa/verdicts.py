@@ -114,7 +114,7 @@ def _whole(log: Log, found: Any) -> tuple[Tensor, Tensor]:
     if found.ranker is not None and found.ranker != form.alone():
         ranker = fit(found.ranker, log.extractor, learn, log.validation)
     evaluator = fit(form, log.extractor, learn, log.validation, alone)
-    return choose(evaluator, log.test), rank(ranker, log.test)
+    return choose(evaluator, log.test, log.slate_size), rank(ranker, log.test, log.slate_size)
 
 
 class _Truth:

@@ -92,7 +92,7 @@ class EvaluationRun:
     def cross_fit(self, folder: Path, model: Checkpoint) -> None:
         """Makes the judge, of the log in a folder, for a model's batches; none where the log's slates are shorter."""
         log = Log.read(folder, extractor=model.extractor)
-        if log.slate_size >= model.model.config.slate_size:
+        if log.longest >= model.model.config.slate_size:
             self.judge, self.cross_fitted = cross_fitted_judge(log), True
             del self._evaluators  # made anew, with the judge
 

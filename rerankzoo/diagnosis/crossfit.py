@@ -54,7 +54,8 @@ class Judge:
     Attributes:
         model: The evaluator.
         scales: (3,), of the regression: c, b0, b1.
-        covariance: (3, 3), of the scales, from residuals of any variance (Eicker, Huber, White).
+        covariance: (3, 3), of the scales, from residuals of any variance, each divided by what its own row leaves of
+            it: few rows that alone decide on a scale make it uncertain (HC3; MacKinnon and White 1985).
         residual: Standard deviation of the residuals: what the utility of one slate is off.
     """
 
@@ -76,7 +77,9 @@ class Judge:
         inverse = torch.linalg.pinv(columns.T @ columns, hermitian=True)  # without pairs, say, b1 is 0
         scales = inverse @ columns.T @ observed
         residuals = observed - columns @ scales
-        inner = columns.T @ (columns * residuals.square().unsqueeze(1))
+        leverage = ((columns @ inverse) * columns).sum(1)
+        outside = residuals / (1 - leverage).clamp_min(1e-3)
+        inner = columns.T @ (columns * outside.square().unsqueeze(1))
         return cls(model, scales, inverse @ inner @ inverse, residuals.std().item())
 
     def gain(self, batch: Batch, slates: Tensor, reference: Tensor) -> Prediction:

@@ -143,7 +143,8 @@ class _Fits:
     def fitted(self, form: Form, learn: Batch, start: Any = None) -> InteractionEvaluator:
         """An evaluator of this form that learns from these requests."""
         self.watch(f"{form.name} on {rows(learn):,} requests")
-        return fit(form, self.log.extractor, learn, self.log.validation, start or None, self.seed)
+        log = self.log
+        return fit(form, log.extractor, learn, log.validation, start or None, self.seed, log.longest)
 
     def logged(self, form: Form, half: int) -> Tensor:
         """Log-probabilities (B,) of the *other* half's feedback."""
@@ -199,8 +200,8 @@ def diagnose(
     fits = _Fits(log, watch, seed)
     alone, (best, second) = _preferred(fits)
     choosers = [fits.model(best, half) for half in range(2)]
-    slates = [choose(model, log.test) for model in choosers]
-    references = [rank(fits.model(alone[0], half), log.test) for half in range(2)]
+    slates = [choose(model, log.test, log.slate_size) for model in choosers]
+    references = [rank(fits.model(alone[0], half), log.test, log.slate_size) for half in range(2)]
     judges = [Judge.of(model, log.halves[1 - half]) for half, model in enumerate(choosers)]
     gain = Prediction.average(
         [one.gain(log.test, *pair) for one, *pair in zip(judges, slates, references, strict=True)]
@@ -237,7 +238,7 @@ def diagnose(
         other_form=(second.name, other),
         curve=curve,
         support=support,
-        estimates=estimate_counterfactually(log, asked, choose(choosers[0], asked)),
+        estimates=estimate_counterfactually(log, asked, choose(choosers[0], asked, log.slate_size)),
         proposed=tuple(_proposed(log, judges, references, name, make) for name, make in (proposals or {}).items()),
         ranker=alone[0],
         chosen=tuple(zip(slates, references, strict=True)),
@@ -281,7 +282,9 @@ def _curve(fits: _Fits, best: Form, gain: Prediction) -> tuple[CurvePoint, ...]:
     alone = fits.fitted(best.alone(), quarter)
     model = fits.fitted(best, quarter, alone)
     logged = log_likelihoods(model, log.halves[1]) - log_likelihoods(alone, log.halves[1])
-    judged = Judge.of(model, log.halves[1]).gain(log.test, choose(model, log.test), rank(alone, log.test))
+    judged = Judge.of(model, log.halves[1]).gain(
+        log.test, choose(model, log.test, log.slate_size), rank(alone, log.test, log.slate_size)
+    )
     of_half = (fits.logged(best, 0) - fits.logged(best.alone(), 0)).mean().item()
     whole = of_half + max(0.0, of_half - logged.mean().item()) / 2
     points = [(rows(quarter), logged.mean().item(), judged), (rows(half), of_half, gain), (log.used, whole, None)]

@@ -78,6 +78,7 @@ def fit(
     stop: Batch,
     start: InteractionEvaluator | None = None,
     seed: int = 0,
+    longest: int | None = None,
 ) -> InteractionEvaluator:
     """Fits an evaluator to a batch of logged requests.
 
@@ -88,10 +89,12 @@ def fit(
         stop: Whose likelihood says when to stop: the weights of the best epoch are kept.
         start: Of the form without pairs: where to begin.
         seed: Of weights and order.
+        longest: The most positions that it will be asked for; default: those of the slates it learns from.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make(form, extractor, learn["slates"].shape[-1], int((learn["slates"] >= 0).sum()))
+        size = longest or learn["slates"].shape[-1]
+        model = make(form, extractor, size, int((learn["slates"] >= 0).sum()))
         if start is not None:
             model.load_state_dict(start.state_dict(), strict=False)
         _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))
@@ -168,17 +171,17 @@ def _values(model: InteractionEvaluator, known: Batch, slates: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def choose(model: InteractionEvaluator, batch: Batch) -> Tensor:
-    """The slates (B, M) that a model's own search finds."""
+def choose(model: InteractionEvaluator, batch: Batch, slate_size: int) -> Tensor:
+    """The slates (B, `slate_size`) that a model's own search finds."""
     parts: list[Any] = chunks(inputs(batch), _CHUNK // _BEAMS)
-    return torch.cat([model.generate(**part, num_beams=_BEAMS) for part in parts])
+    return torch.cat([model.generate(**part, num_beams=_BEAMS, slate_size=slate_size) for part in parts])
 
 
 @torch.no_grad()
-def rank(model: InteractionEvaluator, batch: Batch) -> Tensor:
-    """The slates (B, M) of the items that are worth most alone, best first."""
+def rank(model: InteractionEvaluator, batch: Batch, slate_size: int) -> Tensor:
+    """The slates (B, `slate_size`) of the items that are worth most alone, best first."""
     mask, values = batch["candidate_mask"], batch["candidate_value"]
     probabilities = model.head.probabilities(model.read_items(batch).logits)
     utility = candidate_utility(probabilities, values, model.schema).masked_fill(~mask, -math.inf)
-    order = utility.argsort(dim=1, descending=True, stable=True)[:, : model.config.slate_size]
+    order = utility.argsort(dim=1, descending=True, stable=True)[:, :slate_size]
     return order.masked_fill(~mask.gather(1, order), PADDING)

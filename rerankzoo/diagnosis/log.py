@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -100,13 +101,16 @@ class Log:
         )
 
     @property
-    def slate_size(self) -> int:
-        """M, the longest logged slate."""
-        return max(half["slates"].shape[-1] for half in self.halves)
+    def longest(self) -> int:
+        """The most positions of any slate that is read."""
+        parts = (*self.halves, self.validation, self.test)
+        return max(part["slates"].shape[-1] for part in parts if "slates" in part)
 
-    def swapped(self) -> Log:
-        """The same log with its halves exchanged."""
-        return Log(**{**vars(self), "halves": (self.halves[1], self.halves[0])})
+    @property
+    def slate_size(self) -> int:
+        """M, the commonest length of logged slates: of others the log says little."""
+        lengths = torch.cat([(half["slates"] >= 0).sum(-1).flatten() for half in self.halves])
+        return int(lengths[lengths > 0].mode().values)
 
 
 def _counts(data: Dataset, schema: FeatureSchema) -> dict[str, int]:

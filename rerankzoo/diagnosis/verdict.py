@@ -15,6 +15,10 @@ Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", 
 WORTH = 0.03
 #: What the calibration itself may be off, as a share: not in any standard error.
 BLIND = 0.01
+#: With fewer positives standard errors are guesses, and nothing is claimed.
+CLAIMABLE = 500
+#: So many standard errors a listwise reading has to be better to be more than noise (one-sided, 5 %).
+CLEAR = 1.64
 #: How probable a statement has to be to be made.
 SURE = 0.8
 _MUCH = 100  # times the log: more is not counted
@@ -91,7 +95,11 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
     ]
     if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
         return _randomise(figures, worth, reasons)
-    if pays >= SURE:
+    if figures.positives < CLAIMABLE:
+        reasons.append(f"{figures.positives} positives are too few to claim anything: {CLAIMABLE} are needed")
+        more = math.ceil(figures.requests * (2 * CLAIMABLE / figures.positives - 1))
+        return Verdict("not enough feedback", _more(more), tuple(reasons), more)
+    if pays >= SURE and figures.listwise >= CLEAR:
         arm = _arm(figures.spread, gain)
         text = f"worth an A/B test, with about {_count(arm)} requests in each arm"
         return Verdict("worth an A/B test", text, tuple(reasons), arm)
@@ -100,8 +108,11 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
     distance = max(abs(gain - worth), worth / 2)
     wanted = (NormalDist().inv_cdf(SURE) * error / distance) ** 2
     more = math.ceil(figures.requests * min(max(wanted - 1, 1.0), _MUCH))
-    text = f"not enough feedback: about {_count(more)} more requests would tell"
-    return Verdict("not enough feedback", text, tuple(reasons), more)
+    return Verdict("not enough feedback", _more(more), tuple(reasons), more)
+
+
+def _more(requests: int) -> str:
+    return f"not enough feedback: about {_count(requests)} more requests would tell"
 
 
 def _randomise(figures: Figures, worth: float, reasons: list[str]) -> Verdict:

@@ -26,6 +26,24 @@ def test_a_large_log_is_drawn_from(folder: Path) -> None:
     assert drawn.counts["train"]["requests"] == 160
 
 
+def test_pages_of_several_lengths_are_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most pages show one item, one shows three: in whichever half that is, the other can be asked about it."""
+    monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.BEHAVIOURS", ("independent", "cascade"))
+    (tmp_path / "schema.yaml").write_bytes((folder / "schema.yaml").read_bytes())
+    for name in ("train", "validation", "test"):
+        table = pd.read_parquet(folder / f"{name}.parquet")
+        for column in ("slate", "click", "propensity"):
+            first = table[column].iloc[0]
+            table[column] = [first if name == "train" and not row else one[:1] for row, one in enumerate(table[column])]
+        table["click"] = [[1.0] * len(row) if number % 3 else row for number, row in enumerate(table["click"])]
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    found = Log.read(tmp_path)
+    assert (found.slate_size, found.longest) == (1, 3)
+    diagnosed = diagnose(found)
+    assert diagnosed.figures.gain == pytest.approx(0, abs=0.05)  # one item has no company
+    assert diagnosed.chosen[0][0].shape == (20, 1)
+
+
 def test_a_log_without_validation_gives_a_tenth(folder: Path, tmp_path: Path) -> None:
     for name in ("schema.yaml", "train.parquet"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -44,14 +62,14 @@ def test_fitting_learns_and_pairs_start_from_what_items_are_worth_alone(log: Log
     alone = fit(Form("cascade"), log.extractor, log.halves[0], log.validation)
     pairs = fit(Form("cascade", pairs=True), log.extractor, log.halves[0], log.validation, alone)
     assert pairs.pairs is not None
-    slates = rank(alone, log.test)
+    slates = rank(alone, log.test, 3)
     assert slates.shape == (20, 3)
     own, between = worth(pairs, log.test, slates.unsqueeze(1))
     whole = pairs.score_slates(slates.unsqueeze(1), **log.test)
     torch.testing.assert_close((own + between).float(), whole)
     assert between.abs().max() > 0
     assert worth(alone, log.test, slates.unsqueeze(1))[1].abs().max() == 0
-    assert choose(pairs, log.test).shape == (20, 3)
+    assert choose(pairs, log.test, 2).shape == (20, 2)
     again = fit(Form("cascade"), log.extractor, log.halves[0], log.validation)
     assert torch.equal(log_likelihoods(again, log.test), log_likelihoods(alone, log.test))
 

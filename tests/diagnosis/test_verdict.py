@@ -45,6 +45,16 @@ def test_a_log_that_still_teaches_is_not_called_hopeless() -> None:
     )
 
 
+def test_nothing_is_claimed_of_few_positives_or_where_listwise_reading_is_noise() -> None:
+    found = decide(figures(positives=108, requests=18_987, gain=0.65, error=0.17))
+    assert found.kind == "not enough feedback"
+    assert found.requests == math.ceil(18_987 * (1_000 / 108 - 1))
+    assert "108 positives are too few to claim anything: 500 are needed" in found.reasons
+    assert decide(figures(positives=499, gain=-0.1)).kind == "not enough feedback"
+    assert decide(figures(listwise=1.6)).kind == "not enough feedback"
+    assert decide(figures(listwise=1.7)).kind == "worth an A/B test"
+
+
 def test_another_gain_may_be_worth_it() -> None:
     assert decide(figures(gain=0.05), worth=0.2).kind == "pointwise will do"
     assert decide(figures(gain=0.05, error=0.001), worth=0.01).kind == "worth an A/B test"
