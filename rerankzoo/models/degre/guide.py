@@ -24,7 +24,7 @@ from rerankzoo.models.registry import model_class
 
 #: What the entries of the guide's memory and cache are called among the generator's.
 _MEMORY, _CACHE, _FIRST = "guide_memory_", "guide_cache_", "guide_first"
-_ROUNDING = 1e-4  # values closer than this share of the largest are the same
+_ROUNDING = 0.02  # of the largest value: smaller deviations are not blown up, nor is rounding with them
 #: Candidates that are paired with all others: the best ones as first item.
 _FIRST_ITEMS = 10
 #: How many of an item's best partners are told, of those below it and of those above it.
