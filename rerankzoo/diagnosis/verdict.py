@@ -125,7 +125,7 @@ def _randomise(figures: Figures, worth: float, reasons: list[str]) -> Verdict:
     times = requests / _RANDOM_SHARE / max(1, figures.requests)
     text = (
         f"logs do not support this: exchange a random pair of neighbours in about {_count(requests)} requests "
-        f"({_RANDOM_SHARE:.0%} of the traffic for {times:.2g} times as long as this log), and ask again"
+        f"({_RANDOM_SHARE:.0%} of the traffic for {times:.{int(times < 10)}f} times as long as this log), and ask again"
     )
     return Verdict("logs do not support this", text, tuple(reasons), requests)
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rerankzoo.cli.main import main
-from rerankzoo.diagnosis import Log, cross_fitted_judge, diagnose, write_page
+from rerankzoo.diagnosis import Log, Proposal, cross_fitted_judge, diagnose, write_page
 from rerankzoo.diagnosis.fitting import Form, choose, fit, log_likelihoods, rank, worth
 from rerankzoo.errors import RerankingDataError
+from rerankzoo.models.auto import Checkpoint
 
 
 def test_halves_are_disjoint_and_complete(log: Log) -> None:
@@ -76,7 +77,13 @@ def test_fitting_learns_and_pairs_start_from_what_items_are_worth_alone(log: Log
 
 def test_a_diagnosis_is_one_page(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.BEHAVIOURS", ("cascade", "choice"))
-    found = diagnose(log)
+    trained = Checkpoint(
+        fit(Form("independent", pairs=True), log.extractor, log.halves[0], log.validation), log.extractor
+    )
+    found = diagnose(log, {"the generator x": Proposal(trained, trained)})
+    [proposed] = found.proposed
+    assert proposed.name == "the generator x"
+    assert proposed.own is not None
     assert [loss.name for loss in found.losses][:2] == ["constant", "item and position"]
     assert sum(loss.better is None for loss in found.losses) == 1
     assert [point.requests for point in found.curve] == [40, 80, 160]
@@ -88,6 +95,8 @@ def test_a_diagnosis_is_one_page(log: Log, tmp_path: Path, monkeypatch: pytest.M
     for heading in ("What the log holds", "listwise to win?", "What would it win?", "What the log shows"):
         assert heading in page
     assert "| train | 160 |" in page
+    assert "slates of the generator x: predicted gain" in page
+    assert "; its own evaluator: " in page
     html = paths["html"].read_text()
     assert "Diagnosis of &lt;a log&gt;" in html
     assert "<svg" in html
