@@ -51,6 +51,7 @@ class EvaluationRun:
     watch: Watch = lambda task, total: lambda done: None
     cross_fitted: bool = False  # whether the judge learned from the halves of the train split
     ceiling: bool = False  # whether the correctly specified model of the training split is a baseline
+    counterfactual: bool = False  # whether the log is asked about every row
 
     def __post_init__(self) -> None:
         if self.ceiling and (self.metadata or {}).get("source") != "simulator":
@@ -146,6 +147,7 @@ class EvaluationRun:
         if decodings is None:
             decodings = protocol.default_decodings(self.evaluator is not None, alpha, model.strategies)
         options = {"decodings": decodings, "evaluators": self._evaluators, "seed": seed, "hr_requests": hr_requests}
+        options["counterfactual"] = self.counterfactual
         evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, cuts=cuts, **options)
         if self._not_shown:
             evaluation, notes["not_shown"] = evaluation.without_predictions(), self._not_shown
@@ -234,7 +236,8 @@ def evaluate(
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
-        run = EvaluationRun(splits, schema, metadata, evaluator_model, judge_model, split, watch, ceiling=ceiling)
+        parts = (splits, schema, metadata, evaluator_model, judge_model, split, watch)
+        run = EvaluationRun(*parts, ceiling=ceiling, counterfactual=True)
         if judge == CROSS_FITTED and run.needs_judge():
             with progress.console.status("fitting a judge to the halves of the log"):
                 run.cross_fit(folder, loaded[0])

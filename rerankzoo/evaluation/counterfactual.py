@@ -240,28 +240,25 @@ class PlackettLuceLogger:
         return prefixes / np.concatenate([np.ones((len(slates), 1)), prefixes[:, :-1]], axis=1)
 
     def marginals(self, scores: np.ndarray, slates: np.ndarray) -> np.ndarray:
-        """(R, M), the probability of each item of the slates at its position, whatever stands before.
+        """The probability of each item of slates (R, ..., M) at its position, whatever stands before; same shape.
 
-        Exact: all slates of a request are listed, so that there may be 20,000 at most.
+        Exact, for all slates of a request are listed: a ValueError where `can_list` says no.
         """
         space = _space(scores, slates)
-        parts = [
-            np.einsum("ba,bam->bm", self._probabilities(scores[rows], space), space == slates[rows, None])
-            for rows in _chunks(len(slates), space.size)
-        ]
-        return np.concatenate(parts)
+        pairs = _pairs(space, scores.shape[1])
+        tables = [self._probabilities(scores[rows], space) @ pairs for rows in _chunks(len(scores), space.size)]
+        return _look_up(np.concatenate(tables), slates)
 
     def pseudo_inverse_weights(self, scores: np.ndarray, shown: np.ndarray, slates: np.ndarray) -> np.ndarray:
-        """(R,), 1_e' G^+ 1_a of slates e to be judged and shown slates a, both (R, M); exact, as `marginals`."""
+        """1_e' G^+ 1_a, (R, ...), of slates e (R, ..., M) to be judged and shown slates a (R, M); as `marginals`."""
         space = _space(scores, slates)
-        count = scores.shape[1]
-        pairs, of_shown, of_slates = (_pairs(one, count) for one in (space, shown, slates))
-        parts = []
-        for rows in _chunks(len(slates), pairs.size):
+        pairs, of_shown = _pairs(space, scores.shape[1]), _pairs(shown, scores.shape[1])
+        tables = []
+        for rows in _chunks(len(scores), pairs.size):
             moments = (pairs.T * self._probabilities(scores[rows], space)[:, None]) @ pairs
             inverse = np.linalg.pinv(moments, hermitian=True, rcond=1e-10)
-            parts.append(np.einsum("bi,bij,bj->b", of_slates[rows], inverse, of_shown[rows]))
-        return np.concatenate(parts)
+            tables.append(np.einsum("bij,bj->bi", inverse, of_shown[rows]))
+        return np.asarray(_look_up(np.concatenate(tables), slates).sum(-1))
 
     def _probabilities(self, scores: np.ndarray, space: np.ndarray) -> np.ndarray:
         """(B, A), of all slates (A, M) of requests with scores (B, N)."""
@@ -278,14 +275,28 @@ class PlackettLuceLogger:
         return np.asarray(self.uniform_share * of_uniform + (1 - self.uniform_share) * of_policy)
 
 
+def can_list(scores: np.ndarray, slates: np.ndarray) -> bool:
+    """Whether requests (R, N) and slates (R, ..., M) have no padding, and a request no more than 20,000 slates."""
+    few = math.perm(scores.shape[1], slates.shape[-1]) <= _MAX_SLATES
+    return few and bool(np.isfinite(scores).all()) and not (slates == PADDING).any()
+
+
 def _space(scores: np.ndarray, slates: np.ndarray) -> np.ndarray:
-    """(A, M), all slates of requests with scores (R, N) that have no padding."""
-    count, size = scores.shape[1], slates.shape[1]
-    if math.perm(count, size) > _MAX_SLATES or not np.isfinite(scores).all() or (slates == PADDING).any():
+    """(A, M), all slates of a request."""
+    if not can_list(scores, slates):
         raise ValueError(
-            f"expected no padding and at most {_MAX_SLATES} slates of a request, got {size} of {count} candidates"
+            f"expected no padding and at most {_MAX_SLATES} slates of a request, got slates of {slates.shape[-1]} of "
+            f"{scores.shape[1]} candidates"
         )
-    return all_slates(count, size)
+    return all_slates(scores.shape[1], slates.shape[-1])
+
+
+def _look_up(table: np.ndarray, slates: np.ndarray) -> np.ndarray:
+    """Entries of a table (R, M N) for each position of slates (R, ..., M); same shape as the slates."""
+    flat = slates.reshape(len(slates), -1, slates.shape[-1])
+    by_position = table.reshape(len(table), flat.shape[2], -1)
+    found = np.take_along_axis(by_position, flat.swapaxes(1, 2), axis=2)
+    return found.swapaxes(1, 2).reshape(slates.shape)
 
 
 def _chunks(count: int, size: int) -> list[slice]:
@@ -349,7 +360,7 @@ def _estimate(
     rewards: np.ndarray,
     clip: float | None,
 ) -> Estimate:
-    """The mean of contributions (R,) with a normal interval, or words where too few requests carry it."""
+    """The mean of contributions (R,) with its interval, or words where too few requests carry it."""
     if clip is not None and clip <= 0:
         raise ValueError(f"clip must be positive, got {clip}")
     limit = clip or np.inf
@@ -364,9 +375,30 @@ def _estimate(
     told = (effective, largest, clipped, count, rewarded, log.estimated, refusal)
     if refusal:
         return Estimate(name, None, None, None, *told)
-    value = float(contributions.mean())
-    half = _Z * float(contributions.std(ddof=1)) / math.sqrt(count)
-    return Estimate(name, value, value - half, value + half, *told)
+    low, high = mean_interval(contributions)
+    return Estimate(name, float(contributions.mean()), low, high, *told)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean of skewed values (R,) (Hall 1992, "On the removal of skewness by transformation").
+
+    Importance weights are skewed: the normal interval ends too low on the right, where the mean of rare heavy weights
+    lies.
+    """
+    centred, count = values - values.mean(), len(values)
+    spread = float(values.std(ddof=1))
+    if spread == 0:
+        return float(values.mean()), float(values.mean())
+    skew = float((centred**3).mean()) / spread**3 / math.sqrt(count)
+    ends = [float(values.mean()) - spread / math.sqrt(count) * _unskewed(z, skew) for z in (_Z, -_Z)]
+    return ends[0], ends[1]
+
+
+def _unskewed(z: float, skew: float) -> float:
+    """The quantile of a Student statistic, from that of its transform to a symmetric one."""
+    if abs(skew) < 1e-6:
+        return z
+    return 3 / skew * (float(np.cbrt(1 + skew * (z - skew / 6))) - 1)
 
 
 def _refusal(effective: float, rewarded: int) -> str | None:

@@ -148,9 +148,13 @@ class Measurements:
             return "crossfit_value" if self.evaluators.cross_fitted else "judge_value"
         return "value" if self.evaluators.evaluator is not None else None
 
+    def slates(self) -> Tensor:
+        """(R, K, M), those of all rows."""
+        return torch.cat(self._slates)
+
     def digests(self) -> list[str]:
         """A hash of all slates of each of the K rows."""
-        columns = torch.cat(self._slates).unbind(1)
+        columns = self.slates().unbind(1)
         return [hashlib.sha256(column.contiguous().numpy().tobytes()).hexdigest()[:16] for column in columns]
 
     def rows(self) -> list[dict[str, float]]:
@@ -167,7 +171,7 @@ class Measurements:
         for name, parts in self._columns.items():
             if not name.startswith("true_") and any(len(part) for part in parts):
                 found[name] = torch.cat(parts).mean(0)
-        found[f"coverage@{self.slate_size}"] = self.catalogue.coverage(torch.cat(self._slates))
+        found[f"coverage@{self.slate_size}"] = self.catalogue.coverage(self.slates())
         return [
             dict(zip(found, row, strict=True)) for row in zip(*(one.tolist() for one in found.values()), strict=True)
         ]

@@ -94,9 +94,10 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
         "rows": [asdict(row) for row in unique_rows(evaluations)],
         "protocol": protocol,
         "differences": [comparison.to_dict() for comparison in compared],
+        "counterfactual": [row.to_dict() for evaluation in evaluations for row in evaluation.counterfactual],
     }
     paths = {"json": Path(out_dir) / "results.json", "markdown": Path(out_dir) / "results.md"}
-    page = _page(summaries, compared, protocol)
+    page = _page(summaries, compared, protocol, evaluations)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     for name, text in {"json": json.dumps(results, indent=2, allow_nan=False) + "\n", "markdown": page}.items():
         write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))
@@ -180,6 +181,24 @@ def comparison_text(comparison: Comparison) -> str:
     return f"{a} - {b}: {mean}{unit} of {named}, {doubt} ({comparison.num_requests} requests){beside}"
 
 
+def counterfactual_text(evaluation: Evaluation) -> str:
+    """What the log says of the slates of one run, as Markdown: estimates of the expected utility per request."""
+    if not evaluation.counterfactual:
+        return f"Nothing can be told from this log: {evaluation.logged}."
+    lines = ["| model | decoding | estimate | utility per request | 95 % interval | ESS | largest weight | clipped % |",
+             "|---|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for row in evaluation.counterfactual:
+        for one in row.estimates:
+            told = [one.refusal, ""]
+            if one.value is not None and one.low is not None and one.high is not None:
+                value, low, high = _PLAIN.text(one.value, one.low, one.high)
+                told = [value, f"{low} to {high}"]
+            name = f"{one.name}, estimated propensities" if one.estimated else one.name
+            weights = f"{one.effective_sample_size:.1f} | {one.largest_weight:.1f} | {100 * one.share_clipped:.1f}"
+            lines.append(f"| {row.model} | {row.decoding} | {name} | {' | '.join(map(str, told))} | {weights} |")
+    return "\n".join(lines) + f"\n\nWhat to log: {evaluation.logged}."
+
+
 def shown_as(metric: str) -> Shown:
     """How a metric is shown."""
     return _METRICS.get(_kind(metric), Shown())
@@ -261,13 +280,20 @@ def _shared(summaries: Sequence[Summary]) -> dict[str, Spread]:
     return {name: spreads[0] for name, spreads in said.items() if spreads and spreads.count(spreads[0]) == len(spreads)}
 
 
-def _page(summaries: Sequence[Summary], compared: Sequence[Comparison], protocol: dict[str, Any]) -> str:
+def _page(
+    summaries: Sequence[Summary],
+    compared: Sequence[Comparison],
+    protocol: dict[str, Any],
+    evaluations: Sequence[Evaluation],
+) -> str:
     parts = ["# Evaluation\n", f"{_subtitle(protocol)}. Figures in %, except value, ild and CPU seconds.\n"]
     parts.append(markdown_table(summaries))
     said = (evaluator_line(summaries), opinion_line(summaries), *doubt_lines(protocol))
     parts += [f"{line}\n" for line in said if line]
     if compared:
         parts += ["## Paired differences\n", "\n".join(f"- {comparison_text(one)}" for one in compared) + "\n"]
+    if asked := [one for one in evaluations if one.logged]:
+        parts += ["## Counterfactual estimates\n", *(f"{counterfactual_text(one)}\n" for one in asked)]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]
     return "\n".join(parts)
 

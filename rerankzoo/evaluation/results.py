@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rerankzoo.evaluation.logged import CounterfactualRow
 from rerankzoo.metrics import Spread, mean_and_spread, paired_bootstrap
 
 UPSTREAM = ("upstream", "sort")
@@ -78,6 +79,8 @@ class Evaluation:
     primary: str | None  # the metric by which rows are compared; `None` where nothing is known of slates
     per_request: dict[Key, Tensor] = field(repr=False)  # the primary metric of every request (R,), by row
     requests: str  # identifies the requests: runs on the same ones are paired
+    counterfactual: list[CounterfactualRow] = field(default_factory=list)  # what the log says of each row
+    logged: str = ""  # what there is to say of all of `counterfactual`, or why it is empty
 
     @property
     def seed(self) -> int:

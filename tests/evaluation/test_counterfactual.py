@@ -26,7 +26,7 @@ def no_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_estimates_by_hand() -> None:
     found = cf.ips(LOG, JUDGED)  # weights 4, 0, 0, 4 of utilities 1, 2, 1, 1
     assert (found.value, found.effective_sample_size, found.largest_weight, found.num_rewarded) == (2, 2, 4, 2)
-    assert found.high == pytest.approx(2 + 1.959964 * np.sqrt(16 / 3) / 2)
+    assert found.high == pytest.approx(2 + 1.959964 * np.sqrt(16 / 3) / 2)  # no skew
     assert cf.snips(LOG, JUDGED).value == 1
     assert cf.reward_interaction_ips(LOG, JUDGED).value == 2  # (2 + 2 + 0 + 4) / 4
     predictions = np.full((4, 2), 0.5)  # Q = 1, 0.5
@@ -34,6 +34,17 @@ def test_estimates_by_hand() -> None:
     marginals = np.array([[0.5, 0.25]] * 4)
     assert cf.independent_ips(LOG, JUDGED, marginals).value == 2  # (2 + 2 + 0 + 4) / 4
     assert cf.pseudo_inverse(LOG, np.array([2.0, -1, 0, 1])).value == 0.25  # (2 - 2 + 0 + 1) / 4
+
+
+def test_an_interval_follows_the_skew() -> None:
+    values = np.array([0.0] * 9 + [10])  # mean 1, sd sqrt(10), third central moment 72
+    skew, error = 72 / 10**1.5 / 10**0.5, 1.0
+    low, high = cf.mean_interval(values)
+    assert low == pytest.approx(1 - error * 3 / skew * (np.cbrt(1 + skew * (1.959964 - skew / 6)) - 1))
+    assert high == pytest.approx(1 - error * 3 / skew * (np.cbrt(1 - skew * (1.959964 + skew / 6)) - 1))
+    assert high - 1 > 1 - low
+    assert cf.mean_interval(np.array([-1.0, 1])) == pytest.approx((-1.959964, 1.959964))
+    assert cf.mean_interval(np.ones(3)) == (1, 1)
 
 
 @pytest.mark.usefixtures("no_bounds")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rerankzoo.evaluation import (
     write_report,
 )
 from rerankzoo.evaluation.plots import draw, draw_curve
-from rerankzoo.evaluation.report import comparison_text, markdown_table
+from rerankzoo.evaluation.report import comparison_text, counterfactual_text, markdown_table
 from rerankzoo.evaluation.results import Summary
 from rerankzoo.metrics import Spread
 
@@ -39,6 +40,7 @@ def evaluations(simulated: Any) -> list[Evaluation]:
             evaluator=simulated.evaluator(),
             seed=seed,
             num_requests=20,
+            counterfactual=True,
         )
         for seed in range(2)
     ]
@@ -59,7 +61,7 @@ def summary(model: str, **metrics: float) -> Summary:
 def test_results_json_has_the_agreed_form(evaluations: list[Evaluation], tmp_path: Path) -> None:
     paths = write_report(evaluations, tmp_path / "new" / "folder")
     results = json.loads(paths["json"].read_text())
-    assert set(results) == {"rows", "protocol", "differences"}
+    assert set(results) == {"rows", "protocol", "differences", "counterfactual"}
     assert len(results["rows"]) == 2 * (4 + 7)
     for row in results["rows"]:
         assert set(row) == {"model", "decoding", "seed", "metrics", "slates"}
@@ -230,3 +232,14 @@ def test_what_had_too_little_feedback_is_told_in_words(simulated: Any) -> None:
     assert found.primary is None
     told = printed([found.with_protocol(not_shown={"what evaluators predict": "for the log has 3 positives"})], 200)
     assert "what evaluators predict: not shown, for the log has 3 positives" in told
+
+
+def test_the_log_is_asked_and_may_not_know(evaluations: list[Evaluation]) -> None:
+    text = counterfactual_text(evaluations[0])
+    assert "cannot be told from this log: " in text
+    assert "What to log: " in text
+    assert "independent, estimated propensities" in text
+    empty = replace(evaluations[0], counterfactual=[], logged="no logged slates with feedback, one per request")
+    assert counterfactual_text(empty) == (
+        "Nothing can be told from this log: no logged slates with feedback, one per request."
+    )

@@ -1,0 +1,123 @@
+"""The log's own word about the slates of a table: counterfactual estimates of each row, or why there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from rerankzoo.batch import PADDING, Batch
+from rerankzoo.evaluation import counterfactual as cf
+from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.utility import position_utility
+
+_RANDOMISED = 0.1  # share of requests in the plan of what to log
+
+
+@dataclass(frozen=True)
+class CounterfactualRow:
+    """What the log says of the slates of one row of a table."""
+
+    model: str
+    decoding: str
+    estimates: list[cf.Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"model": self.model, "decoding": self.decoding, "estimates": [one.to_dict() for one in self.estimates]}
+
+
+@dataclass
+class Log:
+    """Gathers slates with feedback, batch by batch, of a table with one logged slate per request."""
+
+    schema: FeatureSchema
+    _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = field(default_factory=list)
+
+    def add(self, batch: Batch) -> None:
+        """Keeps what a batch has; nothing of one without feedback, or with several slates per request."""
+        if "feedback" not in batch or batch["slates"].shape[1] != 1:
+            return
+        slates = batch["slates"]
+        rewards = position_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)
+        known = batch["propensity"][:, 0].double().cpu().numpy() if "propensity" in batch else None
+        self._parts.append((slates[:, 0].cpu().numpy(), rewards[:, 0].double().cpu().numpy(), known))
+
+    def rows(self, data: Dataset, slates: Mapping[tuple[str, str], Tensor]) -> tuple[list[CounterfactualRow], str]:
+        """Estimates for slates (R, M) by model and decoding, and what there is to say of all of them.
+
+        Args:
+            data: The requests (R), whose upstream scores a logging policy is fitted to.
+            slates: To be judged; of the size of the logged ones, else there is only a word.
+        """
+        if sum(len(part[0]) for part in self._parts) != len(data):
+            return [], "no logged slates with feedback, one per request"
+        size = next(iter(slates.values())).shape[1]
+        shown = _joined([part[0] for part in self._parts], PADDING)
+        if shown.shape[1] != size:
+            return [], f"the logged slates have {shown.shape[1]} positions, these {size}"
+        rewards = _joined([part[1] for part in self._parts], 0.0)
+        propensities = [part[2] for part in self._parts if part[2] is not None]
+        scores = _scores(data, self.schema)
+        if not propensities and scores is None:
+            return [], "neither propensities nor upstream scores tell how the slates were chosen"
+        fitted = None if scores is None else cf.PlackettLuceLogger.fit(scores, shown)
+        if fitted is not None and scores is not None and not propensities:
+            log = cf.LoggedSlates(shown, fitted.propensities(scores, shown), rewards, estimated=True)
+        else:
+            chances = np.where(shown == PADDING, 1.0, _joined(propensities, 1.0))
+            log = cf.LoggedSlates(shown, chances, rewards)
+        judged = np.stack([one.numpy() for one in slates.values()], axis=1)
+        found = _estimates(log, judged, fitted, scores)
+        rows = [CounterfactualRow(*key, estimates) for key, estimates in zip(slates, found, strict=True)]
+        return rows, _plan(log)
+
+
+def _estimates(
+    log: cf.LoggedSlates, judged: np.ndarray, fitted: cf.PlackettLuceLogger | None, scores: np.ndarray | None
+) -> list[list[cf.Estimate]]:
+    """Of slates (R, K, M): those by propensities, and by a fitted logging policy where all its slates can be listed."""
+    columns = list(judged.swapaxes(0, 1))
+    by_prefix = (cf.ips, cf.snips, cf.reward_interaction_ips, cf.cascade_doubly_robust)
+    found = [[estimate(log, one) for estimate in by_prefix] for one in columns]
+    if fitted is None or scores is None or not cf.can_list(scores, judged):
+        return found
+    by_policy = cf.LoggedSlates(log.slates, log.propensities, log.rewards, estimated=True)
+    marginals = fitted.marginals(scores, judged)
+    weights = fitted.pseudo_inverse_weights(scores, log.slates, judged)
+    for number, (estimates, one) in enumerate(zip(found, columns, strict=True)):
+        estimates.append(cf.independent_ips(by_policy, one, marginals[:, number]))
+        estimates.append(cf.pseudo_inverse(by_policy, weights[:, number]))
+    return found
+
+
+def _plan(log: cf.LoggedSlates) -> str:
+    """What to log where nothing can be told."""
+    size, rewarded = log.slates.shape[1], int((log.utility > 0).sum())
+    if size < 2 or rewarded < cf.MIN_REWARDED:
+        return f"{rewarded} of {len(log.utility)} logged requests earned something: too few to plan from"
+    count = cf.requests_to_randomise(log.utility, size, _RANDOMISED)
+    return (
+        f"to see what an exchange of neighbours is worth, 10 % of the utility or more: exchange one pair of "
+        f"neighbouring positions at random in {_RANDOMISED:.0%} of {count:,} requests"
+    )
+
+
+def _scores(data: Dataset, schema: FeatureSchema) -> np.ndarray | None:
+    """(R, N) upstream scores, -inf at padding; `None` where the table has none."""
+    if schema.upstream_score is None or schema.upstream_score not in data.column_names:
+        return None
+    lists = data.with_format(None)[schema.upstream_score]
+    parts = [np.asarray(one, dtype=np.float64).reshape(1, -1) for one in lists]
+    return _joined(parts, -math.inf)
+
+
+def _joined(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """Arrays (R', K') one below the other, filled up to the widest."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts])

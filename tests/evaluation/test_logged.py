@@ -1,0 +1,43 @@
+"""What a table of logged requests says of slates: the same as the functions say of its arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rerankzoo.data.loader import RequestLoader
+from rerankzoo.evaluation import counterfactual as cf
+from rerankzoo.evaluation.logged import CounterfactualRow, Log
+
+
+def asked(simulated: Any, slates: torch.Tensor) -> tuple[list[CounterfactualRow], str]:
+    log = Log(simulated.extractor.schema)
+    for batch in RequestLoader(simulated.data, simulated.extractor, 7):
+        log.add(batch)
+    return log.rows(simulated.data, {("model", "greedy"): slates})
+
+
+def test_a_table_is_read_as_its_arrays(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cf, "MIN_EFFECTIVE", 0)
+    monkeypatch.setattr(cf, "MIN_REWARDED", 0)
+    data = simulated.data.with_format(None)
+    shown, clicks, values, chances, scores = (
+        np.array(data[name]).squeeze() for name in ("slate", "click", "value", "propensity", "upstream_score")
+    )
+    rows, _ = asked(simulated, torch.from_numpy(shown))
+    log = cf.LoggedSlates(shown, chances, clicks * np.take_along_axis(values, shown, 1))
+    names = [(one.name, one.estimated) for one in rows[0].estimates]
+    assert names[:2] == [("ips", False), ("snips", False)]
+    assert names[-2:] == [("independent", True), ("pseudo-inverse", True)]
+    assert rows[0].estimates[0].value == pytest.approx(cf.ips(log, shown).value, rel=1e-4)
+    marginals = cf.PlackettLuceLogger.fit(scores, shown).marginals(scores, shown)
+    assert rows[0].estimates[-2].value == pytest.approx(cf.independent_ips(log, shown, marginals).value, rel=1e-4)
+
+
+def test_slates_of_another_size_get_a_word(simulated: Any) -> None:
+    rows, word = asked(simulated, torch.zeros(len(simulated.data), 2, dtype=torch.int64))
+    assert not rows
+    assert "positions, these 2" in word
