@@ -1,6 +1,6 @@
 """Coverage and bias of counterfactual estimates over many small simulated logs; prints a table in Markdown.
 
-`python -m qa.counterfactual --logs 200 --requests 4000`
+`python -m qa.counterfactual --logs 200 --requests 6000`
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.simulator.user_models import CascadeUser
 from rerankzoo.evaluation import counterfactual as cf
 
-_SIZES: dict[str, Any] = {"num_candidates": 4, "slate_size": 3, "num_users": 200, "num_items": 60, "retrieval_pool": 12}
+_SIZES: dict[str, Any] = {
+    "num_candidates": 4,
+    "slate_size": 3,
+    "num_users": 200,
+    "num_items": 60,
+    "retrieval_pool": 12,
+    "exploration": 0.3,  # bounds the weights of whole slates at 80
+}
 
 
 def worlds() -> dict[str, SimulatorSettings]:
@@ -34,7 +41,7 @@ def worlds() -> dict[str, SimulatorSettings]:
     }
 
 
-def estimates(table: pa.Table, temperature: float, judged: np.ndarray) -> Iterator[cf.Estimate]:
+def estimates(table: pa.Table, logging: cf.PlackettLuceLogger, judged: np.ndarray) -> Iterator[cf.Estimate]:
     """Every estimate, with logged propensities, then with those of a fitted logging policy."""
     slates, propensities, clicks, values, scores = (
         np.array(table[name].to_pylist(), dtype=float).squeeze()
@@ -43,7 +50,7 @@ def estimates(table: pa.Table, temperature: float, judged: np.ndarray) -> Iterat
     slates = slates.astype(int)
     rewards = clicks * np.take_along_axis(values, slates, axis=1)
     fitted = cf.PlackettLuceLogger.fit(scores, slates)
-    for logger, known in ((cf.PlackettLuceLogger(temperature), propensities), (fitted, None)):
+    for logger, known in ((logging, propensities), (fitted, None)):
         shown = fitted.propensities(scores, slates) if known is None else known
         log = cf.LoggedSlates(slates, shown, rewards, known is None)
         yield cf.ips(log, judged)
@@ -58,13 +65,14 @@ def main() -> None:
     """Judges the order by value alone in disjoint stretches of the logs of each world."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--logs", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--requests", type=int, default=6000)
     arguments = parser.parse_args()
     print("| world | propensities | estimate | coverage % | bias / truth % | sd / truth % | refused | mean ESS |")
     print("|---|---|---|---|---|---|---|---|")
     for name, settings in worlds().items():
         start = time.process_time()
         simulator, found = Simulator(settings), defaultdict(list)
+        logging = cf.PlackettLuceLogger(settings.logging_temperature, settings.exploration)
         rows = simulator.requests("train", arguments.logs * arguments.requests)
         ids = (np.array(rows["user_id"]), np.array(rows["item_id"].to_pylist()))
         judged = np.argsort(-np.array(rows["value"].to_pylist()).squeeze(), axis=1)[:, : settings.slate_size]
@@ -72,7 +80,7 @@ def main() -> None:
         for log in range(arguments.logs):
             part = slice(log * arguments.requests, (log + 1) * arguments.requests)
             table = rows.slice(part.start, arguments.requests)
-            for one in estimates(table, settings.logging_temperature, judged[part]):
+            for one in estimates(table, logging, judged[part]):
                 found[one.name, one.estimated].append(one)
         for (estimate, estimated), many in found.items():
             told = [one for one in many if one.value is not None]
