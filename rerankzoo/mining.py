@@ -408,7 +408,7 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256(name.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"/{name}:{tensor.dtype}:{tuple(tensor.shape)}/".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -62,6 +62,8 @@ class World:
     """A world, or another setting of the data, in which all models of a benchmark are measured."""
 
     arguments: list[str] = field(default_factory=list)  # added to every recipe's
+    models: list[str] | None = None  # only these of the benchmark's; `None`: all
+    story: str = ""  # what to say of it
 
 
 @dataclass(frozen=True)
@@ -355,7 +357,9 @@ def benchmark(
     notes: dict[str, dict[str, str]] = {}
     for name in worlds or asked.worlds:
         console.rule(f"world {name}")
-        found[name], notes[name] = _measure(asked, out / name, seeds, [*asked.worlds[name].arguments, *options], device)
+        world = asked.worlds[name]
+        there = asked.only(world.models) if world.models else asked
+        found[name], notes[name] = _measure(there, out / name, seeds, [*world.arguments, *options], device)
         paths = write_worlds(found, asked.pointwise, notes, out)
     print("written:", ", ".join(map(str, paths.values())))
 
