@@ -6,7 +6,14 @@ from rerankzoo.training.averaging import WarmWeightAveraging
 from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
 from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
-from rerankzoo.training.objectives import Companion, EvaluatorReward, Objective, ObjectiveOutput, Supervised
+from rerankzoo.training.objectives import (
+    Companion,
+    EvaluatorReward,
+    Objective,
+    ObjectiveOutput,
+    PropensityWeighted,
+    Supervised,
+)
 from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
 
@@ -19,6 +26,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "PretrainedExport",
+    "PropensityWeighted",
     "RerankingModule",
     "SlateWriter",
     "Supervised",

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import Batch, inputs
+from rerankzoo.batch import Batch, inputs, take
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.mining import weights_digest
@@ -173,6 +173,67 @@ class Supervised(Objective):
         """See `Objective.loss`."""
         output: ModelOutput = model(**batch)
         return output
+
+
+class PropensityWeighted(Objective):
+    """The model's own loss, on requests drawn anew by the inverse of their slates' logging probabilities.
+
+    A log shows most often what its policy liked. Drawing the requests of every training batch with replacement, with
+    chances proportional to `min(1 / pi(slate), c * mean)`, lets every slate count as if it had been shown as often as
+    any other: self-normalised, clipped importance weights as a sampler, so that any family and any loss can be weighed.
+    A validation is not weighed. `largest_weight` in the metrics is the largest chance over the mean one.
+
+    Args:
+        clip: c, at least 1: no request is drawn more than so many times as often as the mean one.
+
+    Raises:
+        ValueError: If `clip` is below 1; in training, if a batch has no propensities, or one outside (0, 1].
+
+    References:
+        Horvitz and Thompson (1952); Swaminathan and Joachims (2015), clipped and self-normalised weights.
+    """
+
+    def __init__(self, clip: float = 10.0) -> None:
+        if not clip >= 1:
+            raise ValueError(f"clip: expected a number of 1 or more, got {clip}")
+        self.clip = clip
+
+    def loss(self, model: Any, batch: Batch) -> ModelOutput:
+        """See `Objective.loss`."""
+        if not model.training:
+            whole: ModelOutput = model(**batch)
+            return whole
+        chances = self.chances(batch)
+        drawn = torch.multinomial(chances, len(chances), replacement=True)
+        output: ModelOutput = model(**take(batch, drawn))
+        metrics = {"largest_weight": chances.max() * len(chances)}
+        return ObjectiveOutput(loss=output.loss, loss_terms=getattr(output, "loss_terms", None), metrics=metrics)
+
+    def chances(self, batch: Batch) -> Tensor:
+        """With what chance each request (B) is drawn: they sum to 1; those without slates keep a weight of 1."""
+        if "propensity" not in batch:
+            raise RerankingDataError("the log has no propensities to weigh by", field="propensity")
+        shown, propensity = batch["slates"] >= 0, batch["propensity"]
+        wrong = shown & ~((propensity > 0) & (propensity <= 1))
+        if wrong.any():
+            row = int(wrong.flatten(1).any(1).nonzero()[0])
+            value = propensity[row][wrong[row]][0].item()
+            message = f"row {row} of a batch: expected a propensity in (0, 1], got {value}"
+            raise RerankingDataError(message, field="propensity")
+        rarity = -torch.where(shown, propensity, 1.0).double().log().sum(-1).mean(-1)  # of the log's slates, mostly one
+        weights = (rarity - rarity.max()).exp()
+        weights = weights.clamp_max(_largest(weights, self.clip))
+        return weights / weights.sum()
+
+
+def _largest(weights: Tensor, clip: float) -> Tensor:
+    """Where weights (B) are to be cut, for the largest one to be `clip` times the mean of what is left of them."""
+    largest, number = weights.sort(descending=True).values, torch.arange(len(weights))
+    rest = weights.sum() - torch.cat([weights.new_zeros(1), largest.cumsum(0)[:-1]])  # without so many of the largest
+    left = len(weights) - clip * number.to(weights)
+    cut = torch.where(left > 0, clip * rest / left, torch.inf)  # if so many of the largest are cut
+    first = int((largest <= cut).long().argmax())
+    return torch.minimum(cut[first], largest[first - 1]) if first else largest[0]
 
 
 class EvaluatorReward(Objective):

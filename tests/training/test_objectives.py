@@ -28,6 +28,7 @@ from rerankzoo.training import (
     Objective,
     ObjectiveOutput,
     PretrainedExport,
+    PropensityWeighted,
     RerankingModule,
     Supervised,
     WholeCheckpointIO,
@@ -37,6 +38,46 @@ from rerankzoo.training.resuming import newest_checkpoint
 from tests.training.common import POINTWISE, TINY, Crash, Stop, assert_same_checkpoint, make_trainer
 
 # --- what is computed -----------------------------------------------------------------------------------------------
+
+
+def logged(propensity: list[list[float]]) -> dict[str, Tensor]:
+    """Slates of two positions; of a propensity of 0 at the end, of one."""
+    given = torch.tensor(propensity).unsqueeze(1)
+    return {"propensity": given, "slates": torch.where(given > 0, torch.tensor([0, 1]), -100)}
+
+
+def test_requests_are_drawn_by_the_inverse_of_their_propensities() -> None:
+    batch = logged([[0.5, 0.5], [0.25, 1.0], [0.5, 0.0]])  # 4, 4 and 2 times rarer than certain
+    assert PropensityWeighted().chances(batch).tolist() == pytest.approx([0.4, 0.4, 0.2])
+    rare = logged([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.001, 0.001]])
+    clipped = PropensityWeighted(clip=2.0).chances(rare)
+    assert (clipped.max() * 4).item() == pytest.approx(2.0, abs=1e-3)
+    assert clipped.sum().item() == pytest.approx(1.0)
+
+
+def test_the_mean_loss_is_that_of_weighted_requests() -> None:
+    class Mean(nn.Module):
+        def forward(self, slates: Tensor, propensity: Tensor, number: Tensor) -> ObjectiveOutput:
+            return ObjectiveOutput(loss=number.mean(), loss_terms={"all": number.mean()})
+
+    torch.manual_seed(0)
+    numbers = torch.tensor([1.0, 2.0, 3.0]).repeat(200)
+    batch = {**logged([[0.5, 0.5], [0.25, 1.0], [0.5, 0.0]] * 200), "number": numbers}
+    objective = PropensityWeighted()
+    found = [objective.loss(Mean(), batch).loss.item() for _ in range(20)]
+    assert sum(found) / 20 == pytest.approx(0.4 * 1 + 0.4 * 2 + 0.2 * 3, abs=0.03)
+    assert objective.loss(Mean().eval(), batch).loss.item() == pytest.approx(2.0)  # a validation is as logged
+
+
+def test_propensities_that_are_none_are_refused() -> None:
+    with pytest.raises(RerankingDataError, match="no propensities"):
+        PropensityWeighted().chances({"slates": torch.tensor([[[0, 1]]])})
+    batch = logged([[0.5, 0.5], [0.5, 0.5]])
+    batch["propensity"][1, 0, 1] = 1.5
+    with pytest.raises(RerankingDataError, match=r"row 1 of a batch: expected a propensity in \(0, 1\], got 1.5"):
+        PropensityWeighted().chances(batch)
+    with pytest.raises(ValueError, match=r"clip: expected a number of 1 or more, got 0.5"):
+        PropensityWeighted(clip=0.5)
 
 
 class Plackett(nn.Module):
