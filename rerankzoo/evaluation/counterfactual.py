@@ -214,14 +214,17 @@ class PlackettLuceLogger:
         An estimate: it is wrong where the logging policy was of another form, and nothing in a log tells by how much.
         """
         logits, shown = torch.from_numpy(_standardised(scores)), torch.from_numpy(slates).long()
-        uniform = torch.zeros_like(logits).masked_fill(logits.isneginf(), -math.inf)
+        padding = logits.isneginf()
+        known = logits.masked_fill(padding, 0.0)  # -inf times what is fitted has no gradient
+        uniform = torch.zeros_like(logits).masked_fill(padding, -math.inf)
         log_uniform = _log_likelihoods(uniform, shown).sum(1)
         parameters = torch.tensor([0.0, -3.0], dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            log_policy = _log_likelihoods(logits * torch.exp(parameters[0]), shown).sum(1)
+            policy = (known * torch.exp(parameters[0])).masked_fill(padding, -math.inf)
+            log_policy = _log_likelihoods(policy, shown).sum(1)
             mixed = torch.logaddexp(
                 torch.nn.functional.logsigmoid(parameters[1]) + log_uniform,
                 torch.nn.functional.logsigmoid(-parameters[1]) + log_policy,
@@ -318,7 +321,8 @@ def _log_likelihoods(logits: Tensor, slates: Tensor) -> Tensor:
     columns, left = [], logits
     for chosen in slates.T:
         real, index = chosen != PADDING, chosen.clamp(min=0)[:, None]
-        gained = (left.gather(1, index) - left.logsumexp(1, keepdim=True))[:, 0]
+        choices = left.masked_fill(~real[:, None], 0.0)  # where all candidates are taken there is no gradient
+        gained = (choices.gather(1, index) - choices.logsumexp(1, keepdim=True))[:, 0]
         columns.append(torch.where(real, gained, 0.0))
         taken = torch.zeros_like(left, dtype=torch.bool).scatter(1, index, real[:, None])
         left = left.masked_fill(taken, -math.inf)

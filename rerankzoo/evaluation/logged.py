@@ -109,11 +109,13 @@ def _plan(log: cf.LoggedSlates) -> str:
 
 
 def _scores(data: Dataset, schema: FeatureSchema) -> np.ndarray | None:
-    """(R, N) upstream scores, -inf at padding; `None` where the table has none."""
+    """(R, N) upstream scores, -inf at padding; `None` where the table has none, or not of every candidate."""
     if schema.upstream_score is None or schema.upstream_score not in data.column_names:
         return None
     lists = data.with_format(None)[schema.upstream_score]
     parts = [np.asarray(one, dtype=np.float64).reshape(1, -1) for one in lists]
+    if any(np.isnan(part).any() for part in parts):
+        return None
     return _joined(parts, -math.inf)
 
 

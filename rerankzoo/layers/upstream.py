@@ -35,8 +35,8 @@ class UpstreamModel(nn.Module):
         item_size: int,
         request_size: int,
         hidden_size: int = 32,
-        residual_std: float = 0.1,
-        bias_std: float = 0.5,
+        residual_std: float = 0.2,
+        bias_std: float = 1.0,
         rank: int = 16,
     ) -> None:
         super().__init__()

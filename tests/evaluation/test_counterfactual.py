@@ -122,3 +122,17 @@ def test_bad_numbers_are_named(name: str, value: float) -> None:
     parts[name][2, 1] = value
     with pytest.raises(ValueError, match=f"{name}: row 2, position 1: expected .*, got {value}"):
         cf.LoggedSlates(**parts)
+
+
+def test_a_logger_is_fitted_to_requests_of_any_size() -> None:
+    """Padded candidates, and requests with fewer of them than positions."""
+    rng = np.random.default_rng(0)
+    scores, sizes = rng.normal(size=(2_000, 8)), rng.integers(2, 9, size=2_000)
+    scores[np.arange(8) >= sizes[:, None]] = -np.inf
+    shown = np.argsort(-(scores / 0.7 + rng.gumbel(size=scores.shape)), axis=1)[:, :3]
+    shown[np.arange(3) >= sizes[:, None]] = -100
+    fitted = cf.PlackettLuceLogger.fit(scores, shown)
+    assert fitted.temperature == pytest.approx(0.7, abs=0.05)
+    assert fitted.uniform_share < 0.02
+    chances = fitted.propensities(scores, shown)
+    assert ((chances > 0) & (chances <= 1))[shown >= 0].all()

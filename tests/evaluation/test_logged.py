@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,17 @@ def test_slates_of_another_size_get_a_word(simulated: Any) -> None:
     rows, word = asked(simulated, torch.zeros(len(simulated.data), 2, dtype=torch.int64))
     assert not rows
     assert "positions, these 2" in word
+
+
+def test_missing_scores_tell_no_policy(simulated: Any) -> None:
+    schema = replace(simulated.extractor.schema, propensity=None)
+    log = Log(schema)
+    for batch in RequestLoader(simulated.data, simulated.extractor, 7):
+        log.add({name: part for name, part in batch.items() if name != "propensity"})
+    scores = simulated.data.with_format(None)["upstream_score"]
+    gap = [[None, *scores[0][1:]], *list(scores)[1:]]
+    data = simulated.data.with_format(None).remove_columns("upstream_score").add_column("upstream_score", gap)
+    shown = torch.tensor(simulated.data.with_format(None)["slate"]).squeeze(1)
+    rows, word = log.rows(data, {("model", "greedy"): shown})
+    assert not rows
+    assert word == "neither propensities nor upstream scores tell how the slates were chosen"

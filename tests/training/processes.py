@@ -56,6 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "NAR4RecForReranking": ("NAR4RecForReranking", {**LIST, "contrastive_weight": 0.3}, "log", 16),
     "NAR4RecEvaluator": ("NAR4RecEvaluator", LIST, "log", 14),
     "DeGReEvaluator": ("DeGReEvaluator", LIST, "log", 16),
+    "InteractionEvaluator": ("InteractionEvaluator", {**LIST, "num_interaction_heads": 4}, "log", 16),
     "DeGReGenerator": ("DeGReGenerator", LIST, "log", 14),
     "DeGReGenerator, mined": ("DeGReGenerator", LIST, "mined", 16),
 }

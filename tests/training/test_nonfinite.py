@@ -80,6 +80,7 @@ def test_batch_is_saved_and_training_stops(data_folder: Path, tmp_path: Path) ->
         "precision": "32-true",
         "loss": "nan",
         "feedback_loss": "nan",
+        "log_likelihood": "nan",
         "request_index": rows,
         "nonfinite_requests": [rows[3]],
         "nonfinite_parameters": [],

@@ -323,7 +323,7 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
         if isinstance(module, Guide):
             init.zeros_(module.sharpness)
 
-    def encode(self, batch: Batch, guided: Guided | None) -> tuple[Tensor, Tensor]:
+    def encode(self, batch: Batch, guided: Guided | None = None) -> tuple[Tensor, Tensor]:
         """Encoded candidates (B, N, D) and the projected user (B, D), zeros where nothing is read of the request.
 
         Args:

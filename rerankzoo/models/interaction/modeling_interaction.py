@@ -330,10 +330,9 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         error = (errors.sum(-1) / mask.sum(-1).clamp_min(1)).mean()
         if not self.config.num_logged_positions:
             return error
-        shown = (batch["slates"] >= 0).sum().clamp_min(1)
-        logged = self.config.num_logged_positions * mask.sum().clamp_min(1) / shown  # so many scores the log has, about
-        # As likelihoods, whose noise is what is left of the error.
-        return error + 2 * error.detach() * cast(UpstreamModel, self.upstream).prior() / logged
+        # A mean over requests in every part, so that many processes learn what one does.
+        prior = cast(UpstreamModel, self.upstream).prior() / self.config.num_logged_positions
+        return error + prior * widened(learned.float()).mean()
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the value of each prefix extended by each candidate."""
