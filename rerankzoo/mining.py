@@ -27,7 +27,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_atomically, write_json
 from rerankzoo.batch import PADDING, Batch, inputs, take, to_device, trim
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import (
@@ -350,7 +350,7 @@ def mine_folder(
     _check_settings(out, record)  # in every process, so that none waits for one that gave up
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(out / SETTINGS_FILE, record)
+        write_json(out / SETTINGS_FILE, record)
     missing = [shard for shard in shards if not has_shard(out / shard.name, len(shard.rows))]
     fabric.barrier()  # nobody writes before everybody has seen what is missing
     share = missing[fabric.global_rank :: fabric.world_size]
@@ -462,9 +462,4 @@ def _complete(
         "rows": rows | ({"test": len(splits["test"])} if "test" in splits else {}),
     }
     FeatureSchema.from_yaml(source / SCHEMA_FILE).to_yaml(out / SCHEMA_FILE)
-    _write_json(out / METADATA_FILE, metadata)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(out / METADATA_FILE, metadata)

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_atomically, write_json
 from rerankzoo.cli.lightning import RerankingCLI, command_line, run
 from rerankzoo.data.folder import link_or_copy
 from rerankzoo.data.loader import RequestLoader
@@ -55,8 +55,7 @@ def fit(arguments: Sequence[str]) -> None:
     best = _folder(runs[report["chosen"]])
     target = Path(planned.export.dirpath or root / "best")
     write_atomically(target, partial(shutil.copytree, best, copy_function=link_or_copy, dirs_exist_ok=True))
-    text = json.dumps(report, indent=2) + "\n"
-    write_atomically(root / TRIED_FILE, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_json(root / TRIED_FILE, report)
     _print(report)
     print(f"{report['chosen']} is in {target}, all in {root / TRIED_FOLDER}")
 

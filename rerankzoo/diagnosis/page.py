@@ -8,11 +8,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_text
 from rerankzoo.diagnosis.crossfit import Prediction
 from rerankzoo.diagnosis.diagnosis import Diagnosis
 from rerankzoo.diagnosis.log import base_rates
@@ -45,7 +44,7 @@ def write_page(found: Diagnosis, title: str, out_dir: Path) -> dict[str, Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = {kind: out_dir / f"diagnosis.{kind}" for kind in texts}
     for kind, text in texts.items():
-        write_atomically(paths[kind], partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(paths[kind], text)
     return paths
 
 

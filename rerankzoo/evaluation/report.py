@@ -13,11 +13,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rerankzoo.atomic_writing import write_atomically
+from rerankzoo.atomic_writing import write_text
 from rerankzoo.evaluation.results import (
     BASELINES,
     INFORMED,
@@ -100,7 +99,7 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
     page = _page(summaries, compared, protocol, evaluations)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     for name, text in {"json": json.dumps(results, indent=2, allow_nan=False) + "\n", "markdown": page}.items():
-        write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(paths[name], text)
     if evaluations[0].primary is not None:
         from rerankzoo.evaluation.plots import draw, save
 
