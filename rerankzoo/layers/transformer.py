@@ -94,7 +94,8 @@ class MultiHeadAttention(nn.Module):
         """
         if self.cross:
             return self.read(hidden, self.heads(self.key_value(memory)), mask, implementation)
-        query, key, value = self.heads(self.query_key_value(hidden)).chunk(3, dim=1)
+        # Cut before it is split into heads: the gradients are then joined along the last axis, without another copy.
+        query, key, value = map(self.heads, self.query_key_value(hidden).chunk(3, dim=-1))
         return self._mix(query, key, value, mask, implementation)
 
     def heads(self, projected: Tensor) -> Tensor:
