@@ -67,10 +67,10 @@ class FieldSpec:
     num_embeddings: int | None = None
 
     def __post_init__(self) -> None:
-        _require_names(self, "a field", "name")
-        _require_names(self, f"field {self.name!r}", "shares", optional=True)
-        _require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
-        _require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
+        require_names(self, "a field", "name")
+        require_names(self, f"field {self.name!r}", "shares", optional=True)
+        require_choice(self.group, get_args(Group), f"group of field {self.name!r}")
+        require_choice(self.kind, get_args(Kind), f"kind of field {self.name!r}")
         for key, most in _LIMITS.items():
             value, optional = getattr(self, key), getattr(FieldSpec, key) is None
             if not (optional and value is None) and (type(value) is not int or not 1 <= value <= most):
@@ -84,7 +84,7 @@ class FieldSpec:
         if self.shares is not None:
             self._refuse("shares a vocabulary", ["hash_size", "min_count"])
         for transform in self.transforms:
-            _require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
+            require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
         if len(set(self.transforms)) != len(self.transforms):
             raise SchemaError(f"field {self.name!r} repeats a transform: {list(self.transforms)}")
         if self.clip is not None:
@@ -124,8 +124,8 @@ class TargetSpec:
     candidate_feedback: str | None = None
 
     def __post_init__(self) -> None:
-        _require_names(self, "a target", "name")
-        _require_names(self, f"target {self.name!r}", "value", "candidate_feedback", optional=True)
+        require_names(self, "a target", "name")
+        require_names(self, f"target {self.name!r}", "value", "candidate_feedback", optional=True)
         if not _is_number(self.weight, FLOAT32_MAX):
             raise SchemaError(f"weight of target {self.name!r} must be a finite number, got {shown(self.weight)}")
         object.__setattr__(self, "weight", float(self.weight))
@@ -163,9 +163,9 @@ class FeatureSchema:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        _require_names(self, "the schema", "name", "item_id", "slate")
-        _require_names(self, "the schema", "upstream_score", "propensity", "fingerprint", optional=True)
-        _require_choice(self.position_discount, get_args(Discount), "the schema's position_discount")
+        require_names(self, "the schema", "name", "item_id", "slate")
+        require_names(self, "the schema", "upstream_score", "propensity", "fingerprint", optional=True)
+        require_choice(self.position_discount, get_args(Discount), "the schema's position_discount")
         _require_unique([field.name for field in self.fields], "field")
         _require_unique([target.name for target in self.targets], "target")
         self._check_labels()
@@ -270,10 +270,10 @@ class FeatureSchema:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
         """Builds a schema from `to_dict`'s format; keys that are unknown or missing are a `SchemaError`, too."""
-        values = _known_keys(cls, data, "schema")
+        values = known_keys(cls, data, "schema")
         for key, spec in (("fields", FieldSpec), ("targets", TargetSpec)):
             entries = _as_tuple(values.get(key, []), f"{key} of the schema")
-            values[key] = tuple(spec(**_known_keys(spec, entry, f"{key}[{at}]")) for at, entry in enumerate(entries))
+            values[key] = tuple(spec(**known_keys(spec, entry, f"{key}[{at}]")) for at, entry in enumerate(entries))
         return cls(**values)
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
@@ -324,7 +324,7 @@ def _plain(value: Any) -> Any:
     }
 
 
-def _known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
+def known_keys(spec: type[Any], data: Any, where: str) -> dict[str, Any]:
     """Returns a copy of `data` after checking that its keys are `spec`'s."""
     if not isinstance(data, Mapping):
         raise SchemaError(f"{where} must be a mapping, got {shown(data)}")
@@ -350,7 +350,8 @@ def _is_number(value: Any, most: float = math.inf) -> bool:
     return abs(value) <= (most if isinstance(value, float) else min(most, sys.float_info.max))
 
 
-def _require_names(spec: Any, owner: str, *keys: str, optional: bool = False) -> None:
+def require_names(spec: Any, owner: str, *keys: str, optional: bool = False) -> None:
+    """Raises a `SchemaError` where an entry is no name (`None` is one if `optional`)."""
     for key in keys:
         value = getattr(spec, key)
         if value is None and optional:
@@ -363,7 +364,8 @@ def _require_names(spec: Any, owner: str, *keys: str, optional: bool = False) ->
             raise SchemaError(f"{key} of {owner} {message}")
 
 
-def _require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
+def require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
+    """Raises a `SchemaError` that names the nearest choice."""
     if value not in choices:
         hint = did_you_mean(value, choices)
         raise SchemaError(f"{what} must be one of {', '.join(choices)}; got {shown(value)}{hint}")

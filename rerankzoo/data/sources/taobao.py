@@ -16,23 +16,19 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from rerankzoo.atomic_writing import temporary_folder
 from rerankzoo.data.folder import SPLITS, list_array, write_data_folder
-from rerankzoo.errors import OutputError, RerankingDataError, in_one_line
+from rerankzoo.data.work_database import load_csv, read_header, refuse_rows, work_database
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 
-try:
+if TYPE_CHECKING:
     import duckdb
-except ImportError as error:
-    raise ImportError("Taobao's files are read with DuckDB: pip install 'rerankzoo[data]'") from error
 
 Protocol = Literal["last-day", "librerank"]
 
@@ -108,9 +104,9 @@ def convert_taobao(
     out, raw = Path(out), Path(raw)
     names = [name for name in FILES if history or name != "behavior_log.csv"]
     for name in names:
-        _read_header(raw / name)  # all of them before the first long read
-    with _connection(out, memory_limit) as connection:
-        counts = {name: _load(connection, raw / name) for name in names}
+        read_header(raw / name, list(FILES[name]))  # all of them before the first long read
+    with work_database(out, memory_limit) as connection:
+        counts = {name: load_csv(connection, raw / name, FILES[name]) for name in names}
         _check_values(connection, raw)
         _choose_users(connection, protocol, counts["raw_sample.csv"])
         _count_clicks(connection, protocol)
@@ -168,62 +164,7 @@ def taobao_schema(history: bool = False) -> FeatureSchema:
     )
 
 
-@contextmanager
-def _connection(out: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database whose files stand beside the output meanwhile."""
-    with temporary_folder(out) as work:
-        config = {"memory_limit": memory_limit, "temp_directory": str(work)}
-        try:
-            with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
-                yield connection
-        except (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
-            raise OutputError(f"cannot write the work files for {out}: {in_one_line(error)}") from error
-
-
 # Raw files into tables
-
-
-def _read_header(path: Path) -> list[str]:
-    """The names of a file's columns; checks that those we need are among them."""
-    if not path.is_file():
-        raise RerankingDataError(f"{path} not found", field=path.name)
-    # Padded, so that a line too short is refused when the rows are read, with its number.
-    options = "header = true, delim = ',', quote = '\"', escape = '\"', all_varchar = true, null_padding = true"
-    query = f"DESCRIBE SELECT * FROM read_csv(?, {options})"
-    try:
-        described = duckdb.execute(query, [str(path)]).fetchall()
-    except duckdb.Error as error:
-        raise _unreadable(path, error) from error
-    # The published header of user_profile.csv ends in a blank.
-    header = [str(row[0]).strip() for row in described]
-    for column in FILES[path.name]:
-        if column not in header:
-            raise RerankingDataError(f"{path} has no column {column!r}, it has {header}", field=path.name)
-    return header
-
-
-def _load(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
-    """Reads the needed columns of a file into a table of the file's name; returns the number of rows."""
-    header, types = _read_header(path), FILES[path.name]
-    table, names = path.stem, ", ".join(f'"{name}"' for name in types)
-    query = f"""
-        CREATE TABLE {table} AS SELECT {names} FROM read_csv(
-            ?, columns = ?, auto_detect = false, header = true, delim = ',', quote = '"', escape = '"',
-            nullstr = ['', 'NULL', 'null'])"""
-    try:
-        connection.execute(query, [str(path), {name: types.get(name, "VARCHAR") for name in header}])
-    except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
-        raise _unreadable(path, error) from error
-    [(count,)] = connection.sql(f"SELECT count(*) FROM {table}").fetchall()
-    if not count:
-        raise RerankingDataError(f"{path} has no rows", field=path.name)
-    return int(count)
-
-
-def _unreadable(path: Path, error: duckdb.Error) -> RerankingDataError:
-    """DuckDB's message names line, column and value; what follows, the reader's settings, helps nobody."""
-    reason = str(error).split("\n\n")[0].split("Possible")[0]
-    return RerankingDataError(f"{path}: {' '.join(reason.split())}", field=path.name)
 
 
 def _check_values(connection: duckdb.DuckDBPyConnection, raw: Path) -> None:
@@ -234,18 +175,11 @@ def _check_values(connection: duckdb.DuckDBPyConnection, raw: Path) -> None:
         "clk": "clk IS NULL OR clk NOT IN (0, 1)",
     }
     for column, condition in wrong.items():
-        _refuse(connection, raw / "raw_sample.csv", column, condition, "is invalid")
-    _refuse(connection, raw / "ad_feature.csv", "price", "price < 0 OR isnan(price)", "is not a price")
+        refuse_rows(connection, raw / "raw_sample.csv", column, condition, "is invalid")
+    refuse_rows(connection, raw / "ad_feature.csv", "price", "price < 0 OR isnan(price)", "is not a price")
     for name, key in (("ad_feature.csv", "adgroup_id"), ("user_profile.csv", "userid")):
         repeated = f"{key} IN (SELECT {key} FROM {Path(name).stem} GROUP BY {key} HAVING count(*) > 1)"
-        _refuse(connection, raw / name, key, f"{key} IS NULL OR {repeated}", "is missing or appears twice")
-
-
-def _refuse(connection: duckdb.DuckDBPyConnection, path: Path, column: str, condition: str, reason: str) -> None:
-    """Raises for the first row of a table that meets the condition."""
-    query = f'SELECT rowid + 2, "{column}" FROM {path.stem} WHERE {condition} ORDER BY rowid LIMIT 1'
-    for line, value in connection.sql(query).fetchall():
-        raise RerankingDataError(f"{path}, line {line}: {column} {value!r} {reason}", field=path.name)
+        refuse_rows(connection, raw / name, key, f"{key} IS NULL OR {repeated}", "is missing or appears twice")
 
 
 # The protocol: who takes part, and what the first stage knows
