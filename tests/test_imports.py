@@ -14,6 +14,7 @@ LEVELS = {
     "errors": -1,
     "atomic_writing": 0,
     "text_files": 0,
+    "pages": 0,
     "batch": 0,
     "slates": 1,
     "remote_code": 0,

@@ -33,6 +33,7 @@ from rerankzoo.evaluation.results import (
     unique_rows,
 )
 from rerankzoo.metrics import Spread
+from rerankzoo.pages import bullets, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,10 @@ _PREDICTED_NAMES = {
     "judge_value": "value predicted by the judge",
     "crossfit_value": "value predicted by cross-fitted judges",
 }
+_COUNTERFACTUAL = (
+    *("model", "decoding", "estimate", "utility per request"),
+    *("95 % interval", "ESS", "largest weight", "clipped %"),
+)
 OF_EVALUATOR = ("spearman", "calibration")  # of the evaluator: a column only where the models have different ones
 
 
@@ -130,17 +135,15 @@ def print_table(evaluations: Sequence[Evaluation], console: Console | None = Non
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table as Markdown, with the best entry of each column in bold."""
-    columns = _columns(summaries)
-    lines = ["| model | decoding | " + " | ".join(map(heading, columns)) + " |", "|---|---|" + "---:|" * len(columns)]
+    columns, rows = _columns(summaries), []
     for row, *cells in zip(summaries, *columns.values(), strict=True):
-        marked = [f"**{text}**" if best else text for text, best in cells]
-        lines.append(f"| {row.model} | {row.decoding} | " + " | ".join(marked) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([row.model, row.decoding, *(f"**{text}**" if best else text for text, best in cells)])
+    return table(["model", "decoding", *map(heading, columns)], rows, len(columns)) + "\n"
 
 
 def evaluator_line(summaries: Sequence[Summary]) -> str | None:
     """What is said of the evaluator itself, which the table leaves out where all models have the same one."""
-    said = ", ".join(f"{name} {_text(spread, _PLAIN)}" for name, spread in _shared(summaries).items())
+    said = ", ".join(f"{name} {spread_text(spread, _PLAIN)}" for name, spread in _shared(summaries).items())
     return f"evaluator: {said}" if said else None
 
 
@@ -184,8 +187,7 @@ def counterfactual_text(evaluation: Evaluation) -> str:
     """What the log says of the slates of one run, as Markdown: estimates of the expected utility per request."""
     if not evaluation.counterfactual:
         return f"Nothing can be told from this log: {evaluation.logged}."
-    lines = ["| model | decoding | estimate | utility per request | 95 % interval | ESS | largest weight | clipped % |",
-             "|---|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    rows = []
     for row in evaluation.counterfactual:
         for one in row.estimates:
             told = [one.refusal, ""]
@@ -193,9 +195,9 @@ def counterfactual_text(evaluation: Evaluation) -> str:
                 value, low, high = _PLAIN.text(one.value, one.low, one.high)
                 told = [value, f"{low} to {high}"]
             name = f"{one.name}, estimated propensities" if one.estimated else one.name
-            weights = f"{one.effective_sample_size:.1f} | {one.largest_weight:.1f} | {100 * one.share_clipped:.1f}"
-            lines.append(f"| {row.model} | {row.decoding} | {name} | {' | '.join(map(str, told))} | {weights} |")
-    return "\n".join(lines) + f"\n\nWhat to log: {evaluation.logged}."
+            weights = (one.effective_sample_size, one.largest_weight, 100 * one.share_clipped)
+            rows.append([row.model, row.decoding, name, *told, *(f"{weight:.1f}" for weight in weights)])
+    return table(_COUNTERFACTUAL, rows, 5) + f"\n\nWhat to log: {evaluation.logged}."
 
 
 def shown_as(metric: str) -> Shown:
@@ -230,7 +232,7 @@ def _column(summaries: Sequence[Summary], name: str) -> list[tuple[str, bool]]:
     largest = max(map(abs, means.values()))
     rounded = {key: shown.text(mean, largest=largest)[0] for key, mean in means.items() if key not in INFORMED}
     top = {"min": min, "max": max}[shown.better](rounded.values(), key=float) if shown.better and rounded else None
-    texts = (_text(row.metrics.get(name), shown, largest) for row in summaries)
+    texts = (spread_text(row.metrics.get(name), shown, largest) for row in summaries)
     return [(text, top is not None and rounded.get(row.key) == top) for row, text in zip(summaries, texts, strict=True)]
 
 
@@ -268,7 +270,8 @@ def _kind(metric: str) -> str:
     return metric if metric in _METRICS else re.sub("@.*", "@", metric)
 
 
-def _text(spread: Spread | None, shown: Shown, largest: float | None = None) -> str:
+def spread_text(spread: Spread | None, shown: Shown, largest: float | None = None) -> str:
+    """A mean, with the deviation where there is one; nothing of what is not known."""
     numbers = () if spread is None else (spread.mean, spread.sd)
     return " ± ".join(shown.text(*(value for value in numbers if value is not None), largest=largest))
 
@@ -290,7 +293,7 @@ def _page(
     said = (evaluator_line(summaries), opinion_line(summaries), *doubt_lines(protocol))
     parts += [f"{line}\n" for line in said if line]
     if compared:
-        parts += ["## Paired differences\n", "\n".join(f"- {comparison_text(one)}" for one in compared) + "\n"]
+        parts += ["## Paired differences\n", bullets(map(comparison_text, compared)) + "\n"]
     if asked := [one for one in evaluations if one.logged]:
         parts += ["## Counterfactual estimates\n", *(f"{counterfactual_text(one)}\n" for one in asked)]
     parts += ["## Protocol\n", "```json\n" + json.dumps(protocol, indent=2) + "\n```\n"]

@@ -12,44 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from rerankzoo.atomic_writing import write_json, write_text
-from rerankzoo.evaluation.results import CEILING, INFORMED, UPSTREAM, Evaluation, Key
-from rerankzoo.metrics import Spread, mean_and_spread
+from rerankzoo.evaluation.report import Shown, spread_text
+from rerankzoo.evaluation.results import CEILING, INFORMED, UPSTREAM, Evaluation, Row, Summary, summarize, unique_rows
+from rerankzoo.pages import table
 
 #: A smaller gap, in shares of the optimum, is none: a share of it would be noise.
 SMALLEST_GAP = 0.01
-_RULE = "|---|---|---:|---:|---:|"
 _SHOWN = {"utility": "utility", "true_hr@1%": "true HR@1%", "share": "share of the gap"}
 
 
-def summarise(evaluations: Sequence[Evaluation], pointwise: Collection[str]) -> dict[Key, dict[str, Spread]]:
-    """Mean and spread over the seeds of one world of every row.
+def summarise(evaluations: Sequence[Evaluation], pointwise: Collection[str]) -> list[Summary]:
+    """Mean and spread over the seeds of one world of every row: utility, HR@1 % and the share of the gap closed.
 
     Args:
         evaluations: Of one world, with the truth.
         pointwise: The models that only sort.
-
-    Returns:
-        By model and decoding: true utility, HR@1 %, and the share of the gap closed, where there is a gap.
     """
-    seeds: dict[int, dict[Key, dict[str, float]]] = {}
-    for evaluation in evaluations:
-        rows = seeds.setdefault(evaluation.seed, {})
-        rows.update({row.key: row.metrics for row in evaluation.rows})
-    found: dict[Key, dict[str, list[float]]] = {}
-    for rows in seeds.values():
-        sorting = [metrics["utility"] for key, metrics in rows.items() if key == UPSTREAM or key in _greedy(pointwise)]
-        best, ceiling = max(sorting), rows.get(CEILING, {}).get("utility")
-        for key, metrics in rows.items():
-            line = found.setdefault(key, {})
-            for name in ("utility", "true_hr@1%"):
-                line.setdefault(name, []).append(metrics[name])
-            if ceiling is not None and ceiling - best >= SMALLEST_GAP and key not in INFORMED:
-                line.setdefault("share", []).append((metrics["utility"] - best) / (ceiling - best))
-    return {key: {name: mean_and_spread(numbers) for name, numbers in line.items()} for key, line in found.items()}
-
-
-def _greedy(models: Collection[str]) -> set[Key]:
-    return {(model, "greedy") for model in models}
+    sorting, rows, told = {UPSTREAM, *((model, "greedy") for model in pointwise)}, unique_rows(evaluations), []
+    for seed in dict.fromkeys(row.seed for row in rows):
+        same = {row.key: row.metrics for row in rows if row.seed == seed}
+        best = max(metrics["utility"] for key, metrics in same.items() if key in sorting)
+        gap = same[CEILING]["utility"] - best if CEILING in same else 0.0
+        for key, metrics in same.items():
+            known = {name: metrics[name] for name in _SHOWN if name in metrics}
+            if gap >= SMALLEST_GAP and key not in INFORMED:
+                known["share"] = (metrics["utility"] - best) / gap
+            told.append(Row(*key, seed, known))
+    return summarize(told)
 
 
 def write_worlds(
@@ -63,30 +52,15 @@ def write_worlds(
         notes: What else is to be told of each world, such as which evaluator was chosen.
         out: The folder.
     """
-    tables = {world: summarise(evaluations, pointwise) for world, evaluations in worlds.items()}
-    rows = [
-        {"world": world, "model": model, "decoding": decoding} | {name: vars(spread) for name, spread in line.items()}
-        for world, table in tables.items()
-        for (model, decoding), line in table.items()
-    ]
+    rows, parts = [], []
+    for world, evaluations in worlds.items():
+        cells = []
+        for line in summarise(evaluations, pointwise):
+            figures = {name: vars(spread) for name, spread in line.metrics.items()}
+            rows.append({"world": world, "model": line.model, "decoding": line.decoding} | figures)
+            cells.append([*line.key, *(spread_text(line.metrics.get(name), Shown(significant=0)) for name in _SHOWN)])
+        told = "\n".join(f"{key}: {value}" for key, value in notes.get(world, {}).items())
+        parts += [f"## {world}", table(["model", "decoding", *_SHOWN.values()], cells, len(_SHOWN)), told]
     write_json(out / "worlds.json", {"rows": rows, "notes": dict(notes)})
-    write_text(out / "worlds.md", "\n".join(_markdown(tables, notes)) + "\n")
+    write_text(out / "worlds.md", "\n\n".join(filter(None, parts)) + "\n")
     return {"worlds": out / "worlds.md", "worlds.json": out / "worlds.json"}
-
-
-def _markdown(tables: Mapping[str, Mapping[Key, Mapping[str, Spread]]], notes: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for world, table in tables.items():
-        lines += [f"## {world}", "", f"| model | decoding | {' | '.join(_SHOWN.values())} |", _RULE]
-        for (model, decoding), line in table.items():
-            cells = [_cell(line.get(name)) for name in _SHOWN]
-            lines.append(f"| {model} | {decoding} | {' | '.join(cells)} |")
-        lines += ["", *[f"{key}: {value}" for key, value in notes.get(world, {}).items()], ""]
-    return lines
-
-
-def _cell(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    mean, deviation = 100 * spread.mean, spread.sd
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {100 * deviation:.1f}"
