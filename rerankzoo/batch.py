@@ -5,6 +5,7 @@ B requests, N candidates, M slate positions, S slates per request, T feedback ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,21 +153,31 @@ def _resize(tensor: Tensor, entry: Entry, sizes: Mapping[str, int]) -> Tensor:
     return tensor
 
 
+def shown(slates: Tensor) -> Tensor:
+    """(B, ..., M), True where a position of slates (B, ..., M), or of soft ones (B, ..., M, N), is no padding."""
+    return (slates > 0).any(-1) if slates.is_floating_point() else slates != PADDING
+
+
 def gather_candidates(values: Tensor, slates: Tensor) -> Tensor:
     """Looks up each slate position's candidate.
 
     Args:
         values: (B, N, ...) something per candidate.
-        slates: (B, ..., M) int64 candidate indexes, -100 pads. Any number of dimensions between B and M.
+        slates: (B, ..., M) int64 candidate indexes, -100 pads. Any number of dimensions between B and M. Or soft
+            slates, floating (B, ..., M, N): the share of each candidate in each position, nothing at padding.
 
     Returns:
-        (B, ..., M, ...): the entries of `values`, zero at padding.
+        (B, ..., M, ...): the entries of `values`, zero at padding; of soft slates their means.
 
     Raises:
         ValueError: If the batch sizes differ.
     """
     if values.shape[0] != slates.shape[0]:
         raise ValueError(f"expected values and slates of one batch size, got {values.shape[0]} and {slates.shape[0]}")
+    if slates.is_floating_point():
+        flat = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+        mixed = slates.flatten(1, -2).to(flat.dtype) @ flat
+        return mixed.reshape(*slates.shape[:-1], *values.shape[2:])
     real = slates != PADDING
     rows = torch.arange(slates.shape[0], device=slates.device).view(-1, *[1] * (slates.dim() - 1))
     gathered = values[rows, slates.masked_fill(~real, 0)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rerankzoo.batch import PADDING, gather_candidates
+from rerankzoo.batch import gather_candidates, shown
 from rerankzoo.features.schema import FeatureSchema
 
 
@@ -28,11 +28,14 @@ def slate_utility(feedback: Tensor, slates: Tensor, candidate_value: Tensor, sch
 
 
 def position_utility(feedback: Tensor, slates: Tensor, candidate_value: Tensor, schema: FeatureSchema) -> Tensor:
-    """What each position (B, S, M) adds to the utility of its slate, 0 at padding; see `slate_utility`."""
+    """What each position (B, S, M) adds to the utility of its slate, 0 at padding; see `slate_utility`.
+
+    Slates may be soft (see `rerankzoo.batch.gather_candidates`).
+    """
     # A padded position gathers value 0, but 0 x NaN would still be NaN: the feedback there is masked as well.
-    real = (slates != PADDING).unsqueeze(-1)
+    real = shown(slates).unsqueeze(-1)
     earned = candidate_utility(feedback.masked_fill(~real, 0), gather_candidates(candidate_value, slates), schema)
-    position = torch.arange(slates.shape[-1], dtype=earned.dtype, device=earned.device)
+    position = torch.arange(earned.shape[-1], dtype=earned.dtype, device=earned.device)
     return earned * position_discount(position, schema)
 
 

@@ -111,6 +111,14 @@ class EvaluatorEnsemble(Ensemble):
         """Predicted utility (B, S) of slates (B, S, M); -100 pads."""
         return self.combine(torch.stack([cast(Any, member).score_slates(slates, **batch) for member in self.members]))
 
+    def score_choices(self, choices: Tensor, /, **batch: Tensor) -> Any:
+        """Utilities of soft slates, and the members' mean probabilities; see `SlateEvaluator.score_choices`."""
+        outputs = [cast(Any, member).score_choices(choices, **batch) for member in self.members]
+        chances = [output.probabilities for output in outputs if output.probabilities is not None]
+        probabilities = torch.stack(chances).mean(0) if len(chances) == len(outputs) else None
+        utilities = self.combine(torch.stack([output.utilities for output in outputs]))
+        return type(outputs[0])(utilities=utilities, probabilities=probabilities)
+
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`."""
         return EnsembleScorer(self, [cast(Any, member).scorer() for member in self.members])

@@ -13,6 +13,8 @@ from rerankzoo.layers.embedding import (
 )
 from rerankzoo.layers.feedback import FeedbackHead
 from rerankzoo.layers.interactions import PairInteractions
+from rerankzoo.layers.query_encoder import CandidateEncoder, QueryEncoder
+from rerankzoo.layers.relaxation import gumbel_choices
 from rerankzoo.layers.transformer import (
     MultiHeadAttention,
     PointerHead,
@@ -31,6 +33,7 @@ __all__ = [
     "BEHAVIOURS",
     "FEATURES",
     "Behaviour",
+    "CandidateEncoder",
     "FeatureEmbedding",
     "FeedbackHead",
     "FieldEmbedding",
@@ -40,12 +43,14 @@ __all__ = [
     "PackedEmbedding",
     "PairInteractions",
     "PointerHead",
+    "QueryEncoder",
     "TokenBlock",
     "TransformerBlock",
     "UpstreamModel",
     "additive_mask",
     "attend",
     "causal_mask",
+    "gumbel_choices",
     "key_mask",
     "linear_function",
     "norm_function",

@@ -11,6 +11,7 @@ from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
 from rerankzoo.losses.feedback import feedback_log_likelihood, feedback_loss, mean_feedback_loss
+from rerankzoo.losses.graph import graph_log_likelihood, log_transitions
 from rerankzoo.losses.likelihood import (
     likelihood_loss,
     log_probabilities,
@@ -25,10 +26,12 @@ __all__ = [
     "cumulative_regression_loss",
     "feedback_log_likelihood",
     "feedback_loss",
+    "graph_log_likelihood",
     "hard_label_loss",
     "in_single_precision",
     "likelihood_loss",
     "log_probabilities",
+    "log_transitions",
     "mean_feedback_loss",
     "position_log_likelihood",
     "slate_mean",

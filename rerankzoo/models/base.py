@@ -38,6 +38,7 @@ from rerankzoo.layers import (
     FieldEmbedding,
     GatedFieldNorm,
     PackedEmbedding,
+    QueryEncoder,
     TransformerBlock,
 )
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
@@ -448,6 +449,8 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             init.zeros_(module.bias)
             init.normal_(module.gate_weight, mean=0.0, std=module.field_size**-0.5)
             init.zeros_(module.gate_bias)
+        elif isinstance(module, QueryEncoder):
+            init.normal_(module.queries, mean=0.0, std=1.0)
         elif isinstance(module, PackedEmbedding):
             for group in module.owners:
                 buffer = module.get_buffer(f"{group}_offsets")
@@ -583,7 +586,11 @@ class SlateEvaluator(RerankingPreTrainedModel):
 
     @abstractmethod
     def compute(self, batch: Batch) -> EvaluatorOutput:
-        """What `forward` returns for a batch, whose slates have at most as many positions as the model."""
+        """What `forward` returns for a batch, whose slates have at most as many positions as the model.
+
+        Slates may be soft (see `score_choices`), so that they are read by `gather_candidates` and `shown` of
+        `rerankzoo.batch` alone; there are then no labels.
+        """
 
     @torch.no_grad()
     def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
@@ -598,6 +605,24 @@ class SlateEvaluator(RerankingPreTrainedModel):
         """
         utilities: Tensor = self(slates=slates, **inputs(batch)).utilities
         return utilities
+
+    def score_choices(self, choices: Tensor, /, **batch: Tensor) -> EvaluatorOutput:
+        """Values soft slates, with gradients: what is read of a position is the mean over its candidates.
+
+        A slate of one candidate per position is worth what `score_slates` says of it.
+
+        Args:
+            choices: (B, S, M, N), the share of each candidate in each position; rows sum to 1, those of padding to 0.
+            **batch: The batch by its keys; labels in it are ignored.
+
+        Returns:
+            What `forward` returns for slates.
+
+        Raises:
+            ValueError: If slates are longer than the config's slate size.
+        """
+        self._check_length(choices[..., 0])
+        return self.compute({**inputs(batch), "slates": choices})
 
 
 def _verify(name: str | os.PathLike[str], subfolder: str = "", **options: Any) -> None:

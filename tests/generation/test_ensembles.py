@@ -51,6 +51,16 @@ def test_values_are_the_mean_less_the_spread(ensemble: EvaluatorEnsemble, batch:
     torch.testing.assert_close(ensemble.score_slates(batch["slates"], **batch), expected)
 
 
+def test_soft_slates_are_valued_as_slates_are(ensemble: EvaluatorEnsemble, batch: Batch) -> None:
+    choices = (batch["slates"].unsqueeze(-1) == torch.arange(batch["candidate_mask"].shape[1])).float()
+    output = ensemble.score_choices(choices.requires_grad_(), **batch)
+    torch.testing.assert_close(output.utilities, ensemble.score_slates(batch["slates"], **batch))
+    each = torch.stack([member.score_choices(choices, **batch).probabilities for member in ensemble.members])
+    torch.testing.assert_close(output.probabilities, each.mean(0))
+    output.utilities.sum().backward()
+    assert torch.isfinite(choices.grad).all()
+
+
 def test_an_ensemble_travels_as_one_folder(
     ensemble: EvaluatorEnsemble, extractor: RerankingFeatureExtractor, batch: Batch, tmp_path: Path
 ) -> None:

@@ -958,6 +958,23 @@ class EvaluatorTestSuite(ModelTestSuite):
         assert not found.requires_grad
         assert torch.equal(found == 0, (mined_batch["slates"] < 0).all(-1))  # an empty slate earns nothing
 
+    def test_soft_slates_of_one_candidate_per_position_are_worth_what_slates_are(
+        self, extractor: RerankingFeatureExtractor, mined_batch: Batch
+    ) -> None:
+        model, slates = self.make_model(extractor), mined_batch["slates"]
+        candidate = torch.arange(mined_batch["candidate_mask"].shape[1])
+        choices = (slates.unsqueeze(-1) == candidate).float().requires_grad_()
+        output = model.score_choices(choices, **mined_batch)
+        torch.testing.assert_close(output.utilities, model.score_slates(slates, **mined_batch), rtol=1e-5, atol=1e-5)
+        output.utilities.sum().backward()
+        assert torch.isfinite(choices.grad).all()
+        assert (choices.grad[slates >= 0].abs().amax(-1) > 0).all()  # of every position that is shown
+        mixed = choices.detach().mean(1, keepdim=True).requires_grad_()
+        model.score_choices(mixed, **mined_batch).utilities.sum().backward()
+        assert torch.isfinite(mixed.grad).all()
+        with pytest.raises(ValueError, match="4 positions, the model has slate_size 3"):
+            self.make_model(extractor, slate_size=3).score_choices(choices, **mined_batch)
+
     def test_padded_slate_is_worth_what_the_shorter_one_is(
         self, extractor: RerankingFeatureExtractor, batch: Batch
     ) -> None:

@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "intermediate_size": 32,
     "num_hidden_layers": 1,
     "utility_threshold": 2.5,
+    "position_contrastive_weight": 0.25,
 }
 
 
@@ -51,6 +52,12 @@ def generator(extractor: RerankingFeatureExtractor, **values: Any) -> NAR4RecFor
     return NAR4RecForReranking(config).eval()
 
 
+def contrast(states: Tensor) -> float:
+    """The mean hinge of all pairs of states, by hand."""
+    pairs = [(i, k) for i in range(len(states)) for k in range(len(states)) if i != k]
+    return sum(max(0.0, F.cosine_similarity(states[i], states[k], dim=0).item() - 0.5) for i, k in pairs) / len(pairs)
+
+
 def test_loss_is_the_papers_sum(extractor: RerankingFeatureExtractor, mined_batch: dict[str, Tensor]) -> None:
     model = generator(extractor, likelihood_weight=2.0, unlikelihood_weight=0.5, contrastive_weight=3)
     with torch.no_grad():
@@ -58,7 +65,10 @@ def test_loss_is_the_papers_sum(extractor: RerankingFeatureExtractor, mined_batc
     utility = slate_utility(
         mined_batch["feedback"], mined_batch["slates"], mined_batch["candidate_value"], model.config.schema
     )
-    totals = {"likelihood": 0.0, "unlikelihood": 0.0, "contrastive": 0.0}
+    totals = dict.fromkeys(("likelihood", "unlikelihood", "contrastive", "position_contrastive"), 0.0)
+    mask = mined_batch["candidate_mask"]
+    with torch.no_grad():
+        positions = model.position_encoder(output.candidate_states, mask, "sdpa")
     for row, mask in enumerate(mined_batch["candidate_mask"]):
         slates = [slate[slate >= 0].tolist() for slate in mined_batch["slates"][row] if (slate >= 0).any()]
         for number, slate in enumerate(slates):
@@ -67,13 +77,12 @@ def test_loss_is_the_papers_sum(extractor: RerankingFeatureExtractor, mined_batc
                 totals["likelihood"] -= sum(math.log(x) for x in p) / len(slates)
             else:
                 totals["unlikelihood"] -= sum(math.log(1 - x) for x in p) / len(slates)
-        states = output.candidate_states[row, mask]
-        pairs = [(i, k) for i in range(len(states)) for k in range(len(states)) if i != k]
-        hinges = [max(0.0, 0.5 - 1 + F.cosine_similarity(states[i], states[k], dim=0).item()) for i, k in pairs]
-        totals["contrastive"] += sum(hinges) / len(pairs)
+        totals["contrastive"] += contrast(output.candidate_states[row, mask])
+        totals["position_contrastive"] += contrast(positions[row, : max(map(len, slates))])
     for name, total in totals.items():
         assert output.loss_terms[name].item() == pytest.approx(total / 8, rel=1e-4), name
     expected = 2 * totals["likelihood"] + 0.5 * totals["unlikelihood"] + 3 * totals["contrastive"]
+    expected += 0.25 * totals["position_contrastive"]
     assert output.loss.item() == pytest.approx(expected / 8, rel=1e-4)
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from rerankzoo.batch import PADDING, Batch, gather_candidates, widened
+from rerankzoo.batch import PADDING, Batch, gather_candidates, shown, widened
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.utility import position_utility, slate_utility
 from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
@@ -153,7 +153,7 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         if self.predicts_feedback:
             gains = self.value_head.position_utility(predicted, slates, value)
         else:
-            gains = widened(predicted).squeeze(-1).masked_fill(slates < 0, 0.0)
+            gains = widened(predicted).squeeze(-1).masked_fill(~shown(slates), 0.0)
         values = gains.cumsum(-1)  # padding adds nothing: the last one is the whole slate's
         output = EvaluatorOutput(
             logits=predicted if self.predicts_feedback else None,
@@ -185,11 +185,11 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
 
         Where the slates show fewer items than there are candidates, as in a log, only those are encoded.
         """
-        shown = slates.flatten(1)
-        if shown.shape[1] >= batch["candidate_numeric"].shape[1]:
+        items = slates.flatten(1)
+        if slates.is_floating_point() or items.shape[1] >= batch["candidate_numeric"].shape[1]:
             return gather_candidates(self.encode_items(batch), slates)
         picked = {
-            name: gather_candidates(batch[name], shown) for name in ("candidate_categorical", "candidate_numeric")
+            name: gather_candidates(batch[name], items) for name in ("candidate_categorical", "candidate_numeric")
         }
         return self.encode_items({**batch, **picked}).view(*slates.shape, -1)
 

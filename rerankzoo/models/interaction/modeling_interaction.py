@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from rerankzoo.batch import Batch, gather_candidates, inputs, widened
+from rerankzoo.batch import Batch, gather_candidates, inputs, shown, widened
 from rerankzoo.features.utility import candidate_utility, position_discount
 from rerankzoo.generation import Cache, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import check_positions
@@ -61,7 +61,7 @@ class ItemReading(NamedTuple):
     states: Tensor  # (..., D), for the trunk
 
     def at(self, slates: Tensor) -> ItemReading:
-        """The items of slates (B, S, M'), of a reading of candidates."""
+        """The items of slates (B, S, M'), or of soft ones, of a reading of candidates."""
         return ItemReading(*(gather_candidates(part.flatten(2), slates).unflatten(-1, part.shape[2:]) for part in self))
 
 
@@ -211,11 +211,11 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
 
     def _slate_items(self, batch: Batch, slates: Tensor) -> ItemReading:
         """Reads the items of slates (B, S, M'); where they show fewer than there are candidates, only those."""
-        shown = slates.flatten(1)
-        if shown.shape[1] >= batch["candidate_numeric"].shape[1]:
+        items = slates.flatten(1)
+        if slates.is_floating_point() or items.shape[1] >= batch["candidate_numeric"].shape[1]:
             return self.read_items(batch).at(slates)
         names = ("candidate_categorical", "candidate_numeric")
-        picked = {name: gather_candidates(batch[name], shown) for name in names}
+        picked = {name: gather_candidates(batch[name], items) for name in names}
         return ItemReading(*(part.unflatten(1, slates.shape[1:]) for part in self.read_items({**batch, **picked})))
 
     def compute(self, batch: Batch) -> EvaluatorOutput:
@@ -276,7 +276,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         Without prefixes, t has one entry: whole slates.
         """
         slates = batch["slates"]
-        items, mask, length = self._slate_items(batch, slates), slates >= 0, slates.shape[-1]
+        items, mask, length = self._slate_items(batch, slates), shown(slates), slates.shape[2]
         given = self._alone(items).unsqueeze(2)
         if self.pairs is None:
             given = given.expand(-1, -1, length if prefixes else 1, -1, -1)
@@ -289,7 +289,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
     def _value(self, batch: Batch, given: Tensor, extra: Tensor, prefixes: bool) -> tuple[Tensor, Tensor]:
         """Marginal probabilities (B, S, t, M, T) and expected utilities (B, S, t) of what `_read_slates` has read."""
         slates, length = batch["slates"], given.shape[-2]
-        known = (slates >= 0).unsqueeze(2)
+        known = shown(slates).unsqueeze(2)
         if prefixes:
             known = known & torch.ones(length, length, dtype=torch.bool, device=slates.device).tril()
         value = gather_candidates(batch["candidate_value"], slates).unsqueeze(2)

@@ -23,7 +23,9 @@ class NAR4RecConfig(RerankingConfig):
         likelihood_weight: Weight of the likelihood of slates that reach the threshold.
         unlikelihood_weight: Weight of the unlikelihood of slates below it. Not stated in our sources.
         contrastive_weight: Weight of the contrastive loss on the candidate representations.
-        contrastive_margin: rho of the contrastive loss (SimCTG uses 0.5).
+        position_contrastive_weight: Weight of the same loss on the position states (the paper's third term, which our
+            sources name without a formula; there at most 0.1).
+        contrastive_margin: rho of the contrastive losses (SimCTG uses 0.5).
         evaluator_is_causal: Whether the evaluator predicts a position's feedback from the items down to it, as people
             read, or from the whole slate. The paper says "sequence model"; both do equally well here.
 
@@ -38,6 +40,7 @@ class NAR4RecConfig(RerankingConfig):
         "likelihood_weight",
         "unlikelihood_weight",
         "contrastive_weight",
+        "position_contrastive_weight",
         "contrastive_margin",
     }
     measured_fields = frozenset({"utility_threshold"})
@@ -49,6 +52,7 @@ class NAR4RecConfig(RerankingConfig):
     likelihood_weight: float | int = weight_field(default=1.0)
     unlikelihood_weight: float | int = weight_field(default=1.0)
     contrastive_weight: float | int = weight_field(default=1.0)
+    position_contrastive_weight: float | int = weight_field(default=0.0)
     contrastive_margin: float | int = weight_field(default=0.5)
     evaluator_is_causal: bool = True
 

@@ -20,20 +20,21 @@ Where this differs from the paper, or fills in what our sources (summaries and a
   down to it, as people read. The paper says "sequence model"; a bidirectional one (`evaluator_is_causal=False`) does as
   well (docs/models/nar4rec.md). Its slate value is the sum over positions and targets of weight x value x probability
   (x position discount, where the schema has one).
-- The differentiable-evaluator loss and the graph decoder of the follow-up CONGRATS (arXiv 2510.10127) are not part of
-  it.
+- The contrastive loss on position states is the hinge of the candidates' term; our sources give no formula. Off by
+  default.
+- The differentiable-evaluator loss and the graph decoder of the follow-up CONGRATS (arXiv 2510.10127) are a family of
+  their own.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from rerankzoo.batch import Batch, gather_candidates
+from rerankzoo.batch import Batch, gather_candidates, shown
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import MatrixScorer, Scorer
-from rerankzoo.layers import FeedbackHead, PointerHead, causal_mask, key_mask
+from rerankzoo.layers import CandidateEncoder, FeedbackHead, PointerHead, QueryEncoder, causal_mask, key_mask
 from rerankzoo.losses import (
     contrastive_loss,
     likelihood_loss,
@@ -54,45 +55,8 @@ from rerankzoo.models.nar4rec.configuration_nar4rec import NAR4RecConfig
 from rerankzoo.models.registry import register_model
 
 
-class NAR4RecCandidateEncoder(nn.Module):
-    """Transformer over the candidates without positions: permutation equivariant."""
-
-    def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
-        super().__init__()
-        self.layers = layers
-        self.norm = nn.LayerNorm(hidden_size)
-
-    def forward(self, candidates: Tensor, candidate_mask: Tensor, implementation: str) -> Tensor:
-        """Encodes candidates (B, N, D) to (B, N, D)."""
-        mask = key_mask(candidate_mask)
-        for layer in self.layers:
-            candidates = layer(candidates, mask=mask, implementation=implementation)
-        return self.norm(candidates)
-
-
-class NAR4RecPositionEncoder(nn.Module):
-    """M learned position queries, the same for all requests, that attend to one another and to the candidates.
-
-    Sharing them is what keeps training samples dense (paper: position encoder).
-    """
-
-    def __init__(self, layers: nn.ModuleList, slate_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.empty(slate_size, hidden_size))
-        self.layers = layers
-        self.norm = nn.LayerNorm(hidden_size)
-
-    def forward(self, candidates: Tensor, candidate_mask: Tensor, implementation: str) -> Tensor:
-        """Position states (B, M, D) for encoded candidates (B, N, D)."""
-        positions = self.queries.unsqueeze(0).expand(candidates.shape[0], -1, -1)
-        mask = key_mask(candidate_mask)
-        for layer in self.layers:
-            positions = layer(positions, memory=candidates, memory_mask=mask, implementation=implementation)
-        return self.norm(positions)
-
-
 class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
-    """Weight initialisation of the NAR4Rec family."""
+    """Base of the NAR4Rec family."""
 
     config: NAR4RecConfig
     config_class = NAR4RecConfig
@@ -101,12 +65,6 @@ class NAR4RecPreTrainedModel(RerankingPreTrainedModel):
         "Ren et al., Non-autoregressive Generative Models for Reranking Recommendation, KDD 2024, "
         "<https://doi.org/10.1145/3637528.3671645>.",
     )
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, NAR4RecPositionEncoder):
-            init.normal_(module.queries, mean=0.0, std=1.0)
 
 
 @register_model
@@ -117,9 +75,9 @@ class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
         super().__init__(config)
         size = config.hidden_size
         self.features = self.make_feature_embedding()
-        self.candidate_encoder = NAR4RecCandidateEncoder(self.make_blocks(config.num_hidden_layers), size)
+        self.candidate_encoder = CandidateEncoder(self.make_blocks(config.num_hidden_layers), size)
         blocks = self.make_blocks(config.num_position_layers, cross_attention=True)
-        self.position_encoder = NAR4RecPositionEncoder(blocks, config.slate_size, size)
+        self.position_encoder = QueryEncoder(blocks, config.slate_size, size)
         self.pointer = PointerHead(size)
         self.post_init()
 
@@ -129,29 +87,25 @@ class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
         Raises:
             ValueError: If there is something to learn from and no utility threshold.
         """
-        logits, states = self._match(batch)
+        logits, states, positions = self._match(batch)
         if not {"slates", "feedback", "candidate_value"} <= batch.keys():
             return SlateModelOutput(logits=logits, candidate_states=states)
-        terms = self._loss_terms(logits, states, batch)
-        weights = self.config
-        loss = (
-            weights.likelihood_weight * terms["likelihood"]
-            + weights.unlikelihood_weight * terms["unlikelihood"]
-            + weights.contrastive_weight * terms["contrastive"]
-        )
+        terms = self._loss_terms(logits, states, positions, batch)
+        loss = torch.stack([getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]).sum()
         return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=states)
 
-    def _match(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Matching logits (B, M, N) and candidate states (B, N, D)."""
+    def _match(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Matching logits (B, M, N), candidate states (B, N, D) and position states (B, M, D)."""
         mask, implementation = batch["candidate_mask"], self.config._attn_implementation
         states = self.candidate_encoder(self.features(*features_of(batch)), mask, implementation)
         positions = self.position_encoder(states, mask, implementation)  # (B, M, D)
-        return self.pointer(positions, states, mask), states
+        return self.pointer(positions, states, mask), states, positions
 
-    def _loss_terms(self, logits: Tensor, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _loss_terms(self, logits: Tensor, states: Tensor, positions: Tensor, batch: Batch) -> dict[str, Tensor]:
         slates, mask, threshold = batch["slates"], batch["candidate_mask"], self.config.utility_threshold
         if threshold is None:
             raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
+        margin, filled = self.config.contrastive_margin, (slates >= 0).any(1)
         log_probs = log_probabilities(logits[:, : slates.shape[-1]])
         liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
         disliked = unlikelihood_loss(log_probs, slates, mask)
@@ -160,12 +114,13 @@ class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
         return {
             "likelihood": slate_mean(reached * liked, slates).mean(),
             "unlikelihood": slate_mean((1 - reached) * disliked, slates).mean(),
-            "contrastive": contrastive_loss(states, mask, self.config.contrastive_margin).mean(),
+            "contrastive": contrastive_loss(states, mask, margin).mean(),
+            "position_contrastive": contrastive_loss(positions[:, : slates.shape[-1]], filled, margin).mean(),
         }
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: column t of the matching matrix, renormalised over what is left."""
-        return MatrixScorer(self._match)
+        return MatrixScorer(lambda batch: self._match(batch)[:2])
 
 
 @register_model
@@ -201,11 +156,11 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel, SlateEvaluator):
         return EvaluatorOutput(loss=loss, loss_terms={"feedback": loss}, log_likelihoods=logged.sum(-1), **output)
 
     def _feedback_logits(self, candidates: Tensor, slates: Tensor) -> Tensor:
-        """(B, S, M, T) for candidates (B, N, D) and slates (B, S, M)."""
-        length = slates.shape[-1]
+        """(B, S, M, T) for candidates (B, N, D) and slates (B, S, M), or soft ones."""
+        length = slates.shape[2]
         position = torch.arange(length, device=slates.device)
         hidden = (gather_candidates(candidates, slates) + self.positions(position)).flatten(0, 1)  # (B * S, M, D)
-        mask = key_mask((slates >= 0).flatten(0, 1))
+        mask = key_mask(shown(slates).flatten(0, 1))
         if self.config.evaluator_is_causal:
             mask = causal_mask(length, slates.device)  # padding stands at the end: no real position looks at it
         for layer in self.layers:
