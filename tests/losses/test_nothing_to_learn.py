@@ -16,9 +16,11 @@ from rerankzoo.losses import (
     cumulative_regression_loss,
     feedback_log_likelihood,
     feedback_loss,
+    graph_log_likelihood,
     hard_label_loss,
     likelihood_loss,
     log_probabilities,
+    log_transitions,
     mean_feedback_loss,
     position_log_likelihood,
     slate_mean,
@@ -69,6 +71,12 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "regression of padding": lambda x: cumulative_regression_loss(x.view(1, 2), torch.full((1, 2), torch.nan), NONE),
     "regression that is met": lambda x: cumulative_regression_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
+    "path of padding": lambda x: graph_log_likelihood(log_probs(x), log_transitions(torch.zeros(1, 1, 1)), PADDED),
+    "path of one candidate": lambda x: graph_log_likelihood(
+        log_probs(x, ONE), log_transitions(torch.zeros(1, 1, 1)), SHOWN
+    ),
+    "path of one item": lambda x: graph_log_likelihood(torch.zeros(1, 2, 2), log_transitions(x.expand(1, 2, 2)), SHOWN),
+    "only successor": lambda x: log_transitions(x.expand(1, 2, 2))[:, 0, 1],
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
 }
 
