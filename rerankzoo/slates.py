@@ -14,6 +14,7 @@ from itertools import chain, permutations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING
 
@@ -71,6 +72,13 @@ def uniform_slates(
     keys = torch.rand(shape, generator=generator, device=candidate_mask.device)
     top = keys.masked_fill(~candidate_mask.bool()[:, None], -1).topk(slate_size, dim=-1)
     return top.indices.masked_fill(top.values < 0, PADDING)
+
+
+def sorted_slates(scores: Tensor, candidate_mask: Tensor, slate_size: int) -> Tensor:
+    """The slates (B, M) of the highest scores (B, N), best first, equal ones as they stand; -100 pads."""
+    order = scores.masked_fill(~candidate_mask, -math.inf).argsort(dim=1, descending=True, stable=True)
+    order = order.masked_fill(~candidate_mask.gather(1, order), PADDING)
+    return F.pad(order, (0, slate_size - order.shape[1]), value=PADDING)
 
 
 def plackett_luce_slates(

@@ -25,7 +25,7 @@ from rerankzoo.diagnosis.support import (
 from rerankzoo.diagnosis.verdict import WORTH, Figures, Verdict, decide
 from rerankzoo.evaluation import MIN_POSITIVES
 from rerankzoo.evaluation.counterfactual import Estimate as CounterfactualEstimate
-from rerankzoo.metrics import Estimate
+from rerankzoo.metrics import Estimate, mean_interval
 from rerankzoo.models.auto import Checkpoint
 from rerankzoo.models.interaction import InteractionEvaluator
 
@@ -258,21 +258,12 @@ def _losses(fits: _Fits, alone: list[Form], best: Form, second: Form) -> tuple[E
     found.append(Loss(alone[0].name, -reference.mean().item(), None))
     found += [_loss(form.name, fits.logged(form, 0), reference[: rows(other)]) for form in (blind, second)]
     found.append(_loss(best.name, fits.both(best), reference))
-    later = interval(fits.logged(best, 0) - fits.logged(blind, 0))
+    later = mean_interval(fits.logged(best, 0) - fits.logged(blind, 0))
     return later, tuple(found)
 
 
-def interval(values: Tensor) -> Estimate:
-    """The mean of values (B,) with its 95 % interval; of thousands of requests, so that it is normal."""
-    mean, half = (
-        values.mean().item(),
-        1.96 * (values.std() / max(1, len(values)) ** 0.5).item() if len(values) > 1 else 0.0,
-    )
-    return Estimate(mean, mean - half, mean + half, len(values))
-
-
 def _loss(name: str, logged: Tensor, reference: Tensor) -> Loss:
-    return Loss(name, -logged.mean().item(), interval(logged - reference))
+    return Loss(name, -logged.mean().item(), mean_interval(logged - reference))
 
 
 def _curve(fits: _Fits, best: Form, gain: Prediction) -> tuple[CurvePoint, ...]:

@@ -4,26 +4,32 @@ An evaluator is fitted in two steps: first what items are worth alone, under a b
 reading of the log), then from there with what they do to one another (a *listwise* one). The second is not far from the
 first where the log has nothing to tell, and their difference on held-out requests is what there is to win.
 
+The loop is not Lightning's: a diagnosis fits about fifteen models of 40 to 480 steps to requests that are tensors
+already, and `RerankingModule` with the same callbacks took 1.5 times the CPU seconds (8.4 to 5.7 for four fits to 5,000
+requests) at the same held-out likelihood. Nor would it be shorter, for loader, best weights and trainer need as many
+lines.
+
 B requests, S slates per request, M positions, N candidates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
-from rerankzoo.batch import PADDING, Batch, inputs, take
+from rerankzoo.batch import Batch, inputs, take
 from rerankzoo.diagnosis.log import chunks, rows
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.utility import candidate_utility
 from rerankzoo.models.interaction import InteractionEvaluator, InteractionEvaluatorConfig
+from rerankzoo.slates import sorted_slates
 
 #: How users may come to a position; see `InteractionEvaluatorConfig`.
 BEHAVIOURS = ("independent", "cascade", "satisfaction", "choice")
@@ -52,15 +58,14 @@ class Form:
         return Form(self.behaviour)
 
 
-@dataclass(frozen=True)
-class _Recipe:
+class _Recipe(NamedTuple):
     learning_rate: float
     weight_decay: float
-    epochs: int = 12
-    patience: int = 2  # epochs without a better validation
 
 
 _ALONE, _PAIRS = _Recipe(0.005, 0.1), _Recipe(0.01, 0.5)
+_EPOCHS, _PATIENCE = 12, 2  # epochs at most, and without a better validation
+_DECAY = 0.98  # of the averaged weights, once there were enough steps
 
 
 def make(form: Form, extractor: RerankingFeatureExtractor, slate_size: int, num_positions: int) -> InteractionEvaluator:
@@ -97,70 +102,53 @@ def fit(
         model = make(form, extractor, size, int((learn["slates"] >= 0).sum()))
         if start is not None:
             model.load_state_dict(start.state_dict(), strict=False)
-        _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))
-    return model.eval()
+        return _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))
 
 
-def _train(model: InteractionEvaluator, learn: Batch, stop: Batch, recipe: _Recipe, generator: torch.Generator) -> None:
-    """AdamW with averaged weights whose window grows from nothing, until validation gets no better."""
-    parameters, count = list(model.parameters()), rows(learn)
+def _train(
+    model: InteractionEvaluator, learn: Batch, stop: Batch, recipe: _Recipe, generator: torch.Generator
+) -> InteractionEvaluator:
+    """AdamW with averaged weights of a growing window, until validation gets no better; the best average."""
+    average, parameters, count = deepcopy(model).eval(), list(model.train().parameters()), rows(learn)
+    averages = list(average.parameters())
     batch_size = min(1_024, max(64, count // 30))
-    steps = recipe.epochs * math.ceil(count / batch_size)
-    matrices, vectors = ([p for p in parameters if (p.dim() > 1) == many] for many in (True, False))
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    steps = _EPOCHS * math.ceil(count / batch_size)
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.dim() > 1]}]
+    groups.append({"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0})
     optimizer = AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    average = [p.detach().clone() for p in parameters]
-    best, kept, since, done = -math.inf, average, 0, 0
-    for _ in range(recipe.epochs):
-        model.train()
+    falling = LambdaLR(optimizer, lambda done: min(1.0, 2 * (1 - done / steps)))  # linearly over the second half
+    best, score, since, done = average, -math.inf, 0, 0
+    while since < _PATIENCE and done < steps:
         for index in torch.randperm(count, generator=generator).split(batch_size):
-            for group in optimizer.param_groups:  # falls linearly over the second half
-                group["lr"] = recipe.learning_rate * min(1.0, 2 * (1 - done / steps))
             optimizer.zero_grad()
             model(**take(learn, index)).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            falling.step()
             done += 1
             with torch.no_grad():
-                torch._foreach_lerp_(average, parameters, 1 - min(0.98, (1 + done) / (10 + done)))
-        with _weights(parameters, average):
-            score = log_likelihoods(model, stop).mean().item()
-        if score > best:
-            best, kept, since = score, [value.clone() for value in average], 0
-        else:
-            since += 1
-            if since == recipe.patience:
-                break
-    with torch.no_grad():
-        torch._foreach_copy_(parameters, kept)
-
-
-@contextmanager
-def _weights(parameters: list[Tensor], values: list[Tensor]) -> Iterator[None]:
-    """Puts values into parameters for a while."""
-    own = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        torch._foreach_copy_(parameters, values)
-        yield
-        torch._foreach_copy_(parameters, own)
+                torch._foreach_lerp_(averages, parameters, 1 - min(_DECAY, (1 + done) / (10 + done)))
+        now = log_likelihoods(average, stop).mean().item()
+        best, score, since = (deepcopy(average), now, 0) if now > score else (best, score, since + 1)
+    return best
 
 
 @torch.no_grad()
 def log_likelihoods(model: InteractionEvaluator, batch: Batch) -> Tensor:
     """(B,), log-probability of all the feedback of each request, in nats."""
-    model.eval()
     return torch.cat([model(**part).log_likelihoods.sum(1) for part in chunks(batch, _CHUNK)]).double()
 
 
 @torch.no_grad()
 def worth(model: InteractionEvaluator, batch: Batch, slates: Tensor) -> tuple[Tensor, Tensor]:
     """What a model says slates (B, S, M) are worth: by their items alone, and what pairs add to it, each (B, S)."""
-    known, pairs = inputs(batch), model.pairs
+    known = inputs(batch)
     whole = _values(model, known, slates)
-    if pairs is None:
+    if model.pairs is None:
         return whole, torch.zeros_like(whole)
-    with _weights([pairs.weight], [torch.zeros_like(pairs.weight)]):
-        alone = _values(model, known, slates)
+    apart = deepcopy(model)
+    torch.nn.init.zeros_(apart.get_parameter("pairs.weight"))
+    alone = _values(apart, known, slates)
     return alone, whole - alone
 
 
@@ -180,8 +168,6 @@ def choose(model: InteractionEvaluator, batch: Batch, slate_size: int) -> Tensor
 @torch.no_grad()
 def rank(model: InteractionEvaluator, batch: Batch, slate_size: int) -> Tensor:
     """The slates (B, `slate_size`) of the items that are worth most alone, best first."""
-    mask, values = batch["candidate_mask"], batch["candidate_value"]
     probabilities = model.head.probabilities(model.read_items(batch).logits)
-    utility = candidate_utility(probabilities, values, model.schema).masked_fill(~mask, -math.inf)
-    order = utility.argsort(dim=1, descending=True, stable=True)[:, :slate_size]
-    return order.masked_fill(~mask.gather(1, order), PADDING)
+    utility = candidate_utility(probabilities, batch["candidate_value"], model.schema)
+    return sorted_slates(utility, batch["candidate_mask"], slate_size)

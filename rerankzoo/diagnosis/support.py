@@ -5,6 +5,7 @@ B requests, N candidates, S slates per request, M positions.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.diagnosis.log import Log, base_rates, rows, shown_items
-from rerankzoo.evaluation.counterfactual import (
-    Estimate,
-    LoggedSlates,
-    PlackettLuceLogger,
-    cascade_doubly_robust,
-    reward_interaction_ips,
-    snips,
-)
-from rerankzoo.features.utility import position_utility
+from rerankzoo.diagnosis.log import Log, base_rates, shown_items
+from rerankzoo.evaluation.counterfactual import Estimate, cascade_doubly_robust, reward_interaction_ips, snips
+from rerankzoo.evaluation.logged import LoggedTable
+from rerankzoo.slates import sorted_slates
 
 _SEEN = 5  # so often something has to be shown to count as known
 _REPEATED = 0.05  # with fewer different candidate sets per request they count as fixed
@@ -98,32 +93,34 @@ def estimate_counterfactually(log: Log, batch: Batch, slates: Tensor) -> tuple[E
     By logged propensities, else by those of a Plackett-Luce policy that is fitted to the log; nothing where the schema
     names no upstream score either. Of several logged slates per request the first counts.
     """
-    shown = batch["slates"][:, 0]
-    if "propensity" in batch:
-        propensities = batch["propensity"][:, 0].double().masked_fill(shown < 0, 1).numpy()
-    elif log.schema.upstream_score is not None:
-        column = batch["candidate_numeric"][..., log.schema.position(log.schema.upstream_score)].double()
-        scores = column.masked_fill(~batch["candidate_mask"], float("-inf")).numpy()
-        propensities = PlackettLuceLogger.fit(scores, shown.numpy()).propensities(scores, shown.numpy())
-    else:
+    known = LoggedTable(log.schema)
+    first = {name: batch[name][:, :1] for name in ("slates", "feedback", "propensity") if name in batch}
+    known.add({**batch, **first})
+    scores = _upstream_scores(log, batch)
+    logged = known.slates(None if scores is None else scores.double().numpy())
+    if logged is None:
         return ()
-    earned = position_utility(batch["feedback"], batch["slates"], batch["candidate_value"], log.schema)[:, 0]
-    logged = LoggedSlates(shown.numpy(), propensities, earned.double().numpy(), estimated="propensity" not in batch)
-    judged = F.pad(slates, (0, shown.shape[1] - slates.shape[1]), value=PADDING).numpy()
+    judged = F.pad(slates, (0, logged.slates.shape[1] - slates.shape[1]), value=PADDING).numpy()
     return tuple(estimate(logged, judged) for estimate in (snips, reward_interaction_ips, cascade_doubly_robust))
 
 
-def _follows_upstream(log: Log) -> float | None:
+def _upstream_scores(log: Log, batch: Batch) -> Tensor | None:
+    """(B, N), -inf at padding; `None` where the schema names none."""
     if log.schema.upstream_score is None:
         return None
-    column, followed, total = log.schema.position(log.schema.upstream_score), 0, 0
+    column = log.schema.position(log.schema.upstream_score)
+    return batch["candidate_numeric"][..., column].masked_fill(~batch["candidate_mask"], -math.inf)
+
+
+def _follows_upstream(log: Log) -> float | None:
+    followed = 0
     for half in log.halves:
-        slates = half["slates"][:, 0]
-        scores = half["candidate_numeric"][..., column].masked_fill(~half["candidate_mask"], float("-inf"))
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, : slates.shape[1]]
+        slates, scores = half["slates"][:, 0], _upstream_scores(log, half)
+        if scores is None:
+            return None
+        order = sorted_slates(scores, half["candidate_mask"], slates.shape[1])
         followed += int(((slates == order) | (slates < 0)).all(1).sum())
-        total += rows(half)
-    return followed / total
+    return followed / log.used
 
 
 def _shown_before(log: Log, proposed: Tensor) -> tuple[float | None, float | None]:
@@ -168,12 +165,10 @@ def position_log_likelihoods(log: Log, told: Batch, asked: Batch) -> Tensor:
         items = shown_items(batch_codes, batch["slates"])
         return (items * length + torch.arange(items.shape[-1])).clamp_min(0)
 
-    known, mask = cells(told, codes), told["slates"] >= 0
-    shown = torch.zeros(size * length, dtype=torch.float64).index_add(
-        0, known[mask], torch.ones(int(mask.sum())).double()
-    )
-    positive = torch.zeros(size * length, told["feedback"].shape[-1], dtype=torch.float64)
-    positive = positive.index_add(0, known[mask], (told["feedback"][mask] > 0).double())
+    mask = told["slates"] >= 0
+    known, happened = cells(told, codes)[mask], (told["feedback"][mask] > 0).double()
+    shown = torch.bincount(known, minlength=size * length)
+    positive = torch.stack([torch.bincount(known, one, size * length) for one in happened.T], dim=1)
     prior = base_rates(told).repeat(size, 1)
     table = (positive + _POOL * prior) / (shown.unsqueeze(-1) + _POOL)
     return _bernoulli(asked, table[cells(asked, asked_codes)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rerankzoo.batch import PADDING
+from rerankzoo.metrics import mean_interval
 from rerankzoo.slates import all_slates
 
 #: An estimate from fewer effective requests is refused.
@@ -379,30 +380,8 @@ def _estimate(
     told = (effective, largest, clipped, count, rewarded, log.estimated, refusal)
     if refusal:
         return Estimate(name, None, None, None, *told)
-    low, high = mean_interval(contributions)
-    return Estimate(name, float(contributions.mean()), low, high, *told)
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean of skewed values (R,) (Hall 1992, "On the removal of skewness by transformation").
-
-    Importance weights are skewed: the normal interval ends too low on the right, where the mean of rare heavy weights
-    lies.
-    """
-    centred, count = values - values.mean(), len(values)
-    spread = float(values.std(ddof=1))
-    if spread == 0:
-        return float(values.mean()), float(values.mean())
-    skew = float((centred**3).mean()) / spread**3 / math.sqrt(count)
-    ends = [float(values.mean()) - spread / math.sqrt(count) * _unskewed(z, skew) for z in (_Z, -_Z)]
-    return ends[0], ends[1]
-
-
-def _unskewed(z: float, skew: float) -> float:
-    """The quantile of a Student statistic, from that of its transform to a symmetric one."""
-    if abs(skew) < 1e-6:
-        return z
-    return 3 / skew * (float(np.cbrt(1 + skew * (z - skew / 6))) - 1)
+    mean, low, high, _ = astuple(mean_interval(torch.from_numpy(contributions)))
+    return Estimate(name, mean, low, high, *told)
 
 
 def _refusal(effective: float, rewarded: int) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class CounterfactualRow:
 
 
 @dataclass
-class Log:
+class LoggedTable:
     """Gathers slates with feedback, batch by batch, of a table with one logged slate per request."""
 
     schema: FeatureSchema
@@ -48,6 +48,25 @@ class Log:
         known = batch["propensity"][:, 0].double().cpu().numpy() if "propensity" in batch else None
         self._parts.append((slates[:, 0].cpu().numpy(), rewards[:, 0].double().cpu().numpy(), known))
 
+    def slates(self, scores: np.ndarray | None) -> cf.LoggedSlates | None:
+        """All logged slates, by their own propensities or else by those of a policy that is fitted to upstream scores.
+
+        Args:
+            scores: (R, N), -inf at padding, if they are known.
+
+        Returns:
+            `None` where nothing tells how the slates were chosen.
+        """
+        shown = _joined([part[0] for part in self._parts], PADDING)
+        rewards = _joined([part[1] for part in self._parts], 0.0)
+        propensities = [part[2] for part in self._parts if part[2] is not None]
+        if propensities:
+            return cf.LoggedSlates(shown, np.where(shown == PADDING, 1.0, _joined(propensities, 1.0)), rewards)
+        if scores is None:
+            return None
+        chances = cf.PlackettLuceLogger.fit(scores, shown).propensities(scores, shown)
+        return cf.LoggedSlates(shown, chances, rewards, estimated=True)
+
     def rows(self, data: Dataset, slates: Mapping[tuple[str, str], Tensor]) -> tuple[list[CounterfactualRow], str]:
         """Estimates for slates (R, M) by model and decoding, and what there is to say of all of them.
 
@@ -57,37 +76,27 @@ class Log:
         """
         if sum(len(part[0]) for part in self._parts) != len(data):
             return [], "no logged slates with feedback, one per request"
-        size = next(iter(slates.values())).shape[1]
-        shown = _joined([part[0] for part in self._parts], PADDING)
-        if shown.shape[1] != size:
-            return [], f"the logged slates have {shown.shape[1]} positions, these {size}"
-        rewards = _joined([part[1] for part in self._parts], 0.0)
-        propensities = [part[2] for part in self._parts if part[2] is not None]
+        size, logged = next(iter(slates.values())).shape[1], max(part[0].shape[1] for part in self._parts)
+        if logged != size:
+            return [], f"the logged slates have {logged} positions, these {size}"
         scores = _scores(data, self.schema)
-        if not propensities and scores is None:
+        log = self.slates(scores)
+        if log is None:
             return [], "neither propensities nor upstream scores tell how the slates were chosen"
-        fitted = None if scores is None else cf.PlackettLuceLogger.fit(scores, shown)
-        if fitted is not None and scores is not None and not propensities:
-            log = cf.LoggedSlates(shown, fitted.propensities(scores, shown), rewards, estimated=True)
-        else:
-            chances = np.where(shown == PADDING, 1.0, _joined(propensities, 1.0))
-            log = cf.LoggedSlates(shown, chances, rewards)
         judged = np.stack([one.numpy() for one in slates.values()], axis=1)
-        found = _estimates(log, judged, fitted, scores)
+        found = _estimates(log, judged, scores)
         rows = [CounterfactualRow(*key, estimates) for key, estimates in zip(slates, found, strict=True)]
         return rows, _plan(log)
 
 
-def _estimates(
-    log: cf.LoggedSlates, judged: np.ndarray, fitted: cf.PlackettLuceLogger | None, scores: np.ndarray | None
-) -> list[list[cf.Estimate]]:
+def _estimates(log: cf.LoggedSlates, judged: np.ndarray, scores: np.ndarray | None) -> list[list[cf.Estimate]]:
     """Of slates (R, K, M): those by propensities, and by a fitted logging policy where all its slates can be listed."""
     columns = list(judged.swapaxes(0, 1))
     by_prefix = (cf.ips, cf.snips, cf.reward_interaction_ips, cf.cascade_doubly_robust)
     found = [[estimate(log, one) for estimate in by_prefix] for one in columns]
-    if fitted is None or scores is None or not cf.can_list(scores, judged):
+    if scores is None or not cf.can_list(scores, judged):
         return found
-    by_policy = cf.LoggedSlates(log.slates, log.propensities, log.rewards, estimated=True)
+    fitted, by_policy = cf.PlackettLuceLogger.fit(scores, log.slates), replace(log, estimated=True)
     marginals = fitted.marginals(scores, judged)
     weights = fitted.pseudo_inverse_weights(scores, log.slates, judged)
     for number, (estimates, one) in enumerate(zip(found, columns, strict=True)):

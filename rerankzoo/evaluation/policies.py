@@ -16,7 +16,7 @@ from rerankzoo.evaluation.results import CEILING, LOGGED, ORACLE, RANDOM, UPSTRE
 from rerankzoo.evaluation.slate_ranks import SimulatorTruth
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Evaluator, SlateGenerationMixin
-from rerankzoo.slates import uniform_slates
+from rerankzoo.slates import sorted_slates, uniform_slates
 
 Policy = Callable[[Batch, int], Tensor]  # (batch, seed of the batch) -> slates (B, M)
 
@@ -87,7 +87,7 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
     policies: dict[Key, Policy] = {}
     if schema.upstream_score is not None:
         column = schema.position(schema.upstream_score)
-        policies[UPSTREAM] = lambda batch, seed: _sort(
+        policies[UPSTREAM] = lambda batch, seed: sorted_slates(
             batch["candidate_numeric"][..., column], batch["candidate_mask"], slate_size
         )
     policies[RANDOM] = lambda batch, seed: _random(batch, slate_size, seed)
@@ -112,12 +112,6 @@ def decoder(model: Any, decoding: Decoding, evaluator: Evaluator | None) -> Poli
             return slates
 
     return decode
-
-
-def _sort(scores: Tensor, mask: Tensor, slate_size: int) -> Tensor:
-    """The slates (B, M) of the highest scores (B, N); the transforms of a score keep its order."""
-    order = scores.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    return _fit(order.masked_fill(~mask.gather(1, order), PADDING), slate_size)
 
 
 def _random(batch: Batch, slate_size: int, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from rerankzoo.batch import to_device
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.evaluation.evaluator_quality import device_of
-from rerankzoo.evaluation.logged import Log
+from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.evaluation.measurements import Catalogue, Measurements, diversity_fields
 from rerankzoo.evaluation.policies import Decoding, baselines, decoder
 from rerankzoo.evaluation.results import Evaluation, Row
@@ -110,7 +110,7 @@ def evaluate(
     measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests, cuts)
     policies = baselines(data, schema, size, evaluators.truth)
     policies.update({(name, decoding.name): decoder(model, decoding, chooser) for decoding in decodings})
-    log = Log(schema)
+    log = LoggedTable(schema)
     with _evaluating(*parts.values()):
         for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
             batch = to_device(batch, model.device)

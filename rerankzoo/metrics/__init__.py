@@ -19,6 +19,7 @@ from rerankzoo.metrics.intervals import (
     Spread,
     bootstrap_mean,
     mean_and_spread,
+    mean_interval,
     paired_bootstrap,
     wilson_interval,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "item_coverage",
     "log_loss",
     "mean_and_spread",
+    "mean_interval",
     "ndcg_at_k",
     "paired_bootstrap",
     "precision_at_k",

@@ -7,6 +7,7 @@ functions raise ValueError on others, and on an option out of its range.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rerankzoo.metrics._checks import check_fraction, check_number, check_rows
 _CHUNK_ENTRIES = 2**22
 # Sums of larger values may overflow.
 _LARGE = 1e250
+_Z = 1.959964  # of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,30 @@ def paired_bootstrap(
     if first.numel() != second.numel():
         raise ValueError(f"a has {first.numel()} requests, b has {second.numel()}: not paired")
     return bootstrap_mean(_vector("a - b", first - second), num_resamples, confidence, seed)
+
+
+def mean_interval(values: Tensor) -> Estimate:
+    """The 95 % interval of a mean of skewed values (B,) (Hall 1992, "On the removal of skewness by transformation").
+
+    Importance weights are skewed: the normal interval ends too low on the right, where the mean of rare heavy weights
+    lies. A single value, and equal ones, have an interval without width.
+    """
+    values = _vector("values", values)
+    mean, count = values.mean().item(), len(values)
+    spread = values.std().item() if count > 1 else 0.0
+    if spread == 0:
+        return Estimate(mean, mean, mean, count)
+    skew = ((values - mean) ** 3).mean().item() / spread**3 / count**0.5
+    low, high = (mean - spread / count**0.5 * _unskewed(z, skew) for z in (_Z, -_Z))
+    return Estimate(mean, low, high, count)
+
+
+def _unskewed(z: float, skew: float) -> float:
+    """The quantile of a Student statistic, from that of its transform to a symmetric one."""
+    if abs(skew) < 1e-6:
+        return z
+    cube = 1 + skew * (z - skew / 6)
+    return 3 / skew * (math.copysign(abs(cube) ** (1 / 3), cube) - 1)
 
 
 def wilson_interval(successes: Tensor, trials: Tensor | int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:

@@ -36,17 +36,6 @@ def test_estimates_by_hand() -> None:
     assert cf.pseudo_inverse(LOG, np.array([2.0, -1, 0, 1])).value == 0.25  # (2 - 2 + 0 + 1) / 4
 
 
-def test_an_interval_follows_the_skew() -> None:
-    values = np.array([0.0] * 9 + [10])  # mean 1, sd sqrt(10), third central moment 72
-    skew, error = 72 / 10**1.5 / 10**0.5, 1.0
-    low, high = cf.mean_interval(values)
-    assert low == pytest.approx(1 - error * 3 / skew * (np.cbrt(1 + skew * (1.959964 - skew / 6)) - 1))
-    assert high == pytest.approx(1 - error * 3 / skew * (np.cbrt(1 - skew * (1.959964 + skew / 6)) - 1))
-    assert high - 1 > 1 - low
-    assert cf.mean_interval(np.array([-1.0, 1])) == pytest.approx((-1.959964, 1.959964))
-    assert cf.mean_interval(np.ones(3)) == (1, 1)
-
-
 @pytest.mark.usefixtures("no_bounds")
 def test_clipping_is_shown() -> None:
     found = cf.ips(LOG, JUDGED, clip=3)

@@ -11,11 +11,11 @@ import torch
 
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.evaluation import counterfactual as cf
-from rerankzoo.evaluation.logged import CounterfactualRow, Log
+from rerankzoo.evaluation.logged import CounterfactualRow, LoggedTable
 
 
 def asked(simulated: Any, slates: torch.Tensor) -> tuple[list[CounterfactualRow], str]:
-    log = Log(simulated.extractor.schema)
+    log = LoggedTable(simulated.extractor.schema)
     for batch in RequestLoader(simulated.data, simulated.extractor, 7):
         log.add(batch)
     return log.rows(simulated.data, {("model", "greedy"): slates})
@@ -46,7 +46,7 @@ def test_slates_of_another_size_get_a_word(simulated: Any) -> None:
 
 def test_missing_scores_tell_no_policy(simulated: Any) -> None:
     schema = replace(simulated.extractor.schema, propensity=None)
-    log = Log(schema)
+    log = LoggedTable(schema)
     for batch in RequestLoader(simulated.data, simulated.extractor, 7):
         log.add({name: part for name, part in batch.items() if name != "propensity"})
     scores = simulated.data.with_format(None)["upstream_score"]

@@ -8,12 +8,26 @@ import torch
 
 from rerankzoo.metrics import intervals
 from rerankzoo.metrics.intervals import (
+    Estimate,
     Spread,
     bootstrap_mean,
     mean_and_spread,
+    mean_interval,
     paired_bootstrap,
     wilson_interval,
 )
+
+
+def test_an_interval_follows_the_skew():
+    values = torch.tensor([0.0] * 9 + [10])  # mean 1, sd sqrt(10), third central moment 72
+    skew, error = 72 / 10**1.5 / 10**0.5, 1.0
+    found = mean_interval(values)
+    assert found.low == pytest.approx(1 - error * 3 / skew * (math.cbrt(1 + skew * (1.959964 - skew / 6)) - 1))
+    assert found.high == pytest.approx(1 - error * 3 / skew * (math.cbrt(1 - skew * (1.959964 + skew / 6)) - 1))
+    assert found.high - 1 > 1 - found.low
+    assert mean_interval(torch.tensor([-1.0, 1])).high == pytest.approx(1.959964)
+    assert mean_interval(torch.ones(3)) == Estimate(1, 1, 1, 3)
+    assert mean_interval(torch.ones(1)) == Estimate(1, 1, 1, 1)
 
 
 def test_bootstrap_of_a_large_sample_is_the_normal_interval():
