@@ -164,10 +164,9 @@ def _check_judge(others: Mapping[str, Any], judge: Any) -> None:
 
 
 def _same_weights(a: Any, b: Any) -> bool:
-    if a is None or type(a) is not type(b):
-        return False
-    first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    first, second = ({} if one is None else one.state_dict() for one in (a, b))
+    same = type(a) is type(b) and first.keys() == second.keys()
+    return same and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def evaluate(

@@ -49,20 +49,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Judge:
-    """An evaluator, and how far feedback that it did not learn from bears it out.
-
-    Attributes:
-        model: The evaluator.
-        scales: (3,), of the regression: c, b0, b1.
-        covariance: (3, 3), of the scales, from residuals of any variance, each divided by what its own row leaves of
-            it: few rows that alone decide on a scale make it uncertain (HC3; MacKinnon and White 1985).
-        residual: Standard deviation of the residuals: what the utility of one slate is off.
-    """
+    """An evaluator, and how far feedback that it did not learn from bears it out."""
 
     model: InteractionEvaluator
-    scales: Tensor
-    covariance: Tensor
-    residual: float
+    scales: Tensor  # (3,), of the regression: c, b0, b1
+    covariance: Tensor  # (3, 3), of the scales, HC3 (MacKinnon and White 1985)
+    residual: float  # standard deviation of the residuals: what the utility of one slate is off
 
     @classmethod
     def of(cls, model: InteractionEvaluator, feedback: Batch) -> Judge:
@@ -77,25 +69,19 @@ class Judge:
         inverse = torch.linalg.pinv(columns.T @ columns, hermitian=True)  # without pairs, say, b1 is 0
         scales = inverse @ columns.T @ observed
         residuals = observed - columns @ scales
+        # Each residual is divided by what its own row leaves of it: few rows that alone decide on a scale make it
+        # uncertain.
         leverage = ((columns @ inverse) * columns).sum(1)
         outside = residuals / (1 - leverage).clamp_min(1e-3)
         inner = columns.T @ (columns * outside.square().unsqueeze(1))
         return cls(model, scales, inverse @ inner @ inverse, residuals.std().item())
 
-    def gain(self, batch: Batch, slates: Tensor, reference: Tensor) -> Prediction:
-        """What slates (B, M) earn more than the reference's (B, M), the mean over requests."""
-        parts = worth(self.model, batch, torch.stack([slates, reference], dim=1))
-        differences = torch.stack(
-            [torch.zeros(len(slates), dtype=torch.float64), *(p[:, 0] - p[:, 1] for p in parts)], 1
-        )
-        return self._predict(differences)
-
-    def utility(self, batch: Batch, slates: Tensor) -> Prediction:
-        """What slates (B, M) earn, the mean over requests."""
-        parts = worth(self.model, batch, slates.unsqueeze(1))
-        return self._predict(torch.stack([torch.ones(len(slates), dtype=torch.float64), *(p[:, 0] for p in parts)], 1))
-
-    def _predict(self, terms: Tensor) -> Prediction:
+    def gain(self, batch: Batch, slates: Tensor, reference: Tensor | None = None) -> Prediction:
+        """What slates (B, M) earn, or what they earn more than the reference's (B, M), the mean over requests."""
+        compared = [slates] if reference is None else [slates, reference]
+        parts = torch.stack(worth(self.model, batch, torch.stack(compared, dim=1)), dim=-1)
+        terms = torch.cat([torch.ones_like(parts[..., :1]), parts], dim=-1)  # (B, 1 or 2, 3)
+        terms = terms[:, 0] if reference is None else terms[:, 0] - terms[:, 1]
         mean = terms.mean(0)
         over_requests = (terms @ self.scales).var() / len(terms) if len(terms) > 1 else torch.zeros(())
         error = (mean @ self.covariance @ mean + over_requests).clamp_min(0).sqrt()

@@ -35,32 +35,20 @@ _ESTIMATED = 4_000  # requests for which slates are chosen to be estimated count
 
 @dataclass(frozen=True)
 class Loss:
-    """How well a reading of the log predicts the feedback of requests that it did not learn from.
+    """How well a reading of the log predicts the feedback of requests that it did not learn from."""
 
-    Attributes:
-        name: What read the log.
-        nats: Negative log-probability of a request's feedback, the mean.
-        better: How much better than the best pointwise reading, paired over requests; `None` for itself.
-    """
-
-    name: str
-    nats: float
-    better: Estimate | None
+    name: str  # what read the log
+    nats: float  # negative log-probability of a request's feedback, the mean
+    better: Estimate | None  # than the best pointwise reading, paired over requests; `None` for itself
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What so many requests teach.
-
-    Attributes:
-        requests: To learn from.
-        better: Listwise over pointwise in log-probability, in nats per request.
-        gain: Of the slates chosen, see `Diagnosis.gain`; `None` where it is extrapolated.
-    """
+    """What so many requests teach."""
 
     requests: int
-    better: float
-    gain: Prediction | None
+    better: float  # listwise over pointwise in log-probability, in nats per request
+    gain: Prediction | None  # of the slates chosen, see `Diagnosis.gain`; `None` where it is extrapolated
 
 
 class Proposal(NamedTuple):
@@ -72,56 +60,32 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Proposed:
-    """What was trained already, against the judges.
+    """What was trained already, against the judges."""
 
-    Attributes:
-        name: The generator's or evaluator's.
-        own: The gain that its own evaluator predicts, in utility; `None` without one.
-        judged: The same by the cross-fitted judges; their log is the one it learned from, so at most.
-    """
-
-    name: str
-    own: float | None
-    judged: Prediction
+    name: str  # the generator's or evaluator's
+    own: float | None  # the gain that its own evaluator predicts, in utility; `None` without one
+    judged: Prediction  # the same by the cross-fitted judges; their log is the one it learned from, so at most
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found. Utilities are per request; without `losses` there was too little feedback to fit anything.
-
-    Attributes:
-        log: What was read.
-        verdict: What to do.
-        figures: What it rests on.
-        losses: On requests that were not learned from.
-        form: The listwise form that held-out likelihood prefers.
-        later: What reading later items adds, in nats per request.
-        pointwise: Utility of the best pointwise ranker's slates, as the judges see it.
-        gain: What slates chosen by the evaluator of one half earn more, by the other half's feedback.
-        other_form: The same slates' gain by a judge of the second-best form, and its name.
-        curve: What a quarter, half and (extrapolated) all of the log teaches.
-        support: What the log shows, and of the chosen slates.
-        estimates: Of the slates that the first half's evaluator chooses for requests of the second.
-        proposed: What was trained already.
-        ranker: The form of the best pointwise ranker.
-        chosen: Of each half the slates (B, M) that it chose for the test requests, and its pointwise ranker's.
-    """
+    """All that was found. Utilities are per request; without `losses` there was too little feedback to fit anything."""
 
     log: Log
     verdict: Verdict
-    figures: Figures
-    losses: tuple[Loss, ...] = ()
-    form: Form | None = None
-    later: Estimate | None = None
-    pointwise: Prediction | None = None
-    gain: Prediction | None = None
-    other_form: tuple[str, Prediction] | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    support: Support | None = None
-    estimates: tuple[CounterfactualEstimate, ...] = ()
-    proposed: tuple[Proposed, ...] = ()
-    ranker: Form | None = None
-    chosen: tuple[tuple[Tensor, Tensor], ...] = ()
+    figures: Figures  # what the verdict rests on
+    losses: tuple[Loss, ...] = ()  # on requests that were not learned from
+    form: Form | None = None  # the listwise form that held-out likelihood prefers
+    later: Estimate | None = None  # what reading later items adds, in nats per request
+    pointwise: Prediction | None = None  # utility of the best pointwise ranker's slates, as the judges see it
+    gain: Prediction | None = None  # of what the evaluator of one half chooses, by the other half's feedback
+    other_form: tuple[str, Prediction] | None = None  # the same by a judge of the second-best form, and its name
+    curve: tuple[CurvePoint, ...] = ()  # a quarter, half and (extrapolated) all of the log
+    support: Support | None = None  # what the log shows, and of the chosen slates
+    estimates: tuple[CounterfactualEstimate, ...] = ()  # of what the first half's evaluator chooses for the second's
+    proposed: tuple[Proposed, ...] = ()  # what was trained already
+    ranker: Form | None = None  # the form of the best pointwise ranker
+    chosen: tuple[tuple[Tensor, Tensor], ...] = ()  # by half, slates (B, M) for the test requests, and its ranker's
 
 
 class _Fits:
@@ -206,7 +170,7 @@ def diagnose(
     gain = Prediction.average(
         [one.gain(log.test, *pair) for one, *pair in zip(judges, slates, references, strict=True)]
     )
-    earned = Prediction.average([one.utility(log.test, each) for one, each in zip(judges, slates, strict=True)])
+    earned = Prediction.average([one.gain(log.test, each) for one, each in zip(judges, slates, strict=True)])
     better = fits.both(best) - fits.both(alone[0])
     curve = _curve(fits, best, gain)
     support = find_support(log, slates[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from rerankzoo.batch import Batch, gather_candidates, take
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import SCHEMA_FILE, read_origin
+from rerankzoo.data.folder import SCHEMA_FILE
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import count_positives
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -29,26 +28,16 @@ _VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Log:
-    """A log as a diagnosis reads it.
-
-    Attributes:
-        halves: Two random halves of the training requests: what one teaches, the other tests.
-        validation: Requests that tell when to stop fitting.
-        test: Requests for which slates are chosen.
-        test_data: The same as a table.
-        counts: Requests and positives by split, of the whole log.
-        used: Training requests in `halves`.
-    """
+    """A log as a diagnosis reads it."""
 
     schema: FeatureSchema
     extractor: RerankingFeatureExtractor
-    halves: tuple[Batch, Batch]
-    validation: Batch
-    test: Batch
-    test_data: Dataset
-    counts: Mapping[str, Mapping[str, int]]
-    used: int
-    metadata: Mapping[str, Any] | None
+    halves: tuple[Batch, Batch]  # two random halves of the training requests: what one teaches, the other tests
+    validation: Batch  # tells when to stop fitting
+    test: Batch  # requests for which slates are chosen
+    test_data: Dataset  # the same as a table
+    counts: Mapping[str, Mapping[str, int]]  # requests and positives by split, of the whole log
+    used: int  # training requests in `halves`
 
     @classmethod
     def read(
@@ -90,15 +79,13 @@ class Log:
         if min(len(order) // 2, len(validation), len(test)) < 1:
             raise RerankingDataError(f"expected requests to learn from and to test, got {len(train)}", field="train")
         extractor = extractor or RerankingFeatureExtractor(schema).fit(train)
-        first, second = (train.select(np.sort(part)) for part in np.array_split(order, 2))
-        test = test.select(range(min(num_chosen, len(test))))
-        validation = validation.select(range(min(4_000, len(validation))))
-        parts = [extractor(part.with_format("arrow")[:]) for part in (first, second, validation, test)]
-        counts = {name: _counts(data, schema) for name, data in splits.items()}
-        origin = read_origin(folder)
-        return cls(
-            extractor.schema, extractor, (parts[0], parts[1]), parts[2], parts[3], test, counts, len(order), origin
+        test, validation = (
+            part.select(range(min(most, len(part)))) for part, most in ((test, num_chosen), (validation, 4_000))
         )
+        tables = (*(train.select(np.sort(part)) for part in np.array_split(order, 2)), validation, test)
+        first, second, *others = (extractor(table.with_format("arrow")[:]) for table in tables)
+        counts = {name: _counts(data, schema) for name, data in splits.items()}
+        return cls(extractor.schema, extractor, (first, second), others[0], others[1], test, counts, len(order))
 
     @property
     def longest(self) -> int:

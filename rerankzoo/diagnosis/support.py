@@ -28,27 +28,16 @@ _POOL = 10.0  # requests that the prior of an item's rate at a position weighs
 
 @dataclass(frozen=True)
 class Support:
-    """What the log shows, and how much of the proposed slates.
+    """What the log shows, and how much of the proposed slates; shares of the requests, or of what is proposed."""
 
-    Attributes:
-        fixed: Whether candidate sets repeat: only then must the policy itself vary the company of an item.
-        distinct_sets: Different candidate sets, as a share of the requests.
-        distinct_slates: Different logged slates, as a share of the requests, where the sets are fixed.
-        upstream: Share of the logged slates that are the head of the upstream order; `None` without a score.
-        positions: Share of the proposed slates' positions whose item the log shows there at least five times.
-        neighbours: Share of their pairs of neighbours that the log shows as such at least five times.
-        matches: Share of the logged positions of the test requests that hold the proposed item.
-        equal: Logged slates of the test requests that equal the proposed one.
-    """
-
-    fixed: bool
-    distinct_sets: float
-    distinct_slates: float
-    upstream: float | None
-    positions: float | None
-    neighbours: float | None
-    matches: float
-    equal: int
+    fixed: bool  # whether candidate sets repeat: only then must the policy itself vary the company of an item
+    distinct_sets: float  # different candidate sets
+    distinct_slates: float  # different logged slates
+    upstream: float | None  # logged slates that are the head of the upstream order; `None` without a score
+    positions: float | None  # proposed positions whose item the log shows there at least five times
+    neighbours: float | None  # proposed pairs of neighbours that the log shows as such at least five times
+    matches: float  # logged positions of the test requests that hold the proposed item
+    equal: int  # logged slates of the test requests that equal the proposed one
 
 
 def item_codes(log: Log, batch: Batch) -> Tensor | None:

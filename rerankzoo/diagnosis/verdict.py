@@ -28,48 +28,28 @@ _POWER = 1.96 + 0.84  # two-sided 5 %, found in 80 %
 
 @dataclass(frozen=True)
 class Figures:
-    """What a verdict rests on.
+    """What a verdict rests on; gains are shares of what the chosen slates earn."""
 
-    Attributes:
-        requests: Training requests that were used.
-        positives: Positive feedback in them.
-        gain: Predicted gain of listwise slates over the best pointwise ranker's, as a share of what they earn.
-        error: Its standard error.
-        rising: What all of the log would add to it: `gain` is that of half the log.
-        listwise: How many standard errors the held-out log-likelihood of listwise reading is above that of pointwise.
-        fixed: Whether candidate sets repeat.
-        neighbours: Share of the proposed neighbours that the log shows often enough; `None` where ids do not tell.
-        spread: Standard deviation of one request's utility, as a share of what the chosen slates earn.
-        positions: Of a slate.
-    """
-
-    requests: int
-    positives: int
-    gain: float = 0.0
-    error: float = math.inf
-    rising: float = 0.0
-    listwise: float = 0.0
-    fixed: bool = False
-    neighbours: float | None = None
-    spread: float = math.inf
-    positions: int = 2
+    requests: int  # of the train split that were used
+    positives: int  # feedback in them
+    gain: float = 0.0  # predicted, of listwise slates over the best pointwise ranker's
+    error: float = math.inf  # its standard error
+    rising: float = 0.0  # what all of the log would add to it: `gain` is that of half the log
+    listwise: float = 0.0  # standard errors of held-out log-likelihood that listwise reading is above pointwise
+    fixed: bool = False  # whether candidate sets repeat
+    neighbours: float | None = None  # proposed ones that the log shows often enough; `None` where ids do not tell
+    spread: float = math.inf  # standard deviation of one request's utility
+    positions: int = 2  # of a slate
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do.
+    """What to do."""
 
-    Attributes:
-        kind: In four words.
-        text: In a sentence.
-        reasons: Each in a sentence.
-        requests: So many (more) requests the text speaks of; `None` where none.
-    """
-
-    kind: Kind
-    text: str
-    reasons: tuple[str, ...]
-    requests: int | None = None
+    kind: Kind  # in four words
+    text: str  # in a sentence
+    reasons: tuple[str, ...]  # each in a sentence
+    requests: int | None = None  # so many (more) requests the text speaks of
 
 
 def decide(figures: Figures, worth: float = WORTH) -> Verdict:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.types as types
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from rerankzoo.features.schema import FeatureSchema
@@ -22,13 +20,5 @@ def count_positives(data: Dataset, schema: FeatureSchema) -> int | None:
     if not known:
         return None
     table = data.select_columns(known).with_format("arrow")[:]
-    return sum(int(np.count_nonzero(_leaves(table[name]) > 0)) for name in known)
-
-
-def _leaves(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers in a column of lists, whatever their depth."""
-    values = column.combine_chunks()
-    while types.is_list(values.type) or types.is_large_list(values.type) or types.is_fixed_size_list(values.type):
-        values = values.flatten()
-    numbers: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return numbers
+    leaves = (pc.list_flatten(table[name], recursive=True) for name in known)
+    return sum(pc.sum(pc.greater(numbers, 0)).as_py() or 0 for numbers in leaves)

@@ -61,6 +61,11 @@ class Row(_Line):
     metrics: dict[str, float]
     slates: str | None = None  # digest of all slates: rows with the same one chose alike
 
+    def without_predictions(self) -> Row:
+        """A copy without what evaluator and judge say."""
+        kept = {name: value for name, value in self.metrics.items() if not _is_by_evaluator(name)}
+        return replace(self, metrics=kept)
+
 
 @dataclass(frozen=True)
 class Summary(_Line):
@@ -106,19 +111,12 @@ class Evaluation:
 
     def without_predictions(self) -> Evaluation:
         """A copy without what evaluator and judge say: their log had too little feedback to say anything."""
-        rows = [replace(row, metrics={k: v for k, v in row.metrics.items() if not _is_by_evaluator(k)})
-                for row in self.rows]  # fmt: skip
-        if self.primary in PREDICTED:
-            return replace(self, rows=rows, primary=None, per_request={})
-        return replace(self, rows=rows)
+        kept = replace(self, rows=[row.without_predictions() for row in self.rows])
+        return replace(kept, primary=None, per_request={}) if self.primary in PREDICTED else kept
 
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
-        rows = list(self.rows)
-        for index, row in enumerate(rows):
-            if row.key in BASELINES:
-                known = {name: value for name, value in row.metrics.items() if not _is_by_evaluator(name)}
-                rows[index] = replace(row, metrics=known)
+        rows = [row.without_predictions() if row.key in BASELINES else row for row in self.rows]
         return replace(self, rows=rows)
 
 

@@ -41,7 +41,7 @@ def test_feedback_that_was_not_learned_from_scales_both_parts(monkeypatch: pytes
     assert found.own == pytest.approx(-2 + 2)  # what the model says
     assert found.mean == pytest.approx(0.5 * -2 + 1.5 * 2, abs=1e-4)
     assert found.error == pytest.approx(0.0, abs=1e-4)
-    assert judge.utility(batch, torch.tensor([[4, 3], [2, 3]])).mean == pytest.approx(2 + 1.5 + 4.5, abs=1e-4)
+    assert judge.gain(batch, torch.tensor([[4, 3], [2, 3]])).mean == pytest.approx(2 + 1.5 + 4.5, abs=1e-4)
 
 
 def test_noise_makes_an_error_that_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
