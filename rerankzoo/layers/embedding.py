@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rerankzoo.layers.transformer import softmax_of_few
+
 #: Of a batch, what the embeddings here take, in their order.
 FEATURES = (
     "request_categorical",
@@ -373,7 +375,7 @@ class InterFieldAttention(nn.Module):
             key, value = F.linear(read, weight[0], bias[0]), F.linear(read, weight[1], bias[1])
         else:  # quantised or adapted
             key, value = self.key_value(read).chunk(2, dim=-1)
-        weights = torch.bmm(query * self.scale, key.transpose(1, 2)).softmax(-1)
+        weights = softmax_of_few(torch.bmm(query * self.scale, key.transpose(1, 2)))
         if self.training:
             weights = F.dropout(weights, self.dropout)
         return candidates + self.output(torch.bmm(weights, value)).view(candidates.shape)
