@@ -46,6 +46,7 @@ ENTRIES: dict[str, Entry] = {
     "candidate_mask": Entry("BN", torch.bool),  # True where a candidate is real
     "history_categorical": Entry("BLF", torch.int64),
     "history_mask": Entry("BL", torch.bool),
+    "slate_length": Entry("B", torch.int64, fill=1),  # positions of the request's page, where they differ
     "slates": Entry("BSM", torch.int64, fill=PADDING, label=True),
     "feedback": Entry("BSMT", label=True),
     "slate_weights": Entry("BS", label=True),
@@ -57,7 +58,7 @@ ENTRIES: dict[str, Entry] = {
 }
 
 #: Of these the extractor knows which columns they are made of; another entry is the column of its name.
-BUILT_IN = frozenset(ENTRIES)
+BUILT_IN = frozenset(ENTRIES) - {"slate_length"}
 
 #: Of each axis that can be cut, the entries that tell what is real on it, and from which value on.
 _REAL = {"N": ("candidate_mask", 1), "L": ("history_mask", 1), "S": ("slates", 0), "M": ("slates", 0)}

@@ -41,13 +41,14 @@ from rerankzoo.data.folder import (
     read_metadata,
     split_files,
 )
-from rerankzoo.data.loader import logged_utilities
+from rerankzoo.data.loader import logged_utilities, slate_lengths
 from rerankzoo.data.shards import has_shard, write_shard
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.generation import BeamStep, Constraint, EvaluatorEnsemble, Scorer, beam_search, bind
 from rerankzoo.models.auto import load_evaluator
+from rerankzoo.slates import with_slate_lengths
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
 
@@ -357,7 +358,8 @@ def mine_folder(
     done, total = 0, sum(len(shard.rows) for shard in share)
     for shard in share:
         rows, tables = splits[shard.source].with_format("arrow")[shard.rows.tolist()], []
-        for table in _mined_tables(rows, evaluator, extractor, options, batch_size):
+        longest = slate_lengths(splits[shard.source], extractor.schema.slate).max(initial=0)
+        for table in _mined_tables(rows, evaluator, extractor, options, batch_size, longest):
             tables.append(table)
             done += table.num_rows
             if on_progress is not None:
@@ -389,9 +391,10 @@ def _mined_tables(
     extractor: RerankingFeatureExtractor,
     settings: MiningSettings,
     batch_size: int | None,
+    longest: int,
 ) -> Iterator[pa.Table]:
-    """Mines some rows, and yields a table for each batch of them."""
-    encoded = inputs(extractor(source))
+    """Mines some rows of a table whose longest slate is given, and yields a table for each batch of them."""
+    encoded = inputs(with_slate_lengths(extractor(source), longest, settings.slate_size))
     # Requests x beams x candidates of a call, unless a batch size is given. A CPU gains nothing beyond.
     scores = 8_192 if evaluator.device.type == "cpu" else 262_144
     size = batch_size or max(1, scores // (settings.num_beams * encoded["candidate_mask"].shape[1]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rerankzoo.batch import PADDING
+from rerankzoo.batch import PADDING, Batch
 
 # A list of slates beyond this is a mistake more often than a wish: A(50, 6) is 1.1e10.
 MAX_SLATES = 4_000_000
@@ -43,6 +43,28 @@ def all_slates(num_candidates: int, slate_size: int) -> np.ndarray:
     slates = np.fromiter(entries, dtype=np.int64, count=count * slate_size).reshape(count, slate_size)
     slates.setflags(write=False)
     return slates
+
+
+def with_slate_lengths(batch: Batch, longest: int, slate_size: int) -> dict[str, Tensor]:
+    """A batch that says how many positions each request has, if its own log does: pages of several sizes in one log.
+
+    Where it does not say so by itself, a request that was shown fewer items than it had candidates, and fewer than the
+    longest slate of its table has, has as many positions; others have no limit. Nothing is added where nobody has one
+    below `slate_size`.
+    """
+    if "slate_length" in batch or "slates" not in batch:
+        return dict(batch)
+    shown, candidates = (batch["slates"] >= 0).sum(-1).amax(-1), batch["candidate_mask"].sum(-1)
+    lengths = shown.masked_fill((shown >= candidates.clamp_max(longest)) | (shown == 0), slate_size)
+    return {**batch, "slate_length": lengths} if bool((lengths < slate_size).any()) else dict(batch)
+
+
+def cut_slates(slates: Tensor, batch: Batch) -> Tensor:
+    """Slates (B, ..., M) with padding beyond the positions that their requests have, where the batch tells."""
+    if "slate_length" not in batch:
+        return slates
+    length = batch["slate_length"].to(slates.device).view(-1, *[1] * (slates.dim() - 1))
+    return slates.masked_fill(torch.arange(slates.shape[-1], device=slates.device) >= length, PADDING)
 
 
 def real_slates(candidate_mask: Tensor, slates: Tensor) -> Tensor:

@@ -330,6 +330,19 @@ def test_folder_holds_what_mine_batch_finds(
         assert table.schema.field("soft_labels").type.value_type.value_type.value_type == pa.float16()
 
 
+def test_mined_slates_are_as_long_as_their_pages(evaluator: str, data_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_folder, tmp_path / "log")
+    rows = pq.read_table(data_folder / "train.parquet").to_pylist()
+    for row in rows[::2]:
+        row.update({name: row[name][:2] for name in ("slate", "click", "order")})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log" / "train.parquet")
+    folder = mine_folder([evaluator], tmp_path / "log", tmp_path / "mined", **{**SETTINGS, "num_requests": None})
+    mined = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("train-*.parquet"))]).to_pylist()
+    for number, (row, logged) in enumerate(zip(mined, rows, strict=True)):
+        longest = min(4 if number % 2 else 2, len(logged["item_id"]))
+        assert {len(slate) for slate in row["slate"]} == {longest}
+
+
 def test_folder_tells_where_it_comes_from(mined: Path, data_folder: Path, evaluator: str) -> None:
     metadata = read_metadata(mined)
     assert metadata["source"] == "mined"

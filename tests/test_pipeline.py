@@ -582,3 +582,13 @@ def test_an_enormous_request_does_not_widen_the_others(
     assert widths == [(3, 7), (1, many), (5, 7)]
     assert_same([*found[:3], *found[4:]], expected)
     assert len(found[3]) == 4
+
+
+def test_requests_say_how_many_items_they_want(pipeline: RerankingPipeline, requests: list[dict[str, Any]]) -> None:
+    wanted = [1, 3, 2, 4, 1, 4, 4, 2]
+    found = pipeline([{**row, "slate_length": size} for row, size in zip(requests, wanted, strict=True)])
+    assert [len(items) for items in found] == [min(wanted[i], len(row["item_id"])) for i, row in enumerate(requests)]
+    for row, size, items in zip(requests, wanted, found, strict=True):
+        assert_same([items], [pipeline(row, slate_size=size)])
+    with pytest.raises(ValueError, match="slate_size must be at most 4, the number of positions of the model"):
+        pipeline({**requests[0], "slate_length": 5})

@@ -90,10 +90,10 @@ class EvaluationRun:
         columns = set(self.splits["train"].column_names) if "train" in self.splits else set()
         return self.evaluator is not None and not better and not self._not_shown and taught <= columns
 
-    def cross_fit(self, folder: Path, model: Checkpoint) -> None:
+    def cross_fit(self, folder: Path, model: Checkpoint, slate_size: int) -> None:
         """Makes the judge, of the log in a folder, for a model's batches; none where the log's slates are shorter."""
         log = Log.read(folder, extractor=model.extractor)
-        if log.longest >= model.model.config.slate_size:
+        if log.longest >= slate_size:
             self.judge, self.cross_fitted = cross_fitted_judge(log), True
             del self._evaluators  # made anew, with the judge
 
@@ -197,7 +197,8 @@ def evaluate(
         judge: Folder or Hub id of an independent evaluator: values every row, chooses nothing. cross-fitted: where
             there is an evaluator and nothing better is known, evaluators of the halves of the train split; or none.
         split: Split to evaluate on.
-        k: Where ranking metrics by labels cut the slates, such as 1,2,4 (default: at their end).
+        k: Where ranking metrics by labels cut the slates, such as 1,5,10 (default: at their end); beyond the model's
+            slate size all rows have slates of the largest k.
         num_requests: Only this many first requests (default: all).
         hr_requests: HR@p% by the evaluator looks at this many requests, for it values all slates of each.
         penalty_alpha: Of contrastive decoding.
@@ -239,7 +240,7 @@ def evaluate(
         run = EvaluationRun(*parts, ceiling=ceiling, counterfactual=True)
         if judge == CROSS_FITTED and run.needs_judge():
             with progress.console.status("fitting a judge to the halves of the log"):
-                run.cross_fit(folder, loaded[0])
+                run.cross_fit(folder, loaded[0], max([loaded[0].model.config.slate_size, *k]))
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name, usual = model.config.model_type, None
             if not tune_alpha:

@@ -29,7 +29,7 @@ from rerankzoo.data.folder import (
     split_files,
     write_arrow,
 )
-from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.loader import RequestLoader, slate_lengths
 from rerankzoo.data.simulator import TRUTH_COLUMNS, SimulatorSettings, write_simulator_folder
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -192,9 +192,9 @@ class RerankingDataModule(L.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def slate_size(self) -> int:
-        """The longest logged slate of the first training rows."""
-        return self.loader("train").slate_size()
+    def slate_lengths(self) -> np.ndarray:
+        """How many positions each slate of all splits has (see `slate_lengths`)."""
+        return np.concatenate([slate_lengths(split, self.extractor.schema.slate) for split in self.splits.values()])
 
     def feedback_rates(self) -> list[float] | None:
         """How often each target happens at a position of the training split (see `logged_rates`).

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -81,9 +82,9 @@ class RequestLoader:
         """Batches of one pass, the same in all processes."""
         return -(-len(self.dataset) // (self.batch_size * self.world_size))
 
-    def slate_size(self) -> int:
-        """The longest logged slate of the first rows."""
-        return self.extractor(self.dataset[: self.batch_size])["slates"].shape[-1]
+    def slate_lengths(self) -> np.ndarray:
+        """How many positions each slate of the table has (see `slate_lengths`)."""
+        return slate_lengths(self.dataset, self.extractor.schema.slate)
 
     def utility_quantile(self, quantile: float) -> float | None:
         """A quantile of the utility of the logged slates (see `logged_utilities`); `None` of mined ones."""
@@ -147,6 +148,16 @@ def blank_request(batch: Batch) -> dict[str, Tensor]:
     what padding holds everywhere, and so has the loss 0, which counts for nothing, and -1 as `request_index`.
     """
     return {name: torch.full_like(tensor, entry_of(name).fill) for name, tensor in batch.items()}
+
+
+def slate_lengths(dataset: Dataset, slate: str) -> np.ndarray:
+    """How many positions each slate of a table has, by its column of slates; empty where it has none."""
+    if slate not in dataset.column_names:
+        return np.empty(0, dtype=np.int64)
+    column = dataset.select_columns([slate]).with_format("arrow")[:][slate]
+    nested = pa.types.is_nested(column.type.value_type)
+    lengths = pc.list_value_length(pc.list_flatten(column) if nested else column)
+    return pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
 
 
 def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> np.ndarray:

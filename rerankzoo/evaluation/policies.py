@@ -100,15 +100,16 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
     return policies
 
 
-def decoder(model: Any, decoding: Decoding, evaluator: Evaluator | None) -> Policy:
-    """A model's slates under a decoding; sampling is seeded, and leaves torch's global random state alone."""
+def decoder(model: Any, decoding: Decoding, slate_size: int, evaluator: Evaluator | None) -> Policy:
+    """A model's slates of M under a decoding; sampling is seeded, and leaves torch's global random state alone."""
     chooser = evaluator if decoding.use_evaluator else None
     devices = [model.device] if model.device.type == "cuda" else []
 
     def decode(batch: Batch, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            slates: Tensor = model.generate(**inputs(batch), evaluator=chooser, **decoding.parameters)
+            options = {"slate_size": slate_size, "evaluator": chooser, **decoding.parameters}
+            slates: Tensor = model.generate(**inputs(batch), **options)
             return slates
 
     return decode

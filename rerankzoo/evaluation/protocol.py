@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import nn
 
 from rerankzoo.batch import to_device
-from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.loader import RequestLoader, slate_lengths
 from rerankzoo.evaluation.evaluator_quality import device_of
 from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.evaluation.measurements import Catalogue, Measurements, diversity_fields
@@ -26,6 +26,7 @@ from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.models.base import RerankingPreTrainedModel
+from rerankzoo.slates import cut_slates, with_slate_lengths
 
 PENALTY_ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """The grid of `tune_penalty_alpha`; 0 is greedy decoding."""
@@ -70,8 +71,8 @@ def evaluate(
         batch_size: Requests at a time; which slates are sampled depends on it.
         hr_requests: HR@p% by the evaluator looks at this many first requests, for it values all slates of each (5040
             for 4 of 10 candidates); 0 leaves it out. HR@p% by the truth always looks at all.
-        cuts: The k of the ranking metrics by labels, 1 to the slate size; the largest one's NDCG is the primary metric.
-            Default: the slate size.
+        cuts: The k of the ranking metrics by labels; the largest one's NDCG is the primary metric. Beyond the model's
+            slate size all rows have slates of the largest one. Default: the slate size.
         counterfactual: Whether to ask the log about every row (see `rerankzoo.evaluation.logged`); about 16 ms of CPU a
             request for 4 of 10 candidates.
         on_progress: Called with the number of requests after each batch.
@@ -103,19 +104,24 @@ def evaluate(
                 f"the {part_name} is on {device_of(part)}, the model on {model.device}; move one to the other"
             )
     _check_decodings(decodings, model, chooser)
-    size = model.generation_config.slate_size or model.config.slate_size
     cuts = tuple(sorted(set(cuts)))
-    if cuts and not 1 <= cuts[0] <= cuts[-1] <= size:
-        raise ValueError(f"k must be 1 to {size}, the slate size, got {list(cuts)}")
+    if cuts and cuts[0] < 1:
+        raise ValueError(f"k must be at least 1, got {list(cuts)}")
+    size = max([model.generation_config.slate_size or model.config.slate_size, *cuts])
+    for part_name, part in parts.items():
+        most = getattr(part, "num_positions", None)
+        if most is not None and most < size:
+            raise ValueError(f"slates of {size} are compared (k: {list(cuts)}), the {part_name} has {most} positions")
     measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests, cuts)
     policies = baselines(data, schema, size, evaluators.truth)
-    policies.update({(name, decoding.name): decoder(model, decoding, chooser) for decoding in decodings})
-    log = LoggedTable(schema)
+    policies.update({(name, decoding.name): decoder(model, decoding, size, chooser) for decoding in decodings})
+    log, longest = LoggedTable(schema), slate_lengths(data, schema.slate).max(initial=0)
     with _evaluating(*parts.values()):
         for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
-            batch = to_device(batch, model.device)
+            batch = with_slate_lengths(to_device(batch, model.device), longest, size)
             batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            slates = torch.stack([policy(batch, batch_seed).cpu() for policy in policies.values()], dim=1)
+            chosen = [policy(batch, batch_seed).cpu() for policy in policies.values()]
+            slates = cut_slates(torch.stack(chosen, dim=1), batch)
             measurements.add(batch, slates, batch_seed)
             if counterfactual:
                 log.add(batch)

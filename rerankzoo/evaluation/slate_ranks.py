@@ -31,7 +31,7 @@ _TRUTH_BEAMS = 16
 
 
 class _Group(NamedTuple):
-    """Requests of a batch that have equally many candidates, hence equally many slates."""
+    """Requests of a batch that have equally many candidates and positions, hence equally many slates."""
 
     rows: Tensor  # their places in the batch
     batch: Batch
@@ -62,7 +62,8 @@ class SlateRanks(ABC):
     def rank(self, batch: Batch, chosen: Tensor, slate_size: int, seed: int) -> RankEstimate:
         """Ranks chosen slates, of values `chosen` (B, K), among all slates of M of their request.
 
-        A request with fewer than M candidates has slates of all of them. `seed` is that of samples.
+        A request with fewer than M candidates has slates of all of them, one with a `slate_length` slates of so many.
+        `seed` is that of samples.
 
         Returns:
             Share of all slates that are strictly better, each (B, K) float64. The interval has no width where all
@@ -82,11 +83,12 @@ class SlateRanks(ABC):
 
     def _groups(self, batch: Batch, slate_size: int) -> Iterator[_Group]:
         sizes = batch["candidate_mask"].sum(1).cpu()
-        for size in sizes.unique().tolist():
-            length = min(size, slate_size)
+        lengths = torch.minimum(sizes, batch.get("slate_length", sizes).cpu()).clamp_max(slate_size)
+        for size, length in torch.stack([sizes, lengths], dim=1).unique(dim=0).tolist():
+            alike = (sizes == size) & (lengths == length)
             listed = math.perm(size, length) <= self.max_exact
             num_slates = math.perm(size, length) if listed else self.num_samples
-            for rows in (sizes == size).nonzero()[:, 0].split(max(1, _CHUNK_VALUES // num_slates)):
+            for rows in alike.nonzero()[:, 0].split(max(1, _CHUNK_VALUES // num_slates)):
                 part = take(batch, rows.to(batch["candidate_mask"].device))
                 keys = [(index, length) for index in part["request_index"].tolist()]
                 yield _Group(rows, part, size, length, listed, keys)

@@ -101,6 +101,8 @@ def _read_entry(lists: _Lists, column_name: str, name: str) -> npt.NDArray[Any]:
         column.refuse(values != np.floor(values), "an integer is required, got {}", None, values)
     if name == "propensity":
         column.refuse((values <= 0) | (values > 1), "a probability in (0, 1] is required, got {}", None, values)
+    elif name == "slate_length":
+        column.refuse(values < 1, "at least one position is required, got {}", None, values)
     elif name in (SLATE_WEIGHTS, SOFT_LABELS):
         column.refuse(values < 0, "a number that is not negative is required, got {}", None, values)
     if name == SOFT_LABELS:

@@ -20,8 +20,8 @@ NEVER = float("-inf")
 class BeamStep:
     """One step of a beam search, as mining needs it. Rows are grouped by request, best first.
 
-    Totals are -inf where there is no such prefix or constraints forbid it. A prefix without candidates left has one
-    continuation, itself, in column 0.
+    Totals are -inf where there is no such prefix or constraints forbid it. A whole slate has one continuation, itself,
+    in column 0.
     """
 
     totals: Tensor  # (R, N), the score of each of the R prefixes extended by each candidate, boosts included
@@ -83,9 +83,9 @@ def _totals(rows: Rows, scores: Tensor) -> Tensor:
     extended = total + scores if sums else scores.masked_fill(total == NEVER, NEVER)
     if rows.finished is None:
         return extended
-    # A prefix without candidates left has one continuation, itself; it stands in column 0.
-    first = torch.arange(scores.shape[-1], device=scores.device) == 0
-    return torch.where(rows.finished.unsqueeze(-1) & first, total, extended)
+    # A whole slate has one continuation, itself; it stands in column 0.
+    first, finished = torch.arange(scores.shape[-1], device=scores.device) == 0, rows.finished.unsqueeze(-1)
+    return torch.where(finished & first, total, extended.masked_fill(finished, NEVER))
 
 
 def _best(decoded: Decoded, num_return_sequences: int) -> Decoded:

@@ -43,7 +43,8 @@ def contrastive_search(
         raise ValueError("contrastive decoding (penalty_alpha) needs a model with candidate representations")
     # A product, where `F.normalize` divides: the same up to rounding, in a fraction of the time.
     states = states * torch.linalg.vector_norm(states, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
-    logits = scorer.matrix(rows.state, slate_size) if rules is None and top_k is None else None
+    plain = rules is None and top_k is None and rows.length is None
+    logits = scorer.matrix(rows.state, slate_size) if plain else None
     if logits is not None:
         return _select_from_matrix(logits, states, rows.state.available, slate_size, penalty_alpha)
     similarity: Tensor | None = None  # (R, N): the closest item of the prefix

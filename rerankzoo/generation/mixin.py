@@ -21,6 +21,7 @@ from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
+from rerankzoo.slates import cut_slates
 
 #: Where `from_pretrained` finds a file.
 _HUB = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
@@ -97,7 +98,8 @@ class SlateGenerationMixin(SchemaBound):
         Returns:
             Slates (B, M), or (B, S, M) for `num_return_sequences` above 1 without an evaluator; a
             `SlateGenerationOutput` with `return_dict_in_generate`. A request with fewer than M candidates gets all of
-            them, then -100.
+            them, then -100; one whose `slate_length` in the batch is smaller than M gets so many. Without `slate_size`
+            M is the largest of these lengths.
 
         Raises:
             ValueError: If an argument is not what it should be, the parameters contradict one another or the batch, the
@@ -115,6 +117,7 @@ class SlateGenerationMixin(SchemaBound):
         with torch.inference_mode():
             rules = bind(constraints, batch, config.slate_size, self.schema) if constraints else None
             decoded = self.decode(batch, config, rules)
+            decoded.slates = cut_slates(decoded.slates, batch)  # a family's own decoding need not know of pages
             output = vars(decoded)  # (B, S, ...)
             if evaluator is not None:
                 utilities = evaluator.score_slates(decoded.slates, **batch)
@@ -147,7 +150,8 @@ class SlateGenerationMixin(SchemaBound):
         if unknown := sorted(keywords.keys() - ENTRIES.keys() - parameters.keys()):
             raise ValueError(f"generate() got {unknown}, neither batch keys nor decoding parameters {list(names)}")
         if config.slate_size is None and parameters.get("slate_size") is None:
-            parameters["slate_size"] = self.config.slate_size
+            lengths = keywords.get("slate_length")
+            parameters["slate_size"] = self.config.slate_size if lengths is None else int(lengths.max())
         config = config.merged(**parameters)
         if config.strategy not in self.strategies:
             raise ValueError(f"{type(self).__name__} decodes by {list(self.strategies)}, got {config.strategy!r}")

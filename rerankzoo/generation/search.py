@@ -36,21 +36,29 @@ class Rows:
     rules: SlateRules | None = None
     plans: list[Plan | None] = field(default_factory=list)  # of rows whose constraints need a search
     may_finish: bool = True  # whether any row can be whole before its last position
+    length: Tensor | None = None  # (B,), positions of each request's slate, where the batch tells
 
     @classmethod
     def start(cls, scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Rows:
         """One row per request with an empty prefix, for slates of `slate_size` positions."""
         state = scorer.start(batch)
         total = torch.zeros(state.request.shape, device=state.prefix.device)
-        may_finish = rules is not None or may_run_out(state.available, slate_size)
+        length = batch.get("slate_length")
+        may_finish = rules is not None or length is not None or may_run_out(state.available, slate_size)
         plans = [] if rules is None else rules.plans
-        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), rules, plans, may_finish)
+        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), rules, plans, may_finish, length)
 
     @property
     def finished(self) -> Tensor | None:
-        """(R,), True where a slate is whole: no candidate is left, or all are excluded; `None` where no row can be."""
+        """(R,), True where a slate is whole: its last position is filled, no candidate is left, or all are excluded.
+
+        `None` where no row can be.
+        """
         if self.rules is not None:
             return self.rules.length[self.state.request] <= self.state.prefix.shape[1]
+        if self.length is not None:
+            full = self.length[self.state.request] <= self.state.prefix.shape[1]
+            return full | ~self.state.available.any(-1)
         return ~self.state.available.any(-1) if self.may_finish else None
 
     def preferences(self, scores: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ class Rows:
             total = torch.where(finished, previous, total)
         state = self.scorer.extend(self.state, cache, parent, index)
         steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
-        return Rows(self.scorer, state, total, steps, self.rules, plans, self.may_finish)
+        return Rows(self.scorer, state, total, steps, self.rules, plans, self.may_finish, self.length)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""

@@ -432,11 +432,15 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             if isinstance(module, FeedbackHead):
                 module.start_at(rates)
 
+    @property
+    def num_positions(self) -> int | None:
+        """The most positions of a slate that the model reads or decodes; `None`: any number."""
+        return self.config.slate_size
+
     def _check_length(self, slates: Tensor | None) -> None:
-        if slates is not None and slates.shape[-1] > self.config.slate_size:
-            raise ValueError(
-                f"slates have {slates.shape[-1]} positions, the model has slate_size {self.config.slate_size}"
-            )
+        most = self.num_positions
+        if slates is not None and most is not None and slates.shape[-1] > most:
+            raise ValueError(f"slates have {slates.shape[-1]} positions, the model has slate_size {most}")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -28,6 +28,11 @@ class ScoreAndSortModel(SlateGenerator):
         super().__init__(config)
         self.features = self.make_feature_embedding()
 
+    @property
+    def num_positions(self) -> None:
+        """Any number: a score does not depend on the position."""
+        return None
+
     def post_init(self) -> None:
         """Adds the heads, behind the family's own layers, and initialises all weights."""
         self.heads = FeedbackHead(self.config.hidden_size, self.schema)

@@ -9,13 +9,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from transformers.trainer_utils import SchedulerType
 
-from rerankzoo.batch import Batch
+from rerankzoo.batch import Batch, pad
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.layers import FeedbackHead
@@ -58,7 +59,7 @@ class RerankingModule(L.LightningModule):
     Args:
         architecture: Class name of the model, such as `"NAR4RecForReranking"`.
         config: Fields of the model's config class; unknown ones are refused. `slate_size` defaults to the length of the
-            logged slates.
+            longest slate of all splits; to a smaller one longer slates are cut.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Of matrices; biases, norms and embeddings are not decayed.
         warmup_steps: Steps in which the learning rate grows linearly to its peak.
@@ -170,10 +171,16 @@ class RerankingModule(L.LightningModule):
     def _make_model(self, data: Any) -> None:
         if self.pretrained is None:
             self._start_anew(data)
-            return
-        source = load_pretrained(self.pretrained, data.extractor, getattr(data, "update_statistics", False))
-        self._start_from(source, data)
-        warn_of_frozen_ids(source, self._made())
+        else:
+            source = load_pretrained(self.pretrained, data.extractor, getattr(data, "update_statistics", False))
+            self._start_from(source, data)
+            warn_of_frozen_ids(source, self._made())
+        most, lengths = self._made().num_positions, data.slate_lengths()
+        if most is not None and (longer := int((lengths > most).sum())):
+            rank_zero_warn(
+                f"{longer:,} of {len(lengths):,} slates have more positions (up to {lengths.max()}) than slate_size "
+                f"{most} and are cut to the first {most}; without slate_size the model gets as many as the longest"
+            )
 
     def _start_from(self, source: RerankingPreTrainedModel, data: Any) -> None:
         """Makes the model with the weights of another one; called in every process, each reads the checkpoint."""
@@ -208,8 +215,9 @@ class RerankingModule(L.LightningModule):
 
     def _complete_config(self, data: Any) -> RerankingConfig:
         values = {"feature_schema": data.extractor.schema.to_dict(), **self.config_values}
-        if "slate_size" not in values:
-            values["slate_size"] = data.slate_size()
+        lengths = data.slate_lengths()
+        if "slate_size" not in values and len(lengths):
+            values["slate_size"] = int(lengths.max())
         config = self.model_class.config_class(**values)
         config.adapt_to_log(data)
         return config
@@ -371,6 +379,9 @@ class RerankingModule(L.LightningModule):
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch, its terms and what else the objective measures, by the names they are logged by."""
+        most = self._made().num_positions
+        if most is not None and "slates" in batch and batch["slates"].shape[-1] > most:
+            batch = pad(batch, M=most)
         output = self.objective.loss(self._made(), batch)
         if output.loss is None:
             raise self._no_loss(batch)

@@ -24,7 +24,7 @@ def test_splits_and_extractor(data_folder: Path) -> None:
     assert [len(data.split(name)) for name in ("train", "validation", "test")] == [24, 24, 8]
     assert sum(len(batch["slates"]) for batch in data.train_dataloader()) == 24
     assert [len(batch["slates"]) for batch in data.test_dataloader()] == [3, 3, 2]
-    assert data.slate_size() == 4
+    assert data.slate_lengths().max() == 4
     assert data.metadata is not None
     assert data.metadata["source"] == "test"
 

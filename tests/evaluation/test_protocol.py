@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from rerankzoo.errors import SchemaMismatchError
 from rerankzoo.evaluation import (
@@ -18,7 +20,8 @@ from rerankzoo.evaluation import (
     tune_penalty_alpha,
 )
 from rerankzoo.generation import EvaluatorEnsemble, RerankingGenerationConfig
-from rerankzoo.models.nar4rec import NAR4RecForReranking
+from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
+from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.slates import all_slates
 
 GREEDY = [Decoding("greedy", {"num_beams": 1})]
@@ -328,8 +331,39 @@ def test_ranking_metrics_are_cut_where_asked(labelled: Any, scripted: Any) -> No
     assert "ndcg@3" not in metrics
     assert found.primary == "ndcg@2"
     assert found.protocol["labels"]["cut_at"] == [1, 2]
-    with pytest.raises(ValueError, match=r"k must be 1 to 3, the slate size, got \[1, 4\]"):
-        only(labelled, scripted(slates), cuts=(1, 4))
+    with pytest.raises(ValueError, match=r"k must be at least 1, got \[0, 2\]"):
+        only(labelled, scripted(slates), cuts=(0, 2))
+
+
+def test_beyond_the_slate_size_all_rows_are_longer(labelled: Any) -> None:
+    torch.manual_seed(0)
+    values = {"feature_schema": labelled.extractor.schema.to_dict(), "hidden_size": 8, "slate_size": 2}
+    model = PointwiseForReranking(PointwiseConfig(**values)).eval()
+    found = only(labelled, model, cuts=(1, 3, 20))
+    assert found.protocol["slate_size"] == 20
+    for row in found.rows:
+        assert {"ndcg@1", "ndcg@3", "ndcg@20", "coverage@20"} <= row.metrics.keys()
+        assert row.metrics["recall@20"] == 1.0  # of two, three and four candidates
+    fixed = NAR4RecForReranking(NAR4RecConfig(**values, intermediate_size=16)).eval()
+    with pytest.raises(ValueError, match=r"slates of 3 are compared \(k: \[3\]\), the model has 2 positions"):
+        only(labelled, fixed, cuts=(3,))
+
+
+def test_every_row_has_as_many_items_as_the_page(labelled: Any, scripted: Any, last_first: Any) -> None:
+    """Pages of one and of two positions in one log, which shows the upstream order."""
+    pages = [[1], [1], [0, 1], [0, 1]]
+    rows = [
+        {**row, "slate": slate, "relevant": [0.0] * len(slate)}
+        for row, slate in zip(labelled.data.to_list(), pages, strict=True)
+    ]
+    model = scripted(torch.tensor([[3, 0], [1, 0], [2, 1], [2, 1]]))
+    found = only(replace(labelled, data=Dataset.from_list(rows)), model, evaluator=last_first)
+    upstream, logged = found.row("upstream", "sort"), found.row("logged", "log")
+    assert upstream.slates == logged.slates
+    assert upstream.metrics["value"] == pytest.approx((2 + 2 + 1.2 + 1.2) / 4)
+    best = found.row("model", "greedy").metrics
+    assert best["value"] == pytest.approx((4 + 2 + 3.2 + 3.2) / 4)
+    assert best["hr@1%"] == 1.0
 
 
 def test_coverage_is_of_the_items_among_the_candidates(labelled: Any, scripted: Any) -> None:

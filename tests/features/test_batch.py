@@ -12,7 +12,7 @@ from rerankzoo.features.utility import candidate_utility, position_utility, slat
 
 
 def test_keys_are_distinct() -> None:
-    assert len(set(ENTRIES)) == len(ENTRIES) == 16
+    assert len(set(ENTRIES)) == len(ENTRIES) == 17
 
 
 def test_gather_is_zero_at_padding() -> None:

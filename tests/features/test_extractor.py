@@ -44,7 +44,7 @@ def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
 
 def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
     batch = extractor(rows)
-    assert set(batch) == set(ENTRIES) - {"slate_weights", "soft_labels"}
+    assert set(batch) == set(ENTRIES) - {"slate_weights", "soft_labels", "slate_length"}
     assert all(batch[key].is_contiguous() for key in batch)
     assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing
     assert batch["request_numeric"].tolist() == [[-1.0], [1.0]]  # 30 and 40: mean 35, std 5
@@ -294,6 +294,16 @@ def test_batches_and_fingerprints_stay_what_they_were(extractor: RerankingFeatur
     }
     batch = extractor([rows[0] | odd, rows[1] | {"past": None}])
     assert digest(batch) == "a90909cfd47df0e98fdc1dfa5f7998373f686496b4b205f9acacdd82ef89859b"
+
+
+def test_a_request_may_say_how_many_positions_it_has(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
+    batch = extractor([{**rows[0], "slate_length": 3}, {**rows[1], "slate_length": 1}])
+    assert batch["slate_length"].tolist() == [3, 1]
+    assert batch["slate_length"].dtype == torch.int64
+    for value, words in ((0, "at least one position is required, got 0"), (1.5, "an integer is required, got 1.5")):
+        with pytest.raises(RerankingDataError, match=words) as caught:
+            extractor([{**rows[0], "slate_length": 1}, {**rows[1], "slate_length": value}])
+        assert (caught.value.field, caught.value.row) == ("slate_length", 1)
 
 
 def test_a_registered_entry_is_the_column_of_its_name(

@@ -591,8 +591,12 @@ class ModelTestSuite(VariantTestSuite):
         assert_close(losses(found), losses(expected))
 
     def test_refuses_slates_longer_than_its_own(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        model = self.make_model(extractor, slate_size=3)
+        if model.num_positions is None:  # it knows of no positions, and learns from all of them
+            assert torch.equal(model(**batch).loss, self.make_model(extractor)(**batch).loss)
+            return
         with pytest.raises(ValueError, match="4 positions, the model has slate_size 3"):
-            self.make_model(extractor, slate_size=3)(**batch)
+            model(**batch)
 
     def test_output_is_read_like_any_transformers_output(
         self, extractor: RerankingFeatureExtractor, batch: Batch
@@ -703,6 +707,16 @@ class GeneratorTestSuite(ModelTestSuite):
         slates = self.make_model(extractor).generate(**moved, **call, slate_size=slate_size)
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
+
+    def test_pages_have_lengths_of_their_own(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call
+    ) -> None:
+        length = torch.tensor([2, 4, 1, 3, 2, 3, 4, 1])
+        model, sizes = self.make_model(extractor), torch.minimum(length, batch["candidate_mask"].sum(1))
+        slates = model.generate(**batch, **call, slate_length=length)
+        assert (slates >= 0).sum(1).tolist() == sizes.tolist()
+        assert (slates >= 0).long().diff(dim=1).max() <= 0  # padding stands at the end
+        assert model.generate(**batch, **call, slate_length=length, slate_size=2).shape == (8, 2)
 
     def test_blank_requests_have_empty_slates(
         self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call
@@ -877,6 +891,17 @@ class ScorerTestSuite(GeneratorTestSuite):
             scores, steps = play(model.scorer(), batch, found.slates.unsqueeze(1))
         torch.testing.assert_close(found.scores, scores[:, 0])
         torch.testing.assert_close(found.step_scores, steps[:, 0])
+
+    def test_a_page_gets_what_it_gets_alone(
+        self, extractor: RerankingFeatureExtractor, batch: Batch, sure_call: Call
+    ) -> None:
+        model, length = self.make_model(extractor), torch.tensor([2, 4, 1, 3, 2, 3, 4, 1])
+        found = model.generate(**batch, **sure_call, slate_length=length, return_dict_in_generate=True)
+        for row in (0, 3, 7):
+            size = int(length[row])
+            alone = model.generate(**take(batch, [row]), **sure_call, slate_size=size, return_dict_in_generate=True)
+            assert torch.equal(alone.slates[0], found.slates[row, :size])
+            torch.testing.assert_close(alone.scores[0], found.scores[row])
 
     def test_log_likelihood_is_what_it_decodes_by(
         self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call

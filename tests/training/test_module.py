@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from rerankzoo.batch import pad
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.metrics import ndcg_at_k
 from rerankzoo.training import RerankingModule, SlateWriter
@@ -58,6 +60,46 @@ def test_keeps_what_the_recipe_says(data_folder: Path, tmp_path: Path) -> None:
     trainer(tmp_path, max_epochs=1).fit(module, datamodule=RerankingDataModule(str(data_folder)))
     assert module.model is not None
     assert (module.model.config.utility_threshold, module.model.config.slate_size) == (1.5, 5)
+
+
+def with_longer_slates(data_folder: Path, folder: Path) -> Path:
+    """The data, with a slate of 6 positions among the last training rows and one of 7 among those of validation."""
+    shutil.copytree(data_folder, folder)
+    for split, length in {"train": 6, "validation": 7}.items():
+        rows = pq.read_table(folder / f"{split}.parquet").to_pylist()
+        at = max(index for index, row in enumerate(rows) if len(row["item_id"]) == length)
+        rows[at] |= {"slate": list(range(length)), "click": [1.0] * length, "order": [0.0] * length}
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    return folder
+
+
+def test_the_longest_slate_of_the_whole_log_counts(data_folder: Path, tmp_path: Path) -> None:
+    data = RerankingDataModule(str(with_longer_slates(data_folder, tmp_path / "data")), batch_size=8)
+    module = RerankingModule("InteractionEvaluator", {"hidden_size": 8, "embedding_size": 4})
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+    assert module.model is not None
+    assert module.model.config.slate_size == 7
+
+
+@pytest.mark.parametrize(("architecture", "cuts"), [("InteractionEvaluator", True), ("PointwiseForReranking", False)])
+def test_longer_slates_are_cut_with_a_word(
+    architecture: str, cuts: bool, data_folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    data = RerankingDataModule(str(with_longer_slates(data_folder, tmp_path / "data")), batch_size=8)
+    module = RerankingModule(architecture, {"hidden_size": 8, "embedding_size": 4, "slate_size": 4})
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data)
+    said = [str(warning.message) for warning in recwarn if "are cut" in str(warning.message)]
+    told = "2 of 56 slates have more positions (up to 7) than slate_size 4 and are cut to the first 4"
+    assert all(told in text for text in said), said
+    assert len(said) == cuts
+    assert module.model is not None
+    batch = next(iter(data.val_dataloader()))
+    read = pad(batch, M=4) if cuts else batch
+    with torch.no_grad():
+        assert run.callback_metrics["val/loss"].item() == pytest.approx(
+            module.model.eval()(**read).loss.item(), rel=1e-5
+        )
 
 
 def test_logs_loss_terms_and_ranking(data_folder: Path, tmp_path: Path) -> None:

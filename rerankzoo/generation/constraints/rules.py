@@ -102,6 +102,8 @@ class Limit:
 class SlateRules:
     """What the constraints of a batch ask. Slates have as many positions as there are usable candidates, at most M.
 
+    Where the batch tells each request's `slate_length`, at most so many.
+
     Attributes:
         usable: (B, N), real candidates that are not excluded.
         length: (B,), the positions that are filled.
@@ -119,6 +121,8 @@ class SlateRules:
             if isinstance(constraint, Exclude):
                 self.usable = self.usable & ~constraint.mask(real)
         self.length = self.usable.sum(-1).clamp_max(slate_size)
+        if "slate_length" in batch:
+            self.length = torch.minimum(self.length, batch["slate_length"])
         filled = torch.arange(slate_size, device=real.device) < self.length.unsqueeze(-1)  # (B, M)
         self.domain = self.usable.unsqueeze(1) & filled.unsqueeze(-1)
         self._pinned = torch.zeros_like(filled)
