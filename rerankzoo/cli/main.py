@@ -18,7 +18,10 @@ from rerankzoo.errors import NonFiniteLossError, RecipeError, did_you_mean, in_o
 #: Command -> (module and name of its function, or of a table of further commands; one line of help).
 COMMANDS = {
     "quickstart": ("rerankzoo.cli.quickstart:quickstart", "train, evaluate and use a reranker on simulated data"),
-    "prepare": ("rerankzoo.cli.prepare:SOURCES", "make a data folder: simulator, ml-100k, ml-1m, taobao-ad"),
+    "prepare": (
+        "rerankzoo.cli.prepare:SOURCES",
+        "make a data folder: of your own log, simulator, ml-100k, ml-1m, taobao-ad",
+    ),
     "fit": ("rerankzoo.cli.trying:fit", "train a model by a recipe, or with --try the best of several"),
     "validate": ("rerankzoo.cli.lightning:run", "run one validation epoch"),
     "test": ("rerankzoo.cli.lightning:run", "run one test epoch"),

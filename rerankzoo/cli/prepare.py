@@ -91,6 +91,37 @@ def taobao_ad(
     _tell(out)
 
 
+def log(
+    *,
+    impressions: str,
+    schema: Path,
+    out: Path,
+    candidates: str | None = None,
+    items: str | None = None,
+    users: str | None = None,
+    events: str | None = None,
+    memory_limit: str = "1GB",
+) -> None:
+    """Your own log in long format, one row per shown item: Parquet, CSV or JSON files, or queries of DuckDB.
+
+    Args:
+        impressions: The files, such as 'days/*.parquet'. Of a folder that was made before, new files are added.
+        schema: The schema file, whose key `log` says which columns are which (docs/real-logs.md).
+        out: The data folder to make, with report.md and report.html about the log.
+        candidates: Files of the candidates of each request, where they are logged.
+        items: Files of the items' features.
+        users: Files of the users' features.
+        events: Files of what users did, of which histories are made; default: of the impressions.
+        memory_limit: Of DuckDB; beyond it, work files beside --out are used.
+    """
+    from rerankzoo.data.long_format import LogSpec, LogTables, write_long_log
+
+    tables = LogTables(impressions=impressions, candidates=candidates, items=items, users=users, events=events)
+    added = write_long_log(out, LogSpec.from_yaml(schema), tables, memory_limit=memory_limit)
+    _tell(out)
+    print(f"{sum(added.values()):,} of them now; {out / 'report.md'} says what was found")
+
+
 def rows_of(folder: Path) -> str:
     """What a data folder holds, in one line."""
     counts = ", ".join(f"{count:,} {split}" for split, count in read_metadata(folder)["rows"].items())
@@ -102,6 +133,7 @@ def _tell(out: Path) -> None:
 
 
 SOURCES = {
+    "log": log,
     "simulator": simulator,
     "ml-100k": partial(movielens, "ml-100k"),
     "ml-1m": partial(movielens, "ml-1m"),

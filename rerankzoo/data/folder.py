@@ -86,7 +86,7 @@ def write_data_folder(
         text = json.dumps({**metadata, "rows": rows}, indent=2) + "\n"
         (folder / METADATA_FILE).write_text(text, encoding="utf-8")
         if directory.is_dir():
-            _keep_others(directory, folder)
+            keep_others(directory, folder)
 
     write_atomically(directory, write)
 
@@ -112,10 +112,10 @@ def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[st
     return {split: rows[split] for split in SPLITS if split in rows}
 
 
-def _keep_others(old: Path, new: Path) -> None:
-    """Takes what is no part of a data set from an old folder into the one that replaces it."""
+def keep_others(old: Path, new: Path, replaced: Collection[str] = ()) -> None:
+    """Takes what is no part of a data set, nor `replaced`, from an old folder into the one that takes its place."""
     for path in old.iterdir():
-        if path.name in (SCHEMA_FILE, METADATA_FILE) or any(_form(path, split) for split in SPLITS):
+        if path.name in (SCHEMA_FILE, METADATA_FILE, *replaced) or any(_form(path, split) for split in SPLITS):
             continue
         if path.is_dir():
             shutil.copytree(path, new / path.name, copy_function=link_or_copy, symlinks=True)

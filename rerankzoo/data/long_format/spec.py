@@ -52,17 +52,20 @@ class HistorySpec:
         feedback: The target whose values above 0 count. Not used where `LogTables.events` says what happened.
         length: The most items of a history; of more, the newest.
         gap: Seconds before the request in which nothing is known yet, as in a service whose features arrive late.
-        columns: History field -> column that it holds, of the impressions, candidates or items, or of
-            `LogTables.events`. A field that is not named holds the field whose vocabulary it shares.
+        columns: History field -> column that it holds, of the impressions or items, or of `LogTables.events`. A field
+            that is not named holds the field whose vocabulary it shares.
+        times: List column of the impressions with the times of logged histories, which must not be later than the
+            request; it is checked and not written.
     """
 
     feedback: str | None = None
     length: int = 50
     gap: float = 0.0
     columns: Mapping[str, str] | None = None
+    times: str | None = None
 
     def __post_init__(self) -> None:
-        require_names(self, "log.history", "feedback", optional=True)
+        require_names(self, "log.history", "feedback", "times", optional=True)
         if type(self.length) is not int or self.length < 1:
             raise SchemaError(f"length of log.history must be a positive integer, got {shown(self.length)}")
         if type(self.gap) not in (int, float) or not 0 <= self.gap < float("inf"):
@@ -103,9 +106,9 @@ class LogSpec:
     """A log in long format: the schema of the data folder it becomes, and the columns that only the log has.
 
     Where a column comes from: request fields from the impressions (one value per request), else from the users;
-    candidate fields and the `value` of targets from the candidates, else the impressions, else the items; targets and
-    `schema.propensity` from the impressions. `schema.item_id` is the item column of all tables. A history field whose
-    name is a list column of the impressions is taken from there, as it was logged.
+    candidate fields and the `value` of targets from the candidates (where there are none: the impressions), else the
+    items; targets and `schema.propensity` from the impressions. `schema.item_id` is the item column of all tables. A
+    history field whose name is a list column of the impressions is taken from there, as it was logged.
 
     Labels: the feedback of shown items stands beside `slate`. A target with `candidate_feedback` also gets that column:
     the feedback of shown items, and of the other candidates what the candidates table has in a column of the target's
