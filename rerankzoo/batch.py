@@ -50,6 +50,7 @@ ENTRIES: dict[str, Entry] = {
     "slates": Entry("BSM", torch.int64, fill=PADDING, label=True),
     "feedback": Entry("BSMT", label=True),
     "slate_weights": Entry("BS", label=True),
+    "slate_values": Entry("BS", label=True),
     "soft_labels": Entry("BSMN", label=True),
     "candidate_feedback": Entry("BNT", label=True),
     "candidate_feedback_mask": Entry("BN", torch.bool, label=True),  # True where every target's label is known

@@ -36,7 +36,7 @@ LEVELS = {
     "serving": 8,
     "cli": 9,
 }
-SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort", "causal_trunk"}
+SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort", "causal_trunk", "pointer_generator"}
 
 
 def imported_modules(path: Path, module: str) -> list[str]:

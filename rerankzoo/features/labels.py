@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rerankzoo.batch import BUILT_IN, ENTRIES, PADDING
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.features.encoding import finite
-from rerankzoo.features.schema import SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
+from rerankzoo.features.schema import MINED_COLUMNS, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.features.tables import Column, IntArray, Ragged, Table
 
 #: How far the sum of a soft label may be from 1: it is stored in half precision.
@@ -34,7 +34,7 @@ def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> dict
             arrays["feedback"] = _feedback(lists, schema, arrays["slates"].shape)
         if schema.propensity is not None and schema.propensity in table.names:
             arrays["propensity"] = _read_entry(lists, schema.propensity, "propensity")
-        for name in (SLATE_WEIGHTS, SOFT_LABELS):
+        for name in MINED_COLUMNS:
             if mined and name in table.names:
                 arrays[name] = _read_entry(lists, name, name)
         if SOFT_LABELS in arrays:

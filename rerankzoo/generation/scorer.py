@@ -194,18 +194,18 @@ def log_likelihood(scorer: Scorer, batch: Batch, slates: Tensor) -> Tensor:
     if logits is not None:
         available = state.available[:, None, None] & ~chosen_above(slates, state.available.shape[1])
         log_probs = remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
-        return _of_choices(log_probs, slates)
+        return of_choices(log_probs, slates)
     parent: Tensor | None = state.request.repeat_interleave(slates.shape[1])
     positions = []
     for index in slates.flatten(0, 1).unbind(-1):  # (B * S,)
         scores, cache = scorer.step(state)
         log_probs = scores if scorer.kind == "log_prob" else remaining_log_probs(scores, state.available)
-        positions.append(_of_choices(take_rows(log_probs, parent), index))
+        positions.append(of_choices(take_rows(log_probs, parent), index))
         state, parent = scorer.extend(state, cache, parent, index), None
     return torch.stack(positions, dim=-1).unflatten(0, slates.shape[:2])
 
 
-def _of_choices(log_probs: Tensor, choices: Tensor) -> Tensor:
+def of_choices(log_probs: Tensor, choices: Tensor) -> Tensor:
     """The entries (...) of log-probabilities (..., N) that the choices (...) name; 0 at padding."""
     chosen = log_probs.gather(-1, choices.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     return chosen.masked_fill(choices < 0, 0.0)

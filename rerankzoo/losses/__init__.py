@@ -11,7 +11,9 @@ from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
 from rerankzoo.losses.feedback import feedback_log_likelihood, feedback_loss, mean_feedback_loss
+from rerankzoo.losses.flow import detailed_balance, group_balance, trajectory_balance
 from rerankzoo.losses.graph import graph_log_likelihood, log_transitions
+from rerankzoo.losses.group import advantages, group_loss, group_targets, standardised
 from rerankzoo.losses.likelihood import (
     likelihood_loss,
     log_probabilities,
@@ -19,22 +21,36 @@ from rerankzoo.losses.likelihood import (
     slate_mean,
     unlikelihood_loss,
 )
+from rerankzoo.losses.policy import group_value_loss, policy_gradient_loss, returns_to_go
+from rerankzoo.losses.preference import dpo_loss, resorted_slates
 from rerankzoo.losses.regression import cumulative_regression_loss
 
 __all__ = [
+    "advantages",
     "contrastive_loss",
     "cumulative_regression_loss",
+    "detailed_balance",
+    "dpo_loss",
     "feedback_log_likelihood",
     "feedback_loss",
     "graph_log_likelihood",
+    "group_balance",
+    "group_loss",
+    "group_targets",
+    "group_value_loss",
     "hard_label_loss",
     "in_single_precision",
     "likelihood_loss",
     "log_probabilities",
     "log_transitions",
     "mean_feedback_loss",
+    "policy_gradient_loss",
     "position_log_likelihood",
+    "resorted_slates",
+    "returns_to_go",
     "slate_mean",
     "soft_label_loss",
+    "standardised",
+    "trajectory_balance",
     "unlikelihood_loss",
 ]

@@ -8,7 +8,6 @@ from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
 from rerankzoo.training.objectives import (
     Companion,
-    EvaluatorReward,
     Objective,
     ObjectiveOutput,
     PropensityWeighted,
@@ -16,15 +15,19 @@ from rerankzoo.training.objectives import (
 )
 from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
+from rerankzoo.training.slate_objectives import EvaluatorReward, FlowBalance, GroupRelative, Preference
 
 __all__ = [
     "Companion",
     "EpochsByLog",
     "EvaluatorReward",
     "ExactResume",
+    "FlowBalance",
+    "GroupRelative",
     "HubCheckpoint",
     "Objective",
     "ObjectiveOutput",
+    "Preference",
     "PretrainedExport",
     "PropensityWeighted",
     "RerankingModule",

@@ -166,7 +166,7 @@ class RerankingModule(L.LightningModule):
                 "the model is made from the data's schema: expected a data module, or loaders that one has made"
             )
         if self.model is not None and stage != "predict":
-            self.objective.load_companions(self.model.schema)
+            self.objective.load_companions(self.model.schema, getattr(data, "metadata", None))
 
     def _make_model(self, data: Any) -> None:
         if self.pretrained is None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.batch import Batch, inputs, take
+from rerankzoo.batch import Batch, take
+from rerankzoo.data.simulator.evaluator import SimulatorEvaluator
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.mining import weights_digest
@@ -30,6 +31,8 @@ from rerankzoo.models.auto import load_checkpoint, load_evaluator
 START_FILE = "start.safetensors"
 #: The source of a companion that is a frozen copy of the model as training starts.
 START = "start"
+#: The source of an evaluator that is the exact utility of the simulated world that the data are of.
+TRUTH = "truth"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Companion:
 
     Args:
         source: Folder or Hub id of its checkpoint, or `"start"`: a copy of the model as training starts.
-        evaluator: Whether an evaluator is wanted: the folder may then also be a generator's with one beside it.
+        evaluator: Whether an evaluator is wanted: the folder may then also be a generator's with one beside it, and
+            `"truth"` is the exact utility of the simulated world that the data are of.
     """
 
     source: str
@@ -122,19 +126,24 @@ class Objective(ABC):
             An output with `loss` (`None` where the batch lacks the labels for it) and `loss_terms`.
         """
 
-    def load_companions(self, schema: FeatureSchema) -> None:
+    def load_companions(self, schema: FeatureSchema, metadata: Mapping[str, Any] | None = None) -> None:
         """Loads the companions that have a path; those that are there are kept. Every process does.
 
         Args:
             schema: That of the model that is trained.
+            metadata: What the data folder says of its origin.
 
         Raises:
             HubError: If there is no such checkpoint.
+            ValueError: If the truth is asked for of data that are not simulated.
             SchemaMismatchError: If it was trained with another extractor.
             RerankingDataError: If it is not the model that the run began with.
         """
         for name, companion in self.declare().items():
             if companion.source == START or name in self.companions:
+                continue
+            if companion.evaluator and companion.source == TRUTH:
+                self.companions.keep(name, SimulatorEvaluator.from_metadata(metadata or {}, schema))
                 continue
             model = (load_evaluator if companion.evaluator else load_checkpoint)(companion.source).model
             try:
@@ -234,84 +243,6 @@ def _largest(weights: Tensor, clip: float) -> Tensor:
     cut = torch.where(left > 0, clip * rest / left, torch.inf)  # if so many of the largest are cut
     first = int((largest <= cut).long().argmax())
     return torch.minimum(cut[first], largest[first - 1]) if first else largest[0]
-
-
-class EvaluatorReward(Objective):
-    """Policy gradient: the generator learns to draw slates that a frozen evaluator values.
-
-    For each request S slates l_s are drawn from the model itself, without dropout, and valued: V_s. With
-    `A_s = V_s - mean(V)`, the advantage over the request's other slates, the loss is
-    `-1/S sum_s A_s log pi(l_s)` (REINFORCE with the group's mean as baseline), whose gradient pushes up slates that are
-    worth more than the rest. Neither feedback nor logged slates are needed; with `supervised_weight` the model's own
-    loss is added, which keeps the policy near what the log shows.
-
-    The loss itself says little; watch the metric `value`, the mean of V_s, in the evaluator's units of utility.
-
-    Args:
-        evaluator: Folder or Hub id of an evaluator, or of a generator with one beside it.
-        num_slates: S.
-        supervised_weight: Weight of the model's own loss; with 0 it is not computed.
-
-    Raises:
-        ValueError: If `num_slates` is below 2 or the weight is negative.
-
-    References:
-        Williams, 1992 (REINFORCE); Kool et al., 2019 (the other samples as baseline).
-    """
-
-    generators_only = True
-
-    def __init__(self, evaluator: str, num_slates: int = 8, supervised_weight: float = 0.0) -> None:
-        if num_slates < 2 or not 0 <= supervised_weight < float("inf"):
-            raise ValueError(
-                "expected num_slates of 2 or more and a finite supervised_weight of 0 or more, got "
-                f"{num_slates} and {supervised_weight}"
-            )
-        self.evaluator = evaluator
-        self.num_slates = num_slates
-        self.supervised_weight = supervised_weight
-
-    def declare(self) -> dict[str, Companion]:
-        """See `Objective.declare`."""
-        return {"evaluator": Companion(self.evaluator, evaluator=True)}
-
-    def loss(self, model: Any, batch: Batch) -> ModelOutput:
-        """See `Objective.loss`."""
-        known = inputs(batch)
-        slates = draw_slates(model, known, self.num_slates)
-        with torch.no_grad():
-            values = self.companions["evaluator"].score_slates(slates, **known).float()
-        values = values.masked_fill((slates < 0).all(-1), 0.0)  # of requests without candidates
-        advantages = values - values.mean(-1, keepdim=True)
-        policy = -(advantages * model.log_likelihood(slates, **known).sum(-1)).mean()
-        metrics = {"value": values.mean()}
-        if not self.supervised_weight:
-            return ObjectiveOutput(loss=policy, loss_terms={"policy": policy}, metrics=metrics)
-        supervised = model(**batch).loss
-        loss = None if supervised is None else policy + self.supervised_weight * supervised
-        return ObjectiveOutput(loss=loss, loss_terms={"policy": policy, "supervised": supervised}, metrics=metrics)
-
-
-def draw_slates(model: Any, batch: Batch, num_slates: int) -> Tensor:
-    """Draws slates from a generator's own distribution, without dropout and whatever its decoding parameters are.
-
-    Args:
-        model: The generator; its mode is restored.
-        batch: What is known of the requests (see `rerankzoo.batch.inputs`).
-        num_slates: S, drawn independently for each request; 2 or more.
-
-    Returns:
-        (B, S, M), -100 pads. Drawn with torch's global random state.
-    """
-    training = model.training
-    config = model.generation_config_class(do_sample=True, num_return_sequences=num_slates)
-    model.eval()
-    try:
-        slates: Tensor = model.generate(generation_config=config, **batch)
-    finally:
-        model.train(training)
-        torch.clear_autocast_cache()  # it holds the weights without their gradients
-    return slates
 
 
 def make_objective(objective: Objective | Mapping[str, Any] | None) -> Objective:

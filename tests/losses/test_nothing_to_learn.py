@@ -12,24 +12,36 @@ from torch import Tensor
 
 from rerankzoo import losses
 from rerankzoo.losses import (
+    advantages,
     contrastive_loss,
     cumulative_regression_loss,
+    detailed_balance,
+    dpo_loss,
     feedback_log_likelihood,
     feedback_loss,
     graph_log_likelihood,
+    group_balance,
+    group_loss,
+    group_targets,
+    group_value_loss,
     hard_label_loss,
     likelihood_loss,
     log_probabilities,
     log_transitions,
     mean_feedback_loss,
+    policy_gradient_loss,
     position_log_likelihood,
+    returns_to_go,
     slate_mean,
     soft_label_loss,
+    standardised,
+    trajectory_balance,
     unlikelihood_loss,
 )
 
 SHOWN, PADDED = torch.tensor([[[0]]]), torch.tensor([[[-100]]])  # one slate of one position
 TWO, ONE, NONE = torch.tensor([[True, True]]), torch.tensor([[True, False]]), torch.tensor([[False, False]])
+EARNED = torch.tensor([[1.0, 3.0]])
 
 
 def log_probs(scores: Tensor, mask: Tensor = TWO) -> Tensor:
@@ -77,6 +89,20 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "path of one item": lambda x: graph_log_likelihood(torch.zeros(1, 2, 2), log_transitions(x.expand(1, 2, 2)), SHOWN),
     "only successor": lambda x: log_transitions(x.expand(1, 2, 2))[:, 0, 1],
+    "advantage over oneself": lambda x: advantages(x.view(1, 2), ONE, normalise=False),
+    "deviations of equal values": lambda x: standardised(x.view(1, 2), TWO),
+    "group of equal values": lambda x: group_loss(x.view(1, 2), torch.ones(1, 2), TWO),
+    "group of nothing": lambda x: group_loss(x.view(1, 2), EARNED, NONE),
+    "value of one slate": lambda x: group_value_loss(x.view(1, 2), torch.zeros(1, 2), ONE),
+    "choices without an advantage": lambda x: policy_gradient_loss(x.view(1, 1, 2), torch.zeros(1, 1, 1)),
+    "sure choices": lambda x: policy_gradient_loss(x.view(1, 1, 2), torch.ones(1, 1, 1), torch.zeros(1, 1, 2), 0.1),
+    "returns of nothing": lambda x: returns_to_go(x.view(1, 2) * 0, discount=1.0),
+    "preference without a pair": lambda x: dpo_loss(x, torch.ones(2), NONE[0], beta=0.1),
+    "balance of one slate": lambda x: group_balance(x.view(1, 2), EARNED, ONE),
+    "balance of padding": lambda x: trajectory_balance(x.view(1, 1, 2), x.view(1, 1, 2), EARNED[:, :1], PADDED),
+    "balance of steps of padding": lambda x: detailed_balance(
+        x.view(1, 1, 2), x.view(1, 1, 2), EARNED[:, :1], PADDED.expand(1, 1, 2)
+    ),
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
 }
 
@@ -118,6 +144,29 @@ SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
         lambda x: cumulative_regression_loss(x.view(1, 2), torch.tensor([[1.0, 2.0]]), TWO),
         (1 + 9) / 2,
         [-1.0, -3.0],
+    ),
+    "advantages": (lambda x: advantages(x.view(1, 2) + EARNED, TWO, False).square().sum(1), 2.0, [-2.0, 2.0]),
+    "deviations": (lambda x: standardised(x.view(1, 2) + EARNED, TWO)[:, 1] + x[0], 1.0, [1.0, 0.0]),
+    "group": (lambda x: group_loss(x.view(1, 2) - 1, torch.zeros(1, 2) + EARNED, TWO), 1.0, [-0.1192, -0.8808]),
+    "targets": (lambda x: (group_targets(EARNED, TWO) * (x + 1)).sum(1), 1.0, [0.1192, 0.8808]),
+    "value of a group": (lambda x: group_value_loss(x.view(1, 2), EARNED, TWO), -2.0, [0.5, -0.5]),
+    "policy gradient": (lambda x: policy_gradient_loss(x.view(1, 1, 2) - 1, EARNED.unsqueeze(1)), 4.0, [-1.0, -3.0]),
+    "returns": (lambda x: returns_to_go(x.view(1, 2) + EARNED, discount=0.5)[:, 0], 2.5, [1.0, 0.5]),
+    "preference": (
+        lambda x: dpo_loss(x[:1] - x[1:], torch.zeros(1), TWO[0, :1], beta=1.0),
+        math.log(2),
+        [-0.5, 0.5],
+    ),
+    "balance of a group": (lambda x: group_balance(x.view(1, 2), EARNED, TWO), 1.0, [1.0, -1.0]),
+    "balance of a slate": (
+        lambda x: trajectory_balance(x.view(1, 1, 2), torch.ones(1, 1, 2), EARNED[:, 1:], SHOWN.expand(1, 1, 2)),
+        4.0,
+        [-4.0, -4.0],
+    ),
+    "balance of steps": (
+        lambda x: detailed_balance(x.view(1, 1, 2), torch.ones(1, 1, 2), EARNED[:, 1:], SHOWN.expand(1, 1, 2)),
+        4.0,
+        [0.0, -4.0],
     ),
     "mean of one slate": (lambda x: slate_mean(x.view(1, 2) + 3, torch.tensor([[[0], [-100]]])), 3.0, [1.0, 0.0]),
 }
@@ -174,4 +223,5 @@ def test_every_loss_is_tested_here() -> None:
     cases = source[source.index("NOTHING: dict") : source.index("def test_autocast")]
     for name in losses.__all__:
         helpers = {"in_single_precision", "log_probabilities", "position_log_likelihood", "likelihood_loss"}
+        helpers |= {"resorted_slates"}  # has no gradient
         assert name in helpers or f"{name}(" in cases, name

@@ -19,6 +19,7 @@ from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation.rollouts import draw_slates
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
 from rerankzoo.training import (
@@ -33,7 +34,7 @@ from rerankzoo.training import (
     Supervised,
     WholeCheckpointIO,
 )
-from rerankzoo.training.objectives import Companions, draw_slates, make_objective
+from rerankzoo.training.objectives import Companions, make_objective
 from rerankzoo.training.resuming import newest_checkpoint
 from tests.training.common import POINTWISE, TINY, Crash, Stop, assert_same_checkpoint, make_trainer
 

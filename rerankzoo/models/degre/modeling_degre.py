@@ -23,48 +23,23 @@ Where this differs from the paper, or fills in what our sources (summaries and t
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from rerankzoo.batch import PADDING, Batch, gather_candidates, shown, widened
-from rerankzoo.errors import RerankingDataError
-from rerankzoo.features.utility import position_utility, slate_utility
+from rerankzoo.batch import Batch, gather_candidates, shown, widened
+from rerankzoo.features.utility import position_utility
 from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
-from rerankzoo.generation.scorer import check_positions, chosen_above, remaining_log_probs
-from rerankzoo.layers import (
-    FeedbackHead,
-    FieldEmbedding,
-    GatedFieldNorm,
-    InterFieldAttention,
-    PointerHead,
-    TokenBlock,
-    TransformerBlock,
-    additive_mask,
-    causal_mask,
-    key_mask,
-    norm_function,
-)
-from rerankzoo.losses import (
-    cumulative_regression_loss,
-    hard_label_loss,
-    log_probabilities,
-    slate_mean,
-    soft_label_loss,
-)
-from rerankzoo.models.base import (
-    EvaluatorOutput,
-    RerankingPreTrainedModel,
-    SlateEvaluator,
-    SlateGenerator,
-    SlateModelOutput,
-    features_of,
-)
+from rerankzoo.generation.scorer import check_positions, chosen_above
+from rerankzoo.layers import FeedbackHead, FieldEmbedding, GatedFieldNorm, InterFieldAttention
+from rerankzoo.losses import cumulative_regression_loss, slate_mean
+from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator, features_of
 from rerankzoo.models.causal_trunk import keep_chosen, read_slates, step_candidates
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
-from rerankzoo.models.degre.guide import Guide, Guided, is_guides, make_evaluator
+from rerankzoo.models.degre.guide import Guide, is_guides, make_evaluator
+from rerankzoo.models.pointer_generator import Encoded, PointerGenerator, PointerScorer
 from rerankzoo.models.registry import register_model
 
 #: The ensemble of evaluators knows no family; the name is kept.
@@ -261,7 +236,7 @@ class DeGReEvaluatorScorer(Scorer):
 
 
 @register_model
-class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
+class DeGReGenerator(DeGRePreTrainedModel, PointerGenerator):
     """DeGRe-G, the online generator: candidate encoder, causal decoder, pointer over the candidates left.
 
     Trained on mined slates by hybrid distillation, or on plain logs by likelihood. Decodes greedily unless told
@@ -280,42 +255,8 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
             evaluator = make_evaluator(config.guide, config.feature_schema)
             self.guide = Guide(evaluator, config.slate_size, config.hidden_size)
         self.user_projection = nn.Linear(size, config.hidden_size, bias=False) if size else None
-        self.positions = nn.Embedding(config.slate_size, config.hidden_size)
-        self.encoder_layers = self.make_blocks(config.num_hidden_layers)
-        self.encoder_norm = nn.LayerNorm(config.hidden_size)
-        self.decoder_layers = self.make_blocks(config.num_decoder_layers, cross_attention=True)
-        self.decoder_norm = nn.LayerNorm(config.hidden_size)
-        self.pointer = PointerHead(config.hidden_size)
+        self.make_layers()
         self.post_init()
-
-    def compute(self, batch: Batch) -> SlateModelOutput:
-        """See `SlateGenerator.compute`.
-
-        Mined slates (`slate_weights`) are distilled, their soft labels where they have some. Otherwise slates with
-        feedback are learned by likelihood. Without slates only the first position is scored.
-
-        Returns:
-            Logits (B, S, M', N) are the smallest finite number where a candidate is padding or stands further up in
-            the slate.
-
-        Raises:
-            ValueError: If no utility threshold is set for the likelihood, or the config asks for soft labels only and
-                there are none.
-        """
-        mask = batch["candidate_mask"]
-        guided = None if self.guide is None else self.guide.read(batch)
-        states, user = self.encode(batch, guided)
-        slates = batch.get("slates")
-        prefix = torch.full((mask.shape[0], 1, 1), PADDING, device=mask.device) if slates is None else slates
-        logits = self._teach(states, user, prefix, mask, guided)
-        if slates is not None and "slate_weights" in batch:
-            loss, terms = self._distill(logits, slates, batch["slate_weights"], batch.get("soft_labels"))
-        elif {"slates", "feedback", "candidate_value"} <= batch.keys():
-            utility = slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], self.schema)
-            loss, terms = self._imitate(logits, batch["slates"], utility)
-        else:
-            return SlateModelOutput(logits=logits, candidate_states=states)
-        return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=states)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -323,146 +264,50 @@ class DeGReGenerator(DeGRePreTrainedModel, SlateGenerator):
         if isinstance(module, Guide):
             init.zeros_(module.sharpness)
 
-    def encode(self, batch: Batch, guided: Guided | None = None) -> tuple[Tensor, Tensor]:
-        """Encoded candidates (B, N, D) and the projected user (B, D), zeros where nothing is read of the request.
-
-        Args:
-            batch: The requests.
-            guided: What the guide has read, where there is one.
-        """
-        if self.guide is None:
-            states, request = self.item_encoder(batch)
-        else:
-            states, request = self.guide.items(guided), None
-        shared = {"mask": key_mask(batch["candidate_mask"]), "implementation": self.config._attn_implementation}
-        for layer in self.encoder_layers:
-            states = layer(states, **shared)
-        states = self.encoder_norm(states)
+    def encode(self, batch: Batch) -> Encoded:
+        """See `PointerGenerator.encode`; the decoder starts with the user, or zeros where nothing is read of one."""
+        guided = None if self.guide is None else self.guide.read(batch)
+        items, request = self.item_encoder(batch) if guided is None else (self.guide.items(guided), None)
+        states = self.encode_items(items, batch["candidate_mask"])
         user = torch.zeros_like(states[:, 0]) if self.user_projection is None else self.user_projection(request)
-        return states, user
+        return Encoded(states, user, batch["candidate_mask"], guided)
 
-    def _teach(
-        self, states: Tensor, user: Tensor, slates: Tensor, candidate_mask: Tensor, guided: Guided | None
-    ) -> Tensor:
-        """Logits (B, S, M, N) of each position, given the user and the items further up."""
-        num_slates, length = slates.shape[1:]
-        start = user[:, None, None].expand(-1, num_slates, 1, -1)
-        hidden = torch.cat([start, gather_candidates(states, slates[..., :-1])], dim=2)
-        hidden = (hidden + self.positions(torch.arange(length, device=slates.device))).flatten(0, 1)
-        shared = {
-            "mask": causal_mask(length, slates.device),
-            "memory": states,  # one for all slates of a request
-            "memory_mask": key_mask(candidate_mask),
-            "implementation": self.config._attn_implementation,
-        }
-        for layer in self.decoder_layers:
-            hidden = layer(hidden, **shared)
-        hidden = self.decoder_norm(hidden).view(len(states), num_slates * length, -1)
-        logits = self.pointer(hidden, states, candidate_mask).unflatten(1, (num_slates, length))
-        if self.guide is not None:
-            logits = logits + self.guide.along(guided, slates)
-        return logits.masked_fill(chosen_above(slates, states.shape[1]), torch.finfo(logits.dtype).min)
-
-    def _distill(
-        self, logits: Tensor, slates: Tensor, slate_weights: Tensor, soft_labels: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        log_probs, config = log_probabilities(logits), self.config
-        if soft_labels is None and config.hard_label_weight == 0:
-            raise ValueError("hard_label_weight is 0 and the batch has no soft_labels: nothing is left to learn")
-        hard = (slate_weights * hard_label_loss(log_probs, slates)).sum(-1).mean()
-        if soft_labels is None:
-            return config.hard_label_weight * hard, {"hard_label": hard}
-        soft = (slate_weights * soft_label_loss(log_probs, soft_labels, slates)).sum(-1).mean()
-        loss = config.hard_label_weight * hard + config.soft_label_weight * soft
-        return loss, {"hard_label": hard, "soft_label": soft}
-
-    def _imitate(self, logits: Tensor, slates: Tensor, utility: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        threshold = self.config.utility_threshold
-        if threshold is None:
-            message = "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility()"
-            raise RerankingDataError(f"{message} over the training split", field="utility_threshold")
-        losses = hard_label_loss(log_probabilities(logits), slates)  # (B, S)
-        loss = slate_mean((utility >= threshold) * losses, slates).mean()
-        return loss, {"likelihood": loss}
+    def teach(self, encoded: Encoded, slates: Tensor) -> Tensor:
+        """See `PointerGenerator.teach`; with a guide, its preferences are added."""
+        logits = super().teach(encoded, slates)
+        if self.guide is None:
+            return logits
+        logits = logits + self.guide.along(encoded.further, slates)
+        return logits.masked_fill(chosen_above(slates, encoded.mask.shape[1]), torch.finfo(logits.dtype).min)
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the decoder, one token at a time."""
-        return DeGReGeneratorScorer(self)
+        return PointerScorer(self) if self.guide is None else GuidedScorer(self)
 
 
-class DeGReGeneratorScorer(Scorer):
-    """Decodes with cached keys and values; the rows of a request share the candidates' and never copy them.
+class GuidedScorer(PointerScorer):
+    """Decodes side by side with the guide's own scorer."""
 
-    Args:
-        model: The generator.
-    """
-
-    kind = "log_prob"
-
-    def __init__(self, model: DeGReGenerator) -> None:
-        self.model = model
-        self.slate_size = model.config.slate_size
-        implementation = model.config._attn_implementation
-        # Looked up once: attributes of modules and configs are slow, and every position needs them.
-        self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
-        self.blocks = [TokenBlock(layer, implementation) for layer in self.layers]
-        self.guide = model.guide
-        self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
-
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Scorer.encode`."""
-        mask = batch["candidate_mask"]
-        guided = None if self.guide is None else self.guide.read(batch)
-        states, user = self.model.encode(batch, guided)
-        memory = {
-            "candidate_states": states,
-            "user": user,
-            "first": torch.arange(mask.shape[0], device=mask.device) * mask.shape[1],
-            "mask": additive_mask(key_mask(mask), states.dtype),
-            "pointer": self.model.pointer.keys(states).transpose(1, 2),
-        }
-        for number, layer in enumerate(self.layers):
-            # Contiguous: copied once, read at every position.
-            key, value = layer.memory_key_value(states).chunk(2, dim=1)
-            memory[f"key_{number}"], memory[f"value_{number}"] = key.contiguous(), value.contiguous()
-        return memory if guided is None else memory | Guide.pack(guided)
+    def remember(self, encoded: Encoded) -> dict[str, Tensor]:
+        """See `PointerScorer.remember`."""
+        return super().remember(encoded) | Guide.pack(encoded.further)
 
     def start(self, batch: Batch) -> ScorerState:
         """See `Scorer.start`."""
         state = super().start(batch)
-        if self.guide is not None:
-            state.cache = Guide.first_cache(state.memory)
+        state.cache = Guide.first_cache(state.memory)
         return state
 
-    def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
-        """See `Scorer.step`; the cache gets the newest token."""
-        position, memory, cache = state.prefix.shape[1], state.memory, {}
-        check_positions(position + 1, self.slate_size)
-        hidden = self._token(state) + self.positions[position]  # (R, D)
-        for number, block in enumerate(self.blocks):
-            past, known = state.cache.get(f"past_{number}"), (memory[f"key_{number}"], memory[f"value_{number}"])
-            hidden, cache[f"past_{number}"] = block(hidden, past, known, memory["mask"])
-        pointer = memory["pointer"]
-        grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
-        logits = torch.bmm(grouped, pointer).flatten(0, 1)
-        if self.guide is not None:
-            preferences, further = self.guide.step(state)
-            logits, cache = logits + preferences, cache | further
-        return remaining_log_probs(logits, state.available), cache
+    def logits(self, state: ScorerState) -> tuple[Tensor, Cache]:
+        """See `PointerScorer.logits`."""
+        logits, cache = super().logits(state)
+        preferences, further = self.model.guide.step(state)
+        return logits + preferences, cache | further
 
     def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
         """See `Scorer.select`."""
-        if self.guide is None:
-            return super().select(cache, parent, index)
         own = {name: part for name, part in cache.items() if not is_guides(name)}
-        return super().select(own, parent, index) | self.guide.select(cache, parent, index)
-
-    def _token(self, state: ScorerState) -> Tensor:
-        """What the decoder reads next (R, D): the item chosen last, at first the user."""
-        if state.prefix.shape[1] == 0:
-            return state.of_requests(state.memory["user"])
-        last = state.of_requests(state.memory["first"]) + state.prefix[:, -1].clamp_min(0)
-        return state.memory["candidate_states"].flatten(0, 1).index_select(0, last)
+        return super().select(own, parent, index) | self.model.guide.select(cache, parent, index)
 
 
 __all__ = ["DeGReEvaluator", "DeGReEvaluatorEnsemble", "DeGReGenerator"]

@@ -1,0 +1,277 @@
+"""Base of generators that point at one candidate after the other: encoder, causal decoder, pointer.
+
+Candidates attend to one another, without positions. A causal decoder reads the encoded items of the slate so far,
+looks at all candidates, and points at the next item; candidates that stand further up are left out of the softmax, in
+training too. Many papers have this network and differ in what they teach it: their families are configs and objectives.
+
+B requests, N candidates, M positions, S slates, D hidden; R rows being decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.utility import slate_utility
+from rerankzoo.generation import Cache, Scorer, ScorerState
+from rerankzoo.generation.scorer import check_positions, chosen_above, of_choices, remaining_log_probs
+from rerankzoo.layers import (
+    PointerHead,
+    TokenBlock,
+    TransformerBlock,
+    additive_mask,
+    causal_mask,
+    key_mask,
+    norm_function,
+)
+from rerankzoo.losses import hard_label_loss, log_probabilities, slate_mean, soft_label_loss
+from rerankzoo.models.base import (
+    RerankingConfig,
+    SlateGenerator,
+    SlateModelOutput,
+    TrainingLog,
+    features_of,
+    share_field,
+    size_field,
+    weight_field,
+)
+
+
+@strict
+class PointerConfig(RerankingConfig):
+    """Sizes and supervised losses of a `PointerGenerator`; see also `RerankingConfig`.
+
+    Args:
+        num_hidden_layers: Layers of the candidate encoder.
+        num_decoder_layers: Layers of the decoder.
+        utility_threshold: From plain logs the generator learns the logged slates whose utility reaches it. `None` until
+            the training data is known; the Lightning module sets it to the quantile below.
+        utility_quantile: The quantile of the logged utility on the training split, or the log it was mined from, that
+            becomes the threshold.
+        hard_label_weight: From mined slates: weight of the cross-entropy of the slates.
+        soft_label_weight: From mined slates: weight of the divergence from the soft labels.
+
+    Raises:
+        ValueError: If a name is unknown, or both weights are 0.
+        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
+    """
+
+    training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
+    measured_fields = frozenset({"utility_threshold"})
+
+    num_hidden_layers: int = size_field(default=2)
+    num_decoder_layers: int = size_field(default=2)
+    utility_threshold: float | int | None = None
+    utility_quantile: float | int = share_field(default=0.5)
+    hard_label_weight: float | int = weight_field(default=1.0)
+    soft_label_weight: float | int = weight_field(default=1.0)
+
+    def validate_labels(self) -> None:
+        """Checks that something is left to learn; called by the strict dataclass."""
+        if self.hard_label_weight == 0 and self.soft_label_weight == 0:
+            raise ValueError("hard_label_weight and soft_label_weight are both 0: nothing is left to learn")
+
+    def adapt_to_log(self, log: TrainingLog) -> None:
+        """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
+        if self.utility_threshold is None:
+            self.utility_threshold = log.utility_quantile(float(self.utility_quantile))
+
+
+@dataclass
+class Encoded:
+    """Requests as the decoder reads them.
+
+    Attributes:
+        states: (B, N, D), the candidates.
+        start: (B, D), what stands before the first item.
+        mask: (B, N), True where a candidate is real.
+        further: What a family's own parts have read.
+    """
+
+    states: Tensor
+    start: Tensor
+    mask: Tensor
+    further: Any = None
+
+
+class PointerGenerator(SlateGenerator):
+    """Candidate encoder, causal decoder, pointer over the candidates left.
+
+    Mined slates are distilled; without them, logged slates with feedback are learned by likelihood if their utility
+    reaches the threshold. A family makes what it reads fields with, then calls `make_layers`; it may override `encode`,
+    `teach` and `scorer`.
+    """
+
+    config: Any
+
+    def make_layers(self) -> None:
+        """Encoder, decoder and pointer, of the config's sizes."""
+        config = self.config
+        self.positions = nn.Embedding(config.slate_size, config.hidden_size)
+        self.encoder_layers = self.make_blocks(config.num_hidden_layers)
+        self.encoder_norm = nn.LayerNorm(config.hidden_size)
+        self.decoder_layers = self.make_blocks(config.num_decoder_layers, cross_attention=True)
+        self.decoder_norm = nn.LayerNorm(config.hidden_size)
+        self.pointer = PointerHead(config.hidden_size)
+
+    def compute(self, batch: Batch) -> SlateModelOutput:
+        """See `SlateGenerator.compute`.
+
+        Mined slates (`slate_weights`) are distilled, their soft labels where they have some. Otherwise slates with
+        feedback are learned by likelihood. Without slates only the first position is scored.
+
+        Returns:
+            Logits (B, S, M', N) are the smallest finite number where a candidate is padding or stands further up in
+            the slate.
+
+        Raises:
+            ValueError: If no utility threshold is set for the likelihood, or the config asks for soft labels only and
+                there are none.
+        """
+        encoded, slates = self.encode(batch), batch.get("slates")
+        first = torch.full((len(encoded.mask), 1, 1), PADDING, device=encoded.mask.device)
+        logits = self.teach(encoded, first if slates is None else slates)
+        if slates is not None and "slate_weights" in batch:
+            loss, terms = self._distill(logits, batch)
+        elif {"slates", "feedback", "candidate_value"} <= batch.keys():
+            loss, terms = self._imitate(logits, batch)
+        else:
+            return SlateModelOutput(logits=logits, candidate_states=encoded.states)
+        return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=encoded.states)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Encodes requests, whose fields a family's `features` joins to one vector per candidate."""
+        states = self.encode_items(self.features(*features_of(batch)), batch["candidate_mask"])
+        return Encoded(states, torch.zeros_like(states[:, 0]), batch["candidate_mask"])
+
+    def encode_items(self, items: Tensor, mask: Tensor) -> Tensor:
+        """Candidates (B, N, D) in the context of one another: (B, N, D)."""
+        shared = {"mask": key_mask(mask), "implementation": self.config._attn_implementation}
+        for layer in self.encoder_layers:
+            items = layer(items, **shared)
+        normed: Tensor = self.encoder_norm(items)
+        return normed
+
+    def read(self, encoded: Encoded, slates: Tensor) -> Tensor:
+        """What the decoder has read (B, S, M, D) above each position of slates (B, S, M)."""
+        states, (num_slates, length) = encoded.states, slates.shape[1:]
+        start = encoded.start[:, None, None].expand(-1, num_slates, 1, -1)
+        hidden = torch.cat([start, gather_candidates(states, slates[..., :-1])], dim=2)
+        hidden = (hidden + self.positions(torch.arange(length, device=slates.device))).flatten(0, 1)
+        shared = {
+            "mask": causal_mask(length, slates.device),
+            "memory": states,  # one for all slates of a request
+            "memory_mask": key_mask(encoded.mask),
+            "implementation": self.config._attn_implementation,
+        }
+        for layer in self.decoder_layers:
+            hidden = layer(hidden, **shared)
+        return self.decoder_norm(hidden).view(len(states), num_slates, length, -1)
+
+    def teach(self, encoded: Encoded, slates: Tensor) -> Tensor:
+        """Logits (B, S, M, N) of each position of slates (B, S, M), given the items further up."""
+        hidden = self.read(encoded, slates)
+        logits = self.pointer(hidden.flatten(1, 2), encoded.states, encoded.mask).unflatten(1, hidden.shape[1:3])
+        return logits.masked_fill(chosen_above(slates, encoded.mask.shape[1]), torch.finfo(logits.dtype).min)
+
+    def log_likelihood(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        """See `SlateGenerationMixin.log_likelihood`; all positions in one pass, with dropout in training mode."""
+        self._check_length(slates)
+        encoded = self.encode(inputs(batch))
+        available = encoded.mask[:, None, None] & ~chosen_above(slates, encoded.mask.shape[1])
+        return of_choices(remaining_log_probs(self.teach(encoded, slates), available), slates)
+
+    def _distill(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        slates, weights, soft_labels = batch["slates"], batch["slate_weights"], batch.get("soft_labels")
+        log_probs, config = log_probabilities(logits), self.config
+        if soft_labels is None and config.hard_label_weight == 0:
+            raise ValueError("hard_label_weight is 0 and the batch has no soft_labels: nothing is left to learn")
+        hard = (weights * hard_label_loss(log_probs, slates)).sum(-1).mean()
+        if soft_labels is None:
+            return config.hard_label_weight * hard, {"hard_label": hard}
+        soft = (weights * soft_label_loss(log_probs, soft_labels, slates)).sum(-1).mean()
+        loss = config.hard_label_weight * hard + config.soft_label_weight * soft
+        return loss, {"hard_label": hard, "soft_label": soft}
+
+    def _imitate(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        threshold, slates = self.config.utility_threshold, batch["slates"]
+        if threshold is None:
+            message = "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility()"
+            raise RerankingDataError(f"{message} over the training split", field="utility_threshold")
+        utility = slate_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)
+        losses = hard_label_loss(log_probabilities(logits), slates)  # (B, S)
+        loss = slate_mean((utility >= threshold) * losses, slates).mean()
+        return loss, {"likelihood": loss}
+
+    def scorer(self) -> Scorer:
+        """See `SlateGenerationMixin.scorer`: the decoder, one token at a time."""
+        return PointerScorer(self)
+
+
+class PointerScorer(Scorer):
+    """Decodes with cached keys and values; the rows of a request share the candidates' and never copy them.
+
+    Args:
+        model: The generator.
+    """
+
+    kind = "log_prob"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.slate_size = model.config.slate_size
+        implementation = model.config._attn_implementation
+        # Looked up once: attributes of modules and configs are slow, and every position needs them.
+        self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
+        self.blocks = [TokenBlock(layer, implementation) for layer in self.layers]
+        self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Scorer.encode`."""
+        return self.remember(self.model.encode(batch))
+
+    def remember(self, encoded: Encoded) -> dict[str, Tensor]:
+        """What every step needs of the requests."""
+        mask, states = encoded.mask, encoded.states
+        memory = {
+            "candidate_states": states,
+            "start": encoded.start,
+            "first": torch.arange(mask.shape[0], device=mask.device) * mask.shape[1],
+            "mask": additive_mask(key_mask(mask), states.dtype),
+            "pointer": self.model.pointer.keys(states).transpose(1, 2),
+        }
+        for number, layer in enumerate(self.layers):
+            # Contiguous: copied once, read at every position.
+            key, value = layer.memory_key_value(states).chunk(2, dim=1)
+            memory[f"key_{number}"], memory[f"value_{number}"] = key.contiguous(), value.contiguous()
+        return memory
+
+    def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
+        """See `Scorer.step`; the cache gets the newest token."""
+        logits, cache = self.logits(state)
+        return remaining_log_probs(logits, state.available), cache
+
+    def logits(self, state: ScorerState) -> tuple[Tensor, Cache]:
+        """The pointer's logits (R, N), and the cache with the newest token."""
+        position, memory, cache = state.prefix.shape[1], state.memory, {}
+        check_positions(position + 1, self.slate_size)
+        hidden = self.token(state) + self.positions[position]  # (R, D)
+        for number, block in enumerate(self.blocks):
+            past, known = state.cache.get(f"past_{number}"), (memory[f"key_{number}"], memory[f"value_{number}"])
+            hidden, cache[f"past_{number}"] = block(hidden, past, known, memory["mask"])
+        pointer = memory["pointer"]
+        grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
+        return torch.bmm(grouped, pointer).flatten(0, 1), cache
+
+    def token(self, state: ScorerState) -> Tensor:
+        """What the decoder reads next (R, D): the item chosen last, at first what stands before it."""
+        if state.prefix.shape[1] == 0:
+            return state.of_requests(state.memory["start"])
+        last = state.of_requests(state.memory["first"]) + state.prefix[:, -1].clamp_min(0)
+        return state.memory["candidate_states"].flatten(0, 1).index_select(0, last)
