@@ -26,8 +26,11 @@ from rerankzoo.training import (
     Companion,
     EvaluatorReward,
     ExactResume,
+    FlowBalance,
+    GroupRelative,
     Objective,
     ObjectiveOutput,
+    Preference,
     PretrainedExport,
     PropensityWeighted,
     RerankingModule,
@@ -181,10 +184,26 @@ def test_requests_without_candidates_count_nothing() -> None:
     assert (model.scores.grad == 0).all()
 
 
-@pytest.mark.parametrize("options", [{"num_slates": 1}, {"supervised_weight": -0.1}, {"supervised_weight": torch.inf}])
-def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="num_slates of 2 or more and a finite supervised_weight"):
-        EvaluatorReward("somewhere", **options)
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (EvaluatorReward, {"num_slates": 1}, "num_slates of 2 or more"),
+        (EvaluatorReward, {"supervised_weight": -0.1}, "finite supervised_weight"),
+        (EvaluatorReward, {"supervised_weight": torch.inf}, "finite supervised_weight"),
+        (EvaluatorReward, {"discount": 1.1}, r"a discount in \[0, 1\]"),
+        (EvaluatorReward, {"advantage": "pairs"}, "advantage 'pairs': expected one of"),
+        (EvaluatorReward, {"clip": 0.0}, r"clip must lie in \(0, 1\), got 0.0"),
+        (GroupRelative, {"proposals": "own"}, "expected SOURCE=NUMBER,SOURCE=NUMBER..., got 'own'"),
+        (GroupRelative, {"proposals": "own=0"}, "expected SOURCE=NUMBER"),
+        (GroupRelative, {"proposals": "perturbed=2,own=3"}, "no changed slates of none"),
+        (FlowBalance, {"balance": "flow"}, "expected a balance of"),
+        (FlowBalance, {"sharpness": 0.0}, "sharpness and offset above 0"),
+        (Preference, {"pairs": "resorted"}, "an evaluator with 'evaluator' only"),
+    ],
+)
+def test_wrong_arguments_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind("somewhere", **options)
 
 
 # --- with a model ---------------------------------------------------------------------------------------------------
@@ -418,7 +437,7 @@ def test_recipe_names_objective_and_companion(
     assert main(["fit", f"--config={file}"]) == 0
     last = tmp_path / "run/checkpoints/last.ckpt"
     saved = torch.load(last, weights_only=True)["hyper_parameters"]["objective"]
-    assert saved["init_args"] == {**chosen, "supervised_weight": 0.0}
+    assert saved["init_args"].items() >= {**chosen, "supervised_weight": 0.0, "advantage": "slate"}.items()
     assert RerankingModule.load_from_checkpoint(last).objective.num_slates == 2  # type: ignore[attr-defined]
     assert main(["fit", f"--config={file}", f"--ckpt_path={last}", "--trainer.max_epochs=2"]) == 0
     capsys.readouterr()
