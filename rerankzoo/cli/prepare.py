@@ -95,7 +95,8 @@ def log(
     *,
     impressions: str,
     schema: Path,
-    out: Path,
+    out: Path | None = None,
+    infer: bool = False,
     candidates: str | None = None,
     items: str | None = None,
     users: str | None = None,
@@ -108,15 +109,22 @@ def log(
         impressions: The files, such as 'days/*.parquet'. Of a folder that was made before, new files are added.
         schema: The schema file, whose key `log` says which columns are which (docs/real-logs.md).
         out: The data folder to make, with report.md and report.html about the log.
+        infer: Write a first --schema from the columns' names and values, for you to edit, and nothing else.
         candidates: Files of the candidates of each request, where they are logged.
         items: Files of the items' features.
         users: Files of the users' features.
         events: Files of what users did, of which histories are made; default: of the impressions.
         memory_limit: Of DuckDB; beyond it, work files beside --out are used.
     """
-    from rerankzoo.data.long_format import LogSpec, LogTables, write_long_log
+    from rerankzoo.data.long_format import LogSpec, LogTables, infer_schema, write_long_log
 
+    if infer == (out is not None):
+        raise RecipeError("expected either --out or --infer")
     tables = LogTables(impressions=impressions, candidates=candidates, items=items, users=users, events=events)
+    if out is None:
+        doubts = infer_schema(tables, schema)
+        print("\n".join([f"{schema}: edit it, then leave --infer out and give --out", *doubts]))
+        return
     added = write_long_log(out, LogSpec.from_yaml(schema), tables, memory_limit=memory_limit)
     _tell(out)
     print(f"{sum(added.values()):,} of them now; {out / 'report.md'} says what was found")

@@ -23,7 +23,7 @@ from rerankzoo.metrics.classification import auc
 if TYPE_CHECKING:
     import duckdb
 
-BOT_REQUESTS, BOT_FACTOR = 500, 100  # a bot has as many requests, and so many times the median user's
+BOT_REQUESTS, BOT_FACTOR = 500, 30  # a bot has as many requests, and so many times the median user's
 LEAK_AUC = 0.95  # of one feature alone
 _LEAK_ROWS = 200_000  # that are looked at for leaks
 _LARGE = 20  # times the median number of rows of a request

@@ -29,7 +29,7 @@ _TEXT = re.compile(r"VARCHAR|UUID|ENUM.*")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _YEARS = "TIMESTAMP '1970-01-01' AND TIMESTAMP '2100-01-01'"
 _LAST_SECOND = 4_102_444_800  # of that range
-_BUCKET_ROWS = 1_000_000  # rows of candidates that are put together at a time
+BUCKET_ROWS = 1_000_000  # rows of candidates that are put together at a time
 
 
 def quoted(name: str) -> str:
@@ -89,6 +89,12 @@ class Source:
             near = did_you_mean(column, self.types)
             raise RerankingDataError(f"missing column{near}; {self.name} have {shown(list(self.types))}", field=column)
         return self.types[column]
+
+
+def open_sources(connection: duckdb.DuckDBPyConnection, tables: LogTables) -> dict[str, Source]:
+    """The tables that are given, by name."""
+    given = {name: table for name, table in vars(tables).items() if table is not None}
+    return {name: Source.open(connection, name, files_of(table, name) or table) for name, table in given.items()}
 
 
 class LogTypes:
@@ -189,8 +195,7 @@ def load_log(
         earlier: Files of impressions that are in the folder already: of them only histories are made.
         new: Files of impressions; none if they are a query.
     """
-    given = {name: table for name, table in vars(tables).items() if table is not None}
-    sources = {name: Source.open(connection, name, files_of(table, name) or table) for name, table in given.items()}
+    sources = open_sources(connection, tables)
     sources["impressions"] = Source.open(connection, "impressions", new or tables.impressions)
     loader = _Loader(connection, spec, sources)
     plan = loader.plan()
@@ -247,7 +252,7 @@ class _Loader:
             ),
             logged=logged,
             made=made,
-            buckets=-(-max(counts) // _BUCKET_ROWS),
+            buckets=-(-max(counts) // BUCKET_ROWS),
             has_candidates=rows == "candidates",
             has_items="items" in self.sources,
         )
