@@ -49,13 +49,14 @@ def with_slate_lengths(batch: Batch, longest: int, slate_size: int) -> dict[str,
     """A batch that says how many positions each request has, if its own log does: pages of several sizes in one log.
 
     Where it does not say so by itself, a request that was shown fewer items than it had candidates, and fewer than the
-    longest slate of its table has, has as many positions; others have no limit. Nothing is added where nobody has one
-    below `slate_size`.
+    longest slate of its table has, has as many positions; others have no limit, nor has a part of a page, of which it is
+    not known what stood at some positions. Nothing is added where nobody has one below `slate_size`.
     """
     if "slate_length" in batch or "slates" not in batch:
         return dict(batch)
-    shown, candidates = (batch["slates"] >= 0).sum(-1).amax(-1), batch["candidate_mask"].sum(-1)
-    lengths = shown.masked_fill((shown >= candidates.clamp_max(longest)) | (shown == 0), slate_size)
+    real, candidates = batch["slates"] >= 0, batch["candidate_mask"].sum(-1)
+    shown, open_ = real.sum(-1).amax(-1), (real.diff(dim=-1) & real[..., 1:]).flatten(1).any(1)  # one after none
+    lengths = shown.masked_fill((shown >= candidates.clamp_max(longest)) | (shown == 0) | open_, slate_size)
     return {**batch, "slate_length": lengths} if bool((lengths < slate_size).any()) else dict(batch)
 
 

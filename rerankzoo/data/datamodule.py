@@ -196,11 +196,12 @@ class RerankingDataModule(L.LightningDataModule):
         """How many positions each slate of all splits has (see `slate_lengths`)."""
         return np.concatenate([slate_lengths(split, self.extractor.schema.slate) for split in self.splits.values()])
 
-    def feedback_rates(self) -> list[float] | None:
-        """How often each target happens at a position of the training split (see `logged_rates`).
+    def labels(self) -> frozenset[str]:
+        """What the training split tells models to learn (see `RequestLoader.labels`)."""
+        return self.loader("train").labels()
 
-        `None` where the training split is mined, or lacks the feedback.
-        """
+    def feedback_rates(self) -> list[float] | None:
+        """How often each target happens in the training split (see `RequestLoader.feedback_rates`)."""
         return self.loader("train").feedback_rates()
 
     def num_positions(self) -> int:

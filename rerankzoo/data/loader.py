@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rerankzoo.batch import Batch, entry_of, take, trim
+from rerankzoo.features.arrow_tables import has_missing
 from rerankzoo.features.encoding import UNKNOWN_ID
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import SLATE_WEIGHTS
@@ -82,6 +83,21 @@ class RequestLoader:
         """Batches of one pass, the same in all processes."""
         return -(-len(self.dataset) // (self.batch_size * self.world_size))
 
+    def labels(self) -> frozenset[str]:
+        """What the table tells models to learn.
+
+        `"slates"`; or `"parts"`, where it is not known what stood at some positions; and `"candidates"`, where
+        candidates have labels, whether they were shown or not.
+        """
+        schema, names = self.extractor.schema, set(self.dataset.column_names)
+        found = set()
+        if schema.slate in names:
+            found.add("parts" if has_missing(self.dataset.data.column(schema.slate)) else "slates")
+        declared = {target.candidate_feedback for target in schema.targets if target.candidate_feedback}
+        if declared and declared <= names:
+            found.add("candidates")
+        return frozenset(found)
+
     def slate_lengths(self) -> np.ndarray:
         """How many positions each slate of the table has (see `slate_lengths`)."""
         return slate_lengths(self.dataset, self.extractor.schema.slate)
@@ -93,14 +109,16 @@ class RequestLoader:
         return float(np.quantile(logged_utilities(self.dataset, self.extractor, self.batch_size), quantile))
 
     def feedback_rates(self) -> list[float] | None:
-        """How often each target happens at a logged position (see `logged_rates`); `None` of mined slates."""
+        """How often each target happens (see `logged_rates`); `None` of mined slates and of a table without labels."""
+        if not self.labels():
+            return None
         if SLATE_WEIGHTS in self.dataset.column_names:
             return None
         return logged_rates(self.dataset, self.extractor, self.batch_size)
 
     def num_positions(self) -> int:
         """How many positions the log shows, by the slates of the rows that are looked at."""
-        looked = _spaced_batches(self.dataset, self.extractor, self.batch_size, MAX_COUNTED_ROWS)
+        looked = spaced_batches(self.dataset, self.extractor, self.batch_size, MAX_COUNTED_ROWS)
         shown = [(batch["slates"] >= 0).sum().item() / len(batch["slates"]) for batch in looked]
         return round(len(self.dataset) * float(np.mean(shown)))
 
@@ -173,28 +191,29 @@ def logged_utilities(dataset: Dataset, extractor: RerankingFeatureExtractor, bat
     """
     utilities = [
         slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], extractor.schema)
-        for batch in _spaced_batches(dataset, extractor, batch_size, MAX_UTILITY_ROWS)
+        for batch in spaced_batches(dataset, extractor, batch_size, MAX_UTILITY_ROWS)
     ]
     return torch.cat(utilities).numpy()
 
 
 def logged_rates(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> list[float]:
-    """Mean feedback of each target (T) at the positions that a log shows, in (0, 1).
+    """Mean feedback of each target (T) at the positions that a log shows, or of its labelled candidates, in (0, 1).
 
     It is the mean of what was counted and half an event in one more position: what never happened is rare, and not
     impossible. Of a table with more than `MAX_COUNTED_ROWS` rows only so many are looked at, in evenly spaced blocks.
 
     Args:
-        dataset: A log with feedback in [0, 1].
+        dataset: A log with feedback, or labels of candidates, in [0, 1].
         extractor: The fitted extractor.
         batch_size: Requests that are encoded together.
     """
-    happened, shown = torch.full((len(extractor.schema.targets),), 0.5, dtype=torch.double), 1
-    for batch in _spaced_batches(dataset, extractor, batch_size, MAX_COUNTED_ROWS):
-        real = batch["slates"] >= 0
-        happened += batch["feedback"][real].double().sum(0)
-        shown += int(real.sum())
-    rates: list[float] = (happened / shown).tolist()
+    happened, counted = torch.full((len(extractor.schema.targets),), 0.5, dtype=torch.double), 1
+    for batch in spaced_batches(dataset, extractor, batch_size, MAX_COUNTED_ROWS):
+        shown = "slates" in batch
+        real = batch["slates"] >= 0 if shown else batch["candidate_feedback_mask"]
+        happened += batch["feedback" if shown else "candidate_feedback"][real].double().sum(0)
+        counted += int(real.sum())
+    rates: list[float] = (happened / counted).tolist()
     return rates
 
 
@@ -210,7 +229,7 @@ def constant_fields(dataset: Dataset, extractor: RerankingFeatureExtractor, batc
         batch_size: Requests that are encoded together.
     """
     schema, parts = extractor.schema, []
-    for batch in _spaced_batches(dataset, extractor, batch_size, MAX_COMPARED_ROWS):
+    for batch in spaced_batches(dataset, extractor, batch_size, MAX_COMPARED_ROWS):
         real = batch["candidate_mask"]
         parts.append((batch["candidate_categorical"][real].double(), batch["candidate_numeric"][real].double()))
     categorical, numeric = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -239,7 +258,7 @@ def constant_fields(dataset: Dataset, extractor: RerankingFeatureExtractor, batc
     return found
 
 
-def _spaced_batches(
+def spaced_batches(
     dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int, most: int
 ) -> Iterator[Batch]:
     """Encoded batches of a table, in its order; where it has more than `most` rows, evenly spaced ones of so many."""

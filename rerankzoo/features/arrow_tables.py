@@ -132,3 +132,14 @@ def _read_leaves(array: Any, column: Column) -> None:
         column.values = column.values.astype(np.int64, copy=False)
     else:
         column.kind = KIND_OF_DTYPE[column.values.dtype.kind]
+
+
+def has_missing(column: Any) -> bool:
+    """Whether a leaf of a column of lists is missing; no list is opened one by one."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    for chunk in chunks:
+        while isinstance(chunk, _LISTS):
+            chunk = chunk.flatten()
+        if chunk.null_count:
+            return True
+    return False

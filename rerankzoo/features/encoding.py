@@ -223,7 +223,9 @@ class NumberEncoder:
         if self.spec.clip is not None:
             values = np.clip(values, *self.spec.clip)
         for name in self.spec.transforms:
-            if name == "log1p":
+            if name == "signed_log1p":
+                values = np.sign(values) * np.log1p(np.abs(values))
+            elif name == "log1p":
                 values = values if missing is None else np.where(missing, 0, values)
                 self._refuse(column, values, values <= -1, "log1p needs a value above -1, got {}")
                 values = np.log1p(values)
@@ -238,7 +240,34 @@ class NumberEncoder:
             index, component = divmod(int(wrong.argmax()), values.shape[1])
             # The entries of a dense column are its vectors, one level above the leaves.
             level = len(column.offsets) - (self.spec.kind == "dense")
+            if self.spec.columns:
+                message = f"{self.spec.columns[component]!r}: {message}"
             raise column.error(message.format(float(values[index, component])), index, level)
+
+
+def read_field(table: Table, spec: FieldSpec) -> Column:
+    """The column of a field; of one with several, these side by side, as a column of vectors."""
+    if not spec.columns:
+        return table.column(spec.name, spec.depth)
+    parts = [table.column(name, spec.depth) for name in spec.columns]
+    first, size = parts[0], len(parts)
+    for part in parts:
+        finite(part)  # an error names the column, and not the field
+        part.refuse_nulls(None)
+        if spec.depth:
+            Ragged(first.offsets[0]).check_same(part, repr(first.name))
+    missing = [part.nulls[-1] for part in parts]
+    count = len(first.values)
+    none = np.zeros(count, dtype=np.bool_)
+    leaves = np.stack([none if mask is None else mask for mask in missing], 1).ravel()
+    return Column(
+        name=spec.name,
+        kind="float",
+        values=np.stack([part.values.astype(np.float64) for part in parts], 1).ravel(),
+        offsets=(*first.offsets, np.arange(count + 1, dtype=np.int64) * size),
+        nulls=(*first.nulls[:-1], None, leaves if any(mask is not None for mask in missing) else None),
+        first_row=first.first_row,
+    )
 
 
 def _vectors(column: Column, values: FloatArray, size: int) -> tuple[FloatArray, BoolArray | None]:
@@ -346,11 +375,11 @@ class FittedState:
         return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
 
     @cached_property
-    def fields(self) -> dict[Group, list[tuple[str, int, IdEncoder | NumberEncoder]]]:
-        """The name, the depth of the lists and the encoder of each field of a group, the categorical ones first."""
+    def fields(self) -> dict[Group, list[tuple[FieldSpec, IdEncoder | NumberEncoder]]]:
+        """The fields of a group and their encoders, the categorical ones first."""
         return {
             group: [
-                (spec.name, spec.depth, self._encoder(spec))
+                (spec, self._encoder(spec))
                 for spec in (*self.schema.select(group, "categorical"), *self.schema.numeric_fields(group))
             ]
             for group in get_args(Group)
@@ -366,12 +395,12 @@ class FittedState:
         """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
         parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: []}
         fields = self.fields[group]
-        for name, depth, encode in fields:
-            column = item_ids if name == item_ids.name else table.column(name, depth)
+        for spec, encode in fields:
+            column = item_ids if spec.name == item_ids.name else read_field(table, spec)
             if group == "candidate" and column.nulls[0] is not None:
                 column.refuse_nulls(None)
             if group != "request" and column is not item_ids:
-                layout.check_same(column, repr(item_ids.name if group == "candidate" else fields[0][0]))
+                layout.check_same(column, repr(item_ids.name if group == "candidate" else fields[0][0].name))
             parts[type(encode)].append(encode(column))
         return {
             f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
@@ -459,7 +488,7 @@ def fit_state(
             if spec.name in counts:
                 _count(column, counts[spec.name])
         for spec in scaled:
-            column = rows.column(spec.name, spec.depth)
+            column = read_field(rows, spec)
             moments[spec.name].update(*NumberEncoder(spec, None).transform(column))
     vocabularies: dict[str, Vocabulary] = {}
     for name, numbers in counts.items():

@@ -252,8 +252,9 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         """Turns rows into a padded batch.
 
         N, M, S and L are the largest in the data (L at least 1). `slates` and `feedback` are there if the data has the
-        slate column, `propensity` if it has that column too, `candidate_feedback` and its mask if it has all declared
-        columns, `history_*` if the schema has history fields. A mined table has `slate_weights` and `soft_labels`
+        slate column (with -100 where it is not known what stood at a position), `propensity` if it has that column too,
+        `candidate_feedback` and its mask if it has all declared columns, `history_*` if the schema has history fields.
+        Feedback is what it counts, its target's gain. A mined table has `slate_weights` and `soft_labels`
         instead of `feedback`. A group without fields yields tensors with F = 0.
 
         Args:
@@ -317,7 +318,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         arrays["candidate_mask"] = candidates.mask.copy()  # the batch is the caller's to change
         if history := state.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
-            layout = Ragged(table.column(history[0][0], 1).offsets[0], min_width=1)
+            layout = Ragged(table.column(history[0][0].name, 1).offsets[0], min_width=1)
             arrays |= {**state.encode("history", table, item_ids.column, layout), "history_mask": layout.mask}
             del arrays["history_numeric"]  # history fields are categorical
         arrays.update(read_labels(table, state.schema, candidates))

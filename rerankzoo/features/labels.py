@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from rerankzoo.batch import BUILT_IN, ENTRIES, PADDING
 from rerankzoo.errors import RerankingDataError, shown
-from rerankzoo.features.encoding import finite
-from rerankzoo.features.schema import MINED_COLUMNS, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
+from rerankzoo.features.encoding import FloatArray, finite
+from rerankzoo.features.schema import MINED_COLUMNS, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema, TargetSpec
 from rerankzoo.features.tables import Column, IntArray, Ragged, Table
+
+#: Grades beyond it are a mistake more often than a wish, and float32 does not hold their gains exactly.
+_LARGEST_GRADE = 24
 
 #: How far the sum of a soft label may be from 1: it is stored in half precision.
 _SUM_TOLERANCE = 0.01
@@ -28,8 +31,10 @@ def read_labels(table: Table, schema: FeatureSchema, candidates: Ragged) -> dict
     lists = _Lists(table, schema, candidates)
     arrays: dict[str, npt.NDArray[Any]] = {"candidate_value": _candidate_values(lists, schema, candidates)}
     if lists.slates is not None:
-        arrays["slates"] = lists.pad(lists.slates, _check_slates(lists.slates, candidates), "SM", PADDING)
         mined = SLATE_WEIGHTS in table.names
+        if mined:
+            lists.slates.refuse_nulls("a candidate index")
+        arrays["slates"] = lists.pad(lists.slates, _check_slates(lists.slates, candidates), "SM", PADDING)
         if not mined or any(target.name in table.names for target in schema.targets):
             arrays["feedback"] = _feedback(lists, schema, arrays["slates"].shape)
         if schema.propensity is not None and schema.propensity in table.names:
@@ -54,6 +59,8 @@ class _Lists:
         self._candidates = candidates
         self._nested = schema.slate in table.names and table.is_nested(schema.slate)
         self.slates = table.column(schema.slate, 1 + self._nested) if schema.slate in table.names else None
+        #: Positions (leaves) of which it is not known what stood there; `None` if there are none.
+        self.unknown = None if self.slates is None else self.slates.nulls[-1]
 
     def _levels(self, axes: str) -> str:
         return axes if self._nested else axes.replace("SM", "M")
@@ -71,6 +78,17 @@ class _Lists:
                 raise column.error(f"{lengths[index]} entries, but {other} has {expected[index]}", index, level)
             candidates = np.repeat(candidates, lengths)
         return column
+
+    def of_slates(self, name: str, what: str, advice: str = "") -> tuple[Column, FloatArray]:
+        """Reads numbers along the slates; where a slate does not say what stood at a position, none or 0, read as 0."""
+        column = self.column(name, "SM", what if self.unknown is None else None, advice)
+        values = finite(column)
+        if self.unknown is not None:
+            if column.nulls[-1] is not None:
+                column.refuse(column.nulls[-1] & ~self.unknown, f"{what} is required, got None{advice}")
+            told = (values != 0) & self.unknown
+            column.refuse(told, f"{{}} at a position that {self._schema.slate!r} leaves open", None, values)
+        return column, values
 
     def _expected(self, letter: str, lengths: IntArray, candidates: IntArray) -> tuple[IntArray, str]:
         """The lengths that a level's lists must have, and what else has them."""
@@ -95,12 +113,16 @@ class _Lists:
 def _read_entry(lists: _Lists, column_name: str, name: str) -> npt.NDArray[Any]:
     """An entry of the batch that is one column."""
     entry = ENTRIES[name]
-    column = lists.column(column_name, entry.axes[1:], "a number")
-    values = finite(column)
+    if name == "propensity":
+        column, values = lists.of_slates(column_name, "a number")
+    else:
+        column = lists.column(column_name, entry.axes[1:], "a number")
+        values = finite(column)
     if not entry.dtype.is_floating_point:
         column.refuse(values != np.floor(values), "an integer is required, got {}", None, values)
     if name == "propensity":
-        column.refuse((values <= 0) | (values > 1), "a probability in (0, 1] is required, got {}", None, values)
+        wrong = ((values <= 0) | (values > 1)) & (True if lists.unknown is None else ~lists.unknown)
+        column.refuse(wrong, "a probability in (0, 1] is required, got {}", None, values)
     elif name == "slate_length":
         column.refuse(values < 1, "at least one position is required, got {}", None, values)
     elif name in (SLATE_WEIGHTS, SOFT_LABELS):
@@ -115,9 +137,18 @@ def _read_entry(lists: _Lists, column_name: str, name: str) -> npt.NDArray[Any]:
 def _feedback(lists: _Lists, schema: FeatureSchema, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     feedback = np.empty((*shape, len(schema.targets)), dtype=np.float32)
     for index, target in enumerate(schema.targets):
-        column = lists.column(target.name, "SM", "feedback", "; give 0 where nothing was earned")
-        feedback[..., index] = lists.pad(column, finite(column), "SM")
+        column, values = lists.of_slates(target.name, "feedback", "; give 0 where nothing was earned")
+        feedback[..., index] = lists.pad(column, _gains(column, values, target), "SM")
     return feedback
+
+
+def _gains(column: Column, values: FloatArray, target: TargetSpec) -> FloatArray:
+    """What the labels of a target count."""
+    if target.gain == "linear":
+        return values
+    wrong = (values < 0) | (values > _LARGEST_GRADE)
+    column.refuse(wrong, f"a grade from 0 to {_LARGEST_GRADE} is required, got {{}}", None, values)
+    return np.exp2(values) - 1
 
 
 def _candidate_values(lists: _Lists, schema: FeatureSchema, candidates: Ragged) -> npt.NDArray[np.float32]:
@@ -141,7 +172,7 @@ def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged
     known = np.ones(candidates.total, dtype=np.bool_)
     for name, index in declared.items():
         column = lists.column(name, "N", None)
-        labels[:, index] = finite(column)
+        labels[:, index] = _gains(column, finite(column), schema.targets[index])
         if column.nulls[-1] is not None:
             known &= ~column.nulls[-1]
     labels[~known] = 0
@@ -149,23 +180,30 @@ def _candidate_feedback(lists: _Lists, schema: FeatureSchema, candidates: Ragged
 
 
 def _check_slates(column: Column, candidates: Ragged) -> IntArray:
-    """The candidate indexes of all slates."""
-    column.refuse_nulls("a candidate index")
-    last = len(column.offsets) - 1
+    """The candidate indexes of all slates, -100 where it is not known what stood at a position."""
+    column.refuse_nulls(None)
+    last, unknown = len(column.offsets) - 1, column.nulls[-1]
     sizes = candidates.lengths  # of the row that each slate belongs to
     for level, offsets in enumerate(column.offsets):
         lengths = np.diff(offsets)
         column.refuse(lengths == 0, "an empty slate", level)
         sizes = sizes if level == last else np.repeat(sizes, lengths)
+    slates = np.repeat(np.arange(len(lengths)), lengths)
+    if unknown is not None:
+        lengths = np.bincount(slates[~unknown], minlength=len(lengths))
+        column.refuse(lengths == 0, "a candidate index is required at one position at least, got None", last)
     if column.kind != "int":
         raise column.error(f"a candidate index (int) is required, got {shown(column.value(0))}", 0)
     # A copy: the values may be Arrow's own read-only memory, and the batch is the caller's to change.
     indices = column.values.astype(np.int64)
     column.refuse(lengths > sizes, "{} slate positions for {} candidates", last, lengths, sizes)
-    limits = np.repeat(sizes, lengths)
+    limits = sizes[slates]
     outside = (indices < 0) | (indices >= limits)
     column.refuse(outside, "slate index {} is outside 0..{}", None, indices, limits - 1)
-    keys = np.repeat(np.arange(len(lengths)), lengths) * candidates.width + indices
+    keys = slates * candidates.width + indices
+    if unknown is not None:
+        indices[unknown] = PADDING
+        keys[unknown] = -1 - np.flatnonzero(unknown)  # of which none is another's
     repeated = np.ones_like(indices, dtype=np.bool_)
     repeated[np.unique(keys, return_index=True)[1]] = False
     column.refuse(repeated, "candidate {} appears twice in a slate", None, indices)

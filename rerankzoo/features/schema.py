@@ -18,8 +18,9 @@ from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense"]
-Transform = Literal["log1p", "standardize"]
+Transform = Literal["log1p", "signed_log1p", "standardize"]
 Discount = Literal["none", "log2"]
+Gain = Literal["linear", "exponential"]
 
 FLOAT32_MAX = 3.4028234663852886e38
 _MAX_NAME = 256
@@ -48,9 +49,12 @@ class FieldSpec:
         hash_size: Categorical: hash values into this many buckets instead of keeping a vocabulary.
         min_count: Categorical: values seen less often than this while fitting become "unknown".
         shares: Categorical: use the vocabulary (and so the embedding rows) of the field of this name.
-        transforms: Numeric and dense, applied in order: `"log1p"`, `"standardize"`.
+        transforms: Numeric and dense, applied in order: `"log1p"`, `"signed_log1p"` (of the size, with the sign), and
+            `"standardize"`.
         clip: Numeric and dense: raw values are clipped to this range before the transforms.
         size: Dense: the length of the vector.
+        columns: Dense: the numeric columns that are the vector, each with one number where the vector's column would
+            have one vector; `size` is how many.
         num_embeddings: Categorical, set by fitting: 2 + vocabulary (or `hash_size`). Id 0 is padding or missing, 1 is
             unknown.
     """
@@ -64,6 +68,7 @@ class FieldSpec:
     transforms: tuple[Transform, ...] = ()
     clip: tuple[float, float] | None = None
     size: int = 1
+    columns: tuple[str, ...] = ()
     num_embeddings: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,8 +83,12 @@ class FieldSpec:
                 raise SchemaError(f"{key} of field {self.name!r} {message}")
         if self.group == "history" and self.kind != "categorical":
             raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
-        object.__setattr__(self, "transforms", _as_tuple(self.transforms, f"transforms of field {self.name!r}"))
-        refused = {"categorical": ["transforms", "clip", "size"], "numeric": [*_CATEGORICAL, "size"]}
+        for key in ("transforms", "columns"):
+            object.__setattr__(self, key, _as_tuple(getattr(self, key), f"{key} of field {self.name!r}"))
+        refused = {
+            "categorical": ["transforms", "clip", "size", "columns"],
+            "numeric": [*_CATEGORICAL, "size", "columns"],
+        }
         self._refuse(f"is {self.kind}", refused.get(self.kind, _CATEGORICAL))
         if self.shares is not None:
             self._refuse("shares a vocabulary", ["hash_size", "min_count"])
@@ -87,16 +96,31 @@ class FieldSpec:
             require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
         if len(set(self.transforms)) != len(self.transforms):
             raise SchemaError(f"field {self.name!r} repeats a transform: {list(self.transforms)}")
+        if self.columns:
+            self._check_columns()
         if self.clip is not None:
             clip = _as_tuple(self.clip, f"clip of field {self.name!r}")
             if len(clip) != 2 or not all(map(_is_number, clip)) or not clip[0] < clip[1]:
                 raise SchemaError(f"clip of field {self.name!r} must be two increasing numbers, got {shown(clip)}")
             object.__setattr__(self, "clip", tuple(map(float, clip)))  # 1 and 1.0 must give the same fingerprint
 
+    def _check_columns(self) -> None:
+        if not all(isinstance(name, str) and name for name in self.columns):
+            raise SchemaError(f"columns of field {self.name!r} must be names, got {shown(list(self.columns))}")
+        _require_unique(list(self.columns), f"column of field {self.name!r}")
+        if self.size not in (1, len(self.columns)):
+            raise SchemaError(f"field {self.name!r} has {len(self.columns)} columns, and size {self.size}")
+        object.__setattr__(self, "size", len(self.columns))
+
     @property
     def depth(self) -> int:
-        """How many lists deep the column is."""
-        return (self.group != "request") + (self.kind == "dense")
+        """How many lists deep the column is, or each of the columns."""
+        return (self.group != "request") + (self.kind == "dense" and not self.columns)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns that the field is read from."""
+        return self.columns or (self.name,)
 
     def _refuse(self, reason: str, keys: Sequence[str]) -> None:
         for key in keys:
@@ -108,26 +132,30 @@ class FieldSpec:
 class TargetSpec:
     """One kind of feedback, such as a click. Entries of a wrong type are a `SchemaError`.
 
-    The utility of a slate is the sum over its positions and all targets of weight x value x feedback, discounted by
-    position where the schema says so.
+    The utility of a slate is the sum over its positions and all targets of weight x value x gain of the feedback,
+    discounted by position where the schema says so.
 
     Args:
         name: The feedback column, aligned with the slate column.
         weight: What one unit of it is worth.
         value: A raw numeric candidate column that multiplies the feedback (a price); 1 if `None`.
         candidate_feedback: A column of labels for all candidates, not only those of the slate; `None` if there is none.
+        gain: What a label y counts, in the utility as in NDCG: `"linear"`, y; or `"exponential"`, 2^y - 1, for grades.
+            Batches hold the gains.
     """
 
     name: str
     weight: float = 1.0
     value: str | None = None
     candidate_feedback: str | None = None
+    gain: Gain = "linear"
 
     def __post_init__(self) -> None:
         require_names(self, "a target", "name")
         require_names(self, f"target {self.name!r}", "value", "candidate_feedback", optional=True)
         if not _is_number(self.weight, FLOAT32_MAX):
             raise SchemaError(f"weight of target {self.name!r} must be a finite number, got {shown(self.weight)}")
+        require_choice(self.gain, get_args(Gain), f"gain of target {self.name!r}")
         object.__setattr__(self, "weight", float(self.weight))
 
 
@@ -183,7 +211,7 @@ class FeatureSchema:
         labels = [*self.label_columns(), *MINED_COLUMNS]
         labels += [target.candidate_feedback for target in self.targets if target.candidate_feedback]
         _require_unique(labels, "label column")
-        inputs = {self.item_id, *(field.name for field in self.fields)}
+        inputs = {self.item_id, *(name for field in self.fields for name in field.sources)}
         inputs.update(target.value for target in self.targets if target.value)
         if both := [label for label in labels if label in inputs]:
             raise SchemaError(f"column {both[0]!r} is both an input and a label (slate, feedback, propensity or mined)")
@@ -208,7 +236,8 @@ class FeatureSchema:
 
     def columns(self) -> set[str]:
         """Returns all columns that are read where a table has them: the schema's, and those of registered entries."""
-        named = {self.item_id, *self.label_columns(), *MINED_COLUMNS, *(field.name for field in self.fields)}
+        named = {self.item_id, *self.label_columns(), *MINED_COLUMNS}
+        named.update(name for field in self.fields for name in field.sources)
         named.update(name for target in self.targets for name in (target.value, target.candidate_feedback) if name)
         return named | (ENTRIES.keys() - BUILT_IN)
 

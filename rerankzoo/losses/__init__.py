@@ -23,10 +23,20 @@ from rerankzoo.losses.likelihood import (
 )
 from rerankzoo.losses.policy import group_value_loss, policy_gradient_loss, returns_to_go
 from rerankzoo.losses.preference import dpo_loss, resorted_slates
+from rerankzoo.losses.ranking import (
+    RANKING_LOSSES,
+    attention_rank_loss,
+    lambda_loss,
+    listmle_loss,
+    listnet_loss,
+    softmax_ranking_loss,
+)
 from rerankzoo.losses.regression import cumulative_regression_loss
 
 __all__ = [
+    "RANKING_LOSSES",
     "advantages",
+    "attention_rank_loss",
     "contrastive_loss",
     "cumulative_regression_loss",
     "detailed_balance",
@@ -40,7 +50,10 @@ __all__ = [
     "group_value_loss",
     "hard_label_loss",
     "in_single_precision",
+    "lambda_loss",
     "likelihood_loss",
+    "listmle_loss",
+    "listnet_loss",
     "log_probabilities",
     "log_transitions",
     "mean_feedback_loss",
@@ -50,6 +63,7 @@ __all__ = [
     "returns_to_go",
     "slate_mean",
     "soft_label_loss",
+    "softmax_ranking_loss",
     "standardised",
     "trajectory_balance",
     "unlikelihood_loss",

@@ -301,6 +301,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
 
     Attributes:
         paper: Where the family comes from, for model cards: what it is, and the paper to cite; `None` for a yardstick.
+        learns_from: Labels of a log (`RequestLoader.labels`), any of which is enough to train it.
     """
 
     config: RerankingConfig
@@ -311,6 +312,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     paper: ClassVar[tuple[str, str] | None] = None
+    learns_from: ClassVar[frozenset[str]] = frozenset({"slates"})
 
     def __init__(self, config: RerankingConfig) -> None:
         super().__init__(config)
@@ -486,6 +488,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
         feedback: Tensor | None = None,
         slate_weights: Tensor | None = None,
         soft_labels: Tensor | None = None,
+        candidate_feedback: Tensor | None = None,
+        candidate_feedback_mask: Tensor | None = None,
         **other: Tensor,
     ) -> SlateModelOutput:
         """Scores candidates; with the labels that the family learns from, also the loss.
@@ -503,6 +507,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             feedback: (B, S, M', T) in [0, 1], of logged slates.
             slate_weights: (B, S), of mined slates; a request's weights sum to 1.
             soft_labels: (B, S, M', N), of mined slates: per position a distribution over the candidates left.
+            candidate_feedback: (B, N, T), labels of candidates.
+            candidate_feedback_mask: (B, N), True where they are known.
             **other: Further entries of the batch, for families that registered them.
 
         Returns:
@@ -524,6 +530,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             "feedback": feedback,
             "slate_weights": slate_weights,
             "soft_labels": soft_labels,
+            "candidate_feedback": candidate_feedback,
+            "candidate_feedback_mask": candidate_feedback_mask,
             **other,
         }
         self._check_length(slates)

@@ -1,32 +1,68 @@
 """Base of rankers that give every candidate one score and sort: pointwise and listwise.
 
-B requests, N candidates, M positions, S slates, T targets, D hidden.
+B requests, N candidates, M positions, S slates, T targets, D hidden, K items of a list to learn from.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
 
-from rerankzoo.batch import Batch, gather_candidates, inputs
+from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
+from rerankzoo.errors import SchemaError
+from rerankzoo.features.utility import candidate_utility
 from rerankzoo.generation import Scorer, StaticScorer
 from rerankzoo.layers import FeedbackHead
+from rerankzoo.losses import RANKING_LOSSES, feedback_loss, slate_mean
 from rerankzoo.models.base import RerankingConfig, SlateGenerator, SlateModelOutput
+
+#: Cross-entropy of each item's feedback by itself: the only loss under which scores are expected utilities.
+BCE = "bce"
+
+
+@strict
+class ScoreAndSortConfig(RerankingConfig):
+    """What all rankers that sort by a score have beside the fields of `RerankingConfig`.
+
+    Args:
+        loss: `"bce"`: a probability for each target, and a score that is the expected utility. Or a loss of lists
+            (`rerankzoo.losses.RANKING_LOSSES`): `"softmax"`, `"listnet"`, `"attention_rank"`, `"listmle"` or `"lambda"`
+            (of NDCG@`slate_size`); the score then only orders. It learns the utility of what the labels say, so one
+            target or several, clicks or grades, are all the same to it.
+        labels: What it learns from: `"slates"`, the feedback of what was shown, or `"candidates"`, the labels of
+            candidates (`candidate_feedback`); `None`: slates, where the log has them.
+    """
+
+    training_fields = RerankingConfig.training_fields | {"labels"}
+
+    loss: Literal["bce", "softmax", "listnet", "attention_rank", "listmle", "lambda"] = "bce"
+    labels: Literal["slates", "candidates"] | None = None
 
 
 class ScoreAndSortModel(SlateGenerator):
-    """Predicts the feedback of each candidate; greedy decoding sorts by expected utility.
+    """Scores each candidate; greedy decoding sorts by the score.
 
-    One feedback probability per target, fitted to the positions that the log has shown. A candidate's score is its
-    expected utility, the sum over targets of weight x value x probability. A family implements `encode_candidates`.
+    With the loss `"bce"` there is one feedback probability per target, fitted to the positions that the log has shown,
+    or to labelled candidates; the score is the expected utility, the sum over targets of weight x value x probability.
+    With a loss of lists the score is a number that orders a list as the utility of its feedback does; a value that
+    multiplies feedback, such as a price, is then known to the model only where it is a field too. A family implements
+    `encode_candidates`.
     """
 
-    def __init__(self, config: RerankingConfig) -> None:
+    config: ScoreAndSortConfig
+    learns_from: ClassVar[frozenset[str]] = frozenset({"slates", "parts", "candidates"})
+
+    def __init__(self, config: ScoreAndSortConfig) -> None:
         super().__init__(config)
         self.features = self.make_feature_embedding()
+        negative = [target.name for target in self.schema.targets if target.weight < 0]
+        if config.loss != BCE and negative:
+            raise SchemaError(f"loss {config.loss!r} ranks by utility, which targets {negative} can make negative")
 
     @property
     def num_positions(self) -> None:
@@ -35,7 +71,8 @@ class ScoreAndSortModel(SlateGenerator):
 
     def post_init(self) -> None:
         """Adds the heads, behind the family's own layers, and initialises all weights."""
-        self.heads = FeedbackHead(self.config.hidden_size, self.schema)
+        size, ranks = self.config.hidden_size, self.config.loss != BCE
+        self.heads = nn.Linear(size, 1) if ranks else FeedbackHead(size, self.schema)
         super().post_init()
 
     @abstractmethod
@@ -49,16 +86,43 @@ class ScoreAndSortModel(SlateGenerator):
                 f"{type(self).__name__} scores candidates by their value: the batch has no candidate_value"
             )
         states = self.encode_candidates(batch)
-        logits = self.heads(states)  # (B, N, T)
-        scores = self.heads.candidate_utility(logits, batch["candidate_value"])  # (B, N)
-        scores = scores.masked_fill(~batch["candidate_mask"], torch.finfo(scores.dtype).min)
+        logits = self.heads(states)  # (B, N, T), or one
+        value, mask = batch["candidate_value"], batch["candidate_mask"]
+        head = self.heads if isinstance(self.heads, FeedbackHead) else None
+        scores = head.candidate_utility(logits, value) if head else logits.squeeze(-1)  # (B, N)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         matrix = scores.unsqueeze(1).expand(-1, self.config.slate_size, -1)  # (B, M, N)
-        if not {"slates", "feedback"} <= batch.keys():
+        lists = self._lists(batch)
+        if lists is None:
             return SlateModelOutput(logits=matrix, candidate_states=states)
-        slates = batch["slates"]
-        logged = self.heads.log_likelihood(gather_candidates(logits, slates), batch["feedback"], slates)
-        loss = self.heads.loss(logged, slates)
-        return SlateModelOutput(loss=loss, loss_terms={"feedback": loss}, logits=matrix, candidate_states=states)
+        loss = self._loss(gather_candidates(logits, lists[0]), *lists, value)
+        name = "feedback" if head else self.config.loss
+        return SlateModelOutput(loss=loss, loss_terms={name: loss}, logits=matrix, candidate_states=states)
+
+    def _lists(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """What to learn from: items (B, S, K) of lists, and their feedback (B, S, K, T)."""
+        shown = {"slates", "feedback"} <= batch.keys()
+        if self.config.labels == "slates" or (self.config.labels is None and shown):
+            return (batch["slates"], batch["feedback"]) if shown else None
+        if "candidate_feedback" not in batch:
+            return None
+        unlabelled = [one.name for one in self.schema.targets if one.candidate_feedback is None and one.weight]
+        if unlabelled:
+            raise SchemaError(f"targets {unlabelled} have no candidate_feedback to learn from; give them weight 0")
+        known = batch["candidate_feedback_mask"]
+        items = torch.arange(known.shape[1], device=known.device).where(known, PADDING)
+        return items.unsqueeze(1), batch["candidate_feedback"].unsqueeze(1)
+
+    def _loss(self, logits: Tensor, items: Tensor, feedback: Tensor, value: Tensor) -> Tensor:
+        """The mean over requests, of the logits (B, S, K, T) of the items (B, S, K) of lists."""
+        known = items != PADDING
+        if self.config.loss == BCE:
+            return slate_mean(feedback_loss(logits, feedback, known), items).mean()
+        relevance = candidate_utility(feedback, gather_candidates(value, items), self.schema)
+        ranking = RANKING_LOSSES[self.config.loss]
+        if self.config.loss == "lambda":
+            ranking = partial(ranking, k=self.config.slate_size)
+        return slate_mean(ranking(logits.squeeze(-1), relevance, known), items).mean()
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the scores, renormalised over the candidates left, at any position."""

@@ -70,6 +70,8 @@ def random_requests(
         counts = {"request": 1, "candidate": size, "history": length}
         for field in schema.fields:
             drawn = values(field, counts[field.group])
-            request[field.name] = drawn[0] if field.group == "request" else drawn
+            columns = zip(*drawn, strict=True) if field.columns else [drawn]
+            for name, column in zip(field.sources, columns, strict=True):
+                request[name] = column[0] if field.group == "request" else list(column)
         requests.append(request)
     return requests

@@ -168,7 +168,21 @@ class RerankingModule(L.LightningModule):
         if self.model is not None and stage != "predict":
             self.objective.load_companions(self.model.schema, getattr(data, "metadata", None))
 
+    def _check_labels(self, data: Any) -> None:
+        """Refuses a log that the model cannot learn from, before anything is computed of it."""
+        told, wanted = data.labels(), self.model_class.learns_from
+        if not self.objective.learns_from_labels() or told & wanted:
+            return
+        if "parts" in told:
+            reason = "in some of the log's it is not known what stood at every position"
+        else:
+            reason = f"the log has {'only labels of candidates' if told else 'neither feedback nor labels'}"
+        able = "" if not told else "; PointwiseForReranking, say, needs none"
+        name, what = self.model_class.__name__, "whole slates" if wanted == {"slates"} else "feedback or labels"
+        raise RerankingDataError(f"{name} learns from {what}: {reason}{able}", field=data.extractor.schema.slate)
+
     def _make_model(self, data: Any) -> None:
+        self._check_labels(data)
         if self.pretrained is None:
             self._start_anew(data)
         else:
@@ -419,7 +433,8 @@ class RerankingModule(L.LightningModule):
             )
 
     def _no_loss(self, batch: Batch) -> RerankingDataError:
-        labels = sorted({"slates", "feedback", "slate_weights", "soft_labels"} & batch.keys())
+        known = {"slates", "feedback", "slate_weights", "soft_labels", "candidate_feedback"}
+        labels = sorted(known & batch.keys())
         name, mined = self.model_class.__name__, "slate_weights" in batch
         reason = "mined slates have none, train on the log they were mined from" if mined else "this is no log"
         return RerankingDataError(f"{name} learns from it, the data has only {labels}: {reason}", field="feedback")

@@ -126,6 +126,10 @@ class Objective(ABC):
             An output with `loss` (`None` where the batch lacks the labels for it) and `loss_terms`.
         """
 
+    def learns_from_labels(self) -> bool:
+        """Whether the log must have what the model's own loss is made of."""
+        return True
+
     def load_companions(self, schema: FeatureSchema, metadata: Mapping[str, Any] | None = None) -> None:
         """Loads the companions that have a path; those that are there are kept. Every process does.
 

@@ -71,6 +71,10 @@ class SlateObjective(Objective):
         self.evaluator = evaluator
         self.supervised_weight = supervised_weight
 
+    def learns_from_labels(self) -> bool:
+        """See `Objective.learns_from_labels`."""
+        return self.supervised_weight > 0
+
     def declare(self) -> dict[str, Companion]:
         """See `Objective.declare`."""
         return {} if self.evaluator is None else {"evaluator": Companion(self.evaluator, evaluator=True)}

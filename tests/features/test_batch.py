@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from rerankzoo.batch import ENTRIES, Entry, gather_candidates, pad, register_entry, trim
-from rerankzoo.features import FeatureSchema, TargetSpec
+from rerankzoo.errors import RerankingDataError, SchemaError
+from rerankzoo.features import FeatureSchema, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.features.utility import candidate_utility, position_utility, slate_utility
 
 
@@ -124,3 +126,56 @@ def test_a_family_registers_its_own_entry_once() -> None:
         pad({"reference_log_probs": torch.ones(1, 1, 1)}, M=2)
     with pytest.raises(ValueError, match="axes that begin with B"):
         register_entry("strange", Entry("NB"))
+
+
+def test_the_gain_of_a_grade_is_what_a_batch_holds() -> None:
+    target = TargetSpec(name="grade", candidate_feedback="grades", gain="exponential")
+    schema = FeatureSchema(name="graded", item_id="item_id", fields=(), targets=(target,))
+    assert FeatureSchema.from_dict(schema.to_dict()) == schema
+    extractor = RerankingFeatureExtractor(schema).fit([{"item_id": [1, 2, 3]}])
+    row = {"item_id": [1, 2, 3], "grades": [0, None, 4], "slate": [2, 0], "grade": [4, 0]}
+    batch = extractor(row)
+    assert batch["candidate_feedback"].tolist() == [[[0.0], [0.0], [15.0]]]
+    assert batch["candidate_feedback_mask"].tolist() == [[True, False, True]]
+    assert slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], schema).tolist() == [[15.0]]
+    for name, wrong in (("grades", [0, 25, 0]), ("grade", [-1, 0])):
+        with pytest.raises(RerankingDataError, match=f"field '{name}', row 0: a grade from 0 to 24 is required"):
+            extractor({**row, name: wrong})
+    with pytest.raises(SchemaError, match="gain of target 'grade' must be one of linear, exponential"):
+        TargetSpec(name="grade", gain="squared")  # type: ignore[arg-type]
+
+
+PARTS_SCHEMA = FeatureSchema(
+    name="parts", item_id="item_id", fields=(), targets=(TargetSpec(name="click"),), propensity="chance"
+)
+PART = {"item_id": [7, 8], "slate": [None, None, 1], "click": [None, 0, 1], "chance": [None, None, 0.5]}
+
+
+def test_a_slate_may_be_a_part_of_a_page() -> None:
+    extractor = RerankingFeatureExtractor(PARTS_SCHEMA).fit([PART])
+    whole = {"item_id": [7, 8], "slate": [1, 0], "click": [0.0, 1.0], "chance": [0.5, 1.0]}
+    for rows in ([PART, whole], pa.Table.from_pylist([PART, whole])):
+        batch = extractor(rows)
+        assert batch["slates"].tolist() == [[[-100, -100, 1]], [[1, 0, -100]]]
+        assert batch["feedback"][..., 0].tolist() == [[[0.0, 0.0, 1.0]], [[0.0, 1.0, 0.0]]]
+        assert batch["propensity"].tolist() == [[[0.0, 0.0, 0.5]], [[0.5, 1.0, 0.0]]]
+        assert trim(batch)["slates"].shape == (2, 1, 3)
+    assert extractor(PART)["slates"].tolist() == [[[-100, -100, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"click": [None, 1, 1]}, "field 'click', row 0: 1.0 at a position that 'slate' leaves open"),
+        ({"click": [None, 0, None]}, "field 'click', row 0: feedback is required, got None"),
+        ({"chance": [0.5, None, 0.5]}, "field 'chance', row 0: 0.5 at a position that 'slate' leaves open"),
+        ({"chance": [None, None, 0.0]}, "field 'chance', row 0: a probability in .0, 1. is required, got 0.0"),
+        ({"slate": [1, None, 1]}, "field 'slate', row 0: candidate 1 appears twice"),
+        ({"slate": [None, None, 2]}, "field 'slate', row 0: slate index 2 is outside 0..1"),
+        ({"slate": [None, None, None]}, "field 'slate', row 0: a candidate index is required at one position"),
+    ],
+)
+def test_what_a_part_of_a_page_may_not_say(changes: dict[str, Any], message: str) -> None:
+    extractor = RerankingFeatureExtractor(PARTS_SCHEMA).fit([PART])
+    with pytest.raises(RerankingDataError, match=message):
+        extractor({**PART, **changes})

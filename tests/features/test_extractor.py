@@ -470,6 +470,11 @@ def test_transforms_by_hand() -> None:
     assert numbers([7, 7], kind="numeric", transforms=("standardize",)) == [[0], [0]]
     assert numbers([-9, 2, 99], kind="numeric", clip=(0, 10)) == [[0], [2], [10]]
     assert numbers([-9, 3], kind="numeric", clip=(0, 3), transforms=("log1p", "standardize")) == [[third(-1)], [1]]
+    assert numbers([1, -1, 0], kind="numeric", transforms=("signed_log1p",)) == [
+        [third(math.log(2))],
+        [third(-math.log(2))],
+        [0],
+    ]
     vectors = [[1, 10], [3, 10], None]
     assert numbers(vectors, kind="dense", size=2, transforms=("standardize",)) == [[-1, 0], [1, 0], [0, 0]]
     assert numbers([True, False], kind="numeric") == [[1], [0]]
@@ -811,3 +816,27 @@ def test_every_difference_is_listed(schema: FeatureSchema) -> None:
     with pytest.raises(SchemaMismatchError, match="the order of fields is"):
         dataclasses.replace(schema, fields=schema.fields[::-1]).check_same(schema)
     dataclasses.replace(schema, name="renamed").check_same(schema)
+
+
+def test_a_dense_field_of_several_columns_is_that_of_one_column_of_vectors() -> None:
+    rows = [{"item_id": [1, 2], "a": [1.0, 2.0], "b": [None, 40]}, {"item_id": [3], "a": [3.0], "b": [10]}]
+    options: dict[str, Any] = {"group": "candidate", "kind": "dense", "transforms": ("standardize",)}
+    apart = FeatureSchema(name="x", item_id="item_id", fields=(FieldSpec(name="ab", columns=("a", "b"), **options),))
+    joined = FeatureSchema(name="x", item_id="item_id", fields=(FieldSpec(name="ab", size=2, **options),))
+    assert FeatureSchema.from_dict(apart.to_dict()) == apart
+    assert apart.columns() >= {"a", "b"}
+    vectors = [{"item_id": row["item_id"], "ab": list(zip(row["a"], row["b"], strict=True))} for row in rows]
+    found, expected = RerankingFeatureExtractor(apart).fit(rows), RerankingFeatureExtractor(joined).fit(vectors)
+    assert torch.equal(found(rows)["candidate_numeric"], expected(vectors)["candidate_numeric"])
+    assert torch.equal(found(pa.Table.from_pylist(rows))["candidate_numeric"], found(rows)["candidate_numeric"])
+    with pytest.raises(RerankingDataError, match="field 'b', row 1: 2 entries, but 'a' has 1"):
+        found([rows[0], {**rows[1], "b": [1, 2]}])
+    with pytest.raises(RerankingDataError, match="field 'b', row 0: a finite float32 number is required"):
+        found([{**rows[0], "b": [1.0, math.inf]}])
+    request = FieldSpec(name="uv", group="request", kind="dense", columns=("u", "v"))
+    schema = FeatureSchema(name="x", item_id="item_id", fields=(request,))
+    batch = RerankingFeatureExtractor(schema).fit([{"item_id": [1], "u": 1, "v": 2}])({"item_id": [1], "u": 3, "v": 4})
+    assert batch["request_numeric"].tolist() == [[3.0, 4.0]]
+    for wrong in ({"columns": ("a", "a")}, {"columns": ("a", 1)}, {"columns": ("a", "b"), "size": 3}):
+        with pytest.raises(SchemaError, match="field 'ab'"):
+            FieldSpec(name="ab", group="candidate", kind="dense", **wrong)

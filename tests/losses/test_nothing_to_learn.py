@@ -13,6 +13,7 @@ from torch import Tensor
 from rerankzoo import losses
 from rerankzoo.losses import (
     advantages,
+    attention_rank_loss,
     contrastive_loss,
     cumulative_regression_loss,
     detailed_balance,
@@ -25,7 +26,10 @@ from rerankzoo.losses import (
     group_targets,
     group_value_loss,
     hard_label_loss,
+    lambda_loss,
     likelihood_loss,
+    listmle_loss,
+    listnet_loss,
     log_probabilities,
     log_transitions,
     mean_feedback_loss,
@@ -34,6 +38,7 @@ from rerankzoo.losses import (
     returns_to_go,
     slate_mean,
     soft_label_loss,
+    softmax_ranking_loss,
     standardised,
     trajectory_balance,
     unlikelihood_loss,
@@ -103,6 +108,15 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "balance of steps of padding": lambda x: detailed_balance(
         x.view(1, 1, 2), x.view(1, 1, 2), EARNED[:, :1], PADDED.expand(1, 1, 2)
     ),
+    "softmax without relevance": lambda x: softmax_ranking_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
+    "softmax of one item": lambda x: softmax_ranking_loss(x.view(1, 2), torch.tensor([[1.0, torch.nan]]), ONE),
+    "ListNet without relevance": lambda x: listnet_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
+    "ListNet of one item": lambda x: listnet_loss(x.view(1, 2), torch.ones(1, 2), ONE),
+    "attention rank of nothing": lambda x: attention_rank_loss(x.view(1, 2), torch.ones(1, 2), NONE),
+    "ListMLE without relevance": lambda x: listmle_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
+    "ListMLE of one item": lambda x: listmle_loss(x.view(1, 2), torch.ones(1, 2), ONE),
+    "LambdaLoss of equals": lambda x: lambda_loss(x.view(1, 2), torch.ones(1, 2), TWO),
+    "LambdaLoss of one item": lambda x: lambda_loss(x.view(1, 2), torch.tensor([[3.0, torch.nan]]), ONE),
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
 }
 
@@ -168,6 +182,19 @@ SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
         4.0,
         [0.0, -4.0],
     ),
+    "softmax": (lambda x: softmax_ranking_loss(x, torch.tensor([3.0, 0.0]), TWO[0]), math.log(2), [-0.5, 0.5]),
+    "ListNet": (
+        lambda x: listnet_loss(x, torch.tensor([1.0, 0.0]), TWO[0]),
+        math.log(2),
+        [0.5 - math.e / (1 + math.e), math.e / (1 + math.e) - 0.5],
+    ),
+    "attention rank": (lambda x: attention_rank_loss(x, torch.tensor([1.0, 0.0]), TWO[0]), math.log(2), [-0.5, 0.5]),
+    "ListMLE": (lambda x: listmle_loss(x, torch.tensor([3.0, 1.0]), TWO[0]), math.log(2), [-0.5, 0.5]),
+    "LambdaLoss": (
+        lambda x: lambda_loss(x, torch.tensor([3.0, 0.0]), TWO[0], k=1),
+        math.log(2),
+        [-0.5, 0.5],
+    ),
     "mean of one slate": (lambda x: slate_mean(x.view(1, 2) + 3, torch.tensor([[[0], [-100]]])), 3.0, [1.0, 0.0]),
 }
 
@@ -223,5 +250,5 @@ def test_every_loss_is_tested_here() -> None:
     cases = source[source.index("NOTHING: dict") : source.index("def test_autocast")]
     for name in losses.__all__:
         helpers = {"in_single_precision", "log_probabilities", "position_log_likelihood", "likelihood_loss"}
-        helpers |= {"resorted_slates"}  # has no gradient
+        helpers |= {"resorted_slates", "RANKING_LOSSES"}  # the first has no gradient
         assert name in helpers or f"{name}(" in cases, name

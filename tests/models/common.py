@@ -606,7 +606,7 @@ class ModelTestSuite(VariantTestSuite):
         assert output.to_tuple()[0] is output["loss"]
         leaves = pytree.tree_leaves(output)
         assert len(leaves) == len(pytree.tree_leaves(dict(output.items()))) > 2
-        labels = ("feedback", "slate_weights", "soft_labels")
+        labels = ("feedback", "slate_weights", "soft_labels", "candidate_feedback")
         assert "loss" not in self.make_model(extractor)(**{k: v for k, v in batch.items() if k not in labels})
 
     @pytest.mark.slow

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig, size_field
+from rerankzoo.models.base import size_field
+from rerankzoo.models.score_and_sort import ScoreAndSortConfig
 
 
 @strict
-class PointwiseConfig(RerankingConfig):
-    """Sizes of `PointwiseForReranking`; see also `RerankingConfig`, whose attention fields it does not use.
+class PointwiseConfig(ScoreAndSortConfig):
+    """Sizes of `PointwiseForReranking`; see also `ScoreAndSortConfig`, whose attention fields it does not use.
 
     Args:
         num_hidden_layers: Hidden layers of the network after the input layer, each `hidden_size` wide.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.base import RerankingConfig, size_field
+from rerankzoo.models.base import size_field
+from rerankzoo.models.score_and_sort import ScoreAndSortConfig
 
 
 @strict
-class PRMConfig(RerankingConfig):
-    """Sizes of `PRMForReranking`; see also `RerankingConfig`.
+class PRMConfig(ScoreAndSortConfig):
+    """Sizes of `PRMForReranking`; see also `ScoreAndSortConfig`.
 
     Args:
         num_hidden_layers: Layers of the encoder.

@@ -13,10 +13,10 @@ Where this differs from the paper, or fills in what our sources (its abstract an
   of the user's history, where the schema has one) are joined and learned end to end instead.
 - The rank is the number of candidates with a higher upstream score, not the number of the row: the order in which
   candidates arrive changes nothing, and candidates with the same score have the same rank.
-- Loss: binary cross-entropy on the positions that the log has shown, one probability per feedback target. The paper
-  has one label, a softmax over the list and -sum y log P, for lists that were shown as a whole; ours show a few of the
-  candidates and weigh several targets by value, for which probabilities are needed. A candidate's score is its expected
-  utility, the sum over targets of weight x value x probability.
+- Loss: by default binary cross-entropy on the positions that the log has shown, one probability per feedback target.
+  The paper has one label, a softmax over the list and -sum y log P, for lists that were shown as a whole; ours show a
+  few of the candidates and weigh several targets by value, for which probabilities are needed. A candidate's score is
+  its expected utility, the sum over targets of weight x value x probability. `loss: softmax` is the paper's.
 - Pre-norm Transformer blocks with GELU, and the rank's embedding added after the linear map of the features; our
   sources are not that exact.
 """
