@@ -49,8 +49,8 @@ def with_slate_lengths(batch: Batch, longest: int, slate_size: int) -> dict[str,
     """A batch that says how many positions each request has, if its own log does: pages of several sizes in one log.
 
     Where it does not say so by itself, a request that was shown fewer items than it had candidates, and fewer than the
-    longest slate of its table has, has as many positions; others have no limit, nor has a part of a page, of which it is
-    not known what stood at some positions. Nothing is added where nobody has one below `slate_size`.
+    longest slate of its table has, has as many positions; others have no limit, nor has a part of a page, of which it
+    is not known what stood at some positions. Nothing is added where nobody has one below `slate_size`.
     """
     if "slate_length" in batch or "slates" not in batch:
         return dict(batch)
