@@ -22,7 +22,6 @@ from rerankzoo.evaluation import (
     Decoding,
     Evaluation,
     Point,
-    evaluator_quality,
     print_table,
     write_curve,
     write_report,
@@ -241,8 +240,9 @@ class _Run:
             evaluation = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
         costs = {"evaluator": evaluator.cpu_seconds, **seconds} if evaluator else seconds
         evaluation = evaluation.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
-        asked = evaluation.protocol["decodings"]
-        evaluation = evaluation.with_metrics(name, lambda key: {**quality, **_cost(entry, asked[key], costs)})
+        evaluation = evaluation.with_metrics(name, quality)
+        for decoding, asked in evaluation.protocol["decodings"].items():
+            evaluation = evaluation.with_metrics(name, _cost(entry, asked, costs), decoding)
         return evaluation if entry.evaluator is None else evaluation.with_own_evaluator()
 
     def _evaluator(self, name: str | None) -> Trained | None:
@@ -299,8 +299,7 @@ class _Run:
             judge = self._train_evaluator(self.benchmark.judge, "judge", other).load(self.device)
         run = evaluator.evaluation(evaluator.load(self.device), judge, ceiling=ceiling)
         size = AutoConfig.from_pretrained(trained.folder).slate_size
-        data, extractor = run.splits[run.split], evaluator.data.extractor
-        return run, evaluator_quality(run.evaluator, data, extractor, run.metadata, slate_size=size)
+        return run, run.quality(run.evaluator, evaluator.data.extractor, size)[0]
 
 
 def _cost(entry: Entry, decoding: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, float]:

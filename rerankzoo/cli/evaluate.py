@@ -241,22 +241,20 @@ def evaluate(
         if judge == CROSS_FITTED and run.needs_judge():
             with progress.console.status("fitting a judge to the halves of the log"):
                 run.cross_fit(folder, loaded[0], max([loaded[0].model.config.slate_size, *k]))
+        quality: dict[str, float] = {}
+        doubts: dict[str, str] = {}
+        if evaluating is not None:
+            quality, doubts = run.quality(evaluating.model, evaluating.extractor, loaded[0].model.config.slate_size)
         for path, (model, extractor) in zip(models, loaded, strict=True):
             name, usual = model.config.model_type, None
             if not tune_alpha:
                 usual = protocol.default_decodings(evaluator is not None, penalty_alpha, model.strategies)
             sizes = (num_requests, num_requests, hr_requests)
             evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes, cuts=k)
-            evaluations.append(evaluation.with_protocol(model=path, **notes))
+            if told := {**evaluation.protocol.get("not_shown", {}), **doubts}:
+                evaluation = evaluation.with_protocol(not_shown=told)
+            evaluations.append(evaluation.with_metrics(name, quality).with_protocol(model=path, **notes))
             runs[name] += 1
-    if evaluating is not None:
-        quality, not_shown = run.quality(evaluating.model, evaluating.extractor, loaded[0].model.config.slate_size)
-        names = [model.config.model_type for model, _ in loaded]
-        pairs = zip(evaluations, names, strict=True)
-        evaluations = [evaluation.with_metrics(name, lambda decoding: quality) for evaluation, name in pairs]
-        if not_shown:
-            told = [{**evaluation.protocol.get("not_shown", {}), **not_shown} for evaluation in evaluations]
-            evaluations = [one.with_protocol(not_shown=more) for one, more in zip(evaluations, told, strict=True)]
     paths = protocol.write_report(evaluations, out)
     protocol.print_table(evaluations)
     print("written:", ", ".join(map(str, paths.values())))

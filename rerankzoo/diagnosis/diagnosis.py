@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,41 +88,37 @@ class Diagnosis:
     chosen: tuple[tuple[Tensor, Tensor], ...] = ()  # by half, slates (B, M) for the test requests, and its ranker's
 
 
-class _Fits:
+class _Fit(NamedTuple):
+    model: InteractionEvaluator
+    logged: Tensor  # (B,), its log-probabilities of the feedback of the half that it did not learn from
+
+
+class _Fits(dict[tuple[Form, int], _Fit]):
     """Evaluators by form and half, fitted when they are asked for."""
 
     def __init__(self, log: Log, watch: Callable[[str], None], seed: int) -> None:
+        super().__init__()
         self.log, self.watch, self.seed = log, watch, seed
-        self._models: dict[tuple[Form, int], InteractionEvaluator] = {}
-        self._logged: dict[tuple[Form, int], Tensor] = {}
 
-    def model(self, form: Form, half: int) -> InteractionEvaluator:
-        """The evaluator of this form that learned from this half."""
-        if (form, half) not in self._models:
-            self._models[form, half] = self.fitted(
-                form, self.log.halves[half], form.pairs and self.model(form.alone(), half)
-            )
-        return self._models[form, half]
+    def __missing__(self, key: tuple[Form, int]) -> _Fit:
+        form, half = key
+        start = self[form.alone(), half].model if form.pairs else None
+        model = self.fitted(form, self.log.halves[half], start)
+        self[key] = _Fit(model, log_likelihoods(model, self.log.halves[1 - half]))
+        return self[key]
 
-    def fitted(self, form: Form, learn: Batch, start: Any = None) -> InteractionEvaluator:
+    def fitted(self, form: Form, learn: Batch, start: InteractionEvaluator | None = None) -> InteractionEvaluator:
         """An evaluator of this form that learns from these requests."""
         self.watch(f"{form.name} on {rows(learn):,} requests")
-        log = self.log
-        return fit(form, log.extractor, learn, log.validation, start or None, self.seed, log.longest)
-
-    def logged(self, form: Form, half: int) -> Tensor:
-        """Log-probabilities (B,) of the *other* half's feedback."""
-        if (form, half) not in self._logged:
-            self._logged[form, half] = log_likelihoods(self.model(form, half), self.log.halves[1 - half])
-        return self._logged[form, half]
+        return fit(form, self.log.extractor, learn, self.log.validation, start, self.seed, self.log.longest)
 
     def both(self, form: Form) -> Tensor:
         """Log-probabilities of the feedback of all requests, each by the half that it is not in."""
-        return torch.cat([self.logged(form, 0), self.logged(form, 1)])
+        return torch.cat([self[form, 0].logged, self[form, 1].logged])
 
     def best(self, forms: list[Form]) -> list[Form]:
         """Forms that learned from the first half, by the likelihood of the second, best first."""
-        return sorted(forms, key=lambda form: -self.logged(form, 0).mean().item())
+        return sorted(forms, key=lambda form: -self[form, 0].logged.mean().item())
 
 
 def cross_fitted_judge(
@@ -131,7 +127,7 @@ def cross_fitted_judge(
     """Judges of the form that held-out likelihood prefers, one per half of a log, as one evaluator."""
     fits = _Fits(log, watch, seed)
     best = _preferred(fits)[1][0]
-    return CrossFittedJudge([Judge.of(fits.model(best, half), log.halves[1 - half]) for half in range(2)])
+    return CrossFittedJudge([Judge.of(fits[best, half].model, log.halves[1 - half]) for half in range(2)])
 
 
 def _preferred(fits: _Fits) -> tuple[list[Form], list[Form]]:
@@ -163,14 +159,11 @@ def diagnose(
         return Diagnosis(log, decide(figures, worth), figures)
     fits = _Fits(log, watch, seed)
     alone, (best, second) = _preferred(fits)
-    choosers = [fits.model(best, half) for half in range(2)]
+    choosers = [fits[best, half].model for half in range(2)]
     slates = [choose(model, log.test, log.slate_size) for model in choosers]
-    references = [rank(fits.model(alone[0], half), log.test, log.slate_size) for half in range(2)]
+    references = [rank(fits[alone[0], half].model, log.test, log.slate_size) for half in range(2)]
     judges = [Judge.of(model, log.halves[1 - half]) for half, model in enumerate(choosers)]
-    gain = Prediction.average(
-        [one.gain(log.test, *pair) for one, *pair in zip(judges, slates, references, strict=True)]
-    )
-    earned = Prediction.average([one.gain(log.test, each) for one, each in zip(judges, slates, strict=True)])
+    gain, earned = _judged(judges, log.test, slates, references), _judged(judges, log.test, slates, [None, None])
     better = fits.both(best) - fits.both(alone[0])
     curve = _curve(fits, best, gain)
     support = find_support(log, slates[0])
@@ -188,7 +181,7 @@ def diagnose(
         spread=judges[0].residual / unit,
         positions=log.slate_size,
     )
-    other = Judge.of(fits.model(second, 0), log.halves[1]).gain(log.test, slates[1], references[1])
+    other = Judge.of(fits[second, 0].model, log.halves[1]).gain(log.test, slates[1], references[1])
     later, losses = _losses(fits, alone, best, second)
     return Diagnosis(
         log=log,
@@ -209,6 +202,14 @@ def diagnose(
     )
 
 
+def _judged(
+    judges: Sequence[Judge], batch: Batch, slates: Sequence[Tensor], references: Sequence[Tensor | None]
+) -> Prediction:
+    """What the slates that each half chose earn more than its reference, by the other half's judge, on average."""
+    asked = zip(judges, slates, references, strict=True)
+    return Prediction.average([judge.gain(batch, chosen, reference) for judge, chosen, reference in asked])
+
+
 def _losses(fits: _Fits, alone: list[Form], best: Form, second: Form) -> tuple[Estimate, tuple[Loss, ...]]:
     """What reading later items adds, and the losses of all readings, from the simplest on."""
     log, (first, other) = fits.log, fits.log.halves
@@ -218,11 +219,11 @@ def _losses(fits: _Fits, alone: list[Form], best: Form, second: Form) -> tuple[E
     constant = torch.cat([constant_log_likelihoods(*pair) for pair in pairs])
     position = torch.cat([position_log_likelihoods(log, *pair) for pair in pairs])
     found = [_loss("constant", constant, reference), _loss("item and position", position, reference)]
-    found += [_loss(form.name, fits.logged(form, 0), reference[: rows(other)]) for form in reversed(alone[1:])]
+    found += [_loss(form.name, fits[form, 0].logged, reference[: rows(other)]) for form in reversed(alone[1:])]
     found.append(Loss(alone[0].name, -reference.mean().item(), None))
-    found += [_loss(form.name, fits.logged(form, 0), reference[: rows(other)]) for form in (blind, second)]
+    found += [_loss(form.name, fits[form, 0].logged, reference[: rows(other)]) for form in (blind, second)]
     found.append(_loss(best.name, fits.both(best), reference))
-    later = mean_interval(fits.logged(best, 0) - fits.logged(blind, 0))
+    later = mean_interval(fits[best, 0].logged - fits[blind, 0].logged)
     return later, tuple(found)
 
 
@@ -240,7 +241,7 @@ def _curve(fits: _Fits, best: Form, gain: Prediction) -> tuple[CurvePoint, ...]:
     judged = Judge.of(model, log.halves[1]).gain(
         log.test, choose(model, log.test, log.slate_size), rank(alone, log.test, log.slate_size)
     )
-    of_half = (fits.logged(best, 0) - fits.logged(best.alone(), 0)).mean().item()
+    of_half = (fits[best, 0].logged - fits[best.alone(), 0].logged).mean().item()
     whole = of_half + max(0.0, of_half - logged.mean().item()) / 2
     points = [(rows(quarter), logged.mean().item(), judged), (rows(half), of_half, gain), (log.used, whole, None)]
     return tuple(CurvePoint(*point) for point in points)
@@ -251,10 +252,9 @@ def _proposed(log: Log, judges: list[Judge], references: list[Tensor], name: str
     size = min(generator.model.config.slate_size, log.slate_size)
     slates = generator.model.generate(**inputs(generator.extractor(log.test_data)), slate_size=size)
     slates = F.pad(slates, (0, references[0].shape[1] - slates.shape[1]), value=PADDING)
-    judged = [judge.gain(log.test, slates, reference) for judge, reference in zip(judges, references, strict=True)]
     own = None
     if evaluator is not None:
         both = torch.stack([slates, references[0]], dim=1)
         values = evaluator.model.score_slates(both, **inputs(evaluator.extractor(log.test_data))).double()
         own = (values[:, 0] - values[:, 1]).mean().item()
-    return Proposed(name, own, Prediction.average(judged))
+    return Proposed(name, own, _judged(judges, log.test, [slates] * len(judges), references))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING
 from rerankzoo.metrics import mean_interval
@@ -87,7 +88,7 @@ class Estimate:
 def ips(log: LoggedSlates, slates: np.ndarray, clip: float | None = None) -> Estimate:
     """Inverse propensity score of whole slates: mean of w r, w = 1[a = e] / prod_k p_k. Assumes nothing of users."""
     weights = _prefix_weights(log, slates)[:, -1:]
-    return _mean("ips", log, weights, log.utility[:, None], clip)
+    return _estimate("ips", log, weights, log.utility[:, None], clip)
 
 
 def snips(log: LoggedSlates, slates: np.ndarray, clip: float | None = None) -> Estimate:
@@ -97,7 +98,7 @@ def snips(log: LoggedSlates, slates: np.ndarray, clip: float | None = None) -> E
     total = kept.sum()
     value = float(kept @ log.utility / total) if total else 0.0
     influence = value + kept * (log.utility - value) * (len(kept) / total if total else 0.0)
-    return _estimate("snips", log, influence, weights[:, None], log.utility[:, None], clip)
+    return _estimate("snips", log, weights[:, None], log.utility[:, None], clip, influence)
 
 
 def reward_interaction_ips(log: LoggedSlates, slates: np.ndarray, clip: float | None = None) -> Estimate:
@@ -105,7 +106,7 @@ def reward_interaction_ips(log: LoggedSlates, slates: np.ndarray, clip: float | 
 
     Assumes that a reward depends on its own item and those before it, not on what comes later.
     """
-    return _mean("reward interaction", log, _prefix_weights(log, slates), log.rewards, clip)
+    return _estimate("reward interaction", log, _prefix_weights(log, slates), log.rewards, clip)
 
 
 def cascade_doubly_robust(
@@ -131,7 +132,7 @@ def cascade_doubly_robust(
     kept = np.minimum(weights, clip or np.inf)
     before = np.concatenate([np.ones((len(kept), 1)), kept[:, :-1]], axis=1)
     contributions = (kept * (log.rewards - future) + before * future).sum(1)
-    return _estimate("cascade doubly robust", log, contributions, weights, log.rewards, clip)
+    return _estimate("cascade doubly robust", log, weights, log.rewards, clip, contributions)
 
 
 def independent_ips(
@@ -154,7 +155,7 @@ def independent_ips(
         row = int((same & (marginals == 0)).any(1).argmax())
         raise ValueError(f"marginals: row {row} says 0 of an item that was shown there")
     weights = np.divide(same, marginals, out=np.zeros(same.shape), where=same)
-    return _mean("independent", log, weights, log.rewards, clip)
+    return _estimate("independent", log, weights, log.rewards, clip)
 
 
 def pseudo_inverse(log: LoggedSlates, slate_weights: np.ndarray, clip: float | None = None) -> Estimate:
@@ -170,7 +171,7 @@ def pseudo_inverse(log: LoggedSlates, slate_weights: np.ndarray, clip: float | N
     """
     weights = slate_weights[:, None]
     _check("slate_weights", weights, (len(log.slates), 1), np.isfinite, "finite")
-    return _mean("pseudo-inverse", log, weights, log.utility[:, None], clip)
+    return _estimate("pseudo-inverse", log, weights, log.utility[:, None], clip)
 
 
 def requests_to_randomise(
@@ -214,7 +215,8 @@ class PlackettLuceLogger:
 
         An estimate: it is wrong where the logging policy was of another form, and nothing in a log tells by how much.
         """
-        logits, shown = torch.from_numpy(_standardised(scores)), torch.from_numpy(slates).long()
+        spread = float(scores[np.isfinite(scores)].std()) or 1.0
+        logits, shown = torch.tensor(scores / spread, dtype=torch.float64), torch.from_numpy(slates).long()
         padding = logits.isneginf()
         known = logits.masked_fill(padding, 0.0)  # -inf times what is fitted has no gradient
         uniform = torch.zeros_like(logits).masked_fill(padding, -math.inf)
@@ -226,17 +228,14 @@ class PlackettLuceLogger:
             optimizer.zero_grad()
             policy = (known * torch.exp(parameters[0])).masked_fill(padding, -math.inf)
             log_policy = _log_likelihoods(policy, shown).sum(1)
-            mixed = torch.logaddexp(
-                torch.nn.functional.logsigmoid(parameters[1]) + log_uniform,
-                torch.nn.functional.logsigmoid(-parameters[1]) + log_policy,
-            )
-            total = -mixed.mean()
+            drawn = F.logsigmoid(parameters[1]) + log_uniform
+            total = -torch.logaddexp(drawn, F.logsigmoid(-parameters[1]) + log_policy).mean()
             total.backward()
             return total
 
         optimizer.step(loss)
         log_inverse, share = parameters.detach().tolist()
-        return cls(_spread(scores) / math.exp(log_inverse), 1 / (1 + math.exp(-share)))
+        return cls(spread / math.exp(log_inverse), 1 / (1 + math.exp(-share)))
 
     def propensities(self, scores: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """(R, M), of each position of the slates given those before; scores (R, N), -inf at padding."""
@@ -330,15 +329,6 @@ def _log_likelihoods(logits: Tensor, slates: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _spread(scores: np.ndarray) -> float:
-    """Standard deviation of the finite scores, 1 where they are all equal."""
-    return float(scores[np.isfinite(scores)].std()) or 1.0
-
-
-def _standardised(scores: np.ndarray) -> np.ndarray:
-    return scores.astype(np.float64) / _spread(scores)
-
-
 def _same(log: LoggedSlates, slates: np.ndarray) -> np.ndarray:
     """(R, M), where the slates to be judged have the logged item."""
     if slates.shape != log.slates.shape:
@@ -351,21 +341,18 @@ def _prefix_weights(log: LoggedSlates, slates: np.ndarray) -> np.ndarray:
     return np.asarray(np.logical_and.accumulate(_same(log, slates), axis=1) / log.propensities.cumprod(1))
 
 
-def _mean(name: str, log: LoggedSlates, weights: np.ndarray, rewards: np.ndarray, clip: float | None) -> Estimate:
-    """An estimate by the mean over requests of the sum over columns of weights x rewards, both (R, K)."""
-    limit = clip or np.inf
-    return _estimate(name, log, (weights.clip(-limit, limit) * rewards).sum(1), weights, rewards, clip)
-
-
 def _estimate(
     name: str,
     log: LoggedSlates,
-    contributions: np.ndarray,
     weights: np.ndarray,
     rewards: np.ndarray,
     clip: float | None,
+    contributions: np.ndarray | None = None,
 ) -> Estimate:
-    """The mean of contributions (R,) with its interval, or words where too few requests carry it."""
+    """The mean of contributions (R,) with its interval, or words where too few requests carry it.
+
+    Default: the sum over columns of weights x rewards, both (R, K).
+    """
     if clip is not None and clip <= 0:
         raise ValueError(f"clip must be positive, got {clip}")
     limit = clip or np.inf
@@ -375,9 +362,9 @@ def _estimate(
     rewarded = int((kept * rewards != 0).any(1).sum())
     clipped = 1 - float(np.abs(kept).sum() / total) if total else 0.0
     largest = float(np.abs(weights).max())
-    count = len(contributions)
+    contributions = (kept * rewards).sum(1) if contributions is None else contributions
     refusal = _refusal(effective, rewarded)
-    told = (effective, largest, clipped, count, rewarded, log.estimated, refusal)
+    told = (effective, largest, clipped, len(contributions), rewarded, log.estimated, refusal)
     if refusal:
         return Estimate(name, None, None, None, *told)
     mean, low, high, _ = astuple(mean_interval(torch.from_numpy(contributions)))

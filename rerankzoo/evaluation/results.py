@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -103,10 +103,13 @@ class Evaluation:
         """A copy whose protocol says more."""
         return replace(self, protocol={**self.protocol, **notes})
 
-    def with_metrics(self, model: str, metrics: Callable[[str], Mapping[str, float]]) -> Evaluation:
-        """A copy whose rows of a model say more; `metrics` tells what, by the name of the decoding."""
-        added = [metrics(row.decoding) if row.model == model else {} for row in self.rows]
-        rows = [replace(row, metrics={**row.metrics, **more}) for row, more in zip(self.rows, added, strict=True)]
+    def with_metrics(self, model: str, metrics: Mapping[str, float], decoding: str | None = None) -> Evaluation:
+        """A copy whose rows of a model, or of one of its decodings, say more."""
+        asked = [row.model == model and decoding in (None, row.decoding) for row in self.rows]
+        rows = [
+            replace(row, metrics={**row.metrics, **metrics}) if one else row
+            for row, one in zip(self.rows, asked, strict=True)
+        ]
         return replace(self, rows=rows)
 
     def without_predictions(self) -> Evaluation:

@@ -52,7 +52,9 @@ def test_models_of_different_evaluators_share_what_is_true_of_the_baselines() ->
 
 
 def test_with_metrics_adds_to_one_model() -> None:
-    found = evaluation([0.5]).with_metrics("model", lambda decoding: {"cpu_seconds": float(len(decoding))})
+    found = (
+        evaluation([0.5]).with_metrics("model", {"cpu_seconds": 6.0}, "greedy").with_metrics("model", {"gap": 1.0}, "x")
+    )
     assert [row.metrics for row in found.rows] == [{"utility": 0.5}, {"utility": 0.5, "cpu_seconds": 6.0}]
 
 
