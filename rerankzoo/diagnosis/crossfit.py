@@ -55,6 +55,7 @@ class Judge:
     scales: Tensor  # (3,), of the regression: c, b0, b1
     covariance: Tensor  # (3, 3), of the scales, HC3 (MacKinnon and White 1985)
     residual: float  # standard deviation of the residuals: what the utility of one slate is off
+    observed: float  # what the shown slates earned, the mean
 
     @classmethod
     def of(cls, model: InteractionEvaluator, feedback: Batch) -> Judge:
@@ -74,7 +75,7 @@ class Judge:
         leverage = ((columns @ inverse) * columns).sum(1)
         outside = residuals / (1 - leverage).clamp_min(1e-3)
         inner = columns.T @ (columns * outside.square().unsqueeze(1))
-        return cls(model, scales, inverse @ inner @ inverse, residuals.std().item())
+        return cls(model, scales, inverse @ inner @ inverse, residuals.std().item(), observed.mean().item())
 
     def gain(self, batch: Batch, slates: Tensor, reference: Tensor | None = None) -> Prediction:
         """What slates (B, M) earn, or what they earn more than the reference's (B, M), the mean over requests."""

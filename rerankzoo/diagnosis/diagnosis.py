@@ -22,9 +22,9 @@ from rerankzoo.diagnosis.support import (
     find_support,
     position_log_likelihoods,
 )
-from rerankzoo.diagnosis.verdict import WORTH, Figures, Verdict, decide
-from rerankzoo.evaluation import MIN_POSITIVES
+from rerankzoo.diagnosis.verdict import CLAIMABLE, WORTH, Figures, Verdict, decide
 from rerankzoo.evaluation.counterfactual import Estimate as CounterfactualEstimate
+from rerankzoo.features.utility import position_utility
 from rerankzoo.metrics import Estimate, mean_interval
 from rerankzoo.models.auto import Checkpoint
 from rerankzoo.models.interaction import InteractionEvaluator
@@ -153,9 +153,13 @@ def diagnose(
         seed: Of weights and orders.
         watch: Told what is fitted next.
     """
-    positives = sum(int((half["feedback"] > 0).sum()) for half in log.halves)
-    if positives < MIN_POSITIVES:
-        figures = Figures(log.used, positives)
+    # What no utility rests on tells nothing of slates.
+    earning = (
+        position_utility(half["feedback"], half["slates"], half["candidate_value"], log.schema) for half in log.halves
+    )
+    count = sum(int((earned != 0).sum()) for earned in earning)
+    if count < CLAIMABLE:
+        figures = Figures(log.used, count)
         return Diagnosis(log, decide(figures, worth), figures)
     fits = _Fits(log, watch, seed)
     alone, (best, second) = _preferred(fits)
@@ -168,10 +172,10 @@ def diagnose(
     curve = _curve(fits, best, gain)
     support = find_support(log, slates[0])
     asked = take(log.halves[1], slice(_ESTIMATED))
-    unit = max(earned.mean, 1e-12)
+    unit = max(abs(earned.mean), abs(judges[0].observed))  # judges of noise may predict nought
     figures = Figures(
         requests=log.used,
-        positives=positives,
+        positives=count,
         gain=gain.mean / unit,
         error=gain.error / unit,
         rising=_LOSS_LEFT * max(0.0, gain.mean - curve[0].gain.mean) / unit if curve[0].gain else 0.0,

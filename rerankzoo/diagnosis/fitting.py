@@ -25,7 +25,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from rerankzoo.batch import Batch, inputs, take
-from rerankzoo.diagnosis.log import chunks, rows
+from rerankzoo.diagnosis.log import chunks, positives, rows, shown_positions
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.utility import candidate_utility
 from rerankzoo.models.interaction import InteractionEvaluator, InteractionEvaluatorConfig
@@ -100,6 +100,7 @@ def fit(
         torch.manual_seed(seed)
         size = longest or learn["slates"].shape[-1]
         model = make(form, extractor, size, int((learn["slates"] >= 0).sum()))
+        model.start_at(((0.5 + positives(learn)) / (1 + shown_positions(learn))).tolist())
         if start is not None:
             model.load_state_dict(start.state_dict(), strict=False)
         return _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))
@@ -108,7 +109,11 @@ def fit(
 def _train(
     model: InteractionEvaluator, learn: Batch, stop: Batch, recipe: _Recipe, generator: torch.Generator
 ) -> InteractionEvaluator:
-    """AdamW with averaged weights of a growing window, until validation gets no better; the best average."""
+    """AdamW with averaged weights of a growing window, until validation gets no better; the best average.
+
+    What it starts with, the base rates or what items are worth alone, is one of those: what learns nothing that
+    held-out feedback bears out, as of a few dozen positives, stays there.
+    """
     average, parameters, count = deepcopy(model).eval(), list(model.train().parameters()), rows(learn)
     averages = list(average.parameters())
     batch_size = min(1_024, max(64, count // 30))
@@ -117,7 +122,7 @@ def _train(
     groups.append({"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0})
     optimizer = AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     falling = LambdaLR(optimizer, lambda done: min(1.0, 2 * (1 - done / steps)))  # linearly over the second half
-    best, score, since, done = average, -math.inf, 0, 0
+    best, score, since, done = deepcopy(average), log_likelihoods(average, stop).mean().item(), 0, 0
     while since < _PATIENCE and done < steps:
         for index in torch.randperm(count, generator=generator).split(batch_size):
             optimizer.zero_grad()

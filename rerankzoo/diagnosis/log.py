@@ -114,6 +114,16 @@ def chunks(batch: Batch, size: int) -> list[Batch]:
     return [take(batch, slice(start, start + size)) for start in range(0, rows(batch), size)]
 
 
+def shown_positions(batch: Batch) -> int:
+    """Positions of logged slates that hold an item."""
+    return int((batch["slates"] >= 0).sum())
+
+
+def positives(batch: Batch) -> Tensor:
+    """(T,), how often each target happened."""
+    return ((batch["feedback"] > 0) & (batch["slates"] >= 0).unsqueeze(-1)).sum((0, 1, 2))
+
+
 def base_rates(batch: Batch) -> Tensor:
     """(M, T), share of positives at each position of the logged slates; 0 where nothing was shown."""
     shown = (batch["slates"] >= 0).unsqueeze(-1).double()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.diagnosis.log import Log, base_rates, shown_items
+from rerankzoo.diagnosis.log import Log, base_rates, positives, shown_items, shown_positions
 from rerankzoo.evaluation.counterfactual import Estimate, cascade_doubly_robust, reward_interaction_ips, snips
 from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.slates import sorted_slates
@@ -137,8 +137,7 @@ def _share(wanted: list[tuple[int, int]], shown: Counter[tuple[int, int]]) -> fl
 
 def constant_log_likelihoods(told: Batch, asked: Batch) -> Tensor:
     """(B,), log-probability of the feedback of `asked` by the base rates of `told`, whatever the position."""
-    shown = (told["slates"] >= 0).unsqueeze(-1)
-    rates = ((told["feedback"] > 0) & shown).double().sum((0, 1, 2)) / shown.sum((0, 1, 2)).clamp_min(1)
+    rates = positives(told).double() / max(1, shown_positions(told))
     return _bernoulli(asked, rates.expand(asked["slates"].shape[-1], -1))
 
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from rerankzoo.evaluation import MIN_POSITIVES
-
 Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", "logs do not support this"]
 
 #: A gain that is worth the trouble, as a share of what the chosen slates earn.
 WORTH = 0.03
 #: What the calibration itself may be off, as a share: not in any standard error.
 BLIND = 0.01
-#: With fewer positives standard errors are guesses, and nothing is claimed.
+#: With fewer positives standard errors are guesses: nothing is fitted, and there are words and no figure.
 CLAIMABLE = 500
 #: So many standard errors a listwise reading has to be better to be more than noise (one-sided, 5 %).
 CLEAR = 1.64
@@ -59,9 +57,9 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
         figures: See there.
         worth: A gain that is worth the trouble, as a share.
     """
-    if figures.positives < MIN_POSITIVES or not math.isfinite(figures.error):
-        few = f"the log has {figures.positives} positives to learn from, and at least {MIN_POSITIVES} are needed"
-        more = math.ceil(figures.requests * (10 * MIN_POSITIVES / max(1, figures.positives) - 1))
+    if figures.positives < CLAIMABLE:
+        few = f"the log has {figures.positives} positives to learn from, and at least {CLAIMABLE} are needed"
+        more = math.ceil(figures.requests * (2 * CLAIMABLE / max(1, figures.positives) - 1))
         text = f"not enough feedback: nothing can be told before there are about {_count(more)} more requests"
         return Verdict("not enough feedback", text, (few,), more)
     error = math.hypot(figures.error, BLIND)
@@ -75,10 +73,6 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
     ]
     if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
         return _randomise(figures, worth, reasons)
-    if figures.positives < CLAIMABLE:
-        reasons.append(f"{figures.positives} positives are too few to claim anything: {CLAIMABLE} are needed")
-        more = math.ceil(figures.requests * (2 * CLAIMABLE / figures.positives - 1))
-        return Verdict("not enough feedback", _more(more), tuple(reasons), more)
     if pays >= SURE and figures.listwise >= CLEAR:
         arm = _arm(figures.spread, gain)
         text = f"worth an A/B test, with about {_count(arm)} requests in each arm"
@@ -88,11 +82,8 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
     distance = max(abs(gain - worth), worth / 2)
     wanted = (NormalDist().inv_cdf(SURE) * error / distance) ** 2
     more = math.ceil(figures.requests * min(max(wanted - 1, 1.0), _MUCH))
-    return Verdict("not enough feedback", _more(more), tuple(reasons), more)
-
-
-def _more(requests: int) -> str:
-    return f"not enough feedback: about {_count(requests)} more requests would tell"
+    text = f"not enough feedback: about {_count(more)} more requests would tell"
+    return Verdict("not enough feedback", text, tuple(reasons), more)
 
 
 def _randomise(figures: Figures, worth: float, reasons: list[str]) -> Verdict:

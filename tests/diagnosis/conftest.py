@@ -10,6 +10,12 @@ from rerankzoo.diagnosis import Log
 SMALL = {"num_users": 30, "num_items": 40, "retrieval_pool": 15, "num_candidates": 5, "slate_size": 3}
 
 
+@pytest.fixture(autouse=True)
+def _small_logs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs of these tests have too little feedback for a diagnosis."""
+    monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.CLAIMABLE", 40)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of 160 simulated requests, slates of 3 of 5 candidates."""

@@ -71,7 +71,7 @@ def test_both_halves_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     model = scripted(monkeypatch)
     nothing = torch.zeros(3, 3)
     judges = [
-        Judge(model, torch.tensor(scales, dtype=torch.float64), nothing, 0.0) for scales in ([1, 1, 0], [0, 1, 2])
+        Judge(model, torch.tensor(scales, dtype=torch.float64), nothing, 0.0, 1.0) for scales in ([1, 1, 0], [0, 1, 2])
     ]
     values = CrossFittedJudge(judges).score_slates(torch.tensor([[[3, 1], [0, 0]]]))
     assert values.tolist() == [[(1 + 3 + 3 + 2) / 2, 0.5]]

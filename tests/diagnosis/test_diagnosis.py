@@ -124,7 +124,7 @@ def test_too_little_feedback_is_told_on_the_command_line(
     assert main(["diagnose", str(data), "--out", str(tmp_path / "out")]) == 0
     assert "not enough feedback" in capsys.readouterr().out
     page = (tmp_path / "out/diagnosis.md").read_text()
-    assert "positives to learn from, and at least 100 are needed" in page
+    assert "positives to learn from, and at least 500 are needed" in page
     assert "What would it win?" not in page
     assert main(["diagnose", str(data), "--worth", "3", "--out", str(tmp_path / "no")]) == 2
     assert "worth: expected a share between 0 and 1, got 3" in capsys.readouterr().err
