@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rerankzoo.cli.options import takes
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
+from rerankzoo.data.sources.avito import avito
+from rerankzoo.data.sources.finn import finn_slates
+from rerankzoo.data.sources.kuairand import kuairand
+from rerankzoo.data.sources.mind import mind
 from rerankzoo.data.sources.movielens import Variant, convert_movielens
+from rerankzoo.data.sources.movielens_protocols import movielens_1m
+from rerankzoo.data.sources.open_bandit import open_bandit
+from rerankzoo.data.sources.prm_public import prm_public
+from rerankzoo.data.sources.public_log import PublicLog, convert_public_log
+from rerankzoo.data.sources.rl4rs import rl4rs
 from rerankzoo.errors import RecipeError
 
 
@@ -35,7 +45,7 @@ def simulator(
     seed: NonNegativeInt = 0,
     **sizes: Any,
 ) -> None:
-    """Simulated logs whose truth is known.
+    """Simulated logs whose truth is known: any size; made here.
 
     Args:
         out: The data folder to make.
@@ -51,7 +61,7 @@ def simulator(
 
 
 def movielens(variant: Variant, *, out: Path, raw: Path | None = None, seed: NonNegativeInt = 0) -> None:
-    """MovieLens, from GroupLens' own files.
+    """MovieLens by our own protocol: 0.1 (100K) or 1.0 million ratings; GroupLens: no redistribution.
 
     Args:
         variant: Which.
@@ -67,19 +77,19 @@ def taobao_ad(
     *,
     raw: Path,
     out: Path,
-    protocol: Literal["last-day", "librerank"] = "last-day",
+    protocol: Literal["last-day", "librerank", "nlgr"] = "last-day",
     slate_size: PositiveInt = 4,
     history: bool = False,
     memory_limit: str = "2GB",
     seed: NonNegativeInt = 0,
 ) -> None:
-    """Taobao's ad log, from the files of Ali_Display_Ad_Click.
+    """Taobao's ad log, Ali_Display_Ad_Click: 26.6 million rows; Alibaba's terms (log-in needed).
 
     Args:
         raw: Folder with the files.
         out: The data folder to make.
         protocol: Lists and split.
-        slate_size: Ads of a logged slate; shorter lists are dropped.
+        slate_size: Ads of a logged slate, for nlgr of a page (5 in the papers); shorter lists are dropped.
         history: Add histories from behavior_log.csv.
         memory_limit: Of DuckDB; beyond it, work files beside --out are used.
         seed: Of everything drawn at random.
@@ -130,6 +140,25 @@ def log(
     print(f"{sum(added.values()):,} of them now; {out / 'report.md'} says what was found")
 
 
+def _public(make: Callable[..., PublicLog]) -> Callable[..., None]:
+    """The command that converts a public data set; its further options are those of the data set's function."""
+
+    @takes(make)
+    def command(*, raw: Path, out: Path, memory_limit: str = "2GB", **options: Any) -> None:
+        convert_public_log(make(**options), raw, out, memory_limit=memory_limit)
+        _tell(out)
+
+    log = make()
+    command.__doc__ = f"""{log.title}: {log.size}; {log.licence}.
+
+    Args:
+        raw: Folder with the files of {log.url}.
+        out: The data folder to make.
+        memory_limit: Of DuckDB; beyond it, work files beside --out are used.
+    """
+    return command
+
+
 def rows_of(folder: Path) -> str:
     """What a data folder holds, in one line."""
     counts = ", ".join(f"{count:,} {split}" for split, count in read_metadata(folder)["rows"].items())
@@ -146,4 +175,12 @@ SOURCES = {
     "ml-100k": partial(movielens, "ml-100k"),
     "ml-1m": partial(movielens, "ml-1m"),
     "taobao-ad": taobao_ad,
+    "open-bandit": _public(open_bandit),
+    "kuairand": _public(kuairand),
+    "ml-1m-protocols": _public(movielens_1m),
+    "finn-slates": _public(finn_slates),
+    "avito": _public(avito),
+    "rl4rs": _public(rl4rs),
+    "mind": _public(mind),
+    "prm-public": _public(prm_public),
 }

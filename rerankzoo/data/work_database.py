@@ -108,15 +108,17 @@ def load_csv(
     *,
     table: str | None = None,
     delimiter: str = ",",
+    header: bool = True,
 ) -> int:
     """Reads columns of a CSV file into a table, unless a run before has done so.
 
     Args:
         connection: The database.
-        path: The file, with a header. Empty fields, `NULL` and `null` are missing values.
-        types: The columns to read, with DuckDB's types; others are ignored.
+        path: The file. Empty fields, `NULL` and `null` are missing values.
+        types: The columns to read, with DuckDB's types; others are ignored. Without a header, all columns in order.
         table: Name of the table; default: the file's, without what is behind the point.
         delimiter: Between columns.
+        header: Whether the first line names the columns; without one, quotes are letters like others.
 
     Returns:
         The number of rows.
@@ -126,14 +128,16 @@ def load_csv(
     """
     table = table or path.stem
     if not has_table(connection, table):
-        header, names = read_header(path, list(types), delimiter), ", ".join(f'"{name}"' for name in types)
+        columns, names = list(types), ", ".join(f'"{name}"' for name in types)
+        if header:
+            columns = read_header(path, columns, delimiter)
         query = f"""
             CREATE TABLE "{table}" AS SELECT {names} FROM read_csv(
-                ?, columns = ?, auto_detect = false, header = true, delim = ?, quote = '"', escape = '"',
+                ?, columns = ?, auto_detect = false, header = ?, delim = ?, quote = ?, escape = ?,
                 nullstr = {list(_NULLS)})"""
         try:
-            wanted = {name: types.get(name, "VARCHAR") for name in header}
-            connection.execute(query, [str(path), wanted, delimiter])
+            wanted, quote = {name: types.get(name, "VARCHAR") for name in columns}, '"' if header else ""
+            connection.execute(query, [str(path), wanted, header, delimiter, quote, quote])
         except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
             raise unreadable(path, error) from error
     [(count,)] = connection.sql(f'SELECT count(*) FROM "{table}"').fetchall()

@@ -509,3 +509,20 @@ def test_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "seed": 0,
     }
     assert main(["prepare", "taobao-ad", "--raw", "nowhere", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_nlgr_cuts_windows_into_pages_with_both_labels(raw: Path, tmp_path: Path) -> None:
+    convert_taobao(tmp_path / "out", raw, "nlgr", slate_size=5)
+    expected: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    for user, windows in walk(generate()).items():
+        for window in windows:
+            day, oldest_first = (window[0][0] - FIRST_SECOND) // DAY + 1, window[::-1]
+            for place in range(len(window) // 5):
+                page = oldest_first[5 * place : 5 * place + 5]
+                if 0 < sum(click for *_, click in page) < 5:
+                    split = "train" if day < 7 else "validation" if day == 7 else "test"
+                    expected[split].append((user, tuple((ad, float(click)) for _, ad, click in page)))
+    assert min(map(len, expected.values())) > 10
+    for split in SPLITS:
+        found = [(row["user_id"], tuple(by_time(row, 5))) for row in rows(tmp_path / "out", split)]
+        assert sorted(found) == sorted(expected[split])

@@ -5,7 +5,9 @@ script (`process_data_for_rerank`, github.com/lyingCS/Controllable-Multi-Objecti
 user's records are walked from the latest one back: a window takes all records up to 300 seconds older than its latest
 one, and of these the 30 oldest count. Candidates are its ads in random order; the first `slate_size` by time are the
 logged slate. The protocol "last-day" takes all windows and splits by the day of the latest record; "librerank" takes
-each user's latest window with a click, and splits users as the script does, but for a validation part.
+each user's latest window with a click, and splits users as the script does, but for a validation part. "nlgr" has the
+sizes of NLGR (WWW 2025 Companion) and YOLOR (CIKM 2025), 5 of 5 candidates and the last day as test; how they form
+pages is not published: ours are windows cut into fives, and those without both labels are dropped, as YOLOR does.
 
 First stage: `upstream_score` is the logit of a smoothed click rate, of training records of days *before the window's
 first record* only. No window knows its own labels, or anything that came later. docs/taobao.md tells all of it.
@@ -30,7 +32,7 @@ from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 if TYPE_CHECKING:
     import duckdb
 
-Protocol = Literal["last-day", "librerank"]
+Protocol = Literal["last-day", "librerank", "nlgr"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ PRIOR_RATE = 0.05  # before the first day is over
 
 _KEYS = ("adgroup_id", "cate_id", "customer", "everything")  # whose clicks and exposures the first stage counts
 _DAY = "(time_stamp + 8 * 3600) // 86400 - 17291"  # in China; 2017-05-06 is day 1
+_DAYS = "train days 1-6, validation day 7, test day 8, in China time, by the latest record"
 _BUCKET_ROWS = 2_000_000  # rows of the log converted at a time: memory does not grow with the data
 _FIRST_STAGE = -1  # in place of a split: users whose records only train the first stage
 _USER_BITS, _TIME_BITS = 30, 31  # so that a user and a time fit into one number
@@ -85,8 +88,9 @@ def convert_taobao(
     Args:
         out: The data folder to write; work files of about the size of the raw files stand beside it meanwhile.
         raw: Folder with the unpacked raw files.
-        protocol: "last-day" or "librerank".
-        slate_size: Ads of a logged slate, at least 1; shorter windows are dropped.
+        protocol: "last-day", "librerank" or "nlgr".
+        slate_size: Ads of a logged slate, at least 1; shorter windows are dropped. Of "nlgr" the ads of a page (5 in
+            the papers).
         history: Whether to add the user's last 50 behaviours strictly before the window, from `behavior_log.csv`.
         memory_limit: Of DuckDB, such as "2GB"; beyond it, work files are used. Some hundred MB come on top.
         seed: Seed of the order of requests and of the candidates within.
@@ -120,7 +124,11 @@ def convert_taobao(
 def _metadata(settings: dict[str, Any], files: dict[str, dict[str, int]]) -> dict[str, Any]:
     protocol, slate_size = settings["protocol"], settings["slate_size"]
     split = {
-        "last-day": "all windows; train days 1-6, validation day 7, test day 8, in China time, by the latest record",
+        "last-day": f"all windows; {_DAYS}",
+        "nlgr": (
+            f"windows cut into pages of {slate_size} from their oldest record on, which are all of the candidates; "
+            f"pages without both labels dropped; {_DAYS}"
+        ),
         "librerank": (
             "the latest clicked window of each user with more than 2 records; users shuffled with seed "
             f"{LIBRERANK_SEED} and cut 40 % first stage, 45 % train, 5 % validation, 10 % test"
@@ -190,7 +198,7 @@ def _choose_users(connection: duckdb.DuckDBPyConnection, protocol: Protocol, num
     connection.execute('CREATE TABLE users ("user" INTEGER, split INTEGER)')
     if num_records != NUM_RECORDS:
         logger.warning("raw_sample.csv has %d rows, got %d: an excerpt", NUM_RECORDS, num_records)
-    if protocol == "last-day":
+    if protocol != "librerank":
         return
     query = """
         SELECT "user" FROM raw_sample GROUP BY "user" HAVING count(*) > 2 AND max(clk) = 1 ORDER BY min(rowid)"""
@@ -222,10 +230,9 @@ def split_librerank_users(users: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _count_clicks(connection: duckdb.DuckDBPyConnection, protocol: Protocol) -> None:
     """Makes tables `past_KEY` (key, day, clicks, exposures): what is known of each ad, category... before a day."""
-    part = {
-        "last-day": f"{_DAY} < {VALIDATION_DAY}",
-        "librerank": f'"user" IN (SELECT "user" FROM users WHERE split = {_FIRST_STAGE})',
-    }[protocol]
+    part = f"{_DAY} < {VALIDATION_DAY}"
+    if protocol == "librerank":
+        part = f'"user" IN (SELECT "user" FROM users WHERE split = {_FIRST_STAGE})'
     for key in _KEYS:
         value = "0" if key == "everything" else key
         connection.execute(f"""
@@ -298,6 +305,16 @@ def _choose_windows(
         _, first = np.unique(records["user"][start[clicked]], return_index=True)
         start, stop = start[clicked[first]], stop[clicked[first]]
         split = records["split"][start]
+    elif protocol == "nlgr":
+        pages = (stop - start) // slate_size
+        split = np.repeat(split, pages)
+        stop = np.repeat(stop, pages) - slate_size * (
+            np.arange(pages.sum()) - np.repeat(np.cumsum(pages) - pages, pages)
+        )
+        clicks = np.concatenate([[0], np.cumsum(records["clk"])])
+        start = stop - slate_size
+        mixed = (clicks[stop] > clicks[start]) & (clicks[stop] < clicks[start] + slate_size)
+        start, stop, split = start[mixed], stop[mixed], split[mixed]
     start = np.maximum(start, stop - MAX_CANDIDATES)
     kept = np.flatnonzero(stop - start >= slate_size)
     kept = kept[rng.permutation(len(kept))]
