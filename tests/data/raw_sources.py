@@ -99,12 +99,13 @@ def write_kuairand(folder: Path, variant: str = "1k") -> None:
 
 
 def write_movielens_1m(folder: Path, users: int = 30, items: int = 24, each: int = 22) -> None:
-    """Every user rates `each` items within a day, users one day after another; some share a second."""
+    """Every user rates `each` items; the last of them, of some, at the end of the 30 days. Two share each second."""
     rng = np.random.default_rng(2)
     rows = []
     for user in range(users):
         for step, item in enumerate(rng.permutation(items)[:each]):
-            rows.append((1 + user, 1 + item, int(rng.integers(1, 6)), 978_300_000 + user * 86_400 + 30 * (step // 2)))
+            day = user % 20 if step < 14 or user % 3 == 2 else (25 if user % 3 else 29)
+            rows.append((1 + user, 1 + item, int(rng.integers(1, 6)), 978_300_000 + day * 86_400 + 30 * (step // 2)))
     rng.shuffle(rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ratings.dat").write_text("".join("::".join(map(str, row)) + "\n" for row in rows))

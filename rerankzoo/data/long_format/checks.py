@@ -134,7 +134,7 @@ def _row_checks(plan: Plan) -> Iterator[_Check]:
         yield _Check(
             f"feedback outside 0..1: {target.name}", target.name, f"{name} NOT BETWEEN 0 AND 1", value, text=text
         )
-    if schema.propensity is not None:
+    if schema.propensity in plan.labels:
         name = quoted(schema.propensity)
         wrong = f"{seen} AND NOT coalesce({name} > 0 AND {name} <= 1, false)"
         yield _Check("propensity outside (0, 1]", schema.propensity, wrong, f"__request, __item, {name}", True)

@@ -244,7 +244,7 @@ class _Loader:
                 if field.group == "request"
             },
             candidate_fields={name: self._home(name, rows, "items") for name in candidate},
-            labels=(*(target.name for target in schema.targets), *filter(None, [schema.propensity])),
+            labels=(*(target.name for target in schema.targets), *self._propensity()),
             known_labels=tuple(
                 target.name
                 for target in schema.targets
@@ -256,6 +256,11 @@ class _Loader:
             has_candidates=rows == "candidates",
             has_items="items" in self.sources,
         )
+
+    def _propensity(self) -> list[str]:
+        """The propensity's column; none where it is `NULL`, as a query writes it of a log whose logger is not known."""
+        name = self.spec.schema.propensity
+        return [] if name is None or self.sources["impressions"].types.get(name) == '"NULL"' else [name]
 
     def _count(self, name: str) -> int:
         return int(self.connection.execute(f"SELECT count(*) FROM {self.sources[name].sql}").fetchall()[0][0])

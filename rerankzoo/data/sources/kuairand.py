@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, SplitSpec
 from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, numeric, typed
 from rerankzoo.features.schema import FeatureSchema, TargetSpec
-
-if TYPE_CHECKING:
-    import duckdb
 
 NUM_STANDARD = MappingProxyType({"pure": 1_436_609, "1k": 11_713_045})
 NUM_RANDOM = MappingProxyType({"pure": 1_186_059, "1k": 43_028})
@@ -36,11 +33,11 @@ _SESSIONS = f"""
         FROM standard WINDOW feed AS (PARTITION BY user_id, tab ORDER BY time_ms, line)),
     sessions AS (
         SELECT *, max(place) FILTER (begins) OVER (PARTITION BY user_id, tab ORDER BY place) AS first FROM ordered)
-    SELECT * EXCLUDE (line, place, begins, first), NULL AS propensity,
-        hour(make_timestamp(time_ms * 1000) + INTERVAL 8 HOUR) AS hour,
+    SELECT * EXCLUDE (line, place, begins, first),
         concat_ws('-', user_id, tab, first, (place - first) // {SLATE_SIZE}) AS request,
-        (place - first) % {SLATE_SIZE} AS position
-    FROM sessions QUALIFY count(*) OVER (PARTITION BY request) > 1"""
+        (place - first) % {SLATE_SIZE} AS position,
+        hour(make_timestamp(min(time_ms) OVER (PARTITION BY request) * 1000) + INTERVAL 8 HOUR) AS hour
+    FROM sessions QUALIFY count(DISTINCT video_id) OVER (PARTITION BY request) > 1"""
 
 # One request per random exposure, of its place in the feed alone.
 _DRAWN = f"""
@@ -125,13 +122,15 @@ def kuairand(variant: Literal["pure", "1k"] = "1k", exposures: Literal["standard
             split=SplitSpec(validation=VALIDATION_MS, test=TEST_MS),
         ),
         tables=LogTables(
-            impressions=_DRAWN if is_random else "FROM sessions",
+            impressions=_DRAWN if is_random else _SESSIONS,
             candidates=_DRAWN_CANDIDATES if is_random else None,
             items="FROM videos",
             users="FROM profiles",
             events="FROM standard WHERE is_click = 1",
         ),
-        prepare=_prepare,
+        prepare=lambda connection: connection.execute("""
+            CREATE OR REPLACE VIEW standard AS
+            SELECT *, rowid AS line FROM early UNION ALL SELECT *, 1_000_000_000_000 + rowid FROM late"""),
     )
 
 
@@ -150,10 +149,3 @@ def _schema(has_slates: bool) -> FeatureSchema:
         ),
         propensity="propensity",
     )
-
-
-def _prepare(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("""
-        CREATE OR REPLACE VIEW standard AS
-        SELECT *, rowid AS line FROM early UNION ALL SELECT *, 1_000_000_000_000 + rowid FROM late""")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS sessions AS {_SESSIONS}")

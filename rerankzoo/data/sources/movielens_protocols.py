@@ -60,13 +60,13 @@ _SLATE_CANDIDATES = f"""
         FROM (SELECT DISTINCT item FROM ratings)),
     draws AS (
         SELECT request, (md5_number_lower(request || '-' || draw) % size)::BIGINT AS place, min(draw) AS draw
-        FROM (SELECT DISTINCT request FROM shown), (SELECT any_value(size) AS size FROM catalogue),
+        FROM (SELECT DISTINCT request FROM pages), (SELECT any_value(size) AS size FROM catalogue),
             range({2 * NUM_CANDIDATES}) AS draws(draw)
         GROUP BY ALL),
     others AS (
-        SELECT request, item, draw FROM draws JOIN catalogue USING (place) ANTI JOIN shown USING (request, item)
+        SELECT request, item, draw FROM draws JOIN catalogue USING (place) ANTI JOIN pages USING (request, item)
         QUALIFY row_number() OVER (PARTITION BY request ORDER BY draw) <= {NUM_CANDIDATES - SLATE_SIZE})
-    SELECT request, item, is_click, is_like, is_star FROM shown
+    SELECT request, item, is_click, is_like, is_star FROM pages
     UNION ALL SELECT request, item, 0, 0, 0 FROM others"""
 
 
@@ -149,18 +149,18 @@ def movielens_1m(protocol: Literal["rechorus", "gfn4rec"] = "gfn4rec") -> Public
             split=SplitSpec(column="split"),
         ),
         tables=LogTables(
-            impressions="FROM shown",
+            impressions=_IMPRESSIONS if is_rechorus else _SLATES,
             candidates=None if is_rechorus else _SLATE_CANDIDATES,
             items="FROM movies",
             users="FROM people",
             events="FROM ratings WHERE stars >= 4" if is_rechorus else "FROM ratings",
         ),
-        prepare=lambda connection: _prepare(connection, core, condition, _IMPRESSIONS if is_rechorus else _SLATES),
+        prepare=lambda connection: _keep_core(connection, core, condition),
     )
 
 
-def _prepare(connection: duckdb.DuckDBPyConnection, core: int, condition: str, shown: str) -> None:
-    """Makes `ratings`, of users and items that have `core` ratings with the condition of one another, and `shown`."""
+def _keep_core(connection: duckdb.DuckDBPyConnection, core: int, condition: str) -> None:
+    """Makes `ratings` of the users and items that have `core` ratings with the condition among one another."""
     connection.execute("CREATE OR REPLACE TABLE ratings AS FROM all_ratings")
     removed = True
     while removed:
@@ -169,7 +169,6 @@ def _prepare(connection: duckdb.DuckDBPyConnection, core: int, condition: str, s
             for key in ("user", "item")
         ]
         removed = bool(connection.execute(f"DELETE FROM ratings WHERE {' OR '.join(often)}").fetchall()[0][0])
-    connection.execute(f"CREATE OR REPLACE TABLE shown AS {shown}")
 
 
 def _ratings(data: MovieLensFiles) -> Iterator[pa.Table]:

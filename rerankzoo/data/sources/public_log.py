@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,8 @@ class PublicLog:
             not give the first number are an excerpt; files that do must give the others.
         protocol: How its log becomes requests and splits, and what it cannot support.
         spec: Which columns are which.
-        tables: Its rows, as queries of the tables.
+        tables: Its rows, as queries of the tables. The impressions are read into a table `pages`, which the candidates
+            may use, without an item that was on the page before. Where they lack the schema's propensity it is not known.
         prepare: Makes further tables of those of the files.
     """
 
@@ -105,7 +106,9 @@ def convert_public_log(log: PublicLog, raw: str | Path, out: str | Path, *, memo
             raise RerankingDataError(f"{raw / file.name} not found", field=file.name)
         if file.header and file.read is None:
             read_header(raw / file.name, list(file.types), file.delimiter)
-    settings = {"source": log.name, "protocol": log.protocol, "raw": str(raw.resolve())}
+    stats = {file.name: (raw / file.name).stat() for file in log.files}
+    files = {str((raw / name).resolve()): [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    settings = {"source": log.name, "protocol": log.protocol, "files": files}
     with work_database(out, memory_limit, settings) as connection:
         rows = {file.name: _load(connection, raw, file) for file in log.files}
         log.prepare(connection)
@@ -113,11 +116,12 @@ def convert_public_log(log: PublicLog, raw: str | Path, out: str | Path, *, memo
             "source": log.name,
             "protocol": log.protocol,
             "complete": _is_complete(connection, log),
-            "raw": {name: {"rows": count, "bytes": (raw / name).stat().st_size} for name, count in rows.items()},
+            "raw": {name: {"rows": count, "bytes": stats[name].st_size} for name, count in rows.items()},
             "license": log.licence,
             "url": log.url,
         }
-        write_long_log(out, log.spec, log.tables, metadata=metadata, connection=connection)
+        tables = replace(log.tables, impressions=_pages(connection, log))
+        write_long_log(out, log.spec, tables, metadata=metadata, connection=connection)
 
 
 def _load(connection: duckdb.DuckDBPyConnection, raw: Path, file: RawFile) -> int:
@@ -135,6 +139,18 @@ def _load(connection: duckdb.DuckDBPyConnection, raw: Path, file: RawFile) -> in
             connection.execute(f"INSERT INTO {file.table} BY NAME FROM part")
         connection.commit()
     return _count(connection, f"SELECT count(*) FROM {file.table}")
+
+
+def _pages(connection: duckdb.DuckDBPyConnection, log: PublicLog) -> str:
+    """Makes the table `pages`; returns the query of the impressions."""
+    spec, target = log.spec, log.spec.schema.targets[0].name
+    first = ", ".join(filter(None, [spec.position, f"{target} DESC"]))
+    connection.execute(f"""
+        CREATE TABLE IF NOT EXISTS pages AS FROM ({log.tables.impressions})
+        QUALIFY row_number() OVER (PARTITION BY {spec.request}, {spec.schema.item_id} ORDER BY {first}) = 1""")
+    columns = connection.table("pages").columns
+    missing = spec.schema.propensity not in (None, *columns)
+    return f"SELECT *, NULL AS {spec.schema.propensity} FROM pages" if missing else "FROM pages"
 
 
 def _count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
