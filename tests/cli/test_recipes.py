@@ -17,6 +17,7 @@ from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import copy_recipe, describe, find_recipe, list_recipes, recipes_folder
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
+from rerankzoo.data.sources.kuairand import kuairand
 from rerankzoo.data.sources.movielens import movielens_schema
 from rerankzoo.data.sources.taobao import taobao_schema
 from rerankzoo.features import FeatureSchema
@@ -29,6 +30,7 @@ SCHEMAS = {
     "ml-100k": lambda: movielens_schema("ml-100k", 19),
     "simulator": lambda: Simulator(SimulatorSettings()).schema,
     "taobao-ad": taobao_schema,
+    "public-log": lambda: kuairand().spec.schema,
 }
 
 

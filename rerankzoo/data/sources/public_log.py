@@ -67,7 +67,7 @@ class PublicLog:
         protocol: How its log becomes requests and splits, and what it cannot support.
         spec: Which columns are which.
         tables: Its rows, as queries of the tables. The impressions are read into a table `pages`, which the candidates
-            may use, without an item that was on the page before. Where they lack the schema's propensity it is not known.
+            may use, without an item that was on the page before. If they lack the schema's propensity it is not known.
         prepare: Makes further tables of those of the files.
     """
 
@@ -128,8 +128,8 @@ def _load(connection: duckdb.DuckDBPyConnection, raw: Path, file: RawFile) -> in
     from rerankzoo.data.work_database import has_table, load_csv
 
     if file.read is None:
-        settings = {"table": file.table, "delimiter": file.delimiter, "header": file.header}
-        return load_csv(connection, raw / file.name, file.types, **settings)
+        path, types = raw / file.name, file.types
+        return load_csv(connection, path, types, table=file.table, delimiter=file.delimiter, header=file.header)
     if not has_table(connection, file.table):
         columns = ", ".join(f'"{name}" {kind}' for name, kind in file.types.items())
         connection.begin()
