@@ -30,7 +30,7 @@ def finn_slates() -> PublicLog:
         name="finn-slates",
         title="FINN.no slates, searches and recommendations of a marketplace",
         size="37.4 million slates",
-        licence="Apache-2.0, as the authors' copy on the Hub says",
+        licence="Apache-2.0 (the authors' copy on the Hub)",
         url="https://github.com/finn-no/recsys_slates_dataset",
         files=(
             RawFile("data.npz", "shown", columns, read=_read_shown),

@@ -99,7 +99,7 @@ def movielens_1m(protocol: Literal["rechorus", "gfn4rec"] = "gfn4rec") -> Public
         name=f"ml-1m-{protocol}",
         title="MovieLens-1M by the protocols of ReChorus, and of GFN4Rec and GoalRank",
         size="1.0 million ratings",
-        licence="GroupLens: research use with acknowledgement; do not redistribute without permission",
+        licence="GroupLens: research use, no redistribution",
         url="https://grouplens.org/datasets/movielens/1m/",
         files=(
             RawFile(

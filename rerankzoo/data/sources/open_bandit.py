@@ -49,7 +49,7 @@ def open_bandit(
         name="open-bandit",
         title="Open Bandit, three places of a fashion site, with true propensities",
         size="0.5 to 12.2 million rows",
-        licence="not stated with the sample; see the publisher's page",
+        licence="licence not stated with the sample",
         url="https://research.zozo.com/data.html",
         files=(
             RawFile(

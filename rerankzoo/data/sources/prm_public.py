@@ -36,7 +36,7 @@ def prm_public() -> PublicLog:
         name="prm-public",
         title="PRM's public data, lists of 30 items of a shop in the order shown",
         size="24 GB, of which a tenth is taken",
-        licence="none given",
+        licence="no licence given",
         url="https://github.com/rank2rec/rerank",
         files=(
             RawFile(FILES[0], "lists", f"line BIGINT, {typed('VARCHAR', *_PARTS)}", read=_read_lists),

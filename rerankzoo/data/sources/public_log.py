@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rerankzoo.data.long_format import LogSpec, LogTables, write_long_log
+from rerankzoo.data.long_format import LogSpec, LogTables
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FieldSpec, Group, Transform
 
@@ -98,7 +98,8 @@ def convert_public_log(log: PublicLog, raw: str | Path, out: str | Path, *, memo
         RerankingDataError: If a file or a column is missing, or a value is unusable; names the file.
         OutputError: If the folder or the work files cannot be written.
     """
-    from rerankzoo.data.work_database import read_header, work_database  # needs the extra "data"
+    from rerankzoo.data.long_format import write_long_log  # needs the extra "data"
+    from rerankzoo.data.work_database import read_header, work_database
 
     raw = Path(raw)
     for file in log.files:  # all of them before the first long read
