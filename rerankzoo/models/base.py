@@ -30,6 +30,7 @@ from rerankzoo.atomic_writing import CHECKSUMS_FILE, SAVED_MODEL, saved_over, ve
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
 from rerankzoo.layers import (
     FEATURES,
@@ -251,6 +252,28 @@ class FeedbackConfig(RerankingConfig):
                     raise ValueError(f"conditional_targets go in a circle: {' -> '.join(seen)}")
 
 
+@strict
+class ImitationConfig(RerankingConfig):
+    """Config of generators that imitate the better slates of a log.
+
+    Args:
+        utility_threshold: Logged slates are learned whose utility reaches it. `None` until the training data is known;
+            the Lightning module sets it to the quantile below.
+        utility_quantile: The quantile of the logged utility on the training split that becomes the threshold.
+    """
+
+    training_fields = RerankingConfig.training_fields | {"utility_quantile"}
+    measured_fields = frozenset({"utility_threshold"})
+
+    utility_threshold: float | int | None = None
+    utility_quantile: float | int = share_field(default=0.5)
+
+    def adapt_to_log(self, log: TrainingLog) -> None:
+        """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
+        if self.utility_threshold is None:
+            self.utility_threshold = log.utility_quantile(float(self.utility_quantile))
+
+
 @dataclass
 class SlateModelOutput(ModelOutput):
     """Output of a generator's `forward`.
@@ -466,6 +489,19 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
 def features_of(batch: Batch) -> tuple[Tensor | None, ...]:
     """The tensors of a batch that `FeatureEmbedding` and `FieldEmbedding` take, in their order."""
     return tuple(batch.get(name) for name in FEATURES)
+
+
+def worth_imitating(model: RerankingPreTrainedModel, batch: Batch) -> Tensor:
+    """Which slates (B, S) of a log reach the utility threshold of the model's `ImitationConfig`: 1.0 or 0.0.
+
+    Raises:
+        ValueError: If there is no threshold.
+    """
+    threshold = model.config.utility_threshold
+    if threshold is None:
+        raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
+    utility = slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], model.schema)
+    return (utility >= threshold).float()
 
 
 class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):

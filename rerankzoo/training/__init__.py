@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rerankzoo.training.averaging import WarmWeightAveraging
 from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
+from rerankzoo.training.evaluator_gradient import EvaluatorGradient
 from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
 from rerankzoo.training.objectives import (
@@ -20,6 +21,7 @@ from rerankzoo.training.slate_objectives import EvaluatorReward, FlowBalance, Gr
 __all__ = [
     "Companion",
     "EpochsByLog",
+    "EvaluatorGradient",
     "EvaluatorReward",
     "ExactResume",
     "FlowBalance",

@@ -9,21 +9,19 @@ from rerankzoo.losses import graph_log_likelihood, log_transitions
 
 
 def tables(seed: int = 0, requests: int = 2, vertices: int = 6, candidates: int = 5) -> tuple[Tensor, Tensor]:
-    """Random log-probabilities of candidates at vertices (B, G, N) and of transitions (B, G, G)."""
+    """Random log-probabilities of candidates at vertices (B, V, N) and of transitions (B, V + 2, V + 2)."""
     torch.manual_seed(seed)
     emissions = (2 * torch.randn(requests, vertices, candidates)).log_softmax(-1)
-    return emissions, log_transitions(2 * torch.randn(requests, vertices, vertices))
+    return emissions, log_transitions(2 * torch.randn(requests, vertices + 2, vertices + 2))
 
 
 def brute_force(emissions: Tensor, transitions: Tensor, slate: list[int]) -> Tensor:
     """The probability of one slate of one request: the sum over all paths, spelled out."""
-    if len(slate) == 1:
-        return emissions[0, slate[0]].exp()
-    last, total = len(emissions) - 1, torch.zeros(())
-    for between in combinations(range(1, last), len(slate) - 2):
-        path = (0, *between, last)
-        chance = torch.tensor([float(emissions[v, item]) for v, item in zip(path, slate, strict=True)]).sum()
-        total = total + (chance + sum(float(transitions[u, v]) for u, v in pairwise(path))).exp()
+    last, total = len(emissions) + 1, torch.zeros(())
+    for between in combinations(range(1, last), len(slate)):
+        chance = sum(float(emissions[v - 1, item]) for v, item in zip(between, slate, strict=True))
+        chance += sum(float(transitions[u, v]) for u, v in pairwise((0, *between, last)))
+        total = total + torch.tensor(chance).exp()
     return total
 
 
@@ -41,7 +39,7 @@ def test_is_the_sum_over_all_paths() -> None:
 def test_is_a_distribution_over_slates_once_paths_of_that_length_are() -> None:
     emissions, transitions = tables(vertices=3)
     every = torch.cartesian_prod(*[torch.arange(5)] * 3).expand(2, -1, -1)  # items may repeat here
-    paths = (transitions[:, 0, 1] + transitions[:, 1, 2]).exp()  # the only path of three vertices
+    paths = transitions.diagonal(1, 1, 2).sum(-1).exp()  # the only path through three vertices
     torch.testing.assert_close(graph_log_likelihood(emissions, transitions, every).exp().sum(-1), paths)
 
 
@@ -53,7 +51,7 @@ def test_transitions_go_forward_only() -> None:
 
 
 def test_gradients_are_finite_and_reach_every_possible_transition() -> None:
-    emissions, logits = torch.randn(1, 6, 5, requires_grad=True), torch.randn(1, 6, 6, requires_grad=True)
+    emissions, logits = torch.randn(1, 4, 5, requires_grad=True), torch.randn(1, 6, 6, requires_grad=True)
     slates = torch.tensor([[[0, 1, 2], [3, -100, -100], [-100] * 3]])
     graph_log_likelihood(emissions.log_softmax(-1), log_transitions(logits), slates).sum().backward()
     assert torch.isfinite(emissions.grad).all()

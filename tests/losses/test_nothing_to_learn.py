@@ -88,11 +88,10 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "regression of padding": lambda x: cumulative_regression_loss(x.view(1, 2), torch.full((1, 2), torch.nan), NONE),
     "regression that is met": lambda x: cumulative_regression_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
-    "path of padding": lambda x: graph_log_likelihood(log_probs(x), log_transitions(torch.zeros(1, 1, 1)), PADDED),
+    "path of padding": lambda x: graph_log_likelihood(log_probs(x), log_transitions(torch.zeros(1, 3, 3)), PADDED),
     "path of one candidate": lambda x: graph_log_likelihood(
-        log_probs(x, ONE), log_transitions(torch.zeros(1, 1, 1)), SHOWN
+        log_probs(x, ONE), torch.tensor([[[0.0, 0.0, -1e30], [0.0] * 3, [0.0] * 3]]), SHOWN
     ),
-    "path of one item": lambda x: graph_log_likelihood(torch.zeros(1, 2, 2), log_transitions(x.expand(1, 2, 2)), SHOWN),
     "only successor": lambda x: log_transitions(x.expand(1, 2, 2))[:, 0, 1],
     "advantage over oneself": lambda x: advantages(x.view(1, 2), ONE, normalise=False),
     "deviations of equal values": lambda x: standardised(x.view(1, 2), TWO),

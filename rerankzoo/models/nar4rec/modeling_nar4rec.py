@@ -32,7 +32,6 @@ import torch
 from torch import Tensor, nn
 
 from rerankzoo.batch import Batch, gather_candidates, shown
-from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import MatrixScorer, Scorer
 from rerankzoo.layers import CandidateEncoder, FeedbackHead, PointerHead, QueryEncoder, causal_mask, key_mask
 from rerankzoo.losses import (
@@ -50,6 +49,7 @@ from rerankzoo.models.base import (
     SlateGenerator,
     SlateModelOutput,
     features_of,
+    worth_imitating,
 )
 from rerankzoo.models.nar4rec.configuration_nar4rec import NAR4RecConfig
 from rerankzoo.models.registry import register_model
@@ -102,15 +102,11 @@ class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
         return self.pointer(positions, states, mask), states, positions
 
     def _loss_terms(self, logits: Tensor, states: Tensor, positions: Tensor, batch: Batch) -> dict[str, Tensor]:
-        slates, mask, threshold = batch["slates"], batch["candidate_mask"], self.config.utility_threshold
-        if threshold is None:
-            raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
+        slates, mask, reached = batch["slates"], batch["candidate_mask"], worth_imitating(self, batch)
         margin, filled = self.config.contrastive_margin, (slates >= 0).any(1)
         log_probs = log_probabilities(logits[:, : slates.shape[-1]])
         liked = likelihood_loss(position_log_likelihood(log_probs, slates))  # (B, S)
         disliked = unlikelihood_loss(log_probs, slates, mask)
-        utility = slate_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)
-        reached = (utility >= threshold).to(log_probs.dtype)  # (B, S)
         return {
             "likelihood": slate_mean(reached * liked, slates).mean(),
             "unlikelihood": slate_mean((1 - reached) * disliked, slates).mean(),
