@@ -3,7 +3,7 @@
 Every request has candidates of two brands, numbered from 0, and two more of other brands. Its log shows the numbered
 ones of one of the two brands in their order, of either as often. A slate that is neither of the two mixes them.
 
-python -m qa.modes [--steps 1500] [--seeds 1]
+python -m qa.modes [--steps 300] [--seeds 1]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtract
 from rerankzoo.models.congrats import CongratsConfig, CongratsForReranking
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
 
-SIZE, BRANDS = 4, 20
+SIZE, BRANDS = 4, 4
 SCHEMA = FeatureSchema(
     name="modes",
     item_id="item_id",
@@ -65,7 +65,7 @@ def share_of_modes(slates: torch.Tensor, rows: list[dict[str, Any]]) -> float:
 def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int) -> Any:
     """The model, after so many steps of Adam."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
     for _ in range(steps):
         rows = torch.randint(len(batch["candidate_mask"]), (128,), generator=generator)
@@ -79,7 +79,7 @@ def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int) -> 
 def main() -> None:
     """Trains and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
