@@ -23,9 +23,12 @@ class Behaviour(nn.Module):
 
     Attributes:
         extra_size: Numbers per item that the behaviour needs beside the logits.
+        remembers: Whether a click moves the logits of positions further down. `extra` (..., M, at least M - 1) then
+            holds what a click at the position of its last axis adds to the logit of the one before.
     """
 
     extra_size: ClassVar[int] = 0
+    remembers: ClassVar[bool] = False
 
     def __init__(self, num_positions: int) -> None:
         super().__init__()
@@ -129,6 +132,39 @@ class SatisfactionBehaviour(CascadeBehaviour):
         return without.expand(extra.shape[:-1]), after * (-extra[..., 0]).sigmoid()
 
 
+class MemoryBehaviour(CascadeBehaviour):
+    """A cascade in which a click changes what the user wants of everything further down.
+
+    The feedback of a slate tells which logits were moved, so that its likelihood is a cascade's. Marginal probabilities
+    are sums over the ways to have clicked above: exact for slates of up to `EXACT + 1` positions; in longer ones, an
+    older click counts by its probability given the newer ones. As all targets follow the leading one, e_t is the
+    probability of its happening, in shares of that without clicks above: it may exceed 1.
+    """
+
+    remembers = True
+    EXACT: ClassVar[int] = 6
+
+    def examination(self, logits: Tensor, extra: Tensor, mask: Tensor) -> Tensor:
+        """See `Behaviour.examination`."""
+        without, after = self.going_on(logits.unsqueeze(-1))
+        reading = torch.ones_like(logits[..., :1])  # (..., W), by the ways W to have clicked above: she reads on
+        clicked = logits.new_zeros(*logits.shape[:-1], 1, 0)  # (..., W, t)
+        happens = []
+        for t in range(logits.shape[-1]):
+            moved = logits[..., t, None] + (clicked * extra[..., t, None, :t]).sum(-1)
+            click = reading * moved.sigmoid()
+            happens.append(click.sum(-1))
+            reading = torch.stack([(reading - click) * without[t], click * after[t]], dim=-2)  # the newest comes first
+            clicked = torch.stack([F.pad(clicked, (0, 1)), F.pad(clicked, (0, 1), value=1.0)], dim=-3)
+            reading, clicked = reading.flatten(-2), clicked.flatten(-3, -2)
+            if t >= self.EXACT:  # two ways that differ in the oldest click become one
+                share = reading.unflatten(-1, (-1, 2))
+                reading = share.sum(-1)
+                share = share / reading.unsqueeze(-1).clamp_min(torch.finfo(share.dtype).tiny)
+                clicked = (clicked.unflatten(-2, (-1, 2)) * share.unsqueeze(-1)).sum(-2)
+        return torch.stack(happens, dim=-1) / logits.sigmoid().clamp_min(torch.finfo(logits.dtype).tiny)
+
+
 class ChoiceBehaviour(Behaviour):
     """The user looks at the whole slate and takes at most one item: a softmax with an outside option.
 
@@ -170,5 +206,6 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
     "independent": IndependentBehaviour,
     "cascade": CascadeBehaviour,
     "satisfaction": SatisfactionBehaviour,
+    "memory": MemoryBehaviour,
     "choice": ChoiceBehaviour,
 }

@@ -28,7 +28,7 @@ class PairInteractions(nn.Module):
         num_heads: H.
         head_size: r.
         num_positions: M.
-        num_targets: T.
+        num_targets: T, of effects of a pair.
         looks_ahead: Whether items below have an effect at all.
 
     References:
@@ -81,7 +81,7 @@ class PairInteractions(nn.Module):
         return self.weight[:, :, 0, distance] * (offset < 0)
 
     def of_slates(self, query: Tensor, key: Tensor, slates: Tensor) -> Tensor:
-        """The effect (B, S, M', T) of all items of slates (B, S, M') on each of them; -100 pads.
+        """What `forward` tells (B, S, M', M', T) of slates (B, S, M'); -100 pads, and has no effect.
 
         The effects of all pairs of candidates, by their `heads` (B, N, H, r), are computed once and looked up: for more
         slates than there are pairs.
@@ -99,4 +99,4 @@ class PairInteractions(nn.Module):
         looked_up = pairs.flatten(2).gather(-1, index.flatten(1).unsqueeze(1).expand(-1, pairs.shape[1], -1))
         effects = looked_up.view(*pairs.shape[:2], *index.shape[1:])
         effects = effects.masked_fill(~(counted & (slates >= 0).unsqueeze(-2)).unsqueeze(1), 0.0)
-        return effects.sum(-1).permute(0, 2, 3, 1)
+        return effects.permute(0, 2, 3, 4, 1)

@@ -16,13 +16,14 @@ class UpstreamModel(nn.Module):
     """Predicts the upstream scores of candidates, of which a log holds many more than feedback.
 
     An item is its vector and a residual of its own under a Gaussian prior, which is learned from its scores: what the
-    observed vector gets wrong about it. The score is a small network of the item, the request and products of both, and
+    observed numbers in the vector get wrong about it (its categories are what they are). The score is a small network of the item, the request and products of both, and
     a number per item.
 
     Args:
         num_items: Ids, padding and unknown ones included.
         item_size: K.
         request_size: C; 0 if nothing is known of requests.
+        residual_size: So many of an item's last columns have residuals. Default: all.
         hidden_size: Width of the network.
         residual_std: Standard deviation of the residuals' prior.
         bias_std: Standard deviation of the prior of the number per item.
@@ -34,6 +35,7 @@ class UpstreamModel(nn.Module):
         num_items: int,
         item_size: int,
         request_size: int,
+        residual_size: int | None = None,
         hidden_size: int = 32,
         residual_std: float = 0.2,
         bias_std: float = 1.0,
@@ -41,7 +43,8 @@ class UpstreamModel(nn.Module):
     ) -> None:
         super().__init__()
         self.residual_std, self.bias_std = residual_std, bias_std
-        self.items = PackedEmbedding([num_items], {"candidate": [0]}, item_size + 1)
+        corrected = item_size if residual_size is None else residual_size
+        self.items = PackedEmbedding([num_items], {"candidate": [0]}, corrected + 1)
         self.item_factors = nn.Linear(item_size, rank)
         self.request_factors = nn.Linear(request_size, rank) if request_size else None
         self.item_projection = nn.Linear(item_size + rank, hidden_size)
@@ -60,7 +63,7 @@ class UpstreamModel(nn.Module):
             Scores (B, N), and the items' residuals (B, N, K).
         """
         own = self.items(ids.unsqueeze(-1), "candidate").squeeze(-2)
-        residuals = own[..., 1:]
+        residuals = F.pad(own[..., 1:], (items.shape[-1] - own.shape[-1] + 1, 0))
         items = items + residuals
         factors = self.item_factors(items)
         if self.request_factors is not None:

@@ -39,7 +39,7 @@ def test_effects_are_looked_up_as_they_are_computed(looks_ahead: bool) -> None:
         for number, slate in enumerate(slates[b].tolist()):
             real = [item for item in slate if item >= 0]
             expected = layer(*layer.heads(candidates[b, real])).sum(-2)
-            torch.testing.assert_close(found[b, number, : len(real)], expected)
+            torch.testing.assert_close(found[b, number, : len(real)].sum(-2), expected)
 
 
 def test_upstream_model_learns_what_belongs_to_an_item() -> None:
@@ -57,5 +57,8 @@ def test_upstream_model_learns_what_belongs_to_an_item() -> None:
     moved, residuals = model(ids, items, request)
     assert residuals[0, 1].tolist() == pytest.approx([0.1, -0.2])
     assert (moved != scores).tolist() == [[False, True, False]]
+    numbers = UpstreamModel(num_items=6, item_size=2, request_size=2, residual_size=1)
+    assert numbers(ids, items, request)[1].shape == (1, 3, 2)
+    assert (numbers(ids, items, request)[1] == 0).all(-2).tolist() == [[True, False]]  # only the last is corrected
     expected = 0.5**2 / (2 * 0.5**2) + (0.1**2 + 0.2**2) / (2 * 0.1**2)
     assert model.prior().item() == pytest.approx(expected)

@@ -16,8 +16,9 @@ class InteractionEvaluatorConfig(FeedbackConfig):
     Args:
         behaviour: How users come to a position, and so what the likelihood of a slate's feedback is:
             `"independent"`: every position by itself; `"cascade"`: from the top, with a latent end; `"satisfaction"`: a
-            cascade that a click ends the more probably, the more the item satisfies; `"choice"`: at most one item of
-            the whole slate. Held-out likelihood tells which (`val/log_likelihood`).
+            cascade that a click ends the more probably, the more the item satisfies; `"memory"`: a cascade in which a
+            click changes what is clicked further down, by pairs of items; `"choice"`: at most one item of the whole
+            slate. Held-out likelihood tells which (`val/log_likelihood`).
         num_interaction_heads: Heads of the pair channel; half of them are rectified. 0: no pair channel.
         interaction_size: Rank of a head.
         interaction_fields: Fields of candidates that the pair channel reads. `None` until the training data is known:
@@ -43,7 +44,7 @@ class InteractionEvaluatorConfig(FeedbackConfig):
     training_fields = FeedbackConfig.training_fields | {"item_bias_std"}
     measured_fields = frozenset({"num_logged_positions"})
 
-    behaviour: Literal["independent", "cascade", "satisfaction", "choice"] = "cascade"
+    behaviour: Literal["independent", "cascade", "satisfaction", "memory", "choice"] = "cascade"
     num_interaction_heads: int = count_field(default=8)
     interaction_size: int = size_field(default=8)
     interaction_fields: list[str] | None = None

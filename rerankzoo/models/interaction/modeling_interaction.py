@@ -94,7 +94,9 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         self.item_bias = (
             ItemBias([num_items], {"candidate": [0]}, targets) if num_items and config.item_bias_std else None
         )
-        shape = (config.num_interaction_heads, config.interaction_size, config.slate_size, targets, config.looks_ahead)
+        self.behaviour = BEHAVIOURS[config.behaviour](config.slate_size)
+        effects = targets + self.behaviour.remembers  # the last one is of a click, on the leading target
+        shape = (config.num_interaction_heads, config.interaction_size, config.slate_size, effects, config.looks_ahead)
         self.pairs = (
             PairInteractions(2 * width + 1 if config.compares else width, *shape)
             if config.num_interaction_heads
@@ -102,11 +104,12 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         )
         denoises = bool(config.denoises_upstream and schema.upstream_score and num_items)
         request = self.features.widths["request"]
-        self.upstream = UpstreamModel(num_items, width, request) if denoises else None
+        categories = config.embedding_size * len(self.read_names)  # columns of all fields, before those of numbers
+        measured = sum(column >= categories for column in self.columns["item_columns"])
+        self.upstream = UpstreamModel(num_items, width, request, measured or width) if denoises else None
         self.upstream_feature = nn.Linear(1, size, bias=False) if denoises else None
         depth = config.num_hidden_layers
         self.trunk = CausalTrunk(self.make_blocks(depth), config.slate_size, size, targets) if depth else None
-        self.behaviour = BEHAVIOURS[config.behaviour](config.slate_size)
         self.extra = nn.Linear(size, self.behaviour.extra_size) if self.behaviour.extra_size else None
         self.post_init()
 
@@ -229,9 +232,9 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         )
         if feedback is None:
             return output
-        examined = self.head.log_likelihood(logits, feedback, slates)
         happened = feedback.masked_fill(~mask.unsqueeze(-1), 0) > 0
         leading, seen = happened[..., self.leading], happened.any(-1)
+        examined = self.head.log_likelihood(self._after_clicks(logits, extra, leading), feedback, slates)
         output["log_likelihoods"] = logged = self.behaviour.log_likelihood(
             logits[..., self.leading], extra, mask, examined, leading, seen
         )
@@ -259,8 +262,8 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
                 {} if self.trunk is not None else {"states": nothing[..., 0]}
             )
             items = candidates._replace(**unread).at(slates)
-            effects = self.pairs.of_slates(candidates.query, candidates.key, slates)
-            given, extra = (self._alone(items) + effects).unsqueeze(2), widened(items.extra)
+            effects, extra = self._apart(self.pairs.of_slates(candidates.query, candidates.key, slates), items)
+            given = (self._alone(items) + effects.sum(3)).unsqueeze(2)
         return self._value(known, given, extra, prefixes=False)[1].squeeze(-1)
 
     def _alone(self, items: ItemReading) -> Tensor:
@@ -280,11 +283,26 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         given = self._alone(items).unsqueeze(2)
         if self.pairs is None:
             given = given.expand(-1, -1, length if prefixes else 1, -1, -1)
-        else:
-            effects = self.pairs(items.query, items.key).masked_fill(~mask[:, :, None, :, None], 0.0)
-            # (B, S, M, s, T): of the item at s
-            given = given + (effects.cumsum(3).transpose(2, 3) if prefixes else effects.sum(3).unsqueeze(2))
-        return given, widened(items.extra), mask
+            nothing = given.new_zeros(*slates.shape, length)
+            return given, nothing if self.behaviour.remembers else widened(items.extra), mask
+        pairs = self.pairs(items.query, items.key).masked_fill(~mask[:, :, None, :, None], 0.0)
+        effects, extra = self._apart(pairs, items)  # (B, S, M, s, T): of the item at s
+        given = given + (effects.cumsum(3).transpose(2, 3) if prefixes else effects.sum(3).unsqueeze(2))
+        return given, extra, mask
+
+    def _apart(self, effects: Tensor, items: ItemReading) -> tuple[Tensor, Tensor]:
+        """What items do to the logits (B, S, M, M, T), and what the behaviour needs (B, S, M, E)."""
+        if self.behaviour.remembers:
+            return effects[..., :-1], effects[..., -1]
+        return effects, widened(items.extra)
+
+    def _after_clicks(self, logits: Tensor, extra: Tensor, clicked: Tensor) -> Tensor:
+        """The logits (B, S, M, T) of positions below those clicked (B, S, M), by a behaviour that remembers."""
+        if not self.behaviour.remembers:
+            return logits
+        moved = (extra.tril(-1) * clicked.unsqueeze(-2)).sum(-1, keepdim=True)
+        leading = torch.arange(logits.shape[-1], device=logits.device) == self.leading
+        return logits + moved * leading
 
     def _value(self, batch: Batch, given: Tensor, extra: Tensor, prefixes: bool) -> tuple[Tensor, Tensor]:
         """Marginal probabilities (B, S, t, M, T) and expected utilities (B, S, t) of what `_read_slates` has read."""
@@ -393,26 +411,37 @@ class InteractionScorer(Scorer):
         newest = widened(newest).unsqueeze(2)  # (R, N, 1, T)
         extra, value = (state.of_requests(memory[name]).unsqueeze(2) for name in ("extra", "candidate_value"))
         if position:
-            newest = self._with_prefix(state, newest)
-            extra, value = self._behind(state, "extra", extra), self._behind(state, "candidate_value", value)
+            newest, extra = self._with_prefix(state, newest, extra)
+            value = self._behind(state, "candidate_value", value)
         every = torch.ones_like(newest[..., 0], dtype=torch.bool)
         values = model.worth(newest, widened(extra), value, every)[1]
-        return values.masked_fill(~state.available, float("-inf")), {**cache, "logits": newest}
+        cache |= {"logits": newest} | ({"moved": extra} if model.behaviour.remembers else {})
+        return values.masked_fill(~state.available, float("-inf")), cache
 
-    def _with_prefix(self, state: ScorerState, newest: Tensor) -> Tensor:
-        """Logits (R, N, t + 1, T) of all extended prefixes, from those of the new items (R, N, 1, T) by themselves."""
-        pairs, position = self.model.pairs, state.prefix.shape[1]
+    def _with_prefix(self, state: ScorerState, newest: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all extended prefixes the logits (R, N, t + 1, T), and what the behaviour needs (R, N, t + 1, E).
+
+        From those of the new items by themselves, (R, N, 1, T) and (R, N, 1, E).
+        """
+        pairs, position, targets = self.model.pairs, state.prefix.shape[1], newest.shape[-1]
         before = state.cache["logits"].unsqueeze(1).expand(-1, newest.shape[1], -1, -1)
-        if pairs is None:
-            return torch.cat([before, newest], dim=2)
-        query, key = (state.of_requests(state.memory[name]) for name in ("query", "key"))
-        weight = widened(pairs.weight[..., :position]).flip(-1)  # (T, H, sides, t): the first item is the farthest
-        down = pairs.affinities(query, self._chosen(state, "key"))  # (R, H, N, t)
-        newest = newest + torch.einsum("rhnt,cht->rnc", down, weight[:, :, 0]).unsqueeze(2)
-        if pairs.looks_ahead:
-            up = pairs.affinities(self._chosen(state, "query"), key)  # (R, H, t, N)
-            before = before + torch.einsum("rhtn,cht->rntc", up, weight[:, :, 1])
-        return torch.cat([before, newest], dim=2)
+        remembers = self.model.behaviour.remembers
+        moved = newest.new_zeros(*newest.shape[:2], position)
+        if pairs is not None:
+            query, key = (state.of_requests(state.memory[name]) for name in ("query", "key"))
+            weight = widened(pairs.weight[..., :position]).flip(-1)  # (T, H, sides, t): the first item is the farthest
+            down = pairs.affinities(query, self._chosen(state, "key"))  # (R, H, N, t)
+            newest = newest + torch.einsum("rhnt,cht->rnc", down, weight[:targets, :, 0]).unsqueeze(2)
+            if pairs.looks_ahead:
+                up = pairs.affinities(self._chosen(state, "query"), key)  # (R, H, t, N)
+                before = before + torch.einsum("rhtn,cht->rntc", up, weight[:targets, :, 1])
+            if remembers:
+                moved = torch.einsum("rhnt,ht->rnt", down, weight[-1, :, 0])
+        logits = torch.cat([before, newest], dim=2)
+        if not remembers:
+            return logits, self._behind(state, "extra", extra)
+        above = F.pad(state.cache["moved"], (0, 1)).unsqueeze(1).expand(-1, newest.shape[1], -1, -1)
+        return logits, torch.cat([above, moved.unsqueeze(2)], dim=2)  # the newest has no effect yet
 
     def _behind(self, state: ScorerState, name: str, newest: Tensor) -> Tensor:
         """(R, N, t + 1, ...): what is known of the rows' items, before that of each new one (R, N, 1, ...)."""
@@ -429,7 +458,7 @@ class InteractionScorer(Scorer):
         """See `Scorer.select`."""
         rows = torch.arange(index.shape[0], device=index.device) if parent is None else parent
         chosen = index.clamp_min(0)
-        kept = {"logits": cache["logits"][rows, chosen]}
+        kept = {name: cache[name][rows, chosen] for name in ("logits", "moved") if name in cache}
         if self.model.trunk is not None:
             kept |= keep_chosen(self.model.trunk.layers, cache, parent, rows, chosen)
         return kept
