@@ -46,6 +46,7 @@ class PairInteractions(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.head_size, self.looks_ahead = num_heads, head_size, looks_ahead
+        self.num_plain_heads = num_heads - num_heads // 2
         self.query = nn.Linear(input_size, num_heads * head_size)
         self.key = nn.Linear(input_size, num_heads * head_size)
         #: By target, head, side (0: the other item stands above, 1: below) and distance - 1.
@@ -63,7 +64,7 @@ class PairInteractions(nn.Module):
             widened(key).transpose(-3, -2),
         )  # products overflow half precision
         products = query @ key.transpose(-2, -1) * self.head_size**-0.5
-        plain, rectified = products.tensor_split([self.num_heads - self.num_heads // 2], dim=-3)
+        plain, rectified = products.tensor_split([self.num_plain_heads], dim=-3)
         return torch.cat([plain, F.relu(rectified)], dim=-3)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ class UpstreamModel(nn.Module):
     """Predicts the upstream scores of candidates, of which a log holds many more than feedback.
 
     An item is its vector and a residual of its own under a Gaussian prior, which is learned from its scores: what the
-    observed numbers in the vector get wrong about it (its categories are what they are). The score is a small network of the item, the request and products of both, and
-    a number per item.
+    observed numbers in the vector get wrong about it (its categories are what they are). The score is a small network
+    of the item, the request and products of both, and a number per item.
 
     Args:
         num_items: Ids, padding and unknown ones included.

@@ -45,8 +45,8 @@ class InteractionEvaluatorConfig(FeedbackConfig):
     measured_fields = frozenset({"num_logged_positions"})
 
     behaviour: Literal["independent", "cascade", "satisfaction", "memory", "choice"] = "cascade"
-    num_interaction_heads: int = count_field(default=8)
-    interaction_size: int = size_field(default=8)
+    num_interaction_heads: int = count_field(default=4)
+    interaction_size: int = size_field(default=16)
     interaction_fields: list[str] | None = None
     compares: bool = True
     looks_ahead: bool = True

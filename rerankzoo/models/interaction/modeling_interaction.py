@@ -158,6 +158,9 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
             distance = torch.arange(module.weight.shape[-1]) + 1.0
             start = torch.stack([0.5 / distance, torch.zeros_like(distance)])[: module.weight.shape[2]]
             init.copy_(module.weight, start.expand_as(module.weight))
+            plain, keys = module.num_plain_heads * module.head_size, module.key.weight
+            alike = torch.cat([keys[:plain], module.query.weight[plain:]])  # rectified heads start as similarities
+            init.copy_(keys, alike)
         elif isinstance(module, CascadeBehaviour):
             init.constant_(module.go_on, 2.0)
         elif isinstance(module, ChoiceBehaviour):
