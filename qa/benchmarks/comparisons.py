@@ -25,11 +25,11 @@ from rerankzoo.backends import ExportedModel, Format, GraphSizes
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.generation import BeamStep, MatrixScorer, beam_search
 from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.layers import upstream_rank
 from rerankzoo.mining import _step_targets, mine_batch, tempered_softmax, value_spread
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecForReranking
 from rerankzoo.models.prm import PRMForReranking
-from rerankzoo.models.prm.modeling_prm import upstream_rank
 from rerankzoo.serving import export_model
 from rerankzoo.serving.bench import Call, count_flops, gemm_rate, in_turns
 from rerankzoo.training.optimizer import make_optimizer

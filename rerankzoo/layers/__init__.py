@@ -12,6 +12,7 @@ from rerankzoo.layers.embedding import (
     PackedEmbedding,
 )
 from rerankzoo.layers.feedback import FeedbackHead
+from rerankzoo.layers.induced_block import InducedBlock
 from rerankzoo.layers.interactions import PairInteractions
 from rerankzoo.layers.query_encoder import CandidateEncoder, QueryEncoder
 from rerankzoo.layers.relaxation import gumbel_choices
@@ -27,7 +28,7 @@ from rerankzoo.layers.transformer import (
     linear_function,
     norm_function,
 )
-from rerankzoo.layers.upstream import UpstreamModel
+from rerankzoo.layers.upstream import UpstreamModel, upstream_rank
 
 __all__ = [
     "BEHAVIOURS",
@@ -38,6 +39,7 @@ __all__ = [
     "FeedbackHead",
     "FieldEmbedding",
     "GatedFieldNorm",
+    "InducedBlock",
     "InterFieldAttention",
     "MultiHeadAttention",
     "PackedEmbedding",
@@ -54,4 +56,5 @@ __all__ = [
     "key_mask",
     "linear_function",
     "norm_function",
+    "upstream_rank",
 ]

@@ -12,6 +12,24 @@ from rerankzoo.batch import widened
 from rerankzoo.layers.embedding import PackedEmbedding
 
 
+def upstream_rank(scores: Tensor, mask: Tensor) -> Tensor:
+    """Ranks candidates by their upstream score, the best first; equal scores share the best rank of theirs.
+
+    Args:
+        scores: (B, N).
+        mask: (B, N), True where a candidate is real.
+
+    Returns:
+        (B, N) int64, the number of real candidates with a higher score.
+
+    Example:
+        >>> upstream_rank(torch.tensor([[0.2, 0.9, 0.2, 0.1]]), torch.tensor([[True, True, True, True]]))
+        tensor([[1, 0, 1, 3]])
+    """
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(-1)  # (B, N, N): is k above i?
+
+
 class UpstreamModel(nn.Module):
     """Predicts the upstream scores of candidates, of which a log holds many more than feedback.
 

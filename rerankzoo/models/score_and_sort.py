@@ -75,6 +75,19 @@ class ScoreAndSortModel(SlateGenerator):
         self.heads = nn.Linear(size, 1) if ranks else FeedbackHead(size, self.schema)
         super().post_init()
 
+    def upstream_score_column(self) -> int:
+        """Where the first stage's score stands in `candidate_numeric`.
+
+        Raises:
+            SchemaError: If the schema names none.
+        """
+        if self.schema.upstream_score is None:
+            raise SchemaError(
+                f"{type(self).__name__} reads the upstream list, but schema {self.schema.name!r} has no "
+                "upstream_score; name the numeric candidate field that holds the first stage's score"
+            )
+        return self.schema.position(self.schema.upstream_score)
+
     @abstractmethod
     def encode_candidates(self, batch: Batch) -> Tensor:
         """Representations (B, N, D) of the candidates."""

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.layers import upstream_rank
 from rerankzoo.models.prm import PRMConfig, PRMForReranking
-from rerankzoo.models.prm.modeling_prm import upstream_rank
 from tests.models.common import GeneratorVariantTestSuite, ScorerTestSuite
 
 TINY: dict[str, Any] = {

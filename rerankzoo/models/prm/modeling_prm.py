@@ -26,30 +26,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rerankzoo.batch import Batch
-from rerankzoo.errors import SchemaError
-from rerankzoo.layers import key_mask
+from rerankzoo.layers import key_mask, upstream_rank
 from rerankzoo.models.base import features_of
 from rerankzoo.models.prm.configuration_prm import PRMConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
-
-
-def upstream_rank(scores: Tensor, mask: Tensor) -> Tensor:
-    """Ranks candidates by their upstream score, the best first; equal scores share the best rank of theirs.
-
-    Args:
-        scores: (B, N).
-        mask: (B, N), True where a candidate is real.
-
-    Returns:
-        (B, N) int64, the number of real candidates with a higher score.
-
-    Example:
-        >>> upstream_rank(torch.tensor([[0.2, 0.9, 0.2, 0.1]]), torch.tensor([[True, True, True, True]]))
-        tensor([[1, 0, 1, 3]])
-    """
-    scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(-1)  # (B, N, N): is k above i?
 
 
 @register_model
@@ -69,12 +50,7 @@ class PRMForReranking(ScoreAndSortModel):
 
     def __init__(self, config: PRMConfig) -> None:
         super().__init__(config)
-        if self.schema.upstream_score is None:
-            raise SchemaError(
-                f"PRM reranks the upstream list, but schema {self.schema.name!r} has no upstream_score; "
-                "name the numeric candidate field that holds the first stage's score"
-            )
-        self.upstream_column = self.schema.position(self.schema.upstream_score)
+        self.upstream_column = self.upstream_score_column()
         self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = self.make_blocks(config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
