@@ -7,6 +7,7 @@ a model takes; it may be negative, and above 1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from rerankzoo.atomic_writing import write_json, write_text
 from rerankzoo.evaluation.report import Shown, spread_text
 from rerankzoo.evaluation.results import CEILING, INFORMED, UPSTREAM, Evaluation, Row, Summary, summarize, unique_rows
+from rerankzoo.metrics import Spread
 from rerankzoo.pages import table
 
 #: A smaller gap, in shares of the optimum, is none: a share of it would be noise.
@@ -44,7 +46,7 @@ def summarise(evaluations: Sequence[Evaluation], pointwise: Collection[str]) -> 
 def write_worlds(
     worlds: Mapping[str, Sequence[Evaluation]], pointwise: Collection[str], notes: Mapping[str, Any], out: Path
 ) -> dict[str, Path]:
-    """Writes `worlds.json` and `worlds.md`.
+    """Writes `worlds.json` and `worlds.md`; worlds that are told there already, and are not measured now, stay.
 
     Args:
         worlds: The evaluations of each world.
@@ -52,15 +54,24 @@ def write_worlds(
         notes: What else is to be told of each world, such as which evaluator was chosen.
         out: The folder.
     """
-    rows, parts = [], []
+    file = out / "worlds.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": [], "notes": {}}
+    rows, notes = [row for row in known["rows"] if row["world"] not in worlds], {**known["notes"], **notes}
     for world, evaluations in worlds.items():
-        cells = []
         for line in summarise(evaluations, pointwise):
             figures = {name: vars(spread) for name, spread in line.metrics.items()}
             rows.append({"world": world, "model": line.model, "decoding": line.decoding} | figures)
-            cells.append([*line.key, *(spread_text(line.metrics.get(name), Shown(significant=0)) for name in _SHOWN)])
+    parts = []
+    for world in dict.fromkeys(row["world"] for row in rows):
+        cells = [[row["model"], row["decoding"], *_figures(row)] for row in rows if row["world"] == world]
         told = "\n".join(f"{key}: {value}" for key, value in notes.get(world, {}).items())
         parts += [f"## {world}", table(["model", "decoding", *_SHOWN.values()], cells, len(_SHOWN)), told]
-    write_json(out / "worlds.json", {"rows": rows, "notes": dict(notes)})
+    write_json(file, {"rows": rows, "notes": notes})
     write_text(out / "worlds.md", "\n\n".join(filter(None, parts)) + "\n")
-    return {"worlds": out / "worlds.md", "worlds.json": out / "worlds.json"}
+    return {"worlds": out / "worlds.md", "worlds.json": file}
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a row of `worlds.json`."""
+    spreads = [Spread(**row[name]) if name in row else None for name in _SHOWN]
+    return [spread_text(spread, Shown(significant=0)) for spread in spreads]

@@ -46,3 +46,14 @@ def test_without_a_gap_there_is_no_share(tmp_path: Path) -> None:
     assert "chosen, seed 0: cascade" in text
     rows = json.loads(paths["worlds.json"].read_text(encoding="utf-8"))["rows"]
     assert rows[-1]["utility"] == {"mean": 0.7, "sd": None, "num_runs": 1}
+
+
+def test_worlds_measured_before_stay(tmp_path: Path) -> None:
+    first = {"flat": [evaluation(0, upstream=0.9, ours=0.7)], "steep": [evaluation(0, upstream=0.1, ours=0.2)]}
+    write_worlds(first, [], {"flat": {"chosen, seed 0": "cascade"}}, tmp_path)
+    paths = write_worlds({"steep": [evaluation(0, upstream=0.1, ours=0.3)]}, [], {}, tmp_path)
+    text = paths["worlds"].read_text(encoding="utf-8")
+    assert "chosen, seed 0: cascade" in text
+    assert "| ours | greedy | 70.0 | 35.0 |  |" in text
+    assert "| ours | greedy | 30.0 | 15.0 |  |" in text
+    assert "20.0" not in text
