@@ -1,7 +1,8 @@
-"""What there is to gain in every simulated world, by the truth: the table of docs/simulator.md.
+"""What there is to gain in every simulated world, by the truth: the tables of docs/simulator.md.
 
 python -m qa.worlds                                    # all worlds of ten candidates, seeds 0 to 2
 python -m qa.worlds --settings choice --seeds 1 --logs 10000
+python -m qa.worlds --settings strong satiation needs contrast --seeds 1 --click-rate 0.02
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from rerankzoo.data.simulator import SETTINGS, Simulator, SimulatorSettings
 from rerankzoo.data.simulator.ceiling import fit_ceiling
 
 
-def ladder(setting: str, seed: int, num_requests: int, logs: list[int]) -> dict[str, tuple[float, float]]:
+def ladder(
+    setting: str, seed: int, num_requests: int, logs: list[int], click_rate: float | None
+) -> dict[str, tuple[float, float]]:
     """Utility of each rung in % of the optimum, and the share in % of requests whose slate is among the best 1 %."""
-    settings = SimulatorSettings.named(setting, seed=seed)
+    settings = SimulatorSettings.named(setting, seed=seed, click_rate=click_rate)
     simulator, size = Simulator(settings), settings.slate_size
     table = simulator.requests("test", num_requests)
     users, items = (np.array(table.column(name).to_pylist()) for name in ("user_id", "item_id"))
@@ -49,9 +52,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--logs", type=int, nargs="+", default=[10_000, 40_000])
+    parser.add_argument("--click-rate", type=float, help="of the logged positions (default: the setting's own)")
     asked = parser.parse_args()
     for setting in asked.settings:
-        seeds = [ladder(setting, seed, asked.requests, asked.logs) for seed in range(asked.seeds)]
+        of_logs = (asked.requests, asked.logs, asked.click_rate)
+        seeds = [ladder(setting, seed, *of_logs) for seed in range(asked.seeds)]
         cells = []
         for name in seeds[0]:
             utility, hits = np.mean([one[name] for one in seeds], axis=0)

@@ -24,6 +24,8 @@ from rerankzoo.data.simulator import Simulator
 from rerankzoo.data.simulator.ceiling import fit_ceiling
 from rerankzoo.diagnosis import Log, cross_fitted_judge
 from rerankzoo.errors import RecipeError
+from rerankzoo.evaluation.measurements import is_by_labels
+from rerankzoo.evaluation.results import is_by_evaluator
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.auto import Checkpoint, load_checkpoint, load_evaluator
@@ -150,7 +152,11 @@ class EvaluationRun:
         options["counterfactual"] = self.counterfactual
         evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, cuts=cuts, **options)
         if self._not_shown:
-            evaluation, notes["not_shown"] = evaluation.without_predictions(), self._not_shown
+            evaluation = evaluation.without(is_by_evaluator, self._not_shown)
+        labelled, least = evaluation.protocol.get("labels", {}).get("num_requests"), protocol.MIN_OBSERVED
+        if labelled is not None and labelled < least:
+            few = f"for {labelled} requests have labels of both kinds, and at least {least} are needed"
+            evaluation = evaluation.without(is_by_labels, {"ranking metrics by labels": few})
         return evaluation.with_protocol(**notes)
 
 
@@ -251,9 +257,8 @@ def evaluate(
                 usual = protocol.default_decodings(evaluator is not None, penalty_alpha, model.strategies)
             sizes = (num_requests, num_requests, hr_requests)
             evaluation = run.evaluate(name, model, extractor, seed + runs[name], usual, *sizes, cuts=k)
-            if told := {**evaluation.protocol.get("not_shown", {}), **doubts}:
-                evaluation = evaluation.with_protocol(not_shown=told)
-            evaluations.append(evaluation.with_metrics(name, quality).with_protocol(model=path, **notes))
+            evaluation = evaluation.without(doubts.__contains__, doubts).with_metrics(name, quality)
+            evaluations.append(evaluation.with_protocol(model=path, **notes))
             runs[name] += 1
     paths = protocol.write_report(evaluations, out)
     protocol.print_table(evaluations)

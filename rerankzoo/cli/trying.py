@@ -21,6 +21,7 @@ from rerankzoo.cli.lightning import RerankingCLI, command_line, run
 from rerankzoo.data.folder import link_or_copy
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RecipeError, shown
+from rerankzoo.evaluation import MIN_OBSERVED, count_positives
 from rerankzoo.losses import slate_mean
 from rerankzoo.metrics import paired_bootstrap
 from rerankzoo.models.auto import load_checkpoint
@@ -91,8 +92,10 @@ def _train(made: RerankingCLI) -> dict[str, Any]:
         L.seed_everything(seed, verbose=False)
     start = time.process_time()
     made.trainer.fit(made.model, datamodule=made.datamodule)
-    cost = time.process_time() - start
-    return {"logged": log_likelihoods(_folder(made), made.datamodule.val_dataloader()), "cpu_seconds": cost}
+    cost, data = time.process_time() - start, made.datamodule
+    positives = count_positives(data.split("validation"), data.extractor.schema)
+    logged = log_likelihoods(_folder(made), data.val_dataloader())
+    return {"logged": logged, "cpu_seconds": cost, "positives": positives}
 
 
 @torch.no_grad()
@@ -117,9 +120,10 @@ def _compare(key: str, trials: dict[str, dict[str, Any]]) -> dict[str, Any]:
     means = {value: trial["logged"].double().mean().item() for value, trial in trials.items()}
     chosen = max(means, key=lambda value: means[value])
     report: dict[str, Any] = {"key": key, "chosen": chosen, "requests": len(trials[chosen]["logged"]), "values": {}}
+    report["positives"] = trials[chosen]["positives"]
     for value, trial in trials.items():
         entry = {"log_likelihood": means[value], "cpu_seconds": trial["cpu_seconds"]}
-        if value != chosen:
+        if value != chosen and trial["positives"] >= MIN_OBSERVED:
             difference = paired_bootstrap(trial["logged"], trials[chosen]["logged"])
             entry |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
         report["values"][value] = entry
@@ -129,6 +133,8 @@ def _compare(key: str, trials: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     """The table, the best value first."""
     print(f"\n{report['key']}, by the log-likelihood of the feedback of {report['requests']} validation requests:")
+    if report["positives"] < MIN_OBSERVED:
+        print(f"too little feedback to tell: {report['positives']} positives, at least {MIN_OBSERVED} are needed")
     width = max(map(len, report["values"]))
     for value, entry in sorted(report["values"].items(), key=lambda item: -item[1]["log_likelihood"]):
         line = f"  {value:<{width}}  {entry['log_likelihood']:.4f}"

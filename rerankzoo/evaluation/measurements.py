@@ -33,6 +33,11 @@ _LABEL_METRICS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def is_by_labels(metric: str) -> bool:
+    """Whether a metric compares slates with labels of candidates."""
+    return metric.split("@")[0] in _LABEL_METRICS
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The items among the candidates of all requests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -61,10 +61,9 @@ class Row(_Line):
     metrics: dict[str, float]
     slates: str | None = None  # digest of all slates: rows with the same one chose alike
 
-    def without_predictions(self) -> Row:
-        """A copy without what evaluator and judge say."""
-        kept = {name: value for name, value in self.metrics.items() if not _is_by_evaluator(name)}
-        return replace(self, metrics=kept)
+    def without(self, told: Callable[[str], bool]) -> Row:
+        """A copy without some metrics."""
+        return replace(self, metrics={name: value for name, value in self.metrics.items() if not told(name)})
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,17 @@ class Evaluation:
         ]
         return replace(self, rows=rows)
 
-    def without_predictions(self) -> Evaluation:
-        """A copy without what evaluator and judge say: their log had too little feedback to say anything."""
-        kept = replace(self, rows=[row.without_predictions() for row in self.rows])
-        return replace(kept, primary=None, per_request={}) if self.primary in PREDICTED else kept
+    def without(self, told: Callable[[str], bool], why: Mapping[str, str]) -> Evaluation:
+        """A copy without metrics that too little feedback tells, and why; without its primary one nothing compares."""
+        if not why:
+            return self
+        kept = replace(self, rows=[row.without(told) for row in self.rows])
+        kept = kept.with_protocol(not_shown={**self.protocol.get("not_shown", {}), **why})
+        return replace(kept, primary=None, per_request={}) if self.primary and told(self.primary) else kept
 
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""
-        rows = [row.without_predictions() if row.key in BASELINES else row for row in self.rows]
+        rows = [row.without(is_by_evaluator) if row.key in BASELINES else row for row in self.rows]
         return replace(self, rows=rows)
 
 
@@ -173,7 +175,7 @@ def unique_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
         one, other = known.metrics, row.metrics
         rows[key] = replace(known, metrics={**other, **one})
         # What an evaluator says of a baseline may be missing.
-        agree = all(map(_is_by_evaluator, one.keys() ^ other.keys())) and all(
+        agree = all(map(is_by_evaluator, one.keys() ^ other.keys())) and all(
             math.isclose(one[name], other[name], abs_tol=_NOISE) for name in one.keys() & other.keys()
         )
         if known is not row and not (row.key in BASELINES and agree):
@@ -279,7 +281,7 @@ def _predicted(runs: Iterable[Evaluation], a: Key, b: Key) -> float | None:
     return statistics.fmean(first) - statistics.fmean(second) if first and second else None
 
 
-def _is_by_evaluator(name: str) -> bool:
+def is_by_evaluator(name: str) -> bool:
     """Whether a metric is what an evaluator says, the judge included."""
     return name in OPINIONS or name.startswith(("judge_", "crossfit_"))
 

@@ -118,7 +118,7 @@ def _render(folder: Path, details: CardDetails) -> ModelCard:
 def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]:
     """The table of the model and the baselines, or of the generator whose slates an evaluator values."""
     # Evaluation needs packages that serving does without; a folder with results was made where they are.
-    from rerankzoo.evaluation.report import comparison_text, evaluator_line, markdown_table, opinion_line
+    from rerankzoo.evaluation.report import comparison_text, doubt_lines, evaluator_line, markdown_table, opinion_line
     from rerankzoo.evaluation.results import Comparison, Row, summarize
 
     rows = _rows_of(results, name)
@@ -131,6 +131,7 @@ def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]
         "table": markdown_table(summaries).rstrip(),
         "evaluator": evaluator_line(summaries),
         "opinion": opinion_line(summaries),
+        "doubts": doubt_lines(protocol),
         "differences": [
             {"metric": difference["metric"], "text": comparison_text(Comparison.from_dict(difference))}
             for difference in results.get("differences", [])

@@ -31,8 +31,9 @@ def arguments(data: Path, root: Path) -> list[str]:
 
 
 def test_keeps_the_value_that_held_out_feedback_prefers(
-    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rerankzoo.cli.trying.MIN_OBSERVED", 1)  # eight requests tell
     assert main(["fit", *arguments(data_folder, tmp_path), "--try", f"{KEY}=true,false"]) == 0
     report = json.loads((tmp_path / "tried.json").read_text())
     data = RerankingDataModule(str(data_folder), extractor=str(tmp_path / "best"))
@@ -52,9 +53,15 @@ def test_keeps_the_value_that_held_out_feedback_prefers(
     assert printed.index(best) < printed.index(other)
 
 
-def test_a_value_trains_as_it_does_alone(data_folder: Path, tmp_path: Path) -> None:
+def test_a_value_trains_as_it_does_alone_and_few_positives_tell_nothing_of_it(
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerankzoo.cli.trying.MIN_OBSERVED", 1_000)
     common = arguments(data_folder, tmp_path)
     assert main(["fit", *common, f"--try={KEY}=true,false", "--seed_everything=3"]) == 0
+    told = capsys.readouterr().out
+    assert "positives, at least 1000 are needed" in told
+    assert "95 % interval" not in told
     alone = [*common, f"--{KEY}=false", "--seed_everything=3", f"--trainer.default_root_dir={tmp_path / 'alone'}"]
     assert main(["fit", *alone]) == 0
     tried, trained = (

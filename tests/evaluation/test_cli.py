@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.main import main
@@ -118,6 +119,17 @@ def test_what_evaluators_had_too_few_positives_to_learn_is_left_out(simulated: A
     found = known.evaluate("m", simulated.model(), simulated.extractor, 0, asked, hr_requests=0)
     assert "not_shown" not in found.protocol
     assert {"utility", "value", "gap"} <= set(found.row("m", "greedy").metrics)  # the truth tells how they err
+
+
+def test_of_few_labelled_requests_there_are_words(labelled: Any, scripted: Any) -> None:
+    """Two of four requests have labels of both kinds: no mean of two is shown."""
+    run = EvaluationRun({"test": labelled.data}, labelled.extractor.schema, None)
+    slates = torch.tensor([[0, 1, -100]] * 4)
+    found = run.evaluate("m", scripted(slates), labelled.extractor, 0, [Decoding("greedy", {"num_beams": 1})])
+    why = "for 2 requests have labels of both kinds, and at least 20 are needed"
+    assert found.protocol["not_shown"] == {"ranking metrics by labels": why}
+    assert found.primary is None
+    assert not any(name.startswith("ndcg") for row in found.rows for name in row.metrics)
 
 
 def test_without_truth_and_labels_the_default_judge_is_cross_fitted(

@@ -24,6 +24,7 @@ from rerankzoo.metrics import (
     intra_list_distance,
     item_coverage,
     log_loss,
+    mean_interval,
     ndcg_at_k,
     precision_at_k,
     recall_at_k,
@@ -77,6 +78,27 @@ def test_ranking_metrics_are_numbers_from_0_to_1(request, k) -> None:
     for gain in ("linear", "exponential"):
         values = ndcg_at_k(best, labels, k=k, gain=gain, empty="one")
         torch.testing.assert_close(values, torch.ones_like(values))
+
+
+@pytest.mark.parametrize("request_size", [(1, 1), (1, 4), (3, 4)])
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_no_class_that_is_empty_is_divided_by(label: float, request_size: tuple[int, int]) -> None:
+    """Of no positives, and of nothing else, all metrics are numbers, of one request and of one candidate, too."""
+    labels = torch.full(request_size, label)
+    predictions = torch.linspace(0.1, 0.9, labels.numel()).view_as(labels)
+    slates = torch.arange(request_size[1]).expand(request_size)
+    assert auc(predictions, labels) == 0.5
+    assert all(gauc(predictions, labels, weights=one) == 0.5 for one in ("uniform", "impressions", "positives"))
+    assert 0 < log_loss(predictions, labels) < math.log(10) + 1e-6
+    assert (calibration(predictions, labels) == math.inf) == (label == 0)  # infinite is no figure: tables leave it out
+    assert calibration(torch.zeros_like(labels), torch.zeros_like(labels)) == 1
+    for function, options in RANKING:
+        for empty, worth in (("zero", 0.0), ("one", 1.0)):
+            values = function(slates, labels, k=2, empty=empty, **options)
+            assert ((values == worth) if label == 0 else (values > 0) & (values <= 1)).all(), (function, options)
+    assert hit_rate_at_share(labels, labels[:, 0], 0.1).tolist() == [1.0] * len(labels)
+    assert regret_ratio(labels, labels[:, 0]).tolist() == [0.0] * len(labels)
+    assert bootstrap_mean(labels.mean(1)).low == mean_interval(labels.mean(1)).high == label
 
 
 def exact_ndcg(displayed: list[int], labels: list[int], k: int) -> float:
