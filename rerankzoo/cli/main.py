@@ -18,6 +18,10 @@ from rerankzoo.errors import NonFiniteLossError, RecipeError, did_you_mean, in_o
 #: Command -> (module and name of its function, or of a table of further commands; one line of help).
 COMMANDS = {
     "quickstart": ("rerankzoo.cli.quickstart:quickstart", "train, evaluate and use a reranker on simulated data"),
+    "start": (
+        "rerankzoo.cli.start:start",
+        "from a data folder to a verdict, trained models and a table",
+    ),
     "prepare": (
         "rerankzoo.cli.prepare:SOURCES",
         "make a data folder: of your own log, simulator, ml-100k, ml-1m, taobao-ad",
@@ -63,13 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(import_module("rerankzoo").__version__)
         return 0
     try:
-        if command not in COMMANDS:
-            near = did_you_mean(command, COMMANDS)
-            raise RecipeError(f"unknown command {command!r}{near}; `rerankzoo --help` lists all")
         with _ended_by_sigterm():
-            module, _, name = COMMANDS[command][0].partition(":")
-            target: Any = getattr(import_module(module), name)
-            target(arguments) if command in LIGHTNING else call(command, target, arguments[1:])
+            run_command(arguments)
     except Exception as error:
         hub_errors = import_module("rerankzoo.hub_errors")
         is_told = isinstance(error, OSError | RecipeError | NonFiniteLossError) or disk_error(error) is not None
@@ -79,6 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rerankzoo {command}: {hub_errors.redact(text)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """Runs a command with its options; what is wrong with them is a RecipeError."""
+    command = arguments[0]
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
+        raise RecipeError(f"unknown command {command!r}{near}; `rerankzoo --help` lists all")
+    module, _, name = COMMANDS[command][0].partition(":")
+    target: Any = getattr(import_module(module), name)
+    target(arguments) if command in LIGHTNING else call(command, target, arguments[1:])
 
 
 @contextmanager

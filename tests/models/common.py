@@ -229,6 +229,14 @@ def values_in_logged_order(batch: Batch) -> Tensor:
     return (chosen * value).sum(1).unsqueeze(-1).expand_as(batch["candidate_value"])
 
 
+def large_batch(extractor: RerankingFeatureExtractor) -> Batch:
+    """A request with 500 candidates, of which 50 were shown."""
+    batch = random_batch(extractor, 1, 500)
+    slates = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:50].view(1, 1, 50)
+    feedback = (slates % 7 == 0).float().unsqueeze(-1).expand(-1, -1, -1, len(extractor.schema.targets))
+    return {**batch, "slates": slates, "feedback": feedback}
+
+
 class WeighedItems:
     """An evaluator made by hand: later positions count more, and no two slates of these tests have one utility."""
 
@@ -313,11 +321,17 @@ class VariantTestSuite:
         )
         return self.model_class(config).eval()
 
-    def make_shallow_model(self, extractor: RerankingFeatureExtractor) -> Any:
+    def make_long_model(self, extractor: RerankingFeatureExtractor) -> Any:
+        """One of 50 positions, and so the guide that it may carry."""
+        guide = self.config_values.get("guide")
+        carried = {} if guide is None else {"guide": {**guide, "slate_size": 50}}
+        return self.make_shallow_model(extractor, slate_size=50, **carried)
+
+    def make_shallow_model(self, extractor: RerankingFeatureExtractor, **values: Any) -> Any:
         """One with a single layer of every kind, for what takes long."""
         names = [entry.name for entry in fields(self.model_class.config_class)]
         layers = [name for name in names if name.startswith("num_") and name.endswith("_layers")]
-        return self.make_model(extractor, **dict.fromkeys(layers, 1))
+        return self.make_model(extractor, **dict.fromkeys(layers, 1), **values)
 
     def test_order_of_candidates_does_not_matter(
         self, extractor: RerankingFeatureExtractor, mined_batch: Batch
@@ -590,6 +604,12 @@ class ModelTestSuite(VariantTestSuite):
         assert_close(real_entries(found, mined_batch), real_entries(expected, mined_batch))
         assert_close(losses(found), losses(expected))
 
+    def test_reads_500_candidates_and_50_positions(self, extractor: RerankingFeatureExtractor) -> None:
+        model = self.make_long_model(extractor)
+        loss = model(**large_batch(extractor)).loss
+        loss.backward()
+        assert_finite(loss, model)
+
     def test_refuses_slates_longer_than_its_own(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
         model = self.make_model(extractor, slate_size=3)
         if model.num_positions is None:  # it knows of no positions, and learns from all of them
@@ -707,6 +727,12 @@ class GeneratorTestSuite(ModelTestSuite):
         slates = self.make_model(extractor).generate(**moved, **call, slate_size=slate_size)
         assert slates.shape == (8, slate_size or 4)
         assert_valid_slates(slates, moved["candidate_mask"])
+
+    def test_decodes_50_of_500_candidates(self, extractor: RerankingFeatureExtractor, call: Call) -> None:
+        batch = inputs(large_batch(extractor))
+        slates = self.make_long_model(extractor).generate(**batch, **call)
+        assert slates.shape == (1, 50)
+        assert_valid_slates(slates, batch["candidate_mask"])
 
     def test_pages_have_lengths_of_their_own(
         self, extractor: RerankingFeatureExtractor, batch: Batch, call: Call
