@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -46,11 +46,14 @@ from rerankzoo.data.shards import has_shard, write_shard
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
-from rerankzoo.generation import BeamStep, Constraint, EvaluatorEnsemble, Scorer, beam_search, bind
-from rerankzoo.models.auto import load_evaluator
+from rerankzoo.generation import BeamStep, Constraint, Evaluator, EvaluatorEnsemble, Scorer, beam_search, bind
+from rerankzoo.generation.rollouts import PERTURBED, UNIFORM, UPSTREAM, distinct, parse_proposals, propose
+from rerankzoo.losses import group_targets
+from rerankzoo.models.auto import load_checkpoint, load_evaluator
 from rerankzoo.slates import with_slate_lengths
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
+Weights = Literal["tempered", "standardised", "uniform"]
 
 _NEVER = float("-inf")
 _ROUNDING = 1e-5  # values closer than this share of the largest are the same
@@ -62,15 +65,21 @@ class MiningSettings:
 
     Args:
         slate_size: M, positions of a slate.
-        num_beams: W, prefixes kept at every position.
-        keep: S, slates kept of each request; at most W.
+        num_beams: W, prefixes kept at every position; 0: nothing is searched for.
+        keep: S, slates kept of each request, the best ones; at most W and the proposals.
         soft_label: What q_t(v) is the softmax of: `"look_ahead"`, the best completed value found below the prefix and v
             (the better one in truth); `"prefix_value"`, DeGRe's own, the value of the prefix with v; or `"none"`.
         weight_temperature: tau_w of the slates' weights, in spreads of the request (see `value_spread`).
         label_temperature: tau_q of the soft labels, in the same unit.
+        weights: What the weights are made of: `"tempered"`, see above; `"standardised"`, GoalRank's, the softmax of the
+            values in standard deviations of those kept; or `"uniform"`.
+        proposals: Slates from elsewhere, beside those that the search finds, such as `"upstream=1,uniform=4"` or
+            `"perturbed=4"`, changed copies of what was found before; a checkpoint's path proposes its greedy slate and
+            draws (see `rerankzoo.generation.rollouts.parse_proposals`). They have no soft labels.
 
     Raises:
-        ValueError: If a number is not positive, `keep` exceeds `num_beams`, or the kind of soft label is unknown.
+        ValueError: If a number is not positive, `keep` exceeds what there is, a name is unknown, or settings contradict
+            one another.
     """
 
     slate_size: int
@@ -79,17 +88,31 @@ class MiningSettings:
     soft_label: SoftLabel = "look_ahead"
     weight_temperature: float = 0.9
     label_temperature: float = 0.3
+    weights: Weights = "tempered"
+    proposals: str = ""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name in ("slate_size", "num_beams", "keep") and value < 1:
+            if name in ("slate_size", "num_beams", "keep") and value < (name != "num_beams"):
                 raise ValueError(f"{name} must be at least 1, got {value}")
             if name.endswith("_temperature") and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        if self.keep > self.num_beams:
-            raise ValueError(f"keep {self.keep} exceeds num_beams {self.num_beams}")
         if self.soft_label not in get_args(SoftLabel):
             raise ValueError(f"soft_label must be one of {get_args(SoftLabel)}, got {self.soft_label!r}")
+        if self.weights not in get_args(Weights):
+            raise ValueError(f"weights must be one of {get_args(Weights)}, got {self.weights!r}")
+        found = self.num_beams + sum(self.sources.values())
+        if self.keep > found:
+            raise ValueError(f"keep {self.keep} exceeds num_beams {self.num_beams} and the proposals, {found} in all")
+        if (self.proposals or not self.num_beams) and self.soft_label != "none":
+            raise ValueError(f"slates that no search has found have no soft labels, got soft_label {self.soft_label!r}")
+        if not self.num_beams and self.weights == "tempered":
+            raise ValueError("without a search values have no spread to temper weights by: choose other weights")
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Where proposals come from, and how many; no generator proposes its own."""
+        return parse_proposals(self.proposals, known=self.num_beams > 0)
 
 
 @dataclass
@@ -111,14 +134,18 @@ class MinedSlates:
 
 @torch.no_grad()
 def mine_batch(
-    scorer: Scorer,
+    scorer: Scorer | None,
     batch: Batch,
     slate_size: int,
     constraints: Sequence[Constraint] = (),
     schema: FeatureSchema | None = None,
+    evaluator: Evaluator | None = None,
+    generators: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> MinedSlates:
     """Mines slates: beam search by the evaluator's values, whose scores are also the source of the soft labels.
+
+    With proposals, the best of what was found and proposed are kept, by the evaluator's word on whole slates.
 
     With s the request's spread (`value_spread`):
 
@@ -129,12 +156,14 @@ def mine_batch(
       candidates of that prefix that stayed, but at most the smallest of their completed values.
 
     Args:
-        scorer: Of an evaluator: its kind is `"value"`.
+        scorer: Of an evaluator: its kind is `"value"`; `None` where nothing is searched for.
         batch: The requests; `candidate_mask` (B, N) and the features of the scorer's model.
         slate_size: M.
         constraints: What slates must keep. Labels are then distributions over the candidates that are allowed; boosts
             count as value in the search, the weights and the labels, not in the values returned.
-        schema: The batch's, where a constraint names a field.
+        schema: The batch's, where a constraint names a field, or the upstream order is proposed.
+        evaluator: The scorer's, where there are proposals.
+        generators: Those that propose, by their sources.
         **settings: Other entries of `MiningSettings`.
 
     Returns:
@@ -145,20 +174,56 @@ def mine_batch(
         InfeasibleConstraintError: If a request has no slate that keeps the constraints.
     """
     options = MiningSettings(slate_size=slate_size, **settings)
-    if scorer.kind != "value":
+    if scorer is not None and scorer.kind != "value":
         raise ValueError(f"mining needs an evaluator, whose scorer has kind 'value', got {scorer.kind!r}")
+    if options.proposals or scorer is None:
+        if constraints:
+            raise ValueError("proposals keep no constraints; mine without either")
+        return _mine_proposals(scorer, batch, options, schema, evaluator, generators or {})
     history: list[BeamStep] = []
     rules = bind(constraints, batch, slate_size, schema)
     best = beam_search(scorer, batch, slate_size, options.num_beams, options.keep, history, rules)
     spread = value_spread(history, len(best.slates))
     worth = best.scores if rules is None else best.scores + rules.boosts(best.slates)
-    weights = tempered_softmax(worth, spread * options.weight_temperature)
+    weights = slate_weights(worth, options, spread)
     if options.soft_label == "none":
         return MinedSlates(best.slates, best.scores, weights, None)
     targets = _step_targets(history, len(best.slates), options.keep, options.soft_label == "look_ahead")
     labels = tempered_softmax(targets, spread * options.label_temperature)
     labels = F.pad(labels, (0, 0, 0, 0, 0, options.keep - labels.shape[1]))  # fewer prefixes exist than are asked for
     return MinedSlates(best.slates, best.scores, weights, labels.masked_fill((best.slates == PADDING)[..., None], 0))
+
+
+def _mine_proposals(
+    scorer: Scorer | None,
+    batch: Batch,
+    options: MiningSettings,
+    schema: FeatureSchema | None,
+    evaluator: Any,
+    generators: Mapping[str, Any],
+) -> MinedSlates:
+    """The best of what the search finds and of the proposals; equal slates are one."""
+    known, spread, found = inputs(batch), None, None
+    if scorer is not None:
+        history: list[BeamStep] = []
+        found = beam_search(scorer, batch, options.slate_size, options.num_beams, options.num_beams, history).slates
+        spread = value_spread(history, len(found))
+    slates = propose(options.sources, known, options.slate_size, generators, schema, found)
+    values = evaluator.score_slates(slates, **known).float().masked_fill(~distinct(slates), _NEVER)
+    values, best = values.topk(options.keep, dim=1)
+    slates = slates.gather(1, best.unsqueeze(-1).expand(-1, -1, slates.shape[-1]))
+    slates = slates.masked_fill((values == _NEVER).unsqueeze(-1), PADDING)
+    return MinedSlates(slates, values, slate_weights(values, options, spread), None)
+
+
+def slate_weights(values: Tensor, options: MiningSettings, spread: Tensor | None) -> Tensor:
+    """The weights (B, S) of slates with values (B, S), -inf where there is none."""
+    exists = values > _NEVER
+    if options.weights == "standardised":
+        return group_targets(values.masked_fill(~exists, 0.0), exists)
+    if options.weights == "uniform":
+        return exists / exists.sum(-1, keepdim=True).clamp_min(1)
+    return tempered_softmax(values, cast(Tensor, spread) * options.weight_temperature)
 
 
 def value_spread(history: Sequence[BeamStep], num_requests: int) -> Tensor:
@@ -332,11 +397,13 @@ def mine_folder(
         if source not in splits:
             raise FileNotFoundError(f"{folder} has no {source}*.parquet; it has {sorted(splits)}")
         shards += plan_shards(name, source, len(splits[source]), count, shard_size)
-    evaluator, extractor = _load(evaluators, spread_penalty)
+    evaluator, extractor = _load(evaluators, spread_penalty, bool(settings.get("num_beams", 1)))
     evaluator.to(fabric.device)
     options = MiningSettings(slate_size=slate_size or evaluator.config.slate_size, **settings)
+    generators = _load_generators(options, extractor.schema, fabric.device)
     record = {
         "evaluator": weights_digest(evaluator),
+        "generators": {name: weights_digest(model) for name, model in generators.items()},
         "spread_penalty": spread_penalty,
         "source": {
             name: [len(splits[name]), sum(path.stat().st_size for path in split_files(folder, name))]
@@ -359,7 +426,7 @@ def mine_folder(
     for shard in share:
         rows, tables = splits[shard.source].with_format("arrow")[shard.rows.tolist()], []
         longest = slate_lengths(splits[shard.source], extractor.schema.slate).max(initial=0)
-        for table in _mined_tables(rows, evaluator, extractor, options, batch_size, longest):
+        for table in _mined_tables(rows, evaluator, generators, extractor, options, batch_size, longest):
             tables.append(table)
             done += table.num_rows
             if on_progress is not None:
@@ -373,21 +440,32 @@ def mine_folder(
     return out
 
 
-def _load(evaluators: Sequence[str], spread_penalty: float) -> tuple[Any, RerankingFeatureExtractor]:
+def _load(evaluators: Sequence[str], spread_penalty: float, search: bool) -> tuple[Any, RerankingFeatureExtractor]:
     checkpoints = [load_evaluator(path) for path in evaluators]
     models = [checkpoint.model for checkpoint in checkpoints]
     for path, model in zip(evaluators, models, strict=True):
         for member in getattr(model, "members", [model]):  # an ensemble searches with its members' scorers
-            if not hasattr(member, "scorer") or member.scorer().kind != "value":
+            if search and (not hasattr(member, "scorer") or member.scorer().kind != "value"):
                 message = f"a {type(member).__name__} ({path}) gives prefixes no value"
                 raise RerankingDataError(message, field="evaluator")
     evaluator = models[0] if len(models) == 1 else EvaluatorEnsemble(models, spread_penalty)
     return evaluator.eval(), checkpoints[0].extractor
 
 
+def _load_generators(options: MiningSettings, schema: FeatureSchema, device: torch.device) -> dict[str, Any]:
+    """The models that propose slates, by their sources."""
+    generators = {}
+    for name in options.sources.keys() - {UPSTREAM, UNIFORM, PERTURBED}:
+        model = load_checkpoint(name).model
+        model.check_schema(schema)
+        generators[name] = model.to(device)
+    return generators
+
+
 def _mined_tables(
     source: pa.Table,
     evaluator: Any,
+    generators: Mapping[str, Any],
     extractor: RerankingFeatureExtractor,
     settings: MiningSettings,
     batch_size: int | None,
@@ -397,10 +475,13 @@ def _mined_tables(
     encoded = inputs(with_slate_lengths(extractor(source), longest, settings.slate_size))
     # Requests x beams x candidates of a call, unless a batch size is given. A CPU gains nothing beyond.
     scores = 8_192 if evaluator.device.type == "cpu" else 262_144
-    size = batch_size or max(1, scores // (settings.num_beams * encoded["candidate_mask"].shape[1]))
+    width = settings.num_beams + sum(settings.sources.values())
+    size = batch_size or max(1, scores // (width * encoded["candidate_mask"].shape[1]))
     for start in range(0, source.num_rows, size):
         batch = to_device(trim(take(encoded, slice(start, start + size))), evaluator.device)
-        mined = mine_batch(evaluator.scorer(), batch, **asdict(settings))
+        scorer = evaluator.scorer() if settings.num_beams else None
+        known = {"evaluator": evaluator, "generators": generators, "schema": extractor.schema}
+        mined = mine_batch(scorer, batch, **known, **asdict(settings))
         yield _mined_table(source.slice(start, size), batch, mined, extractor.schema)
 
 
@@ -426,8 +507,9 @@ def _check_settings(out: Path, record: dict[str, Any]) -> None:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnreadableFileError(f"{path} is damaged ({error}); delete {out} and mine it again") from error
+    defaults = {"generators": {}, "weights": "tempered", "proposals": ""}  # of folders begun before there were any
     for name, value in json.loads(json.dumps(record)).items():
-        if begun.get(name) != value:
+        if begun.get(name, defaults.get(name)) != value:
             message = f"{out} was begun with {begun.get(name)!r}, not {value!r}; choose another folder or delete it"
             raise RerankingDataError(message, field=name)
 

@@ -63,6 +63,43 @@ def mine(scorer: TableScorer, slate_size: int, **options: Any) -> MinedSlates:
     return mine_batch(scorer, scorer.batch, slate_size, **options)
 
 
+class Valued:
+    """What a table scorer says of whole slates."""
+
+    def __init__(self, scorer: TableScorer) -> None:
+        self.scorer = scorer
+
+    def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        found = [
+            [self.scorer.slate_score(row, tuple(item for item in slate if item >= 0)) for slate in group]
+            for row, group in enumerate(slates.tolist())
+        ]
+        return torch.tensor(found)
+
+
+@pytest.mark.parametrize("num_beams", [3, 0])
+def test_the_best_of_search_and_proposals_are_kept(num_beams: int) -> None:
+    torch.manual_seed(0)
+    scorer = make_scorer(2, 3, 5, mask=torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
+    options = {"num_beams": num_beams, "keep": 6, "soft_label": "none", "weights": "standardised"}
+    found = mine_batch(
+        scorer if num_beams else None, scorer.batch, 3, proposals="uniform=400", evaluator=Valued(scorer), **options
+    )
+    every = sorted(scorer.every_slate(0, 3).values(), reverse=True)
+    assert found.values[0].tolist() == pytest.approx(every[:6], abs=1e-4)
+    assert len({tuple(slate) for slate in found.slates[0].tolist()}) == 6
+    assert (found.values[1] > -torch.inf).tolist() == [True, True] + [False] * 4  # two candidates, two slates
+    assert found.slates[1, 2:].eq(-100).all()
+    for values, weights in zip(found.values.tolist(), found.weights.tolist(), strict=True):
+        real = [value for value in values if value > -math.inf]
+        mean = sum(real) / len(real)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in real) / len(real))
+        expected = softmax(dict(enumerate(real)), deviation)
+        assert weights == pytest.approx([*expected.values(), *[0.0] * (6 - len(real))], abs=1e-4)
+    uniform = mine_batch(scorer, scorer.batch, 3, num_beams=3, keep=3, soft_label="none", weights="uniform")
+    assert uniform.weights.tolist() == [pytest.approx([1 / 3] * 3), [0.5, 0.5, 0.0]]
+
+
 def softmax(values: dict[int, float], temperature: float) -> dict[int, float]:
     largest = max(values.values())
     powers = {key: math.exp((value - largest) / temperature) for key, value in values.items()}
@@ -247,7 +284,12 @@ def test_no_soft_labels() -> None:
     ("options", "message"),
     [
         ({"keep": 9}, "keep 9 exceeds num_beams 8"),
-        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
+        ({"keep": 10, "proposals": "uniform=1", "soft_label": "none"}, "exceeds num_beams 8 and the proposals, 9 in"),
+        ({"weights": "best"}, "weights must be one of"),
+        ({"proposals": "uniform=1"}, "slates that no search has found have no soft labels"),
+        ({"num_beams": 0, "proposals": "perturbed=4"}, "no changed slates of none"),
+        ({"num_beams": 0, "proposals": "uniform=4", "soft_label": "none"}, "choose other weights"),
+        ({"num_beams": 0}, "keep 4 exceeds num_beams 0 and the proposals, 0 in all"),
         ({"soft_label": "myopic"}, "soft_label must be one of"),
         ({"label_temperature": 0.0}, "label_temperature must be a finite number above 0, got 0.0"),
         ({"weight_temperature": math.inf}, "weight_temperature must be"),

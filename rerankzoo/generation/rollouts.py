@@ -21,8 +21,12 @@ from rerankzoo.slates import uniform_slates
 OWN, UPSTREAM, UNIFORM, PERTURBED = "own", "upstream", "uniform", "perturbed"
 
 
-def parse_proposals(text: str) -> dict[str, int]:
+def parse_proposals(text: str, known: bool = False) -> dict[str, int]:
     """Reads where slates come from, such as `"own=12,perturbed=4,upstream=1,outputs/pointwise/best=2"`.
+
+    Args:
+        text: Sources with numbers.
+        known: Whether there are slates already, of which changed copies can be made.
 
     Raises:
         ValueError: If it is no list of sources with how many slates each gives.
@@ -33,7 +37,7 @@ def parse_proposals(text: str) -> dict[str, int]:
         if not name or not number.isdecimal() or int(number) < 1 or name in sources:
             raise ValueError(f"proposals: expected SOURCE=NUMBER,SOURCE=NUMBER..., got {text!r}")
         sources[name] = int(number)
-    if sources.get(UPSTREAM, 1) != 1 or next(iter(sources), None) == PERTURBED:
+    if sources.get(UPSTREAM, 1) != 1 or (not known and next(iter(sources), None) == PERTURBED):
         raise ValueError(f"proposals: one upstream order, and no changed slates of none, got {text!r}")
     return sources
 
@@ -65,7 +69,7 @@ def propose(
     batch: Batch,
     slate_size: int,
     generators: Mapping[str, Any],
-    schema: FeatureSchema,
+    schema: FeatureSchema | None,
     slates: Tensor | None = None,
 ) -> Tensor:
     """Slates from several sources side by side.
@@ -101,14 +105,14 @@ def propose(
     return torch.cat(parts, dim=1)
 
 
-def upstream_slates(batch: Batch, slate_size: int, schema: FeatureSchema) -> Tensor:
+def upstream_slates(batch: Batch, slate_size: int, schema: FeatureSchema | None) -> Tensor:
     """The first M candidates (B, 1, M) in the upstream order; -100 pads.
 
     Raises:
         ValueError: If the schema names no upstream score.
     """
-    if schema.upstream_score is None:
-        raise ValueError(f"proposals: schema {schema.name!r} has no upstream_score")
+    if schema is None or schema.upstream_score is None:
+        raise ValueError(f"proposals: schema {schema and schema.name!r} has no upstream_score")
     mask = batch["candidate_mask"]
     scores = batch["candidate_numeric"][..., schema.position(schema.upstream_score)].float()
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)[:, :slate_size]

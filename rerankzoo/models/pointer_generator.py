@@ -138,7 +138,7 @@ class PointerGenerator(SlateGenerator):
         first = torch.full((len(encoded.mask), 1, 1), PADDING, device=encoded.mask.device)
         logits = self.teach(encoded, first if slates is None else slates)
         if slates is not None and "slate_weights" in batch:
-            loss, terms = self._distill(logits, batch)
+            loss, terms = self.distil(logits, batch)
         elif {"slates", "feedback", "candidate_value"} <= batch.keys():
             loss, terms = self._imitate(logits, batch)
         else:
@@ -176,7 +176,10 @@ class PointerGenerator(SlateGenerator):
 
     def teach(self, encoded: Encoded, slates: Tensor) -> Tensor:
         """Logits (B, S, M, N) of each position of slates (B, S, M), given the items further up."""
-        hidden = self.read(encoded, slates)
+        return self.point(self.read(encoded, slates), encoded, slates)
+
+    def point(self, hidden: Tensor, encoded: Encoded, slates: Tensor) -> Tensor:
+        """Logits (B, S, M, N) from what was read (B, S, M, D)."""
         logits = self.pointer(hidden.flatten(1, 2), encoded.states, encoded.mask).unflatten(1, hidden.shape[1:3])
         return logits.masked_fill(chosen_above(slates, encoded.mask.shape[1]), torch.finfo(logits.dtype).min)
 
@@ -187,7 +190,8 @@ class PointerGenerator(SlateGenerator):
         available = encoded.mask[:, None, None] & ~chosen_above(slates, encoded.mask.shape[1])
         return of_choices(remaining_log_probs(self.teach(encoded, slates), available), slates)
 
-    def _distill(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def distil(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of mined slates and its terms, from the logits (B, S, M, N) of `teach`."""
         slates, weights, soft_labels = batch["slates"], batch["slate_weights"], batch.get("soft_labels")
         log_probs, config = log_probabilities(logits), self.config
         if soft_labels is None and config.hard_label_weight == 0:

@@ -244,7 +244,7 @@ class GroupObjective(SlateObjective):
         ValueError: If the proposals cannot be read.
     """
 
-    def __init__(self, evaluator: str | None, proposals: str = "own=12,perturbed=4", supervised_weight: float = 0.0):
+    def __init__(self, evaluator: str | None, proposals: str = "own=6,perturbed=2", supervised_weight: float = 0.0):
         super().__init__(evaluator, supervised_weight)
         self.sources = parse_proposals(proposals)
         self.proposals = proposals
@@ -298,7 +298,7 @@ class FlowBalance(GroupObjective):
     def __init__(
         self,
         evaluator: str | None,
-        proposals: str = "own=12,perturbed=4",
+        proposals: str = "own=6,perturbed=2",
         supervised_weight: float = 0.0,
         balance: Balance = "group",
         sharpness: float = 1.0,
@@ -351,7 +351,7 @@ class Preference(GroupObjective):
     def __init__(
         self,
         evaluator: str | None = None,
-        proposals: str = "own=12,perturbed=4",
+        proposals: str = "own=6,perturbed=2",
         supervised_weight: float = 0.0,
         pairs: Pairs = "resorted",
         beta: float = 0.1,

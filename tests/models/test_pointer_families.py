@@ -1,0 +1,127 @@
+"""GoalRank, EG-Rerank and GFN4Rec: one network, three ways to teach it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from rerankzoo.batch import inputs
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.features.utility import slate_utility
+from rerankzoo.generation.rollouts import distinct
+from rerankzoo.losses import detailed_balance, group_loss, trajectory_balance
+from rerankzoo.models.egrerank import EGRerankForReranking
+from rerankzoo.models.gfn4rec import GFN4RecForReranking
+from rerankzoo.models.goalrank import GoalRankForReranking
+from tests.models.common import GeneratorVariantTestSuite, ScorerTestSuite
+
+Batch = dict[str, Tensor]
+
+TINY: dict[str, Any] = {
+    "slate_size": 4,
+    "hidden_size": 32,
+    "embedding_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_decoder_layers": 1,
+    "utility_threshold": 1.5,
+}
+
+
+def mined(batch: Batch) -> Batch:
+    """The batch with what mining adds: values that rise from slate to slate."""
+    real = (batch["slates"] >= 0).any(-1)
+    values = torch.arange(1.0, real.shape[1] + 1) * real
+    return {**batch, "slate_weights": real / real.sum(-1, keepdim=True), "slate_values": values}
+
+
+class TestGoalRankForReranking(ScorerTestSuite):
+    model_class = GoalRankForReranking
+    config_values: ClassVar[dict[str, Any]] = TINY
+
+
+class TestEGRerankForReranking(ScorerTestSuite):
+    model_class = EGRerankForReranking
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "decoder": "lstm"}
+
+
+class TestTransformerEGRerank(GeneratorVariantTestSuite):
+    model_class = EGRerankForReranking
+    config_values: ClassVar[dict[str, Any]] = TINY
+
+
+class TestGFN4RecForReranking(ScorerTestSuite):
+    model_class = GFN4RecForReranking
+    config_values: ClassVar[dict[str, Any]] = TINY
+
+
+class TestTrajectoryGFN4Rec(GeneratorVariantTestSuite):
+    model_class = GFN4RecForReranking
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "balance": "trajectory", "flow_weight": 0.5}
+
+
+def make(kind: Any, extractor: RerankingFeatureExtractor, **values: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(kind.config_class(feature_schema=extractor.schema.to_dict(), **TINY, **values)).eval()
+
+
+def test_goalrank_learns_mined_values_as_a_group(extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+    model, batch = make(GoalRankForReranking, extractor), mined(mined_batch)
+    slates, likelihood = batch["slates"], model.log_likelihood(batch["slates"], **batch).sum(-1)
+    output = model(**batch)
+    exists = (slates >= 0).any(-1)
+    once = distinct(slates)
+    assert (once != exists).any()  # requests of two candidates have no three slates
+    assert output.loss.item() == pytest.approx(group_loss(likelihood, batch["slate_values"], once).mean().item())
+    assert output.loss_terms.keys() == {"group"}
+    row = int((once.sum(-1) == 2).nonzero()[0])  # values 1 and 2: a deviation below and above their mean
+    weights = [math.exp(-1) / (math.exp(-1) + math.e), math.e / (math.exp(-1) + math.e)]
+    expected = -sum(weight * float(part) for weight, part in zip(weights, likelihood[row, :2], strict=True))
+    single = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+    assert model(**single).loss.item() == pytest.approx(expected, rel=1e-5)
+    without = {name: tensor for name, tensor in batch.items() if name != "slate_values"}
+    assert model(**without).loss_terms.keys() == {"hard_label"}
+
+
+@pytest.mark.parametrize("balance", ["trajectory", "detailed"])
+def test_gfn4rec_balances_what_slates_earned(
+    extractor: RerankingFeatureExtractor, mined_batch: Batch, balance: str
+) -> None:
+    model = make(GFN4RecForReranking, extractor, balance=balance, flow_weight=3.0, reward_offset=2.0)
+    slates = mined_batch["slates"]
+    log_probs, log_flows = model.flows(slates, **inputs(mined_batch))
+    torch.testing.assert_close(log_probs, model.log_likelihood(slates, **mined_batch))
+    earned = slate_utility(mined_batch["feedback"], slates, mined_batch["candidate_value"], extractor.schema)
+    loss = {"trajectory": trajectory_balance, "detailed": detailed_balance}[balance]
+    errors = loss(log_probs, log_flows, (earned + 2).log(), slates)
+    exists = (slates >= 0).any(-1)
+    expected = (errors.sum(-1) / exists.sum(-1)).mean()
+    terms = model(**mined_batch).loss_terms
+    torch.testing.assert_close(terms["flow"], expected)
+    assert model(**mined_batch).loss.item() == pytest.approx((terms["likelihood"] + 3 * expected).item())
+    valued = model(**mined(mined_batch)).loss_terms
+    values = (mined(mined_batch)["slate_values"] + 2).log()
+    errors = loss(log_probs, log_flows, values, slates)
+    torch.testing.assert_close(valued["flow"], (errors.sum(-1) / exists.sum(-1)).mean())
+
+
+def test_balance_within_groups_needs_no_flow(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    model = make(GFN4RecForReranking, extractor, balance="group")
+    assert not [name for name, _ in model.named_parameters() if "flow" in name]
+    assert model(**batch).loss_terms.keys() == {"likelihood"}
+    with pytest.raises(ValueError, match="there is no flow to balance with"):
+        model.flows(batch["slates"], **batch)
+
+
+def test_a_flow_knows_the_prefix_only(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    model = make(GFN4RecForReranking, extractor)
+    one, other = torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([[[0, 1, 3, 2]]])
+    request = {name: tensor[:1] for name, tensor in inputs(batch).items()}
+    (_, first), (_, second) = model.flows(one, **request), model.flows(other, **request)
+    torch.testing.assert_close(first[..., :3], second[..., :3])
+    assert not torch.isclose(first[..., 3], second[..., 3])
