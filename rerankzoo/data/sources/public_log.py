@@ -148,7 +148,8 @@ def _pages(connection: duckdb.DuckDBPyConnection, log: PublicLog) -> str:
     first = ", ".join(filter(None, [spec.position, f"{target} DESC"]))
     connection.execute(f"""
         CREATE TABLE IF NOT EXISTS pages AS FROM ({log.tables.impressions})
-        QUALIFY row_number() OVER (PARTITION BY {spec.request}, {spec.schema.item_id} ORDER BY {first}) = 1""")
+        QUALIFY row_number() OVER (PARTITION BY {spec.request}, {spec.schema.item_id} ORDER BY {first}) = 1
+        ORDER BY {spec.time}, {spec.request}""")
     columns = connection.table("pages").columns
     missing = spec.schema.propensity not in (None, *columns)
     return f"SELECT *, NULL AS {spec.schema.propensity} FROM pages" if missing else "FROM pages"
