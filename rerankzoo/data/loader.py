@@ -86,13 +86,14 @@ class RequestLoader:
     def labels(self) -> frozenset[str]:
         """What the table tells models to learn.
 
-        `"slates"`; or `"parts"`, where it is not known what stood at some positions; and `"candidates"`, where
-        candidates have labels, whether they were shown or not.
+        `"slates"`; or `"parts"`, where it is not known what stood at some positions, or all slates have but one; and
+        `"candidates"`, where candidates have labels, whether they were shown or not.
         """
         schema, names = self.extractor.schema, set(self.dataset.column_names)
         found = set()
         if schema.slate in names:
-            found.add("parts" if has_missing(self.dataset.data.column(schema.slate)) else "slates")
+            is_open = has_missing(self.dataset.data.column(schema.slate)) or self.slate_lengths().max(initial=0) == 1
+            found.add("parts" if is_open else "slates")
         declared = {target.candidate_feedback for target in schema.targets if target.candidate_feedback}
         if declared and declared <= names:
             found.add("candidates")

@@ -175,6 +175,8 @@ class RerankingModule(L.LightningModule):
             return
         if "parts" in told:
             reason = "in some of the log's it is not known what stood at every position"
+            if data.slate_lengths().max(initial=0) == 1:
+                reason = "all of the log's have one position, which tells nothing of neighbours"
         else:
             reason = f"the log has {'only labels of candidates' if told else 'neither feedback nor labels'}"
         able = "" if not told else "; PointwiseForReranking, say, needs none"

@@ -144,6 +144,22 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no slates" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("open-bandit", "one position, which tells nothing of neighbours"), ("mind", "only labels")]
+)
+def test_models_of_whole_slates_refuse_what_would_mislead_them(
+    name: str,
+    reason: str,
+    folders: Callable[[str], tuple[Path, Path]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    _, out = folders(name)
+    recipe = ["--config", "interaction/evaluator-public-log.yaml", "--data.init_args.path", str(out)]
+    assert main(["fit", *recipe, "--trainer.default_root_dir", str(tmp_path / "run")]) == 2
+    assert reason in capsys.readouterr().err
+
+
 # --- each log against its raw files, told slowly --------------------------------------------------------------------
 
 
