@@ -262,7 +262,7 @@ def test_the_place_of_the_shown_video_among_fifty_tells_nothing(tmp_path: Path) 
 def ratings_of(raw: Path) -> pd.DataFrame:
     names = ["user", "item", "stars", "time"]
     frame = pd.read_csv(raw / "ratings.dat", sep="::", header=None, names=names, engine="python")
-    return frame.sort_values(["user", "time", "item"]).reset_index(drop=True)
+    return frame.sort_values(["user", "time"], kind="stable").reset_index(drop=True)
 
 
 def test_rechorus_impressions_by_day(folders: Callable[[str], tuple[Path, Path]]) -> None:

@@ -68,9 +68,7 @@ _GENRES_1M = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovieLensFiles:
-    """The raw files, checked."""
-
+class _Raw:
     ratings: pd.DataFrame  # user, item (row numbers), rating, timestamp; sorted by (user, timestamp, item id)
     items: pd.DataFrame  # id, year
     genres: np.ndarray  # (items, G) float64 flags
@@ -113,7 +111,7 @@ def convert_movielens(
     if variant not in get_args(Variant):
         raise ValueError(f"unknown variant {variant!r}, choose from {get_args(Variant)}")
     folder = _download(variant, Path(cache).expanduser()) if raw is None else Path(raw)
-    data = read_movielens(folder, variant)
+    data = _read(folder, variant)
     windows = _cut_windows(data.ratings)
     table = _build_table(data, windows, np.random.default_rng(seed))
     tables = {split: table.filter(pa.array(windows.split == index)) for index, split in enumerate(SPLITS)}
@@ -213,7 +211,7 @@ def _sums_before(
     return sums[stop] - sums[np.searchsorted(codes, asked_keys * span)]
 
 
-def _build_table(data: MovieLensFiles, windows: _Windows, rng: np.random.Generator) -> pa.Table:
+def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.Table:
     ratings, size = data.ratings, len(windows.start)
     order = rng.permuted(np.broadcast_to(np.arange(NUM_CANDIDATES), (size, NUM_CANDIDATES)), axis=1)
     rows = windows.start[:, None] + order  # (R, N) rows of the ratings
@@ -238,9 +236,7 @@ def _build_table(data: MovieLensFiles, windows: _Windows, rng: np.random.Generat
     return list_table(columns).append_column("history_item_id", _histories(data, windows))
 
 
-def _item_features(
-    data: MovieLensFiles, windows: _Windows, items: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _item_features(data: _Raw, windows: _Windows, items: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """From train ratings before each window: the mean rating (R,) of all items, and columns of candidates (R, N)."""
     train = data.ratings[data.ratings["timestamp"] < windows.train_end]
     keys, times = train["item"].to_numpy(), train["timestamp"].to_numpy()
@@ -262,9 +258,7 @@ def _item_features(
     }
 
 
-def _user_features(
-    data: MovieLensFiles, windows: _Windows, prior_rating: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Request columns, and the user's genre affinity (R, G): how far her past ratings of a genre exceed her mean."""
     ratings, start, begin = data.ratings, windows.start, windows.user_start
     stars = ratings["rating"].to_numpy(dtype=np.float64)[:, None]
@@ -287,7 +281,7 @@ def _user_features(
     return columns, affinity
 
 
-def _histories(data: MovieLensFiles, windows: _Windows) -> pa.Array:
+def _histories(data: _Raw, windows: _Windows) -> pa.Array:
     """The ids of the user's last items before each window, newest last."""
     begin = np.maximum(windows.user_start, windows.start - HISTORY_LENGTH)
     _, rows = _grid(begin, windows.start - 1, 1)
@@ -317,8 +311,7 @@ def _download(variant: Variant, cache: Path) -> Path:
     return folder
 
 
-def read_movielens(folder: Path, variant: Variant) -> MovieLensFiles:
-    """The checked raw files; a `RerankingDataError` names file, line and value of what is garbled."""
+def _read(folder: Path, variant: Variant) -> _Raw:
     ratings_file, items_file, users_file = (folder / name for name in FILES[variant])
     if variant == "ml-100k":
         ratings = _split_lines(ratings_file, "\t", ("user", "item", "rating", "timestamp"))
@@ -326,15 +319,13 @@ def read_movielens(folder: Path, variant: Variant) -> MovieLensFiles:
     else:
         ratings = _split_lines(ratings_file, "::", ("user", "item", "rating", "timestamp"))
         users = _split_lines(users_file, "::", ("id", "gender", "age", "occupation", "zip"))
-    items, genres = _read_items(items_file, variant)
+    items, genres = read_items(items_file, variant)
     users["id"], users["age"] = _unique_ids(users["id"], users_file), _integers(users["age"], users_file)
     _refuse(~users["gender"].isin(["M", "F"]), users["gender"], users_file, "is neither M nor F")
-    return MovieLensFiles(
-        ratings=_sorted_ratings(ratings, items, users, ratings_file), items=items, genres=genres, users=users
-    )
+    return _Raw(ratings=_sorted_ratings(ratings, items, users, ratings_file), items=items, genres=genres, users=users)
 
 
-def _read_items(path: Path, variant: Variant) -> tuple[pd.DataFrame, np.ndarray]:
+def read_items(path: Path, variant: Variant) -> tuple[pd.DataFrame, np.ndarray]:
     """Ids and years, and genres; an unknown year is the median of the known ones (an input must be a number)."""
     if variant == "ml-100k":
         flags = [f"genre flag {index}" for index in range(_GENRES_100K)]

@@ -9,25 +9,26 @@ the order of time, 50 candidates. GoalRank names the same sizes but publishes no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from rerankzoo.data.folder import list_array
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, SplitSpec
-from rerankzoo.data.sources.movielens import NUM_RATINGS, MovieLensFiles, read_movielens
-from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, numeric, typed
+from rerankzoo.data.sources.movielens import NUM_RATINGS, read_items
+from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, numeric
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 
 if TYPE_CHECKING:
     import duckdb
 
 NUM_GENRES = 18
+_PEOPLE = "gender VARCHAR, age INTEGER, occupation VARCHAR, zip VARCHAR"
 IMPRESSION, SLATE_SIZE, NUM_CANDIDATES, HISTORY_LENGTH = 20, 6, 50, 50
 
 _IMPRESSIONS = f"""
-    WITH days AS (SELECT *, (time + 8 * 3600) // 86400 AS day FROM ratings),
+    WITH days AS (SELECT *, rowid AS line, (time + 8 * 3600) // 86400 AS day FROM ratings),
     parts AS (
         SELECT *, CASE WHEN day - low <= 0.8 * (high - low) THEN 'train' WHEN day - low <= 0.9 * (high - low)
             THEN 'validation' ELSE 'test' END AS split
@@ -43,13 +44,12 @@ _IMPRESSIONS = f"""
 _SLATES = f"""
     WITH placed AS (
         SELECT *, row_number() OVER rows_ - 1 AS place, count(*) OVER (PARTITION BY "user") AS total FROM ratings
-        WINDOW rows_ AS (PARTITION BY "user" ORDER BY time, line)),
+        WINDOW rows_ AS (PARTITION BY "user" ORDER BY time, rowid)),
     parts AS (
         SELECT *, CASE WHEN place >= total - {SLATE_SIZE} THEN 'test' WHEN place >= total - {2 * SLATE_SIZE}
-            THEN 'validation' ELSE 'train' END AS split,
-            CASE split WHEN 'train' THEN place ELSE (total - 1 - place) // {SLATE_SIZE} END AS spot
+            THEN 'validation' ELSE 'train' END AS split
         FROM placed)
-    SELECT *, concat_ws('-', split, "user", CASE split WHEN 'train' THEN spot // {SLATE_SIZE} ELSE 0 END) AS request,
+    SELECT *, concat_ws('-', split, "user", CASE split WHEN 'train' THEN place // {SLATE_SIZE} END) AS request,
         place AS position, (stars >= 3)::INTEGER AS is_click, (stars >= 4)::INTEGER AS is_like,
         (stars = 5)::INTEGER AS is_star
     FROM parts QUALIFY count(*) OVER (PARTITION BY request) = {SLATE_SIZE}"""
@@ -76,7 +76,7 @@ def movielens_1m(protocol: Literal["rechorus", "gfn4rec"] = "gfn4rec") -> Public
     Args:
         protocol: ReChorus' lists of labels, or GFN4Rec's slates of 6 out of 50 candidates (the sizes of GoalRank).
     """
-    is_rechorus, read = protocol == "rechorus", cache(lambda raw: read_movielens(raw, "ml-1m"))
+    is_rechorus = protocol == "rechorus"
     core, condition = (5, "stars >= 4") if is_rechorus else (20, "true")
     core_numbers = {"ratings": 994_338, "users": 6_034, "items": 3_125}
     if not is_rechorus:
@@ -103,20 +103,10 @@ def movielens_1m(protocol: Literal["rechorus", "gfn4rec"] = "gfn4rec") -> Public
         url="https://grouplens.org/datasets/movielens/1m/",
         files=(
             RawFile(
-                "ratings.dat",
-                "all_ratings",
-                f"{typed('BIGINT', 'user', 'item', 'time', 'line')}, stars INTEGER",
-                read=lambda raw: _ratings(read(raw)),
+                "ratings.dat", "all_ratings", "user BIGINT, item BIGINT, stars INTEGER, time BIGINT", "::", header=False
             ),
-            RawFile(
-                "movies.dat", "movies", "item BIGINT, genres FLOAT[], year DOUBLE", read=lambda raw: _items(read(raw))
-            ),
-            RawFile(
-                "users.dat",
-                "people",
-                "user BIGINT, gender VARCHAR, occupation VARCHAR, age DOUBLE",
-                read=lambda raw: _users(read(raw)),
-            ),
+            RawFile("movies.dat", "movies", "item BIGINT, genres FLOAT[], year DOUBLE", read=_read_movies),
+            RawFile("users.dat", "people", f"user BIGINT, {_PEOPLE}", "::", header=False),
         ),
         published={
             "ratings": ("SELECT count(*) FROM all_ratings", NUM_RATINGS["ml-1m"]),
@@ -171,16 +161,6 @@ def _keep_core(connection: duckdb.DuckDBPyConnection, core: int, condition: str)
         removed = bool(connection.execute(f"DELETE FROM ratings WHERE {' OR '.join(often)}").fetchall()[0][0])
 
 
-def _ratings(data: MovieLensFiles) -> Iterator[pa.Table]:
-    users, items = data.users["id"].to_numpy(), data.items["id"].to_numpy()
-    rows = data.ratings  # sorted by user, time and item id
-    ids = {"user": users[rows["user"]], "item": items[rows["item"]]}
-    yield pa.table({**ids, "stars": rows["rating"], "time": rows["timestamp"], "line": range(len(rows))})
-
-
-def _items(data: MovieLensFiles) -> Iterator[pa.Table]:
-    yield pa.table({"item": data.items["id"], "year": data.items["year"], "genres": list_array(data.genres)})
-
-
-def _users(data: MovieLensFiles) -> Iterator[pa.Table]:
-    yield pa.table({"user": data.users["id"], **{name: data.users[name] for name in ("gender", "occupation", "age")}})
+def _read_movies(raw: Path) -> Iterator[pa.Table]:
+    items, genres = read_items(raw / "movies.dat", "ml-1m")
+    yield pa.table({"item": items["id"], "year": items["year"], "genres": list_array(genres)})
