@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -43,7 +44,12 @@ def resident(pid: int | str = "self") -> int:
     return _status(pid, "VmRSS")
 
 
-def run(work: Callable[[], Any], output: Path, data_limit: int | None = None) -> Usage:
+def run(
+    work: Callable[[], Any],
+    output: Path,
+    data_limit: int | None = None,
+    kill_when: Callable[[], bool] = lambda: False,
+) -> Usage:
     """Runs a function in a process of its own and watches it.
 
     The process is a fork of this one: what is imported here need not be imported there, and counts as its memory. What
@@ -53,6 +59,7 @@ def run(work: Callable[[], Any], output: Path, data_limit: int | None = None) ->
         work: What to run.
         output: File that keeps what it prints.
         data_limit: RLIMIT_DATA of the process, in bytes: how much memory it may map that is no file's, touched or not.
+        kill_when: Asked every `PERIOD` seconds; once it says so, the process gets SIGKILL.
 
     Raises:
         RuntimeError: If it fails; with the end of what it printed.
@@ -61,12 +68,15 @@ def run(work: Callable[[], Any], output: Path, data_limit: int | None = None) ->
     start, process = time.monotonic(), os.fork()
     if process == 0:
         _run_and_exit(work, output, data_limit)
-    peak, ended = 0, 0
+    peak, ended, killed = 0, 0, False
     while not ended:
         peak = max(peak, anonymous(process))
+        if not killed and kill_when():
+            os.kill(process, signal.SIGKILL)
+            killed = True
         time.sleep(PERIOD)
         ended, status, used = os.wait4(process, os.WNOHANG)
-    if status:
+    if status and not killed:
         text = output.read_text(encoding="utf-8", errors="replace")
         raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}:\n{text[-3000:]}")
     return Usage(used.ru_utime + used.ru_stime, time.monotonic() - start, peak)

@@ -542,7 +542,7 @@ def test_infer_writes_a_schema_that_works(frames: Frames, tmp_path: Path, capsys
     def plant(frames: Frames) -> None:
         dwell = frames["impressions"]["click"] * frames["impressions"]["position"] * 9.5
         frames["impressions"] = frames["impressions"].assign(dwell=dwell.mask(dwell == 0), note="x")
-        frames["items"]["sales"] = np.arange(ITEMS) ** 6
+        frames["items"]["sales"] = 2.0 ** np.arange(ITEMS)
 
     planted = apply(frames, plant)
     tables = save({name: planted[name] for name in ("impressions", "items", "users")}, tmp_path / "raw")
