@@ -62,7 +62,7 @@ def write_log(folder: Path, impressions: int) -> None:
     for day in range(DAYS):
         ids = np.char.add(f"day{day}-", np.arange(requests).astype(str))
         time = FIRST_DAY + 86_400 * day + np.sort(rng.integers(86_400, size=requests))
-        users, items = rng.zipf(1.3, requests) % USERS, rng.integers(ITEMS, size=(requests, CANDIDATES))
+        users, items = (USERS * rng.random(requests) ** 2).astype(int), rng.integers(ITEMS, size=(requests, CANDIDATES))
         items = (items // CANDIDATES) * CANDIDATES + np.arange(CANDIDATES)  # distinct within a page
         score = rng.normal(size=items.shape).astype(np.float32)
         order = np.argsort(rng.gumbel(size=items.shape) - score, axis=1)[:, :SHOWN]

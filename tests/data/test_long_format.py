@@ -241,6 +241,21 @@ def test_rows_without_a_position_are_candidates(frames: Frames, tmp_path: Path) 
     assert [row["any_click"][place] for place in hidden] == [None]
 
 
+def test_parts_of_pages_leave_the_other_positions_open(frames: Frames, folder: Path, tmp_path: Path) -> None:
+    part = frames["impressions"].query("position != 3 and (position != 1 or request_id == 'd1-1')")
+    tables = save({**frames, "impressions": part}, tmp_path / "raw")
+    spec = read_spec(tmp_path, lambda data: data["log"].update(partial=True))
+    write_long_log(tmp_path / "out", spec, tables)
+    whole = {tuple(row["sku"]): row for row in rows(folder, "test")}
+    for row in rows(tmp_path / "out", "test"):
+        for name in ("slate", "click", "propensity"):
+            _, second, _, fourth = whole[tuple(row["sku"])][name]
+            assert row[name] == [None, second, None, fourth]
+    table = pq.read_table(tmp_path / "out" / "train-00000.parquet")
+    batch = RerankingFeatureExtractor(FeatureSchema.from_yaml(tmp_path / "out" / "schema.yaml")).fit(table)(table)
+    assert (batch["slates"] == -100).sum(-1).eq(2).sum() == len(table) - 1
+
+
 def test_without_positions_there_are_labels_of_candidates_only(frames: Frames, tmp_path: Path) -> None:
     def change(data: dict[str, Any]) -> None:
         del data["log"]["position"], data["propensity"]
@@ -457,6 +472,9 @@ REFUSED: dict[str, tuple[Callable[[Frames], None], str, str]] = {
     "items repeated": (append("items"), "sku", "row 5: items repeated: 's5', 40"),
     "users repeated": (append("users"), "user_id", "row 5: users repeated: 'u5', 20"),
     "value of a target missing": (at("items", "price", None), "price", "row 5: value of a target missing: None"),
+    "ids of two types": (
+        change("items", "sku", lambda frame: frame["sku"].str[1:].astype(int)), "log", "ould not convert string 's",
+    ),
     "column missing": (
         lambda frames: frames.update(items=frames["items"].rename(columns={"brand": "brnd"})), "brand", "'brnd'",
     ),
@@ -507,6 +525,27 @@ REPORTED: dict[str, tuple[Callable[[Frames], None], int]] = {
     "field is constant: page": (change("impressions", "page", lambda frame: "p0"), 1200),
     "field mostly missing: brand": (change("items", "brand", lambda frame: None), 1200),
 }  # fmt: skip
+
+
+def test_histories_that_were_logged_are_kept_and_checked(frames: Frames, tmp_path: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["log"]["history"] = {"times": "recent_at"}
+        without(data, "brands")
+
+    impressions = frames["impressions"].copy()
+    impressions["recent"] = [["s1", "s2"]] * len(impressions)
+    impressions["recent_at"] = [[at - pd.Timedelta(days=2), at] for at in impressions["shown_at"]]
+    tables = save({**frames, "impressions": impressions}, tmp_path / "raw")
+    write_long_log(tmp_path / "out", read_spec(tmp_path, change), tables)
+    assert {tuple(row["recent"]) for row in rows(tmp_path / "out", "test")} == {("s1", "s2")}
+    late = impressions["request_id"] == "d2-5"
+    impressions["recent_at"] = [
+        [*past, past[-1] + pd.Timedelta(seconds=60)] if one else past
+        for past, one in zip(impressions["recent_at"], late, strict=True)
+    ]
+    tables = save({**frames, "impressions": impressions}, tmp_path / "raw")
+    with pytest.raises(RerankingDataError, match="'recent_at', row 260: history later than its request: 'd2-5'"):
+        write_long_log(tmp_path / "late", read_spec(tmp_path, change), tables)
 
 
 def test_there_are_at_least_25() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 BOT_REQUESTS, BOT_FACTOR = 500, 30  # a bot has as many requests, and so many times the median user's
 LEAK_AUC = 0.95  # of one feature alone
 _LEAK_ROWS = 200_000  # that are looked at for leaks
-_LARGE = 20  # times the median number of rows of a request
-_LONG = "INTERVAL 1 HOUR"  # between the rows of a request, and of a clock that jumps back
 _EXAMPLES = 3
 
 
@@ -48,14 +46,18 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Check:
+class _Check(NamedTuple):
+    """A condition of the rows of a relation, which has `__row`; a check with a field refuses the log."""
+
     name: str
-    field: str
-    condition: str  # of rows of the relation, which has `__row`
+    condition: str
     values: str  # SQL list of what an example shows
-    refuses: bool = False
     text: str = ""
+    field: str | None = None
+
+
+def _wrong(name: str, field: str, condition: str, values: str) -> _Check:
+    return _Check(name, condition, values, field=field)
 
 
 def check_log(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[Finding]:
@@ -64,115 +66,85 @@ def check_log(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[Finding
     Raises:
         RerankingDataError: For the first fault that makes the data wrong; names field, row and values.
     """
-    found: list[Finding] = []
-    for relation, checks in _checks(plan):
-        found += _run(connection, relation, checks)
-    for finding in (
-        *_clocks(connection),
-        *_users(connection, plan),
-        *_order(connection, plan),
-        *_leaks(connection, plan),
-    ):
-        found.append(finding)
-    return found
+    found = [finding for relation, checks in _checks(plan) for finding in _run(connection, relation, checks)]
+    return [*found, *_clocks(connection), *_order(connection, plan), *_sampled(connection, plan)]
 
 
 def _run(connection: duckdb.DuckDBPyConnection, relation: str, checks: list[_Check]) -> Iterator[Finding]:
     """Counts what meets the conditions, in one pass; then looks for examples."""
+    if not checks:
+        return
     counts = ", ".join(f"count(*) FILTER (WHERE {check.condition})" for check in checks)
-    for check, count in zip(checks, connection.execute(f"SELECT {counts} FROM {relation}").fetchall()[0], strict=True):
-        examples: list[str] = []
-        if count:
-            query = (
-                f"SELECT __row, {check.values} FROM {relation} WHERE {check.condition} ORDER BY __row LIMIT {_EXAMPLES}"
+    for check, count in zip(checks, _ask(connection, f"SELECT {counts} FROM {relation}"), strict=True):
+        query = f"SELECT __row, {check.values} FROM {relation} WHERE {check.condition} ORDER BY __row LIMIT {_EXAMPLES}"
+        rows = connection.execute(query).fetchall() if count else []
+        told = [(row, ", ".join(map(shown, values))) for row, *values in rows]
+        if count and check.field is not None:
+            raise RerankingDataError(
+                f"{check.name}: {told[0][1]} ({count:,} in all)", field=check.field, row=told[0][0]
             )
-            for row, *values in connection.execute(query).fetchall():
-                told = ", ".join(map(shown, values))
-                if check.refuses:
-                    more = f" ({count:,} in all)" if count > 1 else ""
-                    raise RerankingDataError(f"{check.name}: {told}{more}", field=check.field, row=row)
-                examples.append(f"row {row}: {told}")
-        if not check.refuses or not count:
-            yield Finding(check.name, int(count), check.text, tuple(examples))
+        yield Finding(check.name, int(count), check.text, tuple(f"row {row}: {text}" for row, text in told))
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
+    return row
 
 
 def _checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:
     """Relations and what is asked of their rows."""
-    yield "impressions", list(_row_checks(plan))
-    yield _same_item(plan), list(_item_checks(plan))
-    if plan.spec.position is not None:
-        yield (
-            _SAME_POSITION,
-            [
-                _Check(
-                    "positions repeated",
-                    plan.spec.position,
-                    "__item <> __other",
-                    "__request, __position, __item, __other",
-                    True,
-                )
-            ],
-        )
+    spec = plan.spec
+    yield "impressions", [*_row_checks(plan), *_number_checks(plan, "impressions")]
+    yield from _item_checks(plan)
+    if spec.position is not None:
+        values = "__request, __position, __item, __other"
+        yield _SAME_POSITION, [_wrong("positions repeated", spec.position, "__item <> __other", values)]
     yield "requests", list(_request_checks(plan))
     if plan.has_candidates:
         yield from _candidate_checks(plan)
-    yield from _key_checks(plan)
+    yield from _key_checks(plan, "items", spec.schema.item_id, "__item", plan.has_items)
+    yield from _key_checks(plan, "users", spec.user or "", "__user", bool(plan.fields_of("users")))
+    if spec.user is not None:
+        yield from _user_checks()
 
 
 def _row_checks(plan: Plan) -> Iterator[_Check]:
     spec, schema = plan.spec, plan.spec.schema
-    for name, column in (("request", spec.request), ("item", schema.item_id)):
-        yield _Check(f"{name} missing", column, f"__{name} IS NULL", f"__{name}", True)
+    yield _wrong("request missing", spec.request, "__request IS NULL", "__request")
+    yield _wrong("item missing", schema.item_id, "__item IS NULL", "__item")
     seen = "true" if spec.position is None else "__position IS NOT NULL"
     for target in schema.targets:
-        name = quoted(target.name)
-        value = f"__request, __item, {name}"
-        yield _Check("feedback missing", target.name, f"{seen} AND {name} IS NULL", value, True)
-        yield _Check("feedback is no finite number", target.name, _not_finite(name), value, True)
-        yield _Check("feedback on an item that was not shown", target.name, f"NOT ({seen}) AND {name} > 0", value, True)
+        field, name, values = target.name, quoted(target.name), f"__request, __item, {quoted(target.name)}"
+        yield _wrong("feedback missing", field, f"{seen} AND {name} IS NULL", values)
+        yield _wrong("feedback is no finite number", field, _not_finite(name), values)
+        yield _wrong("feedback on an item that was not shown", field, f"NOT ({seen}) AND {name} > 0", values)
         text = "models that predict it need 0..1; amounts belong into `value` and `weight`"
-        yield _Check(
-            f"feedback outside 0..1: {target.name}", target.name, f"{name} NOT BETWEEN 0 AND 1", value, text=text
-        )
+        if target.gain == "linear":
+            yield _Check(f"feedback outside 0..1: {field}", f"{name} NOT BETWEEN 0 AND 1", values, text)
     if schema.propensity in plan.labels:
         name = quoted(schema.propensity)
         wrong = f"{seen} AND NOT coalesce({name} > 0 AND {name} <= 1, false)"
-        yield _Check("propensity outside (0, 1]", schema.propensity, wrong, f"__request, __item, {name}", True)
+        yield _wrong("propensity outside (0, 1]", schema.propensity, wrong, f"__request, __item, {name}")
     for name in plan.logged:
         if schema.owner(schema.field(name)).name == schema.item_id:
             rewarded = " OR ".join(f"{quoted(target.name)} > 0" for target in schema.targets)
             last = f"({rewarded}) AND {quoted(name)}[-1]::VARCHAR = __item::VARCHAR"
             text = "was the history logged after the feedback?"
-            yield _Check(
-                "history that ends with the item that got the feedback", name, last, "__request, __item", text=text
-            )
-    yield from _number_checks(plan, "impressions")
+            yield _Check("histories that end with the item that got the feedback", last, "__request, __item", text)
 
 
 def _number_checks(plan: Plan, table: str) -> Iterator[_Check]:
-    homes = plan.request_fields | plan.candidate_fields
     values = {target.value for target in plan.spec.schema.targets}
-    kinds = {field.name: field.kind for field in plan.spec.schema.fields}
-    for name, home in homes.items():
-        column = quoted(name)
-        if home == table and kinds.get(name, "numeric") == "numeric":
-            yield _Check("no finite float32 number", name, _not_finite(column), column, True)
-        if home == table and name in values:
-            yield _Check("value of a target missing", name, f"{column} IS NULL", column, True)
+    for field, kind in plan.fields_of(table).items():
+        name = quoted(field)
+        if kind == "number":
+            yield _wrong("no finite float32 number", field, _not_finite(name), name)
+        if field in values:
+            yield _wrong("value of a target missing", field, f"{name} IS NULL", name)
 
 
 def _not_finite(column: str) -> str:
     return f"isnan({column}) OR abs({column}) > {FLOAT32_MAX}"
-
-
-def _same_item(plan: Plan) -> str:
-    """Rows of one item in one request, where there are several."""
-    labels = [quoted(name) for name in plan.labels]
-    ends = "".join(f", min({name}) AS {name}, max({name}) AS {quoted('__max ' + name[1:-1])}" for name in labels)
-    return f"""(
-        SELECT __request, __item, min(__row) AS __row, max(__row) AS __second, count(*) AS __rows,
-            min(__position) AS __least, max(__position) AS __most{ends}
-        FROM impressions GROUP BY __request, __item HAVING count(*) > 1)"""
 
 
 _SAME_POSITION = """(
@@ -180,109 +152,101 @@ _SAME_POSITION = """(
     FROM impressions WHERE __position IS NOT NULL GROUP BY __request, __position HAVING count(*) > 1)"""
 
 
-def _item_checks(plan: Plan) -> Iterator[_Check]:
-    pairs = [(plan.spec.position or "", "__least", "__most")] if plan.spec.position else []
-    pairs += [(name, quoted(name), quoted("__max " + name)) for name in plan.labels]
-    for field, least, most in pairs:
-        values = f"__request, __item, {least}, {most}"
-        yield _Check("rows of one item contradict one another", field, f"{least} <> {most}", values, True)
-    text = "the same row several times; one of them is kept"
-    yield _Check("rows repeated", plan.spec.schema.item_id, "true", "__request, __item, __second", text=text)
+def _item_checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:
+    """Rows of one item in one request: the same, or in contradiction."""
+    ends = {name: (quoted(name), quoted("__max " + name)) for name in plan.labels}
+    pairs = {**({plan.spec.position: ("__least", "__most")} if plan.spec.position else {}), **ends}
+    columns = "".join(f", min({least}) AS {least}, max({least}) AS {most}" for least, most in ends.values())
+    relation = f"""(
+        SELECT __request, __item, min(__row) AS __row, max(__row) AS __second, min(__position) AS __least,
+            max(__position) AS __most{columns}
+        FROM impressions GROUP BY __request, __item HAVING count(*) > 1)"""
+    name, text = "rows of one item contradict one another", "the same row several times; one of them is kept"
+    yield (
+        relation,
+        [
+            *(_wrong(name, field, f"{a} <> {b}", f"__request, __item, {a}, {b}") for field, (a, b) in pairs.items()),
+            _Check("rows repeated", "true", "__request, __item, __second", text),
+        ],
+    )
 
 
 def _request_checks(plan: Plan) -> Iterator[_Check]:
     spec = plan.spec
+    same = [name for name, home in plan.request_fields.items() if home == "impressions"]
     if spec.user is not None:
         differs = "__user <> __max_user OR __bucket <> __max_bucket"
-        yield _Check("request of several users", spec.user, differs, "__request, __user, __max_user", True)
-    same = [name for name, home in plan.request_fields.items() if home == "impressions"]
+        yield _wrong("request of several users", spec.user, differs, "__request, __user, __max_user")
+        yield _Check("users missing", "__user IS NULL", "__request", "their requests have no history")
     if spec.split.column:
-        column = quoted(spec.split.column)
-        same += [] if spec.split.column in same else [spec.split.column]
-        yield _Check(
-            "unknown split",
-            spec.split.column,
-            f"{column} NOT IN ('train', 'validation', 'test')",
-            f"__request, {column}",
-            True,
-        )
-    for name in same:
-        least, most = quoted(name), quoted("__max " + name)
-        yield _Check("changes within a request", name, f"{least} <> {most}", f"__request, {least}, {most}", True)
+        name = quoted(spec.split.column)
+        wrong = f"{name} NOT IN ('train', 'validation', 'test')"
+        yield _wrong("unknown split", spec.split.column, wrong, f"__request, {name}")
+        same.append(spec.split.column)
+    for field in dict.fromkeys(same):
+        a, b = quoted(field), quoted("__max " + field)
+        yield _wrong("changes within a request", field, f"{a} <> {b}", f"__request, {a}, {b}")
     if spec.history is not None and spec.history.times:
-        times = spec.history.times
-        yield _Check("history later than its request", times, "__latest > __time", "__request, __time, __latest", True)
+        late, values = "__latest > __time", "__request, __time, __latest"
+        yield _wrong("history later than its request", spec.history.times, late, values)
     if spec.position is not None:
-        gap = "__shown > 0 AND __end - __first + 1 > __shown"
-        text = "slates hold the shown items in their order; what stood between them is not known"
-        yield _Check("positions missing", spec.position, gap, "__request, __first, __end, __shown", text=text)
-        late = "__shown > 0 AND __first > (SELECT min(__first) FROM requests)"
-        text = "their first position is not the log's first"
-        yield _Check("positions that begin late", spec.position, late, "__request, __first", text=text)
-    text = "left out: no row of theirs has a position"
-    yield _Check("requests that show nothing", spec.request, "__shown = 0", "__request, __rows", text=text)
-    yield _Check(
-        "requests without feedback", spec.request, "__rewarded = 0", "__request, __rows", text="nothing was earned"
-    )
-    yield _Check(
-        "requests of one row", spec.request, "__rows = 1", "__request", text="is the request id that of a page?"
-    )
-    large = f"__rows > {_LARGE} * (SELECT median(__rows) FROM requests)"
-    text = f"more than {_LARGE} times the median: an id that many requests share?"
-    yield _Check("requests far larger than others", spec.request, large, "__request, __rows", text=text)
-    long = f"__last - __time > {_LONG}"
-    text = "more than an hour between their rows: an id that was used again?"
-    yield _Check("requests that last", spec.request, long, "__request, __time, __last", text=text)
+        gap, text = "__end - __first + 1 > __shown", "in the slate without gaps, unless `partial` is set"
+        yield _Check("positions missing", f"__shown > 0 AND {gap}", "__request, __first, __end, __shown", text)
+        late, text = "__first > (SELECT min(__first) FROM requests)", "first in the slate, unless `partial` is set"
+        yield _Check("positions that begin late", f"__shown > 0 AND {late}", "__request, __first", text)
+    yield _Check("requests that show nothing", "__shown = 0", "__request, __rows", "left out: no row has a position")
+    yield _Check("requests without feedback", "__rewarded = 0", "__request, __rows", "nothing was earned")
+    yield _Check("requests of one row", "__rows = 1", "__request", "is the request id that of a page?")
+    large, text = "__rows > 20 * (SELECT median(__rows) FROM requests)", "more than 20 times the median: a shared id?"
+    yield _Check("requests far larger than others", large, "__request, __rows", text)
+    long, text = "__last - __time > INTERVAL 1 HOUR", "more than an hour between their rows: an id that was used again?"
+    yield _Check("requests that last", long, "__request, __time, __last", text)
 
 
 def _candidate_checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:
-    spec = plan.spec
-    item = spec.schema.item_id
-    text = "no impressions have their request; left out"
-    rows = [
-        _Check("item missing", item, "__item IS NULL", "__request", True),
-        *_number_checks(plan, "candidates"),
-        _Check("candidates of unknown requests", spec.request, "__bucket IS NULL", "__request, __item", text=text),
-    ]
-    yield "candidates", rows
+    item, text = plan.spec.schema.item_id, "no impressions have their request; left out"
+    checks = [_wrong("item missing", item, "__item IS NULL", "__request"), *_number_checks(plan, "candidates")]
+    for name in map(quoted, plan.known_labels):
+        checks.append(
+            _wrong("feedback is no finite number", name[1:-1], _not_finite(name), f"__request, __item, {name}")
+        )
+    checks.append(_Check("candidates of unknown requests", "__bucket IS NULL", "__request, __item", text))
+    yield "candidates", checks
     twice = """(
         SELECT __request, __item, min(__row) AS __row, max(__row) AS __second
         FROM candidates WHERE __bucket IS NOT NULL GROUP BY __request, __item HAVING count(*) > 1)"""
     text = "the first row of each is kept"
-    yield twice, [_Check("candidates repeated", item, "true", "__request, __item, __second", text=text)]
+    yield twice, [_Check("candidates repeated", "true", "__request, __item, __second", text)]
     missing = "(SELECT i.* FROM impressions i ANTI JOIN candidates c USING (__request, __item))"
-    name = "shown item is not among the candidates"
-    yield missing, [_Check(name, item, "true", "__request, __item", True)]
+    yield missing, [_wrong("shown item is not among the candidates", item, "true", "__request, __item")]
 
 
-def _key_checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:
-    """Tables of items and users: one row per key, and for every key one."""
-    spec = plan.spec
-    users = "users" in plan.request_fields.values()
-    for table, column, key, used in (
-        ("items", spec.schema.item_id, "__item", plan.has_items),
-        ("users", spec.user or "", "__user", users),
-    ):
-        if not used:
-            continue
-        twice = f"""(
-            SELECT __key, min(__row) AS __row, max(__row) AS __second
-            FROM {table} GROUP BY __key HAVING count(*) > 1)"""
-        yield twice, [_Check(f"{table} repeated", column, "true", "__key, __second", True)]
-        yield (
-            table,
-            [_Check(f"{table} without a key", column, "__key IS NULL", "__row", True), *_number_checks(plan, table)],
-        )
-        unknown = f"""(
-            SELECT {key} AS __key, min(__row) AS __row, count(*) AS __rows FROM impressions i
-            WHERE {key} IS NOT NULL AND {key} NOT IN (SELECT __key FROM {table}) GROUP BY ALL)"""
-        text = f"their features are missing: the {table} have no row of them"
-        yield unknown, [_Check(f"{table} unknown", column, "true", "__key, __rows", text=text)]
+def _key_checks(plan: Plan, table: str, field: str, key: str, used: bool) -> Iterator[tuple[str, list[_Check]]]:
+    """A table of items or users has one row per key, and for every key one."""
+    if not used:
+        return
+    keys = f"SELECT __key, min(__row) AS __row, max(__row) AS __second FROM {table} GROUP BY __key HAVING count(*) > 1"
+    yield f"({keys})", [_wrong(f"{table} repeated", field, "true", "__key, __second")]
+    yield table, [_wrong(f"{table} without a key", field, "__key IS NULL", "__row"), *_number_checks(plan, table)]
+    unknown = f"""(
+        SELECT {key} AS __key, min(__row) AS __row, count(*) AS __rows FROM impressions
+        WHERE {key} IS NOT NULL AND {key} NOT IN (SELECT __key FROM {table}) GROUP BY ALL)"""
+    text = f"their features are missing: the {table} have no row of them"
+    yield unknown, [_Check(f"{table} unknown", "true", "__key, __rows", text)]
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
-    return row
+def _user_checks() -> Iterator[tuple[str, list[_Check]]]:
+    users = """(
+        SELECT __user, count(*) AS __requests, sum(__rewarded) AS __rewarded, min(__row) AS __row
+        FROM requests WHERE __user IS NOT NULL GROUP BY ALL)"""
+    many = f"__requests >= {BOT_REQUESTS} AND __requests > {BOT_FACTOR} * (SELECT median(__requests) FROM {users})"
+    text = f"{BOT_REQUESTS} requests or more, {BOT_FACTOR} times the median user's: bots, or an id that means nobody?"
+    yield users, [_Check("bots", many, "__user, __requests, __rewarded", text)]
+    pages = """(
+        SELECT count(*) AS __pages, min(__row) AS __row, min(__request) AS __least, max(__request) AS __most
+        FROM requests WHERE __user IS NOT NULL GROUP BY __user, __time, __items)"""
+    text = "one user, one moment, the same items, under several request ids"
+    yield pages, [_Check("requests repeated", "__pages > 1", "__least, __most", text)]
 
 
 def _clocks(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
@@ -291,38 +255,15 @@ def _clocks(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
     margin = 10 * (high - low) + 86_400
     far = f"epoch(__time) NOT BETWEEN {low - margin} AND {high + margin}"
     text = "more than ten times the log's length away from it"
-    yield from _run(
-        connection, "requests", [_Check("times far from the others", "", far, "__request, __time", text=text)]
-    )
+    yield from _run(connection, "requests", [_Check("times far from the others", far, "__request, __time", text)])
     steps = "(SELECT *, lag(__time) OVER (ORDER BY __row) AS __before FROM requests)"
-    back = f"__before - __time > {_LONG}"
+    back = "__before - __time > INTERVAL 1 HOUR"
     count, total = _ask(connection, f"SELECT count(*) FILTER (WHERE {back}), count(*) FROM {steps}")
     if count > 0.05 * total:
         yield Finding("rows that are not in the order of time", int(count), "clock jumps were not looked for")
         return
     text = "the time goes back by more than an hour, in rows that are in its order otherwise"
-    yield from _run(connection, steps, [_Check("clock jumps", "", back, "__request, __before, __time", text=text)])
-
-
-def _users(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Finding]:
-    if plan.spec.user is None:
-        return
-    text = "their requests have no history"
-    yield from _run(connection, "requests", [_Check("users missing", "", "__user IS NULL", "__request", text=text)])
-    users = """(
-        SELECT __user, count(*) AS __requests, sum(__rewarded) AS __rewarded, min(__row) AS __row
-        FROM requests WHERE __user IS NOT NULL GROUP BY ALL)"""
-    many = f"__requests >= {BOT_REQUESTS} AND __requests > {BOT_FACTOR} * (SELECT median(__requests) FROM {users})"
-    text = (
-        f"at least {BOT_REQUESTS} requests and {BOT_FACTOR} times the median user's: bots, or an id that means nobody?"
-    )
-    yield from _run(connection, users, [_Check("bots", "", many, "__user, __requests, __rewarded", text=text)])
-    pages = """(
-        SELECT __user, __time, __items, count(*) AS __pages, min(__row) AS __row, min(__request) AS __least,
-            max(__request) AS __most
-        FROM requests WHERE __user IS NOT NULL GROUP BY __user, __time, __items)"""
-    text = "one user, one moment, the same items, under several request ids"
-    yield from _run(connection, pages, [_Check("requests repeated", "", "__pages > 1", "__least, __most", text=text)])
+    yield from _run(connection, steps, [_Check("clock jumps", back, "__request, __before, __time", text)])
 
 
 def _order(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Finding]:
@@ -330,42 +271,36 @@ def _order(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Findin
     score = plan.spec.schema.upstream_score
     if score is None or plan.spec.position is None:
         return
-    down, up = _ask(
-        connection,
-        f"""
-        SELECT count(*) FILTER (WHERE __score < __before), count(*) FILTER (WHERE __score > __before) FROM (
-            SELECT {quoted(score)} AS __score,
-                lag({quoted(score)}) OVER (PARTITION BY __number ORDER BY __position) AS __before
-            FROM ({candidates_sql(plan, 0)}) WHERE __shown)""",
-    )
-    name, share = "upstream score does not order the shown list", down / max(down + up, 1)
-    if share == 1:
-        text = "it always does: this log shows nothing but the upstream order, so no other order can be learned from it"
-        yield Finding("upstream score decides all", int(down), text)
-    text = f"of {down + up:,} neighbours that were shown, {share:.1%} are in the order of the score, highest first"
-    yield Finding(name, int(up) if share < 0.55 else 0, text)
+    before = f"lag({quoted(score)}) OVER (PARTITION BY __number ORDER BY __position)"
+    steps = f"SELECT {quoted(score)} - {before} AS step FROM ({candidates_sql(plan, 0)}) WHERE __shown"
+    query = f"SELECT count(*) FILTER (WHERE step < 0), count(*) FILTER (WHERE step > 0) FROM ({steps})"
+    down, up = _ask(connection, query)
+    text = "there is no other order to learn from"
+    yield Finding("upstream score decides all", int(down) if not up else 0, text)
+    text = f"of {down + up:,} neighbours that were shown, {down:,} are in the order of the score, highest first"
+    name, wrong = "upstream score does not order the shown list", down < 0.55 * (down + up)
+    yield Finding(name, int(up) if wrong else 0, text)
 
 
-def _leaks(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Finding]:
+def _sampled(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Finding]:
     """What a sample of the shown rows says of targets and fields."""
-    fields = [*plan.candidate_fields, *(name for name, home in plan.request_fields.items() if home == "impressions")]
-    listed = ", ".join(f"c.{quoted(name)}" for name in plan.candidate_fields)
-    listed += "".join(f", r.{quoted(name)}" for name in fields[len(plan.candidate_fields) :])
-    targets = ", ".join(f"c.{quoted('__label ' + target.name)}" for target in plan.spec.schema.targets)
+    fields = [f"c.{quoted(name)}" for name in plan.candidate_fields]
+    fields += [f"r.{quoted(name)}" for name, home in plan.request_fields.items() if home == "impressions"]
+    targets = [f"c.{quoted('__label ' + target.name)}" for target in plan.spec.schema.targets]
     rows = connection.sql(f"""
-        SELECT {listed}, {targets} FROM ({candidates_sql(plan, 0)}) c JOIN {requests_sql(0)} r USING (__number)
-        WHERE c.__shown LIMIT {_LEAK_ROWS}""").to_arrow_table()
-    for target in plan.spec.schema.targets:
-        positives = rows.column(f"__label {target.name}").to_numpy() > 0
+        SELECT {", ".join([*targets, *fields])} FROM ({candidates_sql(plan, 0)}) c JOIN {requests_sql(0)} r
+        USING (__number) WHERE c.__shown LIMIT {_LEAK_ROWS}""").to_arrow_table()
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    labels = {target.name: columns.pop(f"__label {target.name}").to_numpy() > 0 for target in plan.spec.schema.targets}
+    for target, positives in labels.items():
         text = f"of {len(positives):,} rows that were looked at"
         constant = len(positives) if positives.all() or not positives.any() else 0
-        yield Finding(f"feedback is the same everywhere: {target.name}", constant, text)
-        for name in fields:
-            if (found := predictive(rows.column(name), positives)) >= LEAK_AUC:
-                text = f"alone it predicts {target.name!r} with an AUC of {found:.3f}: known only afterwards?"
+        yield Finding(f"feedback is the same everywhere: {target}", constant, text)
+        for name, values in columns.items():
+            if (found := predictive(values, positives)) >= LEAK_AUC:
+                text = f"alone it predicts {target!r} with an AUC of {found:.3f}: known only afterwards?"
                 yield Finding(f"future leak: {name}", len(positives), text)
-    for name in fields:
-        values = rows.column(name).combine_chunks()
+    for name, values in columns.items():
         if values.null_count >= 0.99 * len(values):
             yield Finding(f"field mostly missing: {name}", values.null_count, f"of {len(values):,} rows")
         elif not pa.types.is_nested(values.type) and len(values.unique()) == 1:
@@ -380,8 +315,7 @@ def predictive(values: pa.ChunkedArray, positives: np.ndarray) -> float:
     """
     if pa.types.is_nested(values.type) or min(positives.sum(), (~positives).sum()) < 20:
         return 0.5
-    missing = values.is_null().to_numpy()
-    scores = [missing.astype(np.float64)]
+    scores = [values.is_null().to_numpy().astype(np.float64)]
     if pa.types.is_floating(values.type):
         scores.append(values.fill_null(0.0).to_numpy())
     else:
@@ -392,6 +326,5 @@ def predictive(values: pa.ChunkedArray, positives: np.ndarray) -> float:
             seen = np.bincount(codes[learned], minlength=codes.max() + 1)
             won = np.bincount(codes[learned], positives[learned], minlength=codes.max() + 1)
             scores[-1][asked] = ((won + positives.mean()) / (seen + 1))[codes[asked]]
-    labels = torch.tensor(positives)
-    found = [float(auc(torch.tensor(score), labels)) for score in scores]
+    found = [float(auc(torch.tensor(score), torch.tensor(positives))) for score in scores]
     return max(max(one, 1 - one) for one in found)

@@ -1,35 +1,34 @@
 """The tables of a log, read into a work database: only the columns that are needed, typed, sorted by bucket.
 
 Names that begin with `__` are ours: `__row` (of the source, from 0), `__request`, `__user`, `__time`, `__item`,
-`__position`, `__bucket`. A bucket holds whole users, and so whole requests.
+`__position`, `__bucket`. A bucket holds whole requests and, where histories are made, whole users.
 """
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import duckdb
 
 from rerankzoo.data.long_format.spec import LogSpec, LogTables
 from rerankzoo.data.work_database import has_table, unreadable
 from rerankzoo.errors import RerankingDataError, did_you_mean, shown
 
-if TYPE_CHECKING:
-    import duckdb
-
 _QUERY = re.compile(r"\s*(select|from|with)\b", re.IGNORECASE)
-_READERS = {"parquet": "read_parquet", "csv": "read_csv", "tsv": "read_csv", "txt": "read_csv"}
-_READERS |= dict.fromkeys(("json", "jsonl", "ndjson"), "read_json")
 _WHOLE = re.compile(r"(U?(TINY|SMALL|BIG)INT|U?INTEGER|BOOLEAN)")
-_NUMBER = re.compile(rf"{_WHOLE.pattern}|U?HUGEINT|FLOAT|DOUBLE|DECIMAL.*")
+_NUMBER = re.compile(rf"{_WHOLE.pattern}|U?HUGEINT|FLOAT|DOUBLE|DECIMAL.*|\"NULL\"")
 _TEXT = re.compile(r"VARCHAR|UUID|ENUM.*")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_YEARS = "TIMESTAMP '1970-01-01' AND TIMESTAMP '2100-01-01'"
-_LAST_SECOND = 4_102_444_800  # of that range
+_YEARS = "NOT BETWEEN TIMESTAMP '1970-01-01' AND TIMESTAMP '2100-01-01'"
+_LAST_MICROSECOND = 4_102_444_800_000_000  # of these years
 BUCKET_ROWS = 1_000_000  # rows of candidates that are put together at a time
+
+#: Column by the name that it gets -> its name in the source, and what it is read as.
+Wanted = dict[str, tuple[str, str]]
 
 
 def quoted(name: str) -> str:
@@ -37,16 +36,14 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def files_of(table: str, name: str) -> list[Path] | None:
-    """The files of a table, sorted; `None` of a query.
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
-    Raises:
-        RerankingDataError: If there are none.
-    """
-    if _QUERY.match(table):
-        return None
-    files = sorted(map(Path, glob.glob(table, recursive=True)))
-    if not files:
+
+def files_of(table: str, name: str) -> list[Path]:
+    """The files of a table, sorted; empty of a query. A `RerankingDataError` if there are none."""
+    files = [] if _QUERY.match(table) else sorted(map(Path, glob.glob(table, recursive=True)))
+    if not files and not _QUERY.match(table):
         raise RerankingDataError(f"{table} not found", field=name)
     return files
 
@@ -55,40 +52,75 @@ def files_of(table: str, name: str) -> list[Path] | None:
 class Source:
     """A table where it is: its name, its SQL and the types of its columns."""
 
+    connection: duckdb.DuckDBPyConnection
     name: str
     sql: str
-    types: dict[str, str]
+    types: Mapping[str, str]
 
     @classmethod
     def open(cls, connection: duckdb.DuckDBPyConnection, name: str, table: str | Sequence[Path]) -> Source:
-        """Reads the columns of a query or of files."""
-        if isinstance(table, str):
-            sql = f"({table.strip().rstrip(';')})"
-        else:
-            kinds = {
-                next((part for part in path.name.lower().split(".")[:0:-1] if part in _READERS), "") for path in table
-            }
-            if len(readers := {_READERS.get(kind) for kind in kinds}) > 1 or None in readers:
-                message = (
-                    f"expected files of one kind of {', '.join(_READERS)}, got {shown([str(path) for path in table])}"
-                )
-                raise RerankingDataError(message, field=name)
-            listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in table)
-            sql = f"{readers.pop()}([{listed}], union_by_name = true)"
-        import duckdb
-
+        """Looks at the columns of a query or of files."""
+        texts = (
+            [table.strip().rstrip(";")] if isinstance(table, str) else [f"FROM {_text(str(path))}" for path in table]
+        )
+        sql = f"({' UNION ALL BY NAME '.join(texts)})"
         try:
             described = connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
         except duckdb.Error as error:
             raise unreadable(Path(name), error) from error
-        return cls(name, sql, {str(row[0]): str(row[1]) for row in described})
+        return cls(connection, name, sql, {str(row[0]): str(row[1]) for row in described})
 
-    def require(self, column: str) -> str:
-        """The column's type; refuses one that is not there."""
+    def select(self, wanted: Wanted) -> str:
+        """A query of columns, and of the number of the row as `__row`.
+
+        They are read as a "key" (integers or text), an "integer", a "number", a "time" such as "time ms" (in UTC where
+        it says its zone; "latest ms": the last of a list), "dense" numbers, or "raw".
+
+        Raises:
+            RerankingDataError: If a column is missing, of another type, or holds what cannot be read.
+        """
+        columns = [f"{self._read(column, kind)} AS {quoted(name)}" for name, (column, kind) in wanted.items()]
+        return f"SELECT row_number() OVER () - 1 AS __row, {', '.join(columns)} FROM {self.sql}"
+
+    def _read(self, column: str, kind: str) -> str:
         if column not in self.types:
             near = did_you_mean(column, self.types)
             raise RerankingDataError(f"missing column{near}; {self.name} have {shown(list(self.types))}", field=column)
-        return self.types[column]
+        found, name, (kind, _, unit) = self.types[column], quoted(column), kind.partition(" ")
+        if kind in ("dense", "raw"):
+            return name if kind == "raw" else f"CAST({name} AS FLOAT[])"
+        if kind == "latest":
+            found, name = found.removesuffix("[]"), f"list_max({name})"
+        is_text, is_number = _TEXT.fullmatch(found), _NUMBER.fullmatch(found)
+        wrong = "false"
+        if kind in ("time", "latest"):
+            read = f"CAST({f'TRY_CAST({name} AS TIMESTAMPTZ)' if is_text else name} AS TIMESTAMP)"
+            wrong = f"coalesce({read} {_YEARS}, {'true' if kind == 'time' else f'{name} IS NOT NULL'})"
+            if is_number:
+                read = f"make_timestamp(CAST({name} * {_UNITS[unit]} AS BIGINT))"
+                wrong = f"NOT coalesce({name} BETWEEN 0 AND {_LAST_MICROSECOND // _UNITS[unit]}, {kind == 'latest'})"
+            expected = f"no time between 1970 and 2100 (time_unit {unit})"
+        elif kind == "number":
+            read, expected = f"CAST({name} AS DOUBLE)", "no number"
+            wrong = f"{name} IS NOT NULL AND TRY_CAST({name} AS DOUBLE) IS NULL" if is_text else wrong
+        else:
+            read, expected = f"CAST({name} AS {'BIGINT' if is_number else 'VARCHAR'})", "no integer or text"
+            wrong = (
+                f"{name} <> round({name}) OR abs({name}) > 9e18" if is_number and not _WHOLE.fullmatch(found) else wrong
+            )
+        fits = (
+            is_number
+            or (is_text and kind != "integer")
+            or (found.startswith(("TIMESTAMP", "DATE")) and "time" in expected)
+        )
+        if not fits:
+            raise RerankingDataError(f"{found} in the {self.name} is {expected}", field=column)
+        if wrong != "false":
+            rows = f"SELECT row_number() OVER () - 1, {quoted(column)} FROM {self.sql}"
+            query = f"{rows} QUALIFY {wrong} LIMIT 1"
+            for row, value in self.connection.execute(query).fetchall():
+                raise RerankingDataError(f"{shown(value)} in the {self.name} is {expected}", field=column, row=row)
+        return read
 
 
 def open_sources(connection: duckdb.DuckDBPyConnection, tables: LogTables) -> dict[str, Source]:
@@ -97,86 +129,33 @@ def open_sources(connection: duckdb.DuckDBPyConnection, tables: LogTables) -> di
     return {name: Source.open(connection, name, files_of(table, name) or table) for name, table in given.items()}
 
 
-class LogTypes:
-    """SQL expressions that read columns as what they are for, after a look at what cannot be read.
-
-    Raises:
-        RerankingDataError: From each, if the type or a value does not fit.
-    """
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self.connection = connection
-        self.kinds: dict[str, tuple[str, str]] = {}  # column -> table that it was first read from, text or number
-
-    def key(self, source: Source, column: str) -> str:
-        """Integers or text; the same in all tables."""
-        found, name = source.require(column), quoted(column)
-        if _TEXT.fullmatch(found):
-            kind, expression = "text", f"CAST({name} AS VARCHAR)"
-        elif _NUMBER.fullmatch(found):
-            kind, expression = "integers", f"CAST({name} AS BIGINT)"
-            if not _WHOLE.fullmatch(found):
-                self._refuse(source, column, f"{name} <> round({name}) OR abs({name}) > 9e18", "is no integer or text")
-        else:
-            raise RerankingDataError(f"expected integers or text, got {found} in the {source.name}", field=column)
-        table, known = self.kinds.setdefault(column, (source.name, kind))
-        if known != kind:
-            raise RerankingDataError(f"{kind} in the {source.name}, but {known} in the {table}", field=column)
-        return expression
-
-    def number(self, source: Source, column: str) -> str:
-        """A number."""
-        found, name = source.require(column), quoted(column)
-        if not _NUMBER.fullmatch(found):
-            if not _TEXT.fullmatch(found):
-                raise RerankingDataError(f"expected numbers, got {found} in the {source.name}", field=column)
-            self._refuse(source, column, f"{name} IS NOT NULL AND TRY_CAST({name} AS DOUBLE) IS NULL", "is no number")
-        return f"CAST({name} AS DOUBLE)"
-
-    def time(self, source: Source, column: str, unit: str, *, optional: bool = False) -> str:
-        """A timestamp, in UTC where it says its zone."""
-        found, name = source.require(column), quoted(column)
-        expression = f"CAST({name} AS TIMESTAMP)"
-        wrong = f"{expression} NOT BETWEEN {_YEARS}"
-        if _NUMBER.fullmatch(found):
-            expression = f"make_timestamp(CAST({name} * {_UNITS[unit]} AS BIGINT))"
-            wrong = f"NOT coalesce({name} BETWEEN 0 AND {_LAST_SECOND * 1_000_000 // _UNITS[unit]}, false)"
-        elif _TEXT.fullmatch(found):
-            expression = f"CAST(TRY_CAST({name} AS TIMESTAMPTZ) AS TIMESTAMP)"
-            wrong = f"{expression} IS NULL OR {expression} NOT BETWEEN {_YEARS}"
-        reason = f"is no time between 1970 and 2100 (time_unit {unit})"
-        missing = f"{name} IS NOT NULL AND" if optional else f"{name} IS NULL OR"
-        self._refuse(source, column, f"{missing} ({wrong})", reason)
-        return expression
-
-    def field(self, source: Source, column: str, kind: str) -> str:
-        """What a field of a kind holds; a `numeric` column of a target is one, too."""
-        if kind == "dense":
-            return f"CAST({quoted(column)} AS FLOAT[])"
-        return self.key(source, column) if kind == "categorical" else self.number(source, column)
-
-    def _refuse(self, source: Source, column: str, condition: str, reason: str) -> None:
-        query = f"""
-            SELECT * FROM (SELECT row_number() OVER () - 1 AS n, {quoted(column)} FROM {source.sql})
-            WHERE {condition} LIMIT 1"""
-        for row, value in self.connection.execute(query).fetchall():
-            raise RerankingDataError(f"{shown(value)} in the {source.name} {reason}", field=column, row=row)
-
-
 @dataclass(frozen=True)
 class Plan:
     """Which columns come from which table, and how many buckets there are."""
 
     spec: LogSpec
-    request_fields: dict[str, str]  # column -> "impressions" or "users"
-    candidate_fields: dict[str, str]  # column -> "candidates", "impressions" or "items"
+    request_fields: Mapping[str, str]  # column -> "impressions" or "users"
+    candidate_fields: Mapping[str, str]  # column -> "candidates", "impressions" or "items"
     labels: tuple[str, ...]  # columns of the impressions
     known_labels: tuple[str, ...]  # targets that the candidates have a column of
     logged: tuple[str, ...]  # history fields that the impressions hold
-    made: tuple[str, ...]  # history fields that are made
+    made: Mapping[str, str]  # history fields that are made -> "events", "impressions" or "items"
     buckets: int
     has_candidates: bool  # logged apart
     has_items: bool
+
+    def kind(self, name: str) -> str:
+        """What a column is read as."""
+        kinds = {
+            column: field.kind for field in self.spec.schema.fields for column in field.sources if not field.columns
+        }
+        return {"categorical": "key", "dense": "dense"}.get(kinds.get(name, ""), "number")
+
+    def fields_of(self, table: str) -> dict[str, str]:
+        """The columns of features that come from a table, and what they are read as; not the item's id."""
+        homes = {**self.request_fields, **self.candidate_fields}
+        item = self.spec.schema.item_id
+        return {name: self.kind(name) for name, home in homes.items() if home == table and name != item}
 
 
 def load_log(
@@ -197,217 +176,141 @@ def load_log(
     """
     sources = open_sources(connection, tables)
     sources["impressions"] = Source.open(connection, "impressions", new or tables.impressions)
-    loader = _Loader(connection, spec, sources)
-    plan = loader.plan()
-    for name, query in loader.queries(plan, Source.open(connection, "impressions", earlier) if earlier else None):
-        if not has_table(connection, name):
-            _create(connection, name, query)
+    plan = _plan(connection, spec, sources)
+    known = [Source.open(connection, "impressions", earlier)] if earlier else []
+    queries = {
+        "impressions": lambda: _impressions(plan, sources["impressions"]),
+        "requests": lambda: _requests(plan),
+        "candidates": lambda: _candidates(plan, sources["candidates"]),
+        "items": lambda: _keyed(plan, sources["items"], spec.schema.item_id),
+        "users": lambda: _keyed(plan, sources["users"], spec.user or ""),
+        "events": lambda: _events(
+            plan, [sources["events"]] if "events" in sources else [*known, sources["impressions"]]
+        ),
+    }
+    for name, query in queries.items():
+        needed = {"requests": True, "events": bool(plan.made), "users": bool(plan.fields_of("users"))}
+        if needed.get(name, name in sources) and not has_table(connection, name):
+            connection.execute(f"CREATE TABLE {name} AS {query()}")
     return plan
 
 
-def _create(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> None:
-    import duckdb
+def _plan(connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: Mapping[str, Source]) -> Plan:
+    """Finds every column; refuses one that no table has."""
+    schema, rows = spec.schema, "candidates" if "candidates" in sources else "impressions"
 
-    try:
-        connection.execute(f"CREATE TABLE {name} AS {query}")
-    except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
-        raise unreadable(Path(name), error) from error
-
-
-class _Loader:
-    def __init__(self, connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: dict[str, Source]) -> None:
-        self.connection, self.spec, self.sources = connection, spec, sources
-        self.types = LogTypes(connection)
-
-    def plan(self) -> Plan:
-        """Finds every column; refuses one that no table has."""
-        spec, schema = self.spec, self.spec.schema
-        impressions = self.sources["impressions"]
-        rows = "candidates" if "candidates" in self.sources else "impressions"
-        counts = [self._count(name) for name in {"impressions", rows, *({"events"} & self.sources.keys())}]
-        if not counts[0]:
-            raise RerankingDataError("no rows", field="impressions")
-        histories = [field.name for field in schema.fields if field.group == "history"]
-        logged = tuple(name for name in histories if impressions.types.get(name, "").endswith("[]"))
-        made = tuple(name for name in histories if name not in logged)
-        if made and spec.history is None:
-            raise RerankingDataError("no list column of the impressions, and there is no log.history", field=made[0])
-        candidate = dict.fromkeys(
-            [schema.item_id, *(field.name for field in schema.fields if field.group == "candidate")]
-        )
-        candidate |= dict.fromkeys(target.value for target in schema.targets if target.value)
-        return Plan(
-            spec=spec,
-            request_fields={
-                field.name: self._home(field.name, "impressions", "users")
-                for field in schema.fields
-                if field.group == "request"
-            },
-            candidate_fields={name: self._home(name, rows, "items") for name in candidate},
-            labels=(*(target.name for target in schema.targets), *self._propensity()),
-            known_labels=tuple(
-                target.name
-                for target in schema.targets
-                if rows == "candidates" and target.candidate_feedback and target.name in self.sources[rows].types
-            ),
-            logged=logged,
-            made=made,
-            buckets=-(-max(counts) // BUCKET_ROWS),
-            has_candidates=rows == "candidates",
-            has_items="items" in self.sources,
-        )
-
-    def _propensity(self) -> list[str]:
-        """The propensity's column; none where it is `NULL`, as a query writes it of a log whose logger is not known."""
-        name = self.spec.schema.propensity
-        return [] if name is None or self.sources["impressions"].types.get(name) == '"NULL"' else [name]
-
-    def _count(self, name: str) -> int:
-        return int(self.connection.execute(f"SELECT count(*) FROM {self.sources[name].sql}").fetchall()[0][0])
-
-    def _home(self, column: str, *names: str) -> str:
-        homes = [name for name in names if name in self.sources]
-        for name in homes:
-            if column in self.sources[name].types:
+    def home(column: str, *names: str) -> str:
+        given = [name for name in names if name in sources]
+        near = did_you_mean(column, [known for name in given for known in sources[name].types])
+        for name in given:
+            if column in sources[name].types:
                 return name
-        near = did_you_mean(column, [known for name in homes for known in self.sources[name].types])
-        raise RerankingDataError(f"missing column: neither in the {' nor in the '.join(homes)}{near}", field=column)
+        raise RerankingDataError(f"missing column: neither in the {' nor in the '.join(given)}{near}", field=column)
 
-    def queries(self, plan: Plan, earlier: Source | None) -> list[tuple[str, str]]:
-        """Each work table's name and query."""
-        spec = self.spec
-        impressions = self.sources["impressions"]
-        made = [("impressions", self._impressions(plan, impressions)), ("requests", _requests(plan))]
-        if plan.has_candidates:
-            made.append(("candidates", self._candidates(plan)))
-        for name, key, homes in (
-            ("items", spec.schema.item_id, plan.candidate_fields),
-            ("users", spec.user, plan.request_fields),
-        ):
-            if name in self.sources and key is not None:
-                wanted = {
-                    column: self._kind(column) for column, home in homes.items() if home == name and column != key
-                }
-                past = self._history_columns(plan, name) if name == "items" else []
-                made.append((name, self._keyed(self.sources[name], key, wanted | dict.fromkeys(past, "categorical"))))
-        if plan.made:
-            made.append(("events", self._events(plan, earlier)))
-        return made
+    counts = {
+        name: int(connection.execute(f"SELECT count(*) FROM {sources[name].sql}").fetchall()[0][0])
+        for name in {"impressions", rows, *({"events"} & sources.keys())}
+    }
+    if not counts["impressions"]:
+        raise RerankingDataError("no rows", field="impressions")
+    groups = {
+        group: [name for field in schema.fields if field.group == group for name in field.sources]
+        for group in ("request", "candidate", "history")
+    }
+    types = sources["impressions"].types
+    logged = [name for name in groups["history"] if types.get(name, "").endswith("[]")]
+    made = [name for name in groups["history"] if name not in logged]
+    past = ("events",) if "events" in sources else ("impressions", "items")
+    if made and (spec.history is None or (past[0] != "events" and spec.history.feedback is None)):
+        message = "it is no list column of the impressions, and log.history names no feedback to make it of"
+        raise RerankingDataError(message, field=made[0])
+    values = [target.value for target in schema.targets if target.value]
+    labels = [target.name for target in schema.targets]
+    propensity = schema.propensity
+    if propensity and types.get(propensity) == '"NULL"':  # as a query writes it where the logger is not known
+        propensity = None
+    return Plan(
+        spec=spec,
+        request_fields={name: home(name, "impressions", "users") for name in groups["request"]},
+        candidate_fields={name: home(name, rows, "items") for name in (schema.item_id, *groups["candidate"], *values)},
+        labels=(*labels, *filter(None, [propensity])),
+        known_labels=tuple(name for name in labels if rows == "candidates" and name in sources[rows].types),
+        logged=tuple(logged),
+        made={name: home(spec.history_column(name), *past) for name in made},
+        buckets=-(-max(counts.values()) // BUCKET_ROWS),
+        has_candidates=rows == "candidates",
+        has_items="items" in sources,
+    )
 
-    def _keys(self, plan: Plan, source: Source) -> list[str]:
-        """What every table of rows in time has: bucket, user, time."""
-        spec = self.spec
-        user = "NULL::BIGINT" if spec.user is None else self.types.key(source, spec.user)
-        return [f"{user} AS __user", f"{self.types.time(source, spec.time, spec.time_unit)} AS __time"]
 
-    def _impressions(self, plan: Plan, source: Source) -> str:
-        spec, schema = self.spec, self.spec.schema
-        request, item = self.types.key(source, spec.request), self.types.key(source, schema.item_id)
-        position = "NULL::BIGINT" if spec.position is None else self.types.key(source, spec.position)
-        if spec.position is not None and self.types.kinds[spec.position][1] == "text":
-            raise RerankingDataError("expected integers, got text in the impressions", field=spec.position)
-        columns = [
-            f"{request} AS __request",
-            f"{item} AS __item",
-            f"{position} AS __position",
-            *self._keys(plan, source),
-        ]
-        homes = plan.request_fields | plan.candidate_fields
-        wanted = {
-            name: self._kind(name) for name, home in homes.items() if home == "impressions" and name != schema.item_id
-        }
-        wanted |= dict.fromkeys(plan.labels, "numeric")
-        columns += [f"{self.types.field(source, name, kind)} AS {quoted(name)}" for name, kind in wanted.items()]
-        columns += [quoted(name) for name in plan.logged]
-        if spec.split.column and source.require(spec.split.column) and spec.split.column not in wanted:
-            columns.append(quoted(spec.split.column))
-        if spec.history and spec.history.times:
-            times = spec.history.times
-            kind = source.require(times).removesuffix("[]")
-            latest = f"(SELECT * REPLACE (list_max({quoted(times)}) AS {quoted(times)}) FROM {source.sql})"
-            source = Source(source.name, latest, source.types | {times: kind})
-            columns.append(f"{self.types.time(source, times, spec.time_unit, optional=True)} AS __latest")
-        return f"""
-            SELECT *, hash(coalesce(__user::VARCHAR, __request::VARCHAR)) % {plan.buckets} AS __bucket
-            FROM (SELECT row_number() OVER () - 1 AS __row, {", ".join(columns)} FROM {source.sql}) ORDER BY __bucket"""
+def _impressions(plan: Plan, source: Source) -> str:
+    spec = plan.spec
+    wanted = _keys(plan) | {name: (name, kind) for name, kind in plan.fields_of("impressions").items()}
+    wanted |= {name: (name, "number") for name in plan.labels} | {name: (name, "raw") for name in plan.logged}
+    wanted |= {"__position": (spec.position, "integer")} if spec.position else {}
+    wanted |= {spec.split.column: (spec.split.column, "key")} if spec.split.column else {}
+    wanted |= (
+        {"__latest": (spec.history.times, f"latest {spec.time_unit}")} if spec.history and spec.history.times else {}
+    )
+    missing = "".join(f", NULL::BIGINT AS {name}" for name in ("__user", "__position") if name not in wanted)
+    owner = "coalesce(__user::VARCHAR, __request::VARCHAR)" if plan.made else "__request::VARCHAR"
+    bucket = f"hash({owner}) % {plan.buckets}"
+    return f"SELECT *, {bucket} AS __bucket FROM (SELECT *{missing} FROM ({source.select(wanted)})) ORDER BY __bucket"
 
-    def _kind(self, name: str) -> str:
-        return next((field.kind for field in self.spec.schema.fields if field.name == name), "numeric")
 
-    def _candidates(self, plan: Plan) -> str:
-        source, spec = self.sources["candidates"], self.spec
-        wanted = {name: self._kind(name) for name, home in plan.candidate_fields.items() if home == "candidates"}
-        wanted.pop(spec.schema.item_id, None)
-        wanted |= dict.fromkeys(plan.known_labels, "numeric")
-        keys = f"{self.types.key(source, spec.request)} AS __request, "
-        keys += f"{self.types.key(source, spec.schema.item_id)} AS __item"
-        listed = "".join(f", {self.types.field(source, name, kind)} AS {quoted(name)}" for name, kind in wanted.items())
-        return f"""
-            SELECT c.*, r.__bucket FROM (SELECT row_number() OVER () - 1 AS __row, {keys}{listed} FROM {source.sql}) c
-            LEFT JOIN requests r USING (__request) ORDER BY r.__bucket"""
+def _keys(plan: Plan) -> Wanted:
+    spec = plan.spec
+    keys = {"__request": (spec.request, "key"), "__item": (spec.schema.item_id, "key")}
+    keys |= {"__user": (spec.user, "key")} if spec.user else {}
+    return keys | {"__time": (spec.time, f"time {spec.time_unit}")}
 
-    def _keyed(self, source: Source, key: str, wanted: dict[str, str]) -> str:
-        columns = [f"{self.types.key(source, key)} AS __key"]
-        columns += [f"{self.types.field(source, name, kind)} AS {quoted(name)}" for name, kind in wanted.items()]
-        return f"SELECT row_number() OVER () - 1 AS __row, {', '.join(columns)} FROM {source.sql}"
 
-    def _history_columns(self, plan: Plan, name: str) -> list[str]:
-        """The columns that histories take from a table; an item's id is everywhere."""
-        homes = ("events",) if "events" in self.sources else ("impressions", "items")
-        wanted = [self.spec.history_column(field) for field in plan.made]
-        return [column for column in wanted if self._home(column, *homes) == name]
+def _candidates(plan: Plan, source: Source) -> str:
+    wanted = {"__request": (plan.spec.request, "key"), "__item": (plan.spec.schema.item_id, "key")}
+    wanted |= {name: (name, kind) for name, kind in plan.fields_of("candidates").items()}
+    wanted |= {name: (name, "number") for name in plan.known_labels}
+    query = f"SELECT c.*, r.__bucket FROM ({source.select(wanted)}) c LEFT JOIN requests r USING (__request)"
+    return f"{query} ORDER BY r.__bucket"
 
-    def _events(self, plan: Plan, earlier: Source | None) -> str:
-        """What histories are made of, in the order of time: `__row` counts in the order of the sources."""
-        spec, history = self.spec, self.spec.history
-        if "events" in self.sources:
-            source = self.sources["events"]
-            columns = [self._event_column(source, field) for field in plan.made]
-            rows = f"SELECT {', '.join([*self._keys(plan, source), *columns])} FROM {source.sql}"
-            rows = f"SELECT *, row_number() OVER () - 1 AS __row FROM ({rows}) WHERE __user IS NOT NULL"
-        else:
-            if history is None or history.feedback is None:
-                raise RerankingDataError("log.history needs 'feedback', or a table of events", field=plan.made[0])
-            sources = [source for source in (earlier, self.sources["impressions"]) if source is not None]
-            rows = " UNION ALL BY NAME ".join(self._positives(plan, source) for source in sources)
-            rows = f"SELECT *, row_number() OVER () - 1 AS __row FROM ({rows})"
-            rows = f"""
-                SELECT * FROM ({rows}) QUALIFY row_number() OVER (PARTITION BY __request, __item ORDER BY __row) = 1"""
-            if taken := self._history_columns(plan, "items"):
-                named = {field: spec.history_column(field) for field in plan.made}
-                columns = [f"i.{quoted(of)} AS {quoted(field)}" for field, of in named.items() if of in taken]
-                rows = f"SELECT e.*, {', '.join(columns)} FROM ({rows}) e LEFT JOIN items i ON i.__key = e.__item"
-        return f"SELECT *, hash(__user::VARCHAR) % {plan.buckets} AS __bucket FROM ({rows}) ORDER BY __bucket"
 
-    def _positives(self, plan: Plan, source: Source) -> str:
-        spec, history = self.spec, self.spec.history
-        feedback = self.types.number(source, history.feedback if history and history.feedback else "")
-        taken = self._history_columns(plan, "impressions")
-        columns = [self._event_column(source, field) for field in plan.made if spec.history_column(field) in taken]
-        keys = [f"{self.types.key(source, spec.request)} AS __request"]
-        keys += [f"{self.types.key(source, spec.schema.item_id)} AS __item", *self._keys(plan, source)]
-        return f"""
-            SELECT {", ".join([*keys, *columns])} FROM {source.sql}
-            WHERE {feedback} > 0 AND {quoted(spec.user or "")} IS NOT NULL"""
+def _keyed(plan: Plan, source: Source, key: str) -> str:
+    wanted = {"__key": (key, "key")} | {name: (name, kind) for name, kind in plan.fields_of(source.name).items()}
+    past = [plan.spec.history_column(name) for name, home in plan.made.items() if home == source.name]
+    return source.select(wanted | {name: (name, "key") for name in past})
 
-    def _event_column(self, source: Source, field: str) -> str:
-        return f"{self.types.key(source, self.spec.history_column(field))} AS {quoted(field)}"
+
+def _events(plan: Plan, sources: Sequence[Source]) -> str:
+    """What histories are made of; `__row` counts in the order of the sources."""
+    spec, history = plan.spec, plan.spec.history
+    taken = {name: (spec.history_column(name), "key") for name, home in plan.made.items() if home != "items"}
+    once = ""
+    keys = {name: wanted for name, wanted in _keys(plan).items() if name in ("__user", "__time")}
+    condition = "__user IS NOT NULL"
+    if sources[0].name == "impressions" and history is not None:
+        keys |= _keys(plan) | {"__feedback": (history.feedback or "", "number")}
+        condition += " AND __feedback > 0"
+        once = "QUALIFY row_number() OVER (PARTITION BY __request, __item ORDER BY __row) = 1"
+    rows = " UNION ALL ".join(f"SELECT * FROM ({source.select(keys | taken)}) WHERE {condition}" for source in sources)
+    rows = f"SELECT * FROM (SELECT * REPLACE (row_number() OVER () - 1 AS __row) FROM ({rows})) {once}"
+    joined = {name: spec.history_column(name) for name, home in plan.made.items() if home == "items"}
+    if joined:
+        columns = ", ".join(f"i.{quoted(column)} AS {quoted(name)}" for name, column in joined.items())
+        rows = f"SELECT e.*, {columns} FROM ({rows}) e LEFT JOIN items i ON i.__key = e.__item"
+    return f"SELECT *, hash(__user::VARCHAR) % {plan.buckets} AS __bucket FROM ({rows}) ORDER BY __bucket"
 
 
 def _requests(plan: Plan) -> str:
     """One row per request: who, when, which split, how large; of columns that must be the same, least and greatest."""
     spec, split = plan.spec, plan.spec.split
-    shown_rows = "count(*)" if spec.position is None else "count(__position)"
-    same = [name for name, home in plan.request_fields.items() if home == "impressions"]
-    same += [split.column] if split.column and split.column not in same else []
+    same = {name: None for name, home in plan.request_fields.items() if home == "impressions"}
+    same |= {split.column: None} if split.column else {}
     columns = [
         f"min({quoted(name)}) AS {quoted(name)}, max({quoted(name)}) AS {quoted('__max ' + name)}" for name in same
     ]
     columns += [f"any_value({quoted(name)}) AS {quoted(name)}" for name in plan.logged]
     columns += ["max(__latest) AS __latest"] if spec.history and spec.history.times else []
-    if split.column:
-        value = quoted(split.column)
-    else:
+    value = quoted(split.column or "")
+    if not split.column:
         ends = [_boundary(end, spec.time_unit) for end in (split.validation, split.test)]
         value = f"CASE WHEN __time >= {ends[1]} THEN 'test' WHEN __time >= {ends[0]} THEN 'validation' ELSE 'train' END"
     rewarded = " + ".join(f"sum(({quoted(target.name)} > 0)::INTEGER)" for target in spec.schema.targets)
@@ -415,9 +318,9 @@ def _requests(plan: Plan) -> str:
         SELECT *, {value} AS __split, hash(__request) AS __order FROM (
             SELECT __request, min(__bucket) AS __bucket, max(__bucket) AS __max_bucket, min(__user) AS __user,
                 max(__user) AS __max_user, min(__time) AS __time, max(__time) AS __last, min(__row) AS __row,
-                max(__row) AS __last_row, count(*) AS __rows, {shown_rows} AS __shown, min(__position) AS __first,
-                max(__position) AS __end, {rewarded} AS __rewarded, bit_xor(hash(__item)) AS __items
-                {"".join(f", {column}" for column in columns)}
+                count(*) AS __rows, count({"__position" if spec.position else "*"}) AS __shown,
+                min(__position) AS __first, max(__position) AS __end, {rewarded} AS __rewarded,
+                bit_xor(hash(__item)) AS __items {"".join(f", {column}" for column in columns)}
             FROM impressions GROUP BY __request)
         ORDER BY __bucket"""
 
@@ -425,4 +328,4 @@ def _requests(plan: Plan) -> str:
 def _boundary(value: str | int | float | None, unit: str) -> str:
     if isinstance(value, int | float):
         return f"make_timestamp({int(value * _UNITS[unit])})"
-    return "CAST('" + str(value).replace("'", "''") + "' AS TIMESTAMP)"
+    return f"CAST({_text(str(value))} AS TIMESTAMP)"

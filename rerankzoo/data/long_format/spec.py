@@ -1,36 +1,12 @@
 """What a log in long format is: which columns say which request, item, position...; histories; the split.
 
-A schema file is that of a data folder (docs/data-format.md) and one key more, `log`:
-
-```yaml
-name: shop
-item_id: sku                      # the item column of impressions, candidates and items
-upstream_score: score
-propensity: logging_probability   # a column of the impressions
-fields:
-  - {name: hour, group: request, kind: numeric, transforms: [standardize]}         # of impressions, else users
-  - {name: page, group: request, kind: categorical}
-  - {name: sku, group: candidate, kind: categorical}
-  - {name: price, group: candidate, kind: numeric, transforms: [log1p, standardize]}
-  - {name: score, group: candidate, kind: numeric, transforms: [standardize]}
-  - {name: recent_skus, group: history, kind: categorical, shares: sku}
-targets:
-  - {name: click}                 # a column of the impressions
-log:
-  request: request_id
-  time: shown_at
-  user: user_id
-  position: position
-  surface: page
-  history: {feedback: click, length: 50, gap: 3600}
-  split: {validation: 2026-05-08, test: 2026-05-09}
-```
+Its schema file is that of a data folder and one key more, `log`; docs/real-logs.md has an example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,10 +19,7 @@ TimeUnit = Literal["s", "ms", "us"]
 
 @dataclass(frozen=True, kw_only=True)
 class HistorySpec:
-    """How histories are made: a user's earlier items with positive feedback, newest last.
-
-    An item is in the history of a request if its own request (or event) was **strictly before** the request's time less
-    `gap`. Its columns are those that the item had then.
+    """How histories are made: a user's items with positive feedback, strictly before the request's time less `gap`.
 
     Args:
         feedback: The target whose values above 0 count. Not used where `LogTables.events` says what happened.
@@ -121,9 +94,10 @@ class LogSpec:
             rows is the request's.
         split: How requests are split.
         user: Column of the user; rows may lack it, and their requests then have no history.
-        position: Column of the display position (any integers; only their order counts). A row without one is a
-            candidate that was not shown. `None`: the order is not known, so that the folder has no slates and every
-            target needs `candidate_feedback`.
+        position: Column of the display position (integers). A row without one is a candidate that was not shown.
+            `None`: the order is not known; the folder has no slates and every target needs `candidate_feedback`.
+        partial: Whether the log has only part of a page: positions without a row, counted from the log's least one,
+            stay open in the slate. By default slates hold the shown items in their order, without gaps.
         surface: A categorical request field that says the page type. Sizes are reported by it.
         history: How history fields are made; `None` if there are none, or all are logged.
         time_unit: Of a numeric time column: "s", "ms" or "us" since 1970.
@@ -135,6 +109,7 @@ class LogSpec:
     split: SplitSpec
     user: str | None = None
     position: str | None = None
+    partial: bool = False
     surface: str | None = None
     history: HistorySpec | None = None
     time_unit: TimeUnit = "s"
@@ -189,12 +164,8 @@ class LogSpec:
             raise SchemaError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """What is specific to the log, JSON-able: the key `log` of a schema file."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "schema"}
-        values["split"] = {name: value for name, value in vars(self.split).items() if value is not None}
-        if self.history is not None:
-            values["history"] = {**vars(self.history), "columns": dict(self.history.columns or {})}
-        return {name: value for name, value in values.items() if value is not None}
+        """All of it, JSON-able."""
+        return {**asdict(self), "schema": self.schema.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rerankzoo.atomic_writing import write_atomically
+import duckdb
+
+from rerankzoo.atomic_writing import write_atomically, write_json
 from rerankzoo.data.folder import METADATA_FILE, SCHEMA_FILE, SPLITS, keep_others, link_or_copy, read_metadata
 from rerankzoo.data.long_format.checks import Finding, check_log
-from rerankzoo.data.long_format.loading import Plan, files_of, load_log
+from rerankzoo.data.long_format.loading import Plan, Source, files_of, load_log
 from rerankzoo.data.long_format.report import REPORT_FILES, write_report
 from rerankzoo.data.long_format.requests import request_tables
 from rerankzoo.data.long_format.spec import LogSpec, LogTables
 from rerankzoo.data.shards import has_shard, write_shard
-from rerankzoo.data.work_database import has_table, work_database
+from rerankzoo.data.work_database import unreadable, work_database
 from rerankzoo.errors import RerankingDataError
-
-if TYPE_CHECKING:
-    import duckdb
+from rerankzoo.text_files import read_json
 
 logger = logging.getLogger(__name__)
-
-SOURCE = "log"
 
 
 def write_long_log(
@@ -71,34 +69,33 @@ def write_long_log(
             counted from 0) and values. The folder is as it was.
         OutputError: If the folder or the work files cannot be written.
     """
-    out = Path(out)
-    files = files_of(tables.impressions, "impressions") or []
-    known = _known_files(out, spec) if files and connection is None else {}
-    earlier, new = _new_files(files, known, needs_all=spec.history is not None)
+    out, described = Path(out), spec.to_dict()
+    files = files_of(tables.impressions, "impressions")
+    old = _old_metadata(out, described, spec.history is not None, files) if files and connection is None else {}
+    known: dict[str, int] = old.get("files", {})
+    new = [path for path in files if str(path) not in known]
     if known and not new:
         logger.warning("%s has all %d files already", out, len(known))
         return dict.fromkeys(SPLITS, 0)
-    settings = {"spec": _described(spec), "tables": _states(tables), "new": list(map(str, new))}
+    given = {name: files_of(table, name) or table for name, table in vars(tables).items() if table is not None}
+    settings = {"log": described, "known": known, **{name: _states(table) for name, table in given.items()}}
     database = work_database(out, memory_limit, settings) if connection is None else nullcontext(connection)
-    with database as work:
-        plan = load_log(work, spec, tables, earlier, new)
-        findings = [*_splits(work, begun=bool(known)), *check_log(work, plan)]
-        if known:
-            _refuse_known_requests(work, plan, earlier)
-        told = dict(metadata or {"source": SOURCE, "protocol": "requests of a log in long format"})
-        told["protocol"] = f"{told['protocol']}; {_protocol(work, plan, tables)}"
-        told |= {"log": _described(spec), "files": known | {str(path): _state(path) for path in new}}
-        parts = _write_parts(work, plan, 1 + _last_number(out) if known else 0)
+    with database as work, _told():
+        plan = load_log(work, spec, tables, [path for path in files if path not in new], new)
+        findings = [*_check_splits(work, plan, known, files), *check_log(work, plan)]
+        parts = _write_parts(work, plan, 1 + max(map(_number, _part_files(out)), default=-1) if known else 0)
         rows = dict.fromkeys(SPLITS, 0)
         for path, count in parts.items():
             rows[path.name.rpartition("-")[0]] += count
-        kept = [path for split in SPLITS for path in out.glob(f"{split}-*.parquet")] if known else []
-        total = {split: rows[split] + (read_metadata(out)["rows"].get(split, 0) if known else 0) for split in SPLITS}
+        told = dict(metadata or {"source": "log", "protocol": "requests of a log in long format"})
+        told["protocol"] = "; ".join([told["protocol"], *_protocol(work, plan, tables)])
+        told |= {"log": described, "files": known | {str(path): path.stat().st_size for path in new}}
+        total = {split: count + old.get("rows", {}).get(split, 0) for split, count in rows.items()}
         told["rows"] = {split: count for split, count in total.items() if count}
 
         def write(folder: Path) -> None:
             folder.mkdir()
-            for path in (*kept, *parts):
+            for path in (*(_part_files(out) if known else ()), *parts):
                 link_or_copy(path, folder / path.name)
             spec.schema.to_yaml(folder / SCHEMA_FILE)
             (folder / METADATA_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -110,121 +107,101 @@ def write_long_log(
     return rows
 
 
-def _described(spec: LogSpec) -> dict[str, Any]:
-    return {"schema": spec.schema.to_dict(), **spec.to_dict()}
+@contextmanager
+def _told() -> Iterator[None]:
+    """What DuckDB says of values that it cannot convert or compare."""
+    try:
+        yield
+    except (duckdb.DataError, duckdb.ProgrammingError, duckdb.InvalidInputException) as error:
+        raise unreadable(Path("log"), error) from error
 
 
-def _state(path: Path) -> int:
-    return path.stat().st_size
+def _part_files(out: Path) -> list[Path]:
+    return [path for split in SPLITS for path in out.glob(f"{split}-*.parquet")]
 
 
-def _states(tables: LogTables) -> dict[str, Any]:
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _states(table: str | Sequence[Path]) -> Any:
     """What tells whether the files of a run that was killed are still the same."""
-    states: dict[str, Any] = {}
-    for name, table in vars(tables).items():
-        files = None if table is None else files_of(table, name)
-        states[name] = table if files is None else [(str(p), _state(p), p.stat().st_mtime_ns) for p in files]
-    return states
+    if isinstance(table, str):
+        return table
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in table]
 
 
-def _known_files(out: Path, spec: LogSpec) -> dict[str, int]:
-    """The files that a folder was made from, with their sizes; empty if it is to be made anew.
+def _old_metadata(out: Path, described: dict[str, Any], needs_all: bool, files: Sequence[Path]) -> dict[str, Any]:
+    """What `dataset.json` says of a folder to which files are added; empty if it is to be made anew.
 
     Raises:
-        RerankingDataError: If it was made by another schema file.
+        RerankingDataError: If it was made by another schema file, or of files that have changed or are missing.
     """
-    if not (out / METADATA_FILE).is_file():
+    metadata = read_metadata(out) if (out / METADATA_FILE).is_file() else {}
+    if not metadata.get("files"):
         return {}
-    metadata = read_metadata(out)
-    known: dict[str, int] = metadata.get("files") or {}
-    if known and metadata.get("log") != json.loads(json.dumps(_described(spec))):
-        message = f"{out} was made from {len(known)} files by another schema file; choose another folder, or remove it"
-        raise RerankingDataError(message, field="log")
-    return known
-
-
-def _new_files(files: list[Path], known: dict[str, int], needs_all: bool) -> tuple[list[Path], list[Path]]:
-    """Those that a folder has, and those that it does not have; refuses changed and, for histories, missing ones."""
-    for path in files:
-        if known.get(str(path), _state(path)) != _state(path):
-            message = f"{path} has changed since it was converted: {_state(path)} bytes, expected {known[str(path)]}"
+    if metadata.get("log") != json.loads(json.dumps(described)):
+        raise RerankingDataError(
+            f"{out} was made by another schema file; choose another folder, or remove it", field="log"
+        )
+    sizes = {str(path): path.stat().st_size for path in files}
+    for name, size in metadata["files"].items():
+        if name not in sizes and needs_all:
+            message = f"{name} was converted, but is not among the files: histories need it"
             raise RerankingDataError(message, field="impressions")
-    listed = list(map(str, files))
-    if needs_all and (missing := [path for path in known if path not in listed]):
-        message = f"{missing[0]} was converted, but is not among the files: histories need it"
-        raise RerankingDataError(message, field="impressions")
-    return [path for path in files if str(path) in known], [path for path in files if str(path) not in known]
+        if sizes.get(name, size) != size:
+            message = f"{name} has changed since it was converted: {sizes[name]} bytes, expected {size}"
+            raise RerankingDataError(message, field="impressions")
+    return metadata
 
 
-def _splits(connection: duckdb.DuckDBPyConnection, begun: bool) -> list[Finding]:
-    """Refuses a new folder without requests to train on; reports other empty splits."""
+def _check_splits(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, known: Collection[str], files: Sequence[Path]
+) -> list[Finding]:
+    """Refuses a new folder without requests to train on, and requests that a folder has already."""
     query = "SELECT __split, count(*) FROM requests WHERE __shown > 0 GROUP BY __split"
     counts = dict(connection.execute(query).fetchall())
-    if not begun and not counts.get("train"):
+    if earlier := [path for path in files if str(path) in known]:
+        keys = Source.open(connection, "impressions", earlier).select({"__request": (plan.spec.request, "key")})
+        query = f"SELECT __row, __request FROM requests SEMI JOIN ({keys}) USING (__request) ORDER BY __row LIMIT 1"
+        for row, found in connection.execute(query).fetchall():
+            raise RerankingDataError(f"request {found!r} was in an earlier file, too", field=plan.spec.request, row=row)
+    elif not known and not counts.get("train"):
         first, last = connection.execute("SELECT min(__time), max(__time) FROM requests").fetchall()[0]
         raise RerankingDataError(f"no requests in the train split; the times are {first} to {last}", field="split")
-    empty = [split for split in SPLITS[1:] if not counts.get(split)]
-    return [] if begun else [Finding("splits without requests", len(empty), ", ".join(empty))]
+    empty = [split for split in SPLITS[1:] if not counts.get(split) and not known]
+    return [Finding("splits without requests", len(empty), ", ".join(empty))]
 
 
-def _refuse_known_requests(connection: duckdb.DuckDBPyConnection, plan: Plan, earlier: Sequence[Path]) -> None:
-    """Refuses new rows of requests that the folder has already, as far as the earlier files are given."""
-    from rerankzoo.data.long_format.loading import LogTypes, Source
-
-    if not earlier:
-        return
-    source = Source.open(connection, "impressions", earlier)
-    request = LogTypes(connection).key(source, plan.spec.request)
-    query = f"""
-        SELECT __row, __request FROM requests SEMI JOIN (SELECT {request} AS __request FROM {source.sql})
-        USING (__request) ORDER BY __row LIMIT 1"""
-    for row, found in connection.execute(query).fetchall():
-        raise RerankingDataError(f"request {found!r} was in an earlier file, too", field=plan.spec.request, row=row)
-
-
-def _protocol(connection: duckdb.DuckDBPyConnection, plan: Plan, tables: LogTables) -> str:
-    spec = plan.spec
-    parts = ["candidates as logged"]
-    if (
-        not plan.has_candidates
-        and not connection.execute("SELECT sum(__rows - __shown) FROM requests").fetchall()[0][0]
-    ):
-        parts = ["the shown items are the candidates, for no others are logged"]
-    parts.append("order not known: no slates" if spec.position is None else "slates in the order of the position")
-    if plan.made and spec.history is not None:
-        what = "events" if tables.events else f"items with {spec.history.feedback}"
-        parts.append(
-            f"histories of the last {spec.history.length} {what} until {spec.history.gap:g} s before the request"
-        )
-    split = spec.split
-    ends = f"by time, validation from {split.validation}, test from {split.test}"
-    parts.append(f"split {f'by the column {split.column}' if split.column else ends}")
-    return "; ".join(parts)
-
-
-def _last_number(out: Path) -> int:
-    numbers = [path.stem.rpartition("-")[2] for split in SPLITS for path in out.glob(f"{split}-*.parquet")]
-    return max(map(int, numbers), default=-1)
+def _protocol(connection: duckdb.DuckDBPyConnection, plan: Plan, tables: LogTables) -> Iterator[str]:
+    """Where candidates, slates, histories and the split come from."""
+    spec, history, split = plan.spec, plan.spec.history, plan.spec.split
+    [(unshown,)] = connection.execute("SELECT sum(__rows - __shown) FROM requests").fetchall()
+    is_logged = plan.has_candidates or unshown
+    yield "candidates as logged" if is_logged else "the shown items are the candidates, for no others are logged"
+    order = "slates in the order of the position" + (", open where nothing is logged" if spec.partial else "")
+    yield order if spec.position else "order not known: no slates"
+    if plan.made and history is not None:
+        what = "events" if tables.events else f"items with {history.feedback}"
+        yield f"histories of the last {history.length} {what} until {history.gap:g} s before the request"
+    ends = f"time, validation from {split.validation}, test from {split.test}"
+    yield f"split by {f'the column {split.column}' if split.column else ends}"
 
 
 def _write_parts(connection: duckdb.DuckDBPyConnection, plan: Plan, first: int) -> dict[Path, int]:
     """Writes a file per bucket and split beside the database, but for those that a run before has finished."""
     query = "SELECT path FROM duckdb_databases() WHERE path IS NOT NULL"
     folder = Path(connection.execute(query).fetchall()[0][0]).parent / "parts"
-    if not has_table(connection, "parts"):
-        connection.execute("CREATE TABLE parts (bucket INTEGER, name VARCHAR, num_rows INTEGER)")
     parts: dict[Path, int] = {}
     for bucket in range(plan.buckets):
-        query = "SELECT name, num_rows FROM parts WHERE bucket = ?"
-        done = {folder / name: count for name, count in connection.execute(query, [bucket]).fetchall()}
+        record = folder / f"{bucket}.json"
+        done = {folder / name: count for name, count in (read_json(record) if record.is_file() else {}).items()}
         if not done or not all(has_shard(path, count) for path, count in done.items()):
-            connection.execute("DELETE FROM parts WHERE bucket = ?", [bucket])
             done = {}
             for split, table in request_tables(connection, plan, bucket):
-                done[folder / f"{split}-{first + bucket:05d}.parquet"] = table.num_rows
-                write_shard(folder / f"{split}-{first + bucket:05d}.parquet", [table])
-            rows = [(bucket, path.name, count) for path, count in done.items()]
-            if rows:
-                connection.executemany("INSERT INTO parts VALUES (?, ?, ?)", rows)
+                path = folder / f"{split}-{first + bucket:05d}.parquet"
+                write_shard(path, [table])
+                done[path] = table.num_rows
+            write_json(record, {path.name: count for path, count in done.items()})
         parts |= done
     return parts
