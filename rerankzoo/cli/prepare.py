@@ -16,6 +16,7 @@ from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.data.sources.avito import avito
 from rerankzoo.data.sources.finn import finn_slates
 from rerankzoo.data.sources.kuairand import kuairand
+from rerankzoo.data.sources.letor import convert_letor
 from rerankzoo.data.sources.mind import mind
 from rerankzoo.data.sources.movielens import Variant, convert_movielens
 from rerankzoo.data.sources.movielens_protocols import movielens_1m
@@ -101,6 +102,29 @@ def taobao_ad(
     _tell(out)
 
 
+def letor(
+    *,
+    train: Path,
+    test: Path,
+    out: Path,
+    validation: Path | None = None,
+    collection: Literal["mslr-web10k", "mslr-web30k", "istella", "istella-s"] | None = None,
+    seed: NonNegativeInt = 0,
+) -> None:
+    """Learning-to-rank files: MSLR-WEB10K and 30K, Istella (1.2 to 10.5 million documents; research only), any svmlight.
+
+    Args:
+        train: Lines to learn from.
+        test: Lines to test on.
+        out: The data folder to make.
+        validation: Lines to choose by (default: a fifth of the training queries, drawn at random).
+        collection: Whose published counts the files must have (default: any).
+        seed: Of the queries that are drawn.
+    """
+    convert_letor(out, train, test, validation, collection=collection, seed=seed)
+    _tell(out)
+
+
 def log(
     *,
     impressions: str,
@@ -183,4 +207,5 @@ SOURCES = {
     "rl4rs": _public(rl4rs),
     "mind": _public(mind),
     "prm-public": _public(prm_public),
+    "letor": letor,
 }

@@ -40,8 +40,8 @@ MINED_SOURCE = "mined"
 #: Of a mined folder: the quantiles 0, 0.01... 1 of the utility of the logged slates that its slates replace, or null.
 UTILITY_QUANTILES = "utility_quantiles"
 
-#: Rows of a Parquet file that are written together.
-ROW_GROUP = 32_000
+#: Rows of a Parquet file that are written together, at most, and bytes, about.
+ROW_GROUP, ROW_GROUP_BYTES = 32_000, 1 << 28
 #: Requests of a record batch of the memory-mapped tables.
 RECORD_BATCH = 16_000
 
@@ -92,7 +92,7 @@ def write_data_folder(
 
 
 def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[str, int]:
-    """Writes tables to a Parquet file per split; of each at most `ROW_GROUP` rows, or one table, are held."""
+    """Writes tables to a Parquet file per split; of each about one row group, or one table, is held."""
     writers: dict[str, pq.ParquetWriter] = {}
     waiting: dict[str, list[pa.Table]] = {}
     rows: dict[str, int] = {}
@@ -103,7 +103,8 @@ def _write_parts(folder: Path, parts: Iterable[tuple[str, pa.Table]]) -> dict[st
                 writers[split] = stack.enter_context(writer)
             waiting.setdefault(split, []).append(table)
             rows[split] = rows.get(split, 0) + table.num_rows
-            if sum(part.num_rows for part in waiting[split]) >= ROW_GROUP:
+            rows_waiting = sum(part.num_rows for part in waiting[split])
+            if rows_waiting >= ROW_GROUP or sum(part.nbytes for part in waiting[split]) >= ROW_GROUP_BYTES:
                 writers[split].write_table(pa.concat_tables(waiting.pop(split)), row_group_size=ROW_GROUP)
         for split, tables in waiting.items():
             writers[split].write_table(pa.concat_tables(tables), row_group_size=ROW_GROUP)
@@ -223,7 +224,8 @@ def write_arrow(path: Path, files: Sequence[Path], columns: Collection[str]) -> 
 def _read_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     # Without `pre_buffer`, of which all that was read is kept until the end of the file.
     with _naming_damage(path), pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(RECORD_BATCH, columns=columns):
+        groups = max(1, file.metadata.num_row_groups)
+        for batch in file.iter_batches(min(RECORD_BATCH, -(-file.metadata.num_rows // groups) or 1), columns=columns):
             yield pa.Table.from_batches([batch])
 
 
