@@ -135,6 +135,7 @@ class Benchmark:
     worlds: dict[str, World] = field(default_factory=dict)  # each is measured by itself, and all in one table
     pointwise: list[str] = field(default_factory=list)  # the models that only sort: where the gap of a world begins
     ceiling: bool = False  # whether the correctly specified model of the simulated log is a baseline
+    lambdamart: bool = False  # whether LightGBM's LambdaMART is one (extra "yardsticks")
 
     def __post_init__(self) -> None:
         for name, entry in self.models.items():
@@ -178,7 +179,7 @@ def _part(key: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(argument, str) for argument in value):
             raise RecipeError(f"{key}: expected a list of texts, got {shown(value)}")
         return value
-    if key == "ceiling":
+    if key in ("ceiling", "lambdamart"):
         if not isinstance(value, bool):
             raise RecipeError(f"{key}: expected true or false, got {shown(value)}")
         return value
@@ -290,14 +291,15 @@ class _Run:
         self, name: str | None, evaluator: Trained | None, trained: Trained
     ) -> tuple[EvaluationRun, dict[str, float]]:
         """What judges the models of one evaluator, and the evaluator's own quality."""
-        ceiling = self.benchmark.ceiling and name is None  # others may learn from another log
+        # Evaluators of single models may learn from another log, of which nobody else knows.
+        baselines = {} if name else {"ceiling": self.benchmark.ceiling, "lambdamart": self.benchmark.lambdamart}
         if evaluator is None:
-            return trained.evaluation(None, ceiling=ceiling), {}
+            return trained.evaluation(None, **baselines), {}
         judge = None
         if self.benchmark.judge is not None and name is None:  # others have not the judge's feature extractor
             other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
             judge = self._train_evaluator(self.benchmark.judge, "judge", other).load(self.device)
-        run = evaluator.evaluation(evaluator.load(self.device), judge, ceiling=ceiling)
+        run = evaluator.evaluation(evaluator.load(self.device), judge, **baselines)
         size = AutoConfig.from_pretrained(trained.folder).slate_size
         return run, run.quality(run.evaluator, evaluator.data.extractor, size)[0]
 

@@ -54,12 +54,25 @@ class EvaluationRun:
     cross_fitted: bool = False  # whether the judge learned from the halves of the train split
     ceiling: bool = False  # whether the correctly specified model of the training split is a baseline
     counterfactual: bool = False  # whether the log is asked about every row
+    lambdamart: bool = False  # whether LightGBM's LambdaMART, fitted to the training split, is a baseline
 
     def __post_init__(self) -> None:
         if self.ceiling and (self.metadata or {}).get("source") != "simulator":
             raise RecipeError("ceiling: only of simulated data the correctly specified model is known")
         if self.ceiling and "train" not in self.splits:
             raise RecipeError("ceiling: there is no split 'train' to fit the correctly specified model to")
+
+        if self.lambdamart and (missing := {"train", "validation"} - set(self.splits)):
+            raise RecipeError(f"lambdamart: there is no split {sorted(missing)[0]!r} to fit it with")
+        self._yardsticks: dict[str | None, protocol.LambdaMART] = {}
+
+    def _yardstick(self, extractor: RerankingFeatureExtractor, k: int, seed: int) -> protocol.LambdaMART | None:
+        """Fitted once for all models of one extractor."""
+        key = extractor.schema.fingerprint
+        if self.lambdamart and key not in self._yardsticks:
+            parts = (self.splits["train"], self.splits["validation"], extractor)
+            self._yardsticks[key] = protocol.LambdaMART.fit(*parts, k, seed)
+        return self._yardsticks.get(key)
 
     @cached_property
     def _evaluators(self) -> protocol.Evaluators:
@@ -150,6 +163,8 @@ class EvaluationRun:
             decodings = protocol.default_decodings(self.evaluator is not None, alpha, model.strategies)
         options = {"decodings": decodings, "evaluators": self._evaluators, "seed": seed, "hr_requests": hr_requests}
         options["counterfactual"] = self.counterfactual
+        size = model.generation_config.slate_size or model.config.slate_size
+        options["yardstick"] = self._yardstick(extractor, max(cuts, default=size), seed)
         evaluation = run(protocol.evaluate, "evaluating", self.split, num_requests, name=name, cuts=cuts, **options)
         if self._not_shown:
             evaluation = evaluation.without(is_by_evaluator, self._not_shown)
@@ -188,6 +203,7 @@ def evaluate(
     penalty_alpha: ClosedUnitInterval = 0.1,
     tune_alpha: bool = False,
     ceiling: bool = False,
+    lambdamart: bool = False,
     seed: NonNegativeInt = 0,
     device: str = "auto",
     out: Path = Path("outputs/evaluation"),
@@ -210,6 +226,7 @@ def evaluate(
         penalty_alpha: Of contrastive decoding.
         tune_alpha: Choose penalty_alpha on the validation split.
         ceiling: Also fit the correctly specified model to the training split (simulated data only), as a baseline.
+        lambdamart: Also fit LightGBM's LambdaMART to the training split (extra "yardsticks"), as a baseline.
         seed: Of the first run; the next has the next one.
         device: Where models run, such as cpu or cuda:1; auto: the accelerator where there is one.
         out: Folder for the report.
@@ -243,7 +260,7 @@ def evaluate(
             return lambda done: progress.advance(bar, done)
 
         parts = (splits, schema, metadata, evaluator_model, judge_model, split, watch)
-        run = EvaluationRun(*parts, ceiling=ceiling, counterfactual=True)
+        run = EvaluationRun(*parts, ceiling=ceiling, counterfactual=True, lambdamart=lambdamart)
         if judge == CROSS_FITTED and run.needs_judge():
             with progress.console.status("fitting a judge to the halves of the log"):
                 run.cross_fit(folder, loaded[0], max([loaded[0].model.config.slate_size, *k]))

@@ -11,6 +11,7 @@ from rerankzoo.evaluation.report import print_table, write_report
 from rerankzoo.evaluation.results import Comparison, Evaluation, Row, Summary, aggregate, compare, differences
 from rerankzoo.evaluation.slate_ranks import EvaluatorRanks, Evaluators, SimulatorTruth, SlateRanks
 from rerankzoo.evaluation.worlds import write_worlds
+from rerankzoo.evaluation.yardsticks import LambdaMART
 
 __all__ = [
     "MIN_OBSERVED",
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "EvaluatorRanks",
     "Evaluators",
+    "LambdaMART",
     "Point",
     "Row",
     "SimulatorTruth",

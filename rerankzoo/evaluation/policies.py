@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch, inputs
-from rerankzoo.evaluation.results import CEILING, LOGGED, ORACLE, RANDOM, UPSTREAM, Key
+from rerankzoo.evaluation.results import CEILING, LAMBDAMART, LOGGED, ORACLE, RANDOM, UPSTREAM, Key
 from rerankzoo.evaluation.slate_ranks import SimulatorTruth
+from rerankzoo.evaluation.yardsticks import LambdaMART
+from rerankzoo.features.arrow_tables import has_missing
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Evaluator, SlateGenerationMixin
 from rerankzoo.slates import sorted_slates, uniform_slates
@@ -77,12 +79,18 @@ def default_decodings(
     return known or [Decoding("default")]
 
 
-def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: SimulatorTruth | None) -> dict[Key, Policy]:
+def baselines(
+    data: Dataset,
+    schema: FeatureSchema,
+    slate_size: int,
+    truth: SimulatorTruth | None,
+    yardstick: LambdaMART | None = None,
+) -> dict[Key, Policy]:
     """The baselines that a table of requests allows, slates of M.
 
     The upstream order (where the schema names a score), uniformly random slates, the logged slates (where there is one
-    per request), with the truth the order by the true stand-alone value, and what the correctly specified model chooses
-    where there is one.
+    per request, and none is a part of a page), the yardstick's order, with the truth the order by the true stand-alone
+    value, and what the correctly specified model chooses where there is one.
     """
     policies: dict[Key, Policy] = {}
     if schema.upstream_score is not None:
@@ -91,13 +99,24 @@ def baselines(data: Dataset, schema: FeatureSchema, slate_size: int, truth: Simu
             batch["candidate_numeric"][..., column], batch["candidate_mask"], slate_size
         )
     policies[RANDOM] = lambda batch, seed: _random(batch, slate_size, seed)
-    if schema.slate in data.column_names and not isinstance(data[0][schema.slate][0], list):
+    if _has_whole_slates(data, schema.slate):
         policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], slate_size)
+    if yardstick is not None:
+        policies[LAMBDAMART] = lambda batch, seed: sorted_slates(
+            yardstick.scores(batch), batch["candidate_mask"], slate_size
+        )
     if truth is not None:
         policies[ORACLE] = lambda batch, seed: truth.pointwise(batch, slate_size)
     if truth is not None and truth.ceiling is not None:
         policies[CEILING] = lambda batch, seed: truth.attainable(batch, slate_size)
     return policies
+
+
+def _has_whole_slates(data: Dataset, slate: str) -> bool:
+    """Whether each request of a table has one slate, of which it is known what stood at every position."""
+    if slate not in data.column_names or isinstance(data[0][slate][0], list):
+        return False
+    return not has_missing(data.with_format("arrow")[:][slate])
 
 
 def decoder(model: Any, decoding: Decoding, slate_size: int, evaluator: Evaluator | None) -> Policy:

@@ -21,8 +21,9 @@ from rerankzoo.evaluation.evaluator_quality import device_of
 from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.evaluation.measurements import Catalogue, Measurements, diversity_fields
 from rerankzoo.evaluation.policies import Decoding, baselines, decoder
-from rerankzoo.evaluation.results import Evaluation, Row
+from rerankzoo.evaluation.results import LAMBDAMART, Evaluation, Row
 from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
+from rerankzoo.evaluation.yardsticks import LambdaMART
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.models.base import RerankingPreTrainedModel
@@ -49,6 +50,7 @@ def evaluate(
     hr_requests: int = 200,
     cuts: Sequence[int] = (),
     counterfactual: bool = False,
+    yardstick: LambdaMART | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Measures a model's slates under several decodings, and the baselines (see `baselines`), on one split.
@@ -75,6 +77,7 @@ def evaluate(
             slate size all rows have slates of the largest one. Default: the slate size.
         counterfactual: Whether to ask the log about every row (see `rerankzoo.evaluation.logged`); about 16 ms of CPU a
             request for 4 of 10 candidates.
+        yardstick: One more baseline, fitted to other splits of the same data by the model's extractor.
         on_progress: Called with the number of requests after each batch.
 
     Raises:
@@ -113,7 +116,7 @@ def evaluate(
         if most is not None and most < size:
             raise ValueError(f"slates of {size} are compared (k: {list(cuts)}), the {part_name} has {most} positions")
     measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests, cuts)
-    policies = baselines(data, schema, size, evaluators.truth)
+    policies = baselines(data, schema, size, evaluators.truth, yardstick)
     policies.update({(name, decoding.name): decoder(model, decoding, size, chooser) for decoding in decodings})
     log, longest = LoggedTable(schema), slate_lengths(data, schema.slate).max(initial=0)
     with _evaluating(*parts.values()):
@@ -130,6 +133,9 @@ def evaluate(
     measured = zip(policies, measurements.rows(), measurements.digests(), strict=True)
     rows = [Row(key[0], key[1], seed, values, digest) for key, values, digest in measured]
     protocol = _protocol(measurements, metadata, decodings, batch_size)
+    if yardstick is not None:
+        trees = yardstick.booster.current_iteration()
+        protocol["baselines"][LAMBDAMART[0]] = f"LightGBM's, {trees} trees, on the features that the model reads"
     primary = measurements.primary()
     per_request = dict(zip(policies, measurements.per_request(primary).unbind(1), strict=True)) if primary else {}
     by_row = dict(zip(policies, measurements.slates().unbind(1), strict=True))
@@ -238,12 +244,13 @@ def _protocol(
             else "judge_hr@p% and judge_value: by an evaluator that chose and taught nothing"
         )
     if count := measurements.num_labelled():
+        target = schema.targets[schema.label_target or 0]
         protocol["labels"] = {
-            "column": schema.targets[schema.label_target or 0].candidate_feedback,
+            "column": target.candidate_feedback,
             "num_requests": count,
             "requests": "those with at least one positive and one negative label",
             "cut_at": list(measurements.cuts or (size,)),
-            "definition": "linear gain, ideal order over all labelled candidates; "
+            "definition": f"{target.gain} gain, ideal order over all labelled candidates; "
             "average precision over min(positives, cut); recall over all positives",
         }
     return protocol

@@ -19,8 +19,9 @@ UPSTREAM = ("upstream", "sort")
 RANDOM = ("random", "sample")
 LOGGED = ("logged", "log")
 ORACLE = ("oracle", "pointwise")
+LAMBDAMART = ("LambdaMART", "sort")
 CEILING = ("correctly specified", "best")
-BASELINES = (UPSTREAM, RANDOM, LOGGED, ORACLE, CEILING)
+BASELINES = (UPSTREAM, RANDOM, LOGGED, LAMBDAMART, ORACLE, CEILING)
 #: Baselines that know more than a log tells.
 INFORMED = (ORACLE, CEILING)
 
