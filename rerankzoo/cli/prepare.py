@@ -111,7 +111,7 @@ def letor(
     collection: Literal["mslr-web10k", "mslr-web30k", "istella", "istella-s"] | None = None,
     seed: NonNegativeInt = 0,
 ) -> None:
-    """Learning-to-rank files: MSLR-WEB10K and 30K, Istella (1.2 to 10.5 million documents; research only), any svmlight.
+    """Learning-to-rank files: MSLR, Istella (1.2 to 10.5 million documents; research only), any svmlight lines.
 
     Args:
         train: Lines to learn from.

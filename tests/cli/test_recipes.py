@@ -18,6 +18,7 @@ from rerankzoo.cli.main import main
 from rerankzoo.cli.recipes import copy_recipe, describe, find_recipe, list_recipes, recipes_folder
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.sources.kuairand import kuairand
+from rerankzoo.data.sources.letor import letor_schema
 from rerankzoo.data.sources.movielens import movielens_schema
 from rerankzoo.data.sources.taobao import taobao_schema
 from rerankzoo.features import FeatureSchema
@@ -31,6 +32,7 @@ SCHEMAS = {
     "simulator": lambda: Simulator(SimulatorSettings()).schema,
     "taobao-ad": taobao_schema,
     "public-log": lambda: kuairand().spec.schema,
+    "letor/pointwise": lambda: letor_schema(5),
 }
 
 
