@@ -3,7 +3,7 @@
 Every request has candidates of two brands, numbered from 0, and two more of other brands. Its log shows the numbered
 ones of one of the two brands in their order, of either as often. A slate that is neither of the two mixes them.
 
-python -m qa.modes [--steps 300] [--seeds 1]
+python -m qa.modes [--steps 500] [--seeds 1]
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ SCHEMA = FeatureSchema(
     ),
     targets=(TargetSpec(name="click", weight=1.0),),
 )
-SIZES = {"slate_size": SIZE, "hidden_size": 32, "intermediate_size": 64, "utility_threshold": 0.0}
+SIZES = {
+    "slate_size": SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "initializer_range": 1.0,
+    "utility_threshold": 0.0,
+}
 
 
 def requests(count: int, seed: int) -> list[dict[str, Any]]:
@@ -65,10 +72,10 @@ def share_of_modes(slates: torch.Tensor, rows: list[dict[str, Any]]) -> float:
 def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int) -> Any:
     """The model, after so many steps of Adam."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
     for _ in range(steps):
-        rows = torch.randint(len(batch["candidate_mask"]), (128,), generator=generator)
+        rows = torch.randint(len(batch["candidate_mask"]), (64,), generator=generator)
         optimizer.zero_grad()
         model(**take(batch, rows)).loss.backward()
         optimizer.step()
@@ -79,7 +86,7 @@ def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int) -> 
 def main() -> None:
     """Trains and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {

@@ -17,6 +17,7 @@ _HOME = {
     "AutoModelForReranking": "rerankzoo.models.auto",
     "Boost": "rerankzoo.generation",
     "EvaluatorEnsemble": "rerankzoo.generation",
+    "EvaluatorLocalSearch": "rerankzoo.generation",
     "Exclude": "rerankzoo.generation",
     "FeatureSchema": "rerankzoo.features.schema",
     "FieldSpec": "rerankzoo.features.schema",

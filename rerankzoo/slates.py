@@ -129,27 +129,30 @@ def plackett_luce_propensities(logits: np.ndarray, slates: np.ndarray) -> np.nda
     return propensities
 
 
-def neighbour_slates(slates: np.ndarray, num_candidates: int) -> np.ndarray:
+def neighbour_slates(slates: Tensor, candidate_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The steps of a local search: all slates that differ from a given one in one item, or in the order of two.
 
+    Args:
+        slates: (B, S, M), -100 pads.
+        candidate_mask: (B, N), True where a candidate is real.
+
     Returns:
-        (B, P, M) for slates (B, M) without padding; first the slate itself, so that one of all candidates and one
-        position has a neighbour.
+        (B, S, P, M), and (B, S, P), True where there is such a slate; the rest is padding.
     """
-    batch_size, size = slates.shape
-    left = np.ones((batch_size, num_candidates), dtype=bool)
-    np.put_along_axis(left, slates, False, axis=1)
-    others = np.nonzero(left)[1].reshape(batch_size, -1)
-    changed = [slates[:, None]]
-    for position in range(size):
-        replaced = np.repeat(slates[:, None], others.shape[1], axis=1)
-        replaced[:, :, position] = others
-        changed.append(replaced)
-        for other in range(position):
-            order = np.arange(size)
-            order[[position, other]] = other, position
-            changed.append(slates[:, None, order])
-    return np.concatenate(changed, axis=1)
+    candidate = torch.arange(candidate_mask.shape[1], device=slates.device)
+    place = torch.arange(slates.shape[-1], device=slates.device)
+    stands = slates.unsqueeze(-1) == candidate  # (B, S, M, N)
+    elsewhere = stands.any(2, keepdim=True)
+    further = (stands.flip(2).cumsum(2).flip(2) - stands.long()) > 0  # below this position: both change places, once
+    valid = candidate_mask[:, None, None] & (slates >= 0).unsqueeze(-1) & (further | ~elsewhere)
+    base, old = slates[:, :, None, None], slates[..., None, None]
+    moved = torch.where(base == candidate[:, None], old, base)  # (B, S, M, N, M)
+    changed = torch.where(place[:, None, None] == place, candidate[:, None], moved)
+    changed, valid = changed.flatten(2, 3), valid.flatten(2, 3)
+    order = valid.byte().argsort(dim=-1, descending=True, stable=True)[..., : int(valid.sum(-1).max())]
+    valid = valid.gather(-1, order)
+    changed = changed.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, len(place)))
+    return changed.masked_fill(~valid.unsqueeze(-1), PADDING), valid
 
 
 def _check_slate_size(slate_size: int, num_candidates: int) -> None:

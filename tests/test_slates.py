@@ -55,7 +55,16 @@ def test_sampling_is_reproducible_and_refuses_too_large_slates():
 
 
 def test_neighbours_differ_in_one_item_or_in_the_order_of_two():
-    slates = neighbour_slates(np.array([[0, 1]]), 4)[0].tolist()
-    assert slates[0] == [0, 1]
-    assert sorted(slates[1:]) == [[0, 2], [0, 3], [1, 0], [2, 1], [3, 1]]
-    assert neighbour_slates(np.array([[0]]), 1).tolist() == [[[0]]]
+    slates = torch.tensor([[[0, 1], [1, 3]], [[2, -100], [-100, -100]]])
+    mask = torch.tensor([[True] * 4, [True, False, True, False]])
+    found, valid = neighbour_slates(slates, mask)
+    listed = [
+        [sorted(steps[real].tolist()) for steps, real in zip(*pair, strict=True)]
+        for pair in zip(found, valid, strict=True)
+    ]
+    assert listed == [
+        [[[0, 2], [0, 3], [1, 0], [2, 1], [3, 1]], [[0, 3], [1, 0], [1, 2], [2, 3], [3, 1]]],
+        [[[0, -100]], []],
+    ]
+    assert (found[~valid] == -100).all()
+    assert neighbour_slates(torch.zeros(1, 1, 1, dtype=torch.int64), mask[:1, :1])[0].shape == (1, 1, 0, 1)

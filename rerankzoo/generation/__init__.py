@@ -9,6 +9,7 @@ from rerankzoo.generation.constraints.constraint import AtLeast, AtMost, Boost, 
 from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
+from rerankzoo.generation.evaluator_search import EvaluatorLocalSearch, exhaustive_search, local_search
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
@@ -24,6 +25,7 @@ __all__ = [
     "Decoded",
     "Evaluator",
     "EvaluatorEnsemble",
+    "EvaluatorLocalSearch",
     "Exclude",
     "GeneratorPool",
     "MatrixScorer",
@@ -40,6 +42,8 @@ __all__ = [
     "beam_search",
     "bind",
     "contrastive_search",
+    "exhaustive_search",
     "greedy_search",
+    "local_search",
     "sample_slates",
 ]

@@ -106,7 +106,7 @@ def _load_ensemble(path: str, place: dict[str, Any], options: dict[str, Any]) ->
     file = cached_file(path, ensembles.ENSEMBLE_FILE, _raise_exceptions_for_missing_entries=False, **place)
     if file is None:
         return None
-    kinds = {kind.__name__: kind for kind in (ensembles.EvaluatorEnsemble, ensembles.GeneratorPool)}
+    kinds = {kind.__name__: kind for kind in ensembles.Ensemble.__subclasses__()}
     kind = read_json(Path(file)).get("class")
     if kind not in kinds:
         raise HubError(f"cannot load {path}: {kind!r} is no ensemble, expected one of {sorted(kinds)}")

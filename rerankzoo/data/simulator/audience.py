@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from rerankzoo.data.simulator.user_models import Page, Requests, UserModel
 from rerankzoo.slates import all_slates, neighbour_slates
@@ -68,7 +69,9 @@ class Audience(NamedTuple):
         current = slates.copy()
         open_rows = np.arange(len(current))  # requests whose slate may still be improved
         while len(open_rows):
-            steps = neighbour_slates(current[open_rows], self.requests.appeal.shape[1])  # the first one is no step
+            start = torch.from_numpy(current[open_rows])[:, None]
+            every = torch.ones(len(start), self.requests.appeal.shape[1], dtype=torch.bool)
+            steps = torch.cat([start, neighbour_slates(start, every)[0][:, 0]], dim=1).numpy()  # the first is no step
             utilities = self._replace(requests=self.requests.select(open_rows)).expected_utility(steps)
             better = utilities.max(1) > utilities[:, 0] * (1 + _ROUNDING)
             open_rows = open_rows[better]

@@ -19,6 +19,8 @@ note) do not state:
   directed acyclic transformer. By our sources' formula the first item of every slate is drawn at the first vertex and
   the last item at the last one: they then cannot depend on the path, and two disjoint slates mix (`items_at_ends`; see
   docs/models/congrats.md).
+- Transitions have a learned preference for how far they go, which begins at paths of M even jumps. Without it most
+  paths have another length at the start; training soon knows a single path, and mixes as NAR4Rec does.
 - Pre-norm Transformer blocks with GELU. Matching logits are scaled by 1/sqrt(D) and vertices pass through a linear map,
   as NAR4Rec's positions do here.
 - Logged slates are learned whose utility reaches a quantile of the log; our sources do not say which are, nor whether
@@ -39,6 +41,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates
 from rerankzoo.generation import Cache, Scorer, ScorerState
@@ -116,7 +119,16 @@ class CongratsForReranking(SlateGenerator):
         self.pointer = PointerHead(size)
         self.leave = nn.Linear(size, size, bias=False)  # a softmax over the vertices behind would not see a bias
         self.enter = nn.Linear(size, size, bias=False)
+        self.jump = nn.Parameter(torch.empty(vertices - 1))  # of 1, 2... vertices
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CongratsForReranking):
+            usual = len(module.jump) / (module.config.slate_size + 1)  # of a slate's equal jumps from end to end
+            jumps = torch.arange(1.0, len(module.jump) + 1)
+            init.copy_(module.jump, -2 * ((jumps - usual) / usual).square())
 
     def compute(self, batch: Batch) -> PathOutput:
         """See `SlateGenerator.compute`; learns from slates with feedback that reach the utility threshold."""
@@ -142,6 +154,8 @@ class CongratsForReranking(SlateGenerator):
         logits = self.pointer(vertices[:, 1:-1], states, mask)
         emissions = log_probabilities(logits).masked_fill(~mask.unsqueeze(1), NO_CHANCE)
         edges = self.leave(vertices) @ self.enter(vertices).transpose(-1, -2) * vertices.shape[-1] ** -0.5
+        place = torch.arange(vertices.shape[1], device=vertices.device)
+        edges = edges + self.jump[(place - place.unsqueeze(-1) - 1).clamp_min(0)]
         if self.config.items_at_ends:
             edges = edges.masked_fill(self._passing_ends(vertices), NO_CHANCE)
         return PathGraph(logits, emissions, log_transitions(edges), states)
