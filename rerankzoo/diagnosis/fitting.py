@@ -68,14 +68,6 @@ _EPOCHS, _PATIENCE = 12, 2  # epochs at most, and without a better validation
 _DECAY = 0.98  # of the averaged weights, once there were enough steps
 
 
-def make(form: Form, extractor: RerankingFeatureExtractor, slate_size: int, num_positions: int) -> InteractionEvaluator:
-    """An evaluator of a form, with random weights."""
-    sizes = {**_SIZES, **({} if form.pairs else {"num_interaction_heads": 0})}
-    known = {"feature_schema": extractor.schema.to_dict(), "slate_size": slate_size, **sizes}
-    form_of = {"behaviour": form.behaviour, "looks_ahead": form.pairs and form.looks_ahead}
-    return InteractionEvaluator(InteractionEvaluatorConfig(**known, **form_of, num_logged_positions=num_positions))
-
-
 def fit(
     form: Form,
     extractor: RerankingFeatureExtractor,
@@ -98,9 +90,12 @@ def fit(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        size = longest or learn["slates"].shape[-1]
-        model = make(form, extractor, size, int((learn["slates"] >= 0).sum()))
-        model.start_at(((0.5 + positives(learn)) / (1 + shown_positions(learn))).tolist())
+        known = {"feature_schema": extractor.schema.to_dict(), "slate_size": longest or learn["slates"].shape[-1]}
+        known |= {"behaviour": form.behaviour, "looks_ahead": form.pairs and form.looks_ahead}
+        known |= {} if form.pairs else {"num_interaction_heads": 0}
+        shown = shown_positions(learn)
+        model = InteractionEvaluator(InteractionEvaluatorConfig(**_SIZES, **known, num_logged_positions=shown))
+        model.start_at(((0.5 + positives(learn)) / (1 + shown)).tolist())
         if start is not None:
             model.load_state_dict(start.state_dict(), strict=False)
         return _train(model, learn, stop, _PAIRS if form.pairs else _ALONE, torch.Generator().manual_seed(seed))

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rerankzoo.batch import Batch, gather_candidates, take
+from rerankzoo.batch import Batch, take
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE
 from rerankzoo.errors import RerankingDataError
@@ -129,8 +129,3 @@ def base_rates(batch: Batch) -> Tensor:
     shown = (batch["slates"] >= 0).unsqueeze(-1).double()
     positive = (batch["feedback"] > 0).double() * shown
     return positive.sum((0, 1)) / shown.sum((0, 1)).clamp_min(1)
-
-
-def shown_items(codes: Tensor, slates: Tensor) -> Tensor:
-    """(B, S, M), the codes of the items in slates; -1 at padding."""
-    return gather_candidates(codes.unsqueeze(-1), slates).squeeze(-1).masked_fill(slates < 0, -1)

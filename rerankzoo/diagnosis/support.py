@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rerankzoo.batch import PADDING, Batch
-from rerankzoo.diagnosis.log import Log, base_rates, positives, shown_items, shown_positions
+from rerankzoo.batch import PADDING, Batch, gather_candidates
+from rerankzoo.diagnosis.log import Log, base_rates, positives, shown_positions
 from rerankzoo.evaluation.counterfactual import Estimate, cascade_doubly_robust, reward_interaction_ips, snips
 from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.slates import sorted_slates
@@ -114,21 +114,26 @@ def _follows_upstream(log: Log) -> float | None:
 
 def _shown_before(log: Log, proposed: Tensor) -> tuple[float | None, float | None]:
     """Shares of the positions and neighbouring pairs of proposed slates that the log shows often enough."""
-    codes = item_codes(log, log.test)
-    if codes is None:
+    wanted = _shown_items(log, log.test, proposed.unsqueeze(1))
+    if wanted is None:
         return None, None
     at, beside = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
-    for half in log.halves:
-        half_codes = item_codes(log, half)
-        if half_codes is None:
-            return None, None
-        for slate in shown_items(half_codes, half["slates"]).flatten(0, 1).tolist():
+    for logged in (_shown_items(log, half, half["slates"]) for half in log.halves):
+        for slate in logged.flatten(0, 1).tolist() if logged is not None else ():
             at.update((position, item) for position, item in enumerate(slate) if item >= 0)
             beside.update((a, b) for a, b in pairwise(slate) if b >= 0)
-    wanted = shown_items(codes, proposed.unsqueeze(1))[:, 0].tolist()
-    places = [(position, item) for slate in wanted for position, item in enumerate(slate) if item >= 0]
-    pairs = [(a, b) for slate in wanted for a, b in pairwise(slate) if b >= 0]
+    slates = wanted[:, 0].tolist()
+    places = [(position, item) for slate in slates for position, item in enumerate(slate) if item >= 0]
+    pairs = [(a, b) for slate in slates for a, b in pairwise(slate) if b >= 0]
     return _share(places, at), _share(pairs, beside) if pairs else None
+
+
+def _shown_items(log: Log, batch: Batch, slates: Tensor) -> Tensor | None:
+    """(B, S, M), numbers of the items in slates, -1 at padding; `None` where no field names them."""
+    codes = item_codes(log, batch)
+    if codes is None:
+        return None
+    return gather_candidates(codes.unsqueeze(-1), slates).squeeze(-1).masked_fill(slates < 0, -1)
 
 
 def _share(wanted: list[tuple[int, int]], shown: Counter[tuple[int, int]]) -> float:
@@ -138,32 +143,27 @@ def _share(wanted: list[tuple[int, int]], shown: Counter[tuple[int, int]]) -> fl
 def constant_log_likelihoods(told: Batch, asked: Batch) -> Tensor:
     """(B,), log-probability of the feedback of `asked` by the base rates of `told`, whatever the position."""
     rates = positives(told).double() / max(1, shown_positions(told))
-    return _bernoulli(asked, rates.expand(asked["slates"].shape[-1], -1))
+    return _bernoulli(asked, rates)
 
 
 def position_log_likelihoods(log: Log, told: Batch, asked: Batch) -> Tensor:
     """(B,), the same by the rates of positions; of items at positions, shrunk to those, where ids are known."""
     rates = base_rates(told)[: asked["slates"].shape[-1]]
-    codes, asked_codes = item_codes(log, told), item_codes(log, asked)
-    if codes is None or asked_codes is None:
+    items, asked_items = (_shown_items(log, batch, batch["slates"]) for batch in (told, asked))
+    if items is None or asked_items is None:
         return _bernoulli(asked, rates)
-    size, length = int(max(codes.max(), asked_codes.max())) + 1, told["slates"].shape[-1]
-
-    def cells(batch: Batch, batch_codes: Tensor) -> Tensor:
-        items = shown_items(batch_codes, batch["slates"])
-        return (items * length + torch.arange(items.shape[-1])).clamp_min(0)
-
-    mask = told["slates"] >= 0
-    known, happened = cells(told, codes)[mask], (told["feedback"][mask] > 0).double()
-    shown = torch.bincount(known, minlength=size * length)
-    positive = torch.stack([torch.bincount(known, one, size * length) for one in happened.T], dim=1)
+    size, length, mask = int(max(items.max(), asked_items.max())) + 1, items.shape[-1], items >= 0
+    cells, asked_cells = ((part * length + torch.arange(part.shape[-1])).clamp_min(0) for part in (items, asked_items))
+    shown = torch.bincount(cells[mask], minlength=size * length)
+    happened = (told["feedback"][mask] > 0).double()
+    positive = torch.stack([torch.bincount(cells[mask], one, size * length) for one in happened.T], dim=1)
     prior = base_rates(told).repeat(size, 1)
     table = (positive + _POOL * prior) / (shown.unsqueeze(-1) + _POOL)
-    return _bernoulli(asked, table[cells(asked, asked_codes)])
+    return _bernoulli(asked, table[asked_cells])
 
 
 def _bernoulli(batch: Batch, rates: Tensor) -> Tensor:
-    """Log-probability (B,) of feedback under independent rates (..., M, T)."""
+    """Log-probability (B,) of feedback under independent rates (..., T)."""
     rates = rates.clamp(1e-6, 1 - 1e-6)
     happened = batch["feedback"].double()
     logged = happened * rates.log() + (1 - happened) * (1 - rates).log()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from rerankzoo.evaluation.counterfactual import requests_in_each_arm
+
 Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", "logs do not support this"]
 
 #: A gain that is worth the trouble, as a share of what the chosen slates earn.
@@ -21,7 +23,6 @@ CLEAR = 1.64
 SURE = 0.8
 _MUCH = 100  # times the log: more is not counted
 _RANDOM_SHARE = 0.1  # of the traffic, where it has to be randomised
-_POWER = 1.96 + 0.84  # two-sided 5 %, found in 80 %
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
     if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
         return _randomise(figures, worth, reasons)
     if pays >= SURE and figures.listwise >= CLEAR:
-        arm = _arm(figures.spread, gain)
+        arm = requests_in_each_arm(figures.spread, gain)
         text = f"worth an A/B test, with about {_count(arm)} requests in each arm"
         return Verdict("worth an A/B test", text, tuple(reasons), arm)
     if pays <= 1 - SURE:
@@ -92,18 +93,13 @@ def _randomise(figures: Figures, worth: float, reasons: list[str]) -> Verdict:
         "what they do to one another was hardly ever tried"
     )
     # Each pair of neighbouring positions is tried in its share of them.
-    requests = _arm(figures.spread, worth) * 2 * max(1, figures.positions - 1)
+    requests = requests_in_each_arm(figures.spread, worth) * 2 * max(1, figures.positions - 1)
     times = requests / _RANDOM_SHARE / max(1, figures.requests)
     text = (
         f"logs do not support this: exchange a random pair of neighbours in about {_count(requests)} requests "
         f"({_RANDOM_SHARE:.0%} of the traffic for {times:.{int(times < 10)}f} times as long as this log), and ask again"
     )
     return Verdict("logs do not support this", text, tuple(reasons), requests)
-
-
-def _arm(spread: float, gain: float) -> int:
-    """Requests in each arm of a test that finds a gain, both in the same unit."""
-    return math.ceil(2 * (_POWER * spread / max(gain, 1e-3)) ** 2) if math.isfinite(spread) else 0
 
 
 def _count(number: int) -> str:

@@ -174,14 +174,21 @@ def pseudo_inverse(log: LoggedSlates, slate_weights: np.ndarray, clip: float | N
     return _estimate("pseudo-inverse", log, weights, log.utility[:, None], clip)
 
 
+def requests_in_each_arm(spread: float, difference: float) -> int:
+    """Requests that show a difference with power 80 % at level 5 % (two-sided, normal), both in units of `spread`.
+
+    2 (1.96 + 0.84)^2 variance / difference^2; `spread` is the standard deviation of one request.
+    """
+    return math.ceil(2 * ((_Z + _Z_POWER) * spread / difference) ** 2)
+
+
 def requests_to_randomise(
     utilities: np.ndarray, slate_size: int, share: float, relative_difference: float = 0.1
 ) -> int:
     """How many requests to log so that exchanging neighbours shows a difference of the utility per request.
 
     In `share` of the requests one of the M - 1 pairs of neighbouring positions, drawn uniformly, is exchanged with
-    probability one half. Then each pair is a comparison of two halves, seen with power 80 % at level 5 % (two-sided,
-    normal approximation) after 2 (1.96 + 0.84)^2 variance / difference^2 requests in each half.
+    probability one half. Then each pair is a comparison of two arms (see `requests_in_each_arm`).
 
     Args:
         utilities: (R,), of logged slates.
@@ -189,14 +196,13 @@ def requests_to_randomise(
         share: Of requests that are randomised, in (0, 1].
         relative_difference: Of the mean utility.
     """
-    mean, variance = float(utilities.mean()), float(utilities.var(ddof=1))
+    mean, spread = float(utilities.mean()), float(utilities.std(ddof=1))
     if slate_size < 2 or not 0 < share <= 1 or relative_difference <= 0 or mean <= 0:
         raise ValueError(
             f"expected slate_size >= 2, share in (0, 1], a positive difference and mean utility, got {slate_size}, "
             f"{share}, {relative_difference} and {mean}"
         )
-    in_each_half = 2 * (_Z + _Z_POWER) ** 2 * variance / (relative_difference * mean) ** 2
-    return math.ceil(2 * in_each_half * (slate_size - 1) / share)
+    return math.ceil(2 * requests_in_each_arm(spread, relative_difference * mean) * (slate_size - 1) / share)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def figures(**changed: float | bool | None) -> Figures:
 def test_a_sure_gain_is_worth_a_test_of_the_size_that_finds_it() -> None:
     found = decide(figures())
     assert found.kind == "worth an A/B test"
-    assert found.requests == 2 * 14**2
+    assert found.requests == math.ceil(2 * (2.801585 * 0.5 / 0.1) ** 2)
     assert found.text == "worth an A/B test, with about 390 requests in each arm"
     assert "+10.0% of what the slates earn, standard error 1.4%, and rising by 0.0%" in found.reasons[0]
 
@@ -67,7 +67,7 @@ def test_company_that_was_never_varied_has_to_be() -> None:
     fixed = figures(fixed=True, neighbours=0.1, positions=3)
     found = decide(fixed)
     assert found.kind == "logs do not support this"
-    assert found.requests == math.ceil(2 * (1.4 / 0.03) ** 2) * 2 * 2
+    assert found.requests == math.ceil(2 * (2.801585 * 0.5 / 0.03) ** 2) * 2 * 2
     assert "10% of the traffic for 17 times as long as this log" in found.text
     assert decide(figures(fixed=True, neighbours=0.9)).kind == "worth an A/B test"
     assert decide(figures(fixed=False, neighbours=0.1)).kind == "worth an A/B test"

@@ -101,7 +101,7 @@ def test_padding_costs_nothing() -> None:
 def test_requests_to_randomise() -> None:
     utilities = np.array([0.0, 1.0] * 50)  # mean 1/2, variance 25/99
     halves = 2 * (1.959964 + 0.841621) ** 2 * (25 / 99) / 0.05**2
-    assert cf.requests_to_randomise(utilities, 4, 0.1) == int(np.ceil(2 * halves * 3 / 0.1))
+    assert cf.requests_to_randomise(utilities, 4, 0.1) == int(np.ceil(2 * np.ceil(halves) * 3 / 0.1))
 
 
 @pytest.mark.parametrize(("name", "value"), [("propensities", 0.0), ("propensities", 1.5), ("rewards", np.nan)])
