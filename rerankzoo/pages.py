@@ -39,6 +39,9 @@ def html_page(title: str, markdown: str, figures: Sequence[Figure] = ()) -> str:
 
 
 def _svg(figure: Figure) -> str:
+    from matplotlib import rc_context
+
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "rerankzoo"}):  # else its ids are others each time
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()[stream.getvalue().index("<svg") :]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rerankzoo.cli.recipes import recipes_folder
 from rerankzoo.training.resuming import check_checkpoint
+from tests.data import test_long_format as long_format
 from tests.data import test_movielens as movielens
 from tests.data import test_taobao as taobao
 from tests.hub.server import LoopbackHub
@@ -56,6 +57,8 @@ class Workplace:
         self.data, self.evaluator, self.generator = (folder / name for name in ("data", "evaluator", "generator"))
         movielens.write_100k(folder / "ml", movielens.generate())
         taobao.write_all(folder / "taobao", taobao.generate())
+        self.log = long_format.save(long_format.make_log(), folder / "log")
+        (folder / "log.yaml").write_text(long_format.SCHEMA, encoding="utf-8")
 
     def preparations(self) -> list[list[str]]:
         """Commands that make the inputs."""
@@ -72,6 +75,10 @@ class Workplace:
             "simulator": ["--num-train", "4000", "--num-validation", "1000", "--num-test", "1000"],
             "ml-100k": ["--raw", str(self.folder / "ml")],
             "taobao-ad": ["--raw", str(self.folder / "taobao")],
+            "log": [
+                *(word for name, table in vars(self.log).items() if table for word in (f"--{name}", table)),
+                *("--schema", str(self.folder / "log.yaml")),
+            ],
         }
         train = partial(self._fit, "nar4rec/simulator.yaml", epochs=3)
         return [

@@ -69,6 +69,7 @@ def import_all() -> None:
     torch.set_num_threads(1)
     for name in {target.partition(":")[0] for target, _ in COMMANDS.values()}:
         import_module(name)
+    import rerankzoo.data.long_format.writing
     import rerankzoo.data.sources.taobao  # noqa: F401
 
 
