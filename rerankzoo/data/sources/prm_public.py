@@ -25,6 +25,7 @@ NUM_LISTS = 1_295_496
 SEED, SHARE = 1234, 0.1
 FILES = ("set1.train.txt.part1", "set1.train.txt.part2")
 _PARTS = ("list", "profile", "sparse", "basic", "optional", "label")
+_TYPES = tuple(zip(_PARTS[1:], ("VARCHAR[]", "VARCHAR[][]", "FLOAT[][]", "FLOAT[][]", "INTEGER[]"), strict=True))
 _LINES_AT_A_TIME = 20_000
 _PROFILE = tuple(f"profile_{number}" for number in range(3))
 _SPARSE = ("item_id", *(f"sparse_{number}" for number in range(1, 5)))
@@ -69,8 +70,8 @@ def prm_public() -> PublicLog:
         tables=LogTables(
             impressions=f"""
                 WITH parsed AS (
-                    SELECT line, split, profile::VARCHAR[] AS profile, sparse::VARCHAR[][] AS sparse,
-                        basic::FLOAT[][] AS basic, optional::FLOAT[][] AS optional, label::INTEGER[] AS label
+                    SELECT line, split,
+                        {", ".join(f"translate({name}, '()', '[]')::{kind} AS {name}" for name, kind in _TYPES)}
                     FROM lists JOIN splits USING (line)),
                 shown AS (SELECT *, unnest(range(len(label))) AS position FROM parsed)
                 SELECT line, split, position, basic[position + 1] AS basic, optional[position + 1] AS optional,
