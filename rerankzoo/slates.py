@@ -54,10 +54,16 @@ def with_slate_lengths(batch: Batch, longest: int, slate_size: int) -> dict[str,
     """
     if "slate_length" in batch or "slates" not in batch:
         return dict(batch)
-    real, candidates = batch["slates"] >= 0, batch["candidate_mask"].sum(-1)
-    shown, open_ = real.sum(-1).amax(-1), (real.diff(dim=-1) & real[..., 1:]).flatten(1).any(1)  # one after none
-    lengths = shown.masked_fill((shown >= candidates.clamp_max(longest)) | (shown == 0) | open_, slate_size)
+    shown, candidates = (batch["slates"] >= 0).sum(-1).amax(-1), batch["candidate_mask"].sum(-1)
+    unlimited = (shown >= candidates.clamp_max(longest)) | (shown == 0) | are_parts(batch["slates"]).any(-1)
+    lengths = shown.masked_fill(unlimited, slate_size)
     return {**batch, "slate_length": lengths} if bool((lengths < slate_size).any()) else dict(batch)
+
+
+def are_parts(slates: Tensor) -> Tensor:
+    """Whether slates (..., M) are parts of pages (...): an item stands behind a position of which nothing is known."""
+    real = slates >= 0
+    return (real.diff(dim=-1) & real[..., 1:]).any(-1)
 
 
 def cut_slates(slates: Tensor, batch: Batch) -> Tensor:

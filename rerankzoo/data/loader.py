@@ -92,7 +92,7 @@ class RequestLoader:
         schema, names = self.extractor.schema, set(self.dataset.column_names)
         found = set()
         if schema.slate in names:
-            is_open = has_missing(self.dataset.data.column(schema.slate)) or self.slate_lengths().max(initial=0) == 1
+            is_open = shows_parts(self.dataset, schema.slate) or self.slate_lengths().max(initial=0) == 1
             found.add("parts" if is_open else "slates")
         declared = {target.candidate_feedback for target in schema.targets if target.candidate_feedback}
         if declared and declared <= names:
@@ -167,6 +167,13 @@ def blank_request(batch: Batch) -> dict[str, Tensor]:
     what padding holds everywhere, and so has the loss 0, which counts for nothing, and -1 as `request_index`.
     """
     return {name: torch.full_like(tensor, entry_of(name).fill) for name, tensor in batch.items()}
+
+
+def shows_parts(dataset: Dataset, slate: str) -> bool:
+    """Whether it is not known what stood at some position of a table's slates; not so where it has none."""
+    if slate not in dataset.column_names:
+        return False
+    return has_missing(dataset.select_columns([slate]).with_format("arrow")[:][slate])
 
 
 def slate_lengths(dataset: Dataset, slate: str) -> np.ndarray:

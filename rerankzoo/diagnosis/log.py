@@ -17,6 +17,7 @@ from torch import Tensor
 from rerankzoo.batch import Batch, take
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE
+from rerankzoo.data.loader import shows_parts
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import count_positives
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -69,6 +70,9 @@ class Log:
         for name in (schema.slate, *(target.name for target in schema.targets)):
             if name not in splits["train"].column_names:
                 raise RerankingDataError("not found: a log without slates and feedback says nothing", field=name)
+        if shows_parts(splits["train"], schema.slate):
+            message = "expected whole slates, got parts of pages: of their neighbours nobody knows"
+            raise RerankingDataError(message, field=schema.slate)
         train, rng = splits["train"], np.random.default_rng(seed)
         order = rng.permutation(len(train))[:max_requests]
         validation, test = splits.get("validation"), splits.get("test", splits.get("validation"))

@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics.functional import spearman_corrcoef
 
 from rerankzoo.batch import to_device
-from rerankzoo.data.loader import RequestLoader
+from rerankzoo.data.loader import RequestLoader, shows_parts
 from rerankzoo.evaluation.evidence import MIN_OBSERVED, count_positives
 from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -50,6 +50,7 @@ def evaluator_quality(
     evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator)
     ranks, truth = evaluators.by_prefix()[""], evaluators.truth
     has_feedback = {schema.slate, *(target.name for target in schema.targets)} <= set(data.column_names)
+    has_feedback = has_feedback and not shows_parts(data, schema.slate)  # of whose neighbours nobody knows
     generator = torch.Generator().manual_seed(seed)
     predicted, observed, correlations = [], [], []
     for batch in RequestLoader(data, extractor, _BATCH) if has_feedback or truth is not None else ():

@@ -15,6 +15,7 @@ from rerankzoo.batch import PADDING, Batch
 from rerankzoo.evaluation import counterfactual as cf
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import position_utility
+from rerankzoo.slates import are_parts
 
 _RANDOMISED = 0.1  # share of requests in the plan of what to log
 
@@ -40,8 +41,8 @@ class LoggedTable:
     _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = field(default_factory=list)
 
     def add(self, batch: Batch) -> None:
-        """Keeps what a batch has; nothing of one without feedback, or with several slates per request."""
-        if "feedback" not in batch or batch["slates"].shape[1] != 1:
+        """Keeps what a batch has; nothing without feedback, of several slates per request or of parts of pages."""
+        if "feedback" not in batch or batch["slates"].shape[1] != 1 or are_parts(batch["slates"]).any():
             return
         slates = batch["slates"]
         rewards = position_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)

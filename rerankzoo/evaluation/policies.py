@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch, inputs
+from rerankzoo.data.loader import shows_parts
 from rerankzoo.evaluation.results import CEILING, LAMBDAMART, LOGGED, ORACLE, RANDOM, UPSTREAM, Key
 from rerankzoo.evaluation.slate_ranks import SimulatorTruth
 from rerankzoo.evaluation.yardsticks import LambdaMART
-from rerankzoo.features.arrow_tables import has_missing
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import Evaluator, SlateGenerationMixin
 from rerankzoo.slates import sorted_slates, uniform_slates
@@ -99,7 +99,8 @@ def baselines(
             batch["candidate_numeric"][..., column], batch["candidate_mask"], slate_size
         )
     policies[RANDOM] = lambda batch, seed: _random(batch, slate_size, seed)
-    if _has_whole_slates(data, schema.slate):
+    nested = schema.slate in data.column_names and isinstance(data[0][schema.slate][0], list)
+    if schema.slate in data.column_names and not nested and not shows_parts(data, schema.slate):
         policies[LOGGED] = lambda batch, seed: _fit(batch["slates"][:, 0], slate_size)
     if yardstick is not None:
         policies[LAMBDAMART] = lambda batch, seed: sorted_slates(
@@ -110,13 +111,6 @@ def baselines(
     if truth is not None and truth.ceiling is not None:
         policies[CEILING] = lambda batch, seed: truth.attainable(batch, slate_size)
     return policies
-
-
-def _has_whole_slates(data: Dataset, slate: str) -> bool:
-    """Whether each request of a table has one slate, of which it is known what stood at every position."""
-    if slate not in data.column_names or isinstance(data[0][slate][0], list):
-        return False
-    return not has_missing(data.with_format("arrow")[:][slate])
 
 
 def decoder(model: Any, decoding: Decoding, slate_size: int, evaluator: Evaluator | None) -> Policy:

@@ -12,7 +12,9 @@ import torch
 
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import write_data_folder
+from rerankzoo.diagnosis import Log
 from rerankzoo.errors import RerankingDataError, SchemaError
+from rerankzoo.evaluation import Decoding, evaluate
 from rerankzoo.features import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.metrics import ndcg_at_k
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
@@ -131,6 +133,12 @@ def test_single_positions_teach_a_scorer(pages: Path, tmp_path: Path) -> None:
     first = model.generate(**batch)[:, 0]
     largest = batch["candidate_numeric"][..., 0].argmax(1)
     assert (first == largest).float().mean() > 0.8
+    table, asked = data.split("validation"), [Decoding("greedy", {"num_beams": 1})]
+    found = evaluate(model, table, data.extractor, name="m", decodings=asked, counterfactual=True)
+    assert [row.model for row in found.rows] == ["upstream", "random", "m"]  # the log shows no whole slates
+    assert found.counterfactual == []
+    with pytest.raises(RerankingDataError, match="expected whole slates, got parts of pages"):
+        Log.read(pages)
 
 
 def test_a_target_without_labels_of_candidates_is_no_teacher(log: Path) -> None:
