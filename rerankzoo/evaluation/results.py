@@ -118,7 +118,9 @@ class Evaluation:
             return self
         kept = replace(self, rows=[row.without(told) for row in self.rows])
         kept = kept.with_protocol(not_shown={**self.protocol.get("not_shown", {}), **why})
-        return replace(kept, primary=None, per_request={}) if self.primary and told(self.primary) else kept
+        if self.primary is None or not told(self.primary):
+            return kept
+        return replace(kept, primary=None, per_request={}).with_protocol(primary_metric=None)
 
     def with_own_evaluator(self) -> Evaluation:
         """A copy whose baselines lack what an evaluator says: the models of its table have different evaluators."""

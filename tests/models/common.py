@@ -45,6 +45,7 @@ from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import RerankingGenerationConfig, Scorer, beam_search
 from rerankzoo.generation.scorer import remaining_log_probs
+from rerankzoo.layers import FeedbackHead
 from rerankzoo.models.auto import AutoModelForReranking
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
 from rerankzoo.serving import export_model, random_batch
@@ -660,6 +661,16 @@ class ModelTestSuite(VariantTestSuite):
         loss.backward()
         assert_finite(loss, model)
         assert all(parameter.grad is not None for _, parameter in trained(model))
+
+    def test_rare_feedback_is_expected_from_the_start(self, extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+        """At a base rate of 0.5 % it is no surprise that nothing happens: no step is needed to find that out."""
+        model = self.make_model(extractor).eval()
+        heads = [module for module in model.modules() if isinstance(module, FeedbackHead)]
+        model.start_at([0.005] * len(extractor.schema.targets))
+        with torch.no_grad():
+            terms = model(**{**batch, "feedback": torch.zeros_like(batch["feedback"])}).loss_terms
+        assert all(head.probabilities(head.bias).max() < 0.01 for head in heads)
+        assert not heads or "feedback" not in terms or terms["feedback"] < 0.1, terms
 
     def test_blank_requests_do_not_matter(self, extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
         """What a process without rows of a global batch gets adds nothing to the sum of the losses."""
