@@ -117,7 +117,7 @@ def test_the_first_worlds_are_what_they_were() -> None:
 def test_likelihood_is_a_distribution_whose_marginals_are_the_expected_clicks(setting: str) -> None:
     simulator = Simulator(SimulatorSettings.named(setting))
     users, items, *_ = columns(simulator.requests("test", 9))
-    audience = simulator._audience(users, items)
+    audience = simulator.audience(users, items)
     slates = np.array([[0, 1, 2, 3], [9, 3, 1, 6], [4, 5, 8, 7]])
     ways = list(product((0.0, 1.0), repeat=4))
     chances = np.stack([audience.user.likelihood(audience.requests, slates, clicks) for clicks in ways])
@@ -127,7 +127,7 @@ def test_likelihood_is_a_distribution_whose_marginals_are_the_expected_clicks(se
     np.testing.assert_allclose(audience.user.expected_clicks(audience.requests, slates), listed, rtol=1e-9)
     # The same formula reads tensors, of the items of one slate a request.
     order = np.array([9, 3, 1, 6])
-    tensors = Requests(*(torch.from_numpy(part) for part in simulator._audience(users, items[:, order]).requests))
+    tensors = Requests(*(torch.from_numpy(part) for part in simulator.audience(users, items[:, order]).requests))
     clicks = [torch.full((9, 1), click) for click in (0.0, 1.0, 0.0, 0.0)]
     fitted = audience.user.likelihood(tensors, torch.arange(4)[None], clicks)
     np.testing.assert_allclose(fitted[:, 0], chances[ways.index((0.0, 1.0, 0.0, 0.0)), :, 1], rtol=1e-6)
@@ -171,7 +171,7 @@ def test_expected_utility_of_two_items_by_hand() -> None:
 
 
 def test_substitution_fades_with_distance_and_skips_nothing() -> None:
-    audience = hand_made()._audience(np.array([0]), np.array([[0, 1, 2]]))
+    audience = hand_made().audience(np.array([0]), np.array([[0, 1, 2]]))
     # Last position: S(2, 1) = 0.8 just before, S(2, 0) = 0.6 one further away; no complement of category 1.
     last = audience.user.attractions(audience.requests, np.array([[0, 1, 2]]))[2]
     assert last.item() == pytest.approx(sigmoid(-1.0 + 1.2 - 2.0 * (0.8 + 0.7 * 0.6)), rel=1e-12)

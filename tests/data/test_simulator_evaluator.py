@@ -36,3 +36,18 @@ def test_it_says_what_the_simulator_says() -> None:
     assert weights_digest(other) != weights_digest(evaluator)
     with pytest.raises(RerankingDataError, match=r"user_embedding.*expected vectors of the simulated world"):
         other.score_slates(slates, **batch)
+
+
+@pytest.mark.parametrize("world", ["strong", "satiation", "contrast", "choice"])
+def test_soft_slates_of_one_candidate_per_position_are_worth_what_slates_are(world: str) -> None:
+    simulator = Simulator(SimulatorSettings.named(world, num_users=50, num_items=60))
+    table = simulator.requests("train", 5)
+    extractor = RerankingFeatureExtractor(simulator.schema).fit(table)
+    batch, evaluator = extractor(table), SimulatorEvaluator(simulator, extractor.schema)
+    slates = uniform_slates(batch["candidate_mask"], 4, 6, torch.Generator().manual_seed(0))
+    choices = (slates.unsqueeze(-1) == torch.arange(batch["candidate_mask"].shape[1])).float().requires_grad_()
+    output = evaluator.score_choices(choices, **batch)
+    torch.testing.assert_close(output.utilities, evaluator.score_slates(slates, **batch), rtol=1e-5, atol=1e-5)
+    output.utilities.sum().backward()
+    assert torch.isfinite(choices.grad).all()
+    assert (choices.grad.abs().amax(-1) > 0).all()

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rerankzoo.data.simulator.user_models import Page, Requests
 from rerankzoo.data.simulator.world import Simulator
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.models.base import EvaluatorOutput
 
 _USER, _ITEM = "user_embedding", "item_embedding"
 
@@ -54,10 +56,7 @@ class SimulatorEvaluator(nn.Module):
         Raises:
             RerankingDataError: If a user or an item is none of this world.
         """
-        users = self._users.find(batch["request_numeric"][:, self._columns[_USER]])
-        real = batch["candidate_mask"]
-        items = np.zeros(real.shape, dtype=np.int64)
-        items[real.cpu().numpy()] = self._items.find(batch["candidate_numeric"][real][:, self._columns[_ITEM]])
+        users, items = self._ids(batch)
         shown = slates.cpu().numpy()
         lengths = (shown >= 0).sum(-1)
         utilities = np.zeros(lengths.shape)
@@ -68,6 +67,25 @@ class SimulatorEvaluator(nn.Module):
             found = self.simulator.expected_utility(users, items, some)
             utilities[chosen] = found[chosen[:, columns]]
         return torch.tensor(utilities, dtype=torch.float32, device=slates.device)
+
+    def score_choices(self, choices: Tensor, /, **batch: Tensor) -> EvaluatorOutput:
+        """Values soft slates (B, S, M, N), with gradients; see `rerankzoo.models.base.SlateEvaluator.score_choices`.
+
+        Appeal, similarity and complements are expectations over the choices. Users who serve needs by category see no
+        category in a mixture.
+        """
+        audience = self.simulator.audience(*self._ids(batch))
+        requests = Requests(*(torch.as_tensor(table).to(choices) for table in audience.requests))
+        page, clicks = Page(requests, choices), audience.user.expected_clicks(requests, choices)
+        utilities = torch.stack([click * page.at(requests.value, place) for place, click in enumerate(clicks)])
+        return EvaluatorOutput(utilities=utilities.sum(0), probabilities=torch.stack(clicks, dim=-1).unsqueeze(-1))
+
+    def _ids(self, batch: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """The users (B,) and items (B, N) of a batch, 0 where there is no candidate."""
+        users, real = self._users.find(batch["request_numeric"][:, self._columns[_USER]]), batch["candidate_mask"]
+        items = np.zeros(real.shape, dtype=np.int64)
+        items[real.cpu().numpy()] = self._items.find(batch["candidate_numeric"][real][:, self._columns[_ITEM]])
+        return users, items
 
 
 class _Rows:

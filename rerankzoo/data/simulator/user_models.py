@@ -146,11 +146,16 @@ def sigmoid(logits: Array) -> Array:
 
 
 class Page:
-    """Looks up what stands where on slates."""
+    """Looks up what stands where on slates; on soft ones, shares (B, S, M, N) of candidates, what stands on average.
+
+    Averages of pairs are over both items. Where shares are 0 or 1 all is as on slates.
+    """
 
     def __init__(self, requests: Requests, slates: Array) -> None:
         self.requests = requests
-        self.items = [slates[..., position] for position in range(slates.shape[-1])]
+        self.soft = isinstance(slates, Tensor) and slates.is_floating_point()
+        positions = range(slates.shape[2 if self.soft else -1])
+        self.items = [slates[:, :, position] if self.soft else slates[..., position] for position in positions]
         self._size = requests.appeal.shape[1]
 
     def __len__(self) -> int:
@@ -158,10 +163,15 @@ class Page:
 
     def at(self, table: Array, position: int) -> Array:
         """(B, S) of a table (B, N): its entries for the items at a position."""
+        if self.soft:
+            return torch.einsum("bsn,bn->bs", self.items[position], table)
         return take(table, self.items[position])
 
     def pair(self, table: Array, first: int, second: int) -> Array:
         """(B, S) of a table of pairs (B, N * N): its entries [item at `first`, item at `second`]."""
+        if self.soft:
+            pairs = table.view(-1, self._size, self._size)
+            return torch.einsum("bsi,bij,bsj->bs", self.items[first], pairs, self.items[second])
         return take(table, self.items[first] * self._size + self.items[second])
 
 

@@ -135,7 +135,7 @@ class Simulator:
 
     def expected_clicks(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """Returns the exact click probability (B, S, M) of each position, given the whole slate."""
-        audience = self._audience(user_ids, item_ids)
+        audience = self.audience(user_ids, item_ids)
         return np.stack(audience.user.expected_clicks(audience.requests, _checked_slates(slates, audience)), axis=-1)
 
     def expected_utility(self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ class Simulator:
         Raises:
             RerankingDataError: If an id or a position is out of range, a slate repeats a position, or shapes disagree.
         """
-        audience = self._audience(user_ids, item_ids)
+        audience = self.audience(user_ids, item_ids)
         return audience.expected_utility(_checked_slates(slates, audience))
 
     def all_utilities(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
@@ -163,11 +163,11 @@ class Simulator:
         Returns:
             Expected utilities (B, P), float64, in the order of `all_slates(N, slate_size)`.
         """
-        return self._audience(user_ids, item_ids).all_utilities(slate_size)
+        return self.audience(user_ids, item_ids).all_utilities(slate_size)
 
     def pointwise_oracle(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
         """Returns the slates (B, M) that sort the candidates by their true stand-alone expected value."""
-        return self._audience(user_ids, item_ids, slate_size).pointwise(slate_size)
+        return self.audience(user_ids, item_ids, slate_size).pointwise(slate_size)
 
     def greedy(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int) -> np.ndarray:
         """Returns the slates (B, M) that add the item of highest true utility of the prefix at every position."""
@@ -178,7 +178,7 @@ class Simulator:
 
         A prefix is scored as if it were the whole slate: what later items will change is missing.
         """
-        audience = self._audience(user_ids, item_ids, slate_size)
+        audience = self.audience(user_ids, item_ids, slate_size)
         if num_beams < 1:
             raise ValueError(f"num_beams must be at least 1, got {num_beams}")
         return audience.beam(slate_size, num_beams)
@@ -189,20 +189,21 @@ class Simulator:
         Each round takes the best such step of every request; the slates returned are local optima of the true expected
         utility. Errors are those of `expected_utility`.
         """
-        audience = self._audience(user_ids, item_ids)
+        audience = self.audience(user_ids, item_ids)
         return audience.local_search(_checked_slates(np.asarray(slates)[:, None], audience)[:, 0])
 
     def sample_feedback(
         self, user_ids: np.ndarray, item_ids: np.ndarray, slates: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """Draws clicks (B, S, M), float64, of one reading of each slate; see `expected_utility`."""
-        audience = self._audience(user_ids, item_ids)
+        audience = self.audience(user_ids, item_ids)
         return audience.user.sample_clicks(audience.requests, _checked_slates(slates, audience), rng)
 
     def _stream(self, name: str, block: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
 
-    def _audience(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int = 1) -> Audience:
+    def audience(self, user_ids: np.ndarray, item_ids: np.ndarray, slate_size: int = 1) -> Audience:
+        """The requests and how their users read, of which all utilities follow; errors as of `expected_utility`."""
         users = _checked(user_ids, "user_id", self.settings.num_users, ("B",))
         items = _checked(item_ids, "item_id", self.settings.num_items, (len(users), "N"))
         if not 1 <= slate_size <= items.shape[1]:
@@ -234,7 +235,7 @@ class Simulator:
     def _logged_click_rate(self) -> float:
         rng = self._stream("click rate")
         users = rng.integers(self.settings.num_users, size=BLOCK_SIZE)
-        audience = self._audience(users, self._candidates(users, rng))
+        audience = self.audience(users, self._candidates(users, rng))
         _, slates, _ = self._log(audience, rng)
         return float(np.mean(audience.user.expected_clicks(audience.requests, slates[:, None])))
 
@@ -290,7 +291,7 @@ class Simulator:
         rng = self._stream(split, block)
         users = rng.integers(self.settings.num_users, size=BLOCK_SIZE)
         items = self._candidates(users, rng)
-        audience = self._audience(users, items)
+        audience = self.audience(users, items)
         upstream, slates, propensities = self._log(audience, rng)
         clicks = audience.user.sample_clicks(audience.requests, slates[:, None], rng)[:, 0]
         user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
