@@ -28,6 +28,7 @@ from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder
 from rerankzoo.data.loader import slate_lengths
 from rerankzoo.errors import RecipeError
+from rerankzoo.features.arrow_tables import has_missing
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.text_files import read_json, read_yaml
@@ -67,18 +68,19 @@ class LogSize:
 
     requests: int  # of the training split
     candidates: int  # of its largest request
-    positions: int  # of its longest slate; 0: there are none
-    views: float  # positions shown for each item id
+    positions: int  # of its longest slate; 0: there are no whole slates
+    views: float  # positions shown (without slates: labelled candidates) for each item id
 
     @classmethod
     def of(cls, train: Dataset, schema: FeatureSchema) -> LogSize:
         """Measures a training split."""
         lists = train.select_columns([schema.item_id]).with_format("arrow")[:][schema.item_id]
         ids = pa.chunked_array([pc.unique(part.flatten()) for part in lists.chunks])
-        lengths = slate_lengths(train, schema.slate)
-        views = float(lengths.sum()) / max(1, len(pc.unique(ids)))
-        candidates = pc.max(pc.list_value_length(lists)).as_py() or 1
-        return cls(len(train), candidates, int(lengths.max(initial=0)), views)
+        whole = schema.slate in train.column_names and not has_missing(train.data.column(schema.slate))
+        lengths, candidates = slate_lengths(train, schema.slate), pc.list_value_length(lists)
+        shown = int(lengths.sum()) if len(lengths) else pc.sum(candidates).as_py()
+        positions = int(lengths.max(initial=0)) if whole else 0
+        return cls(len(train), pc.max(candidates).as_py(), positions, shown / max(1, len(pc.unique(ids))))
 
     def mining(self) -> list[str]:
         """How many requests are mined, and how widely: what takes minutes."""
@@ -92,9 +94,10 @@ class LogSize:
 def start(data: str, *, seed: NonNegativeInt = 0, out: Path = Path("outputs/start")) -> None:
     """From a data folder to trained models, a verdict, a table and a checkpoint that serves.
 
-    Diagnoses the log, trains a pointwise ranker, PRM, an evaluator and DeGRe (only the first of them where the log
-    cannot teach the others), compares them on held-out requests, and says what to do next. Recipes and commands are
-    written into the output folder. Given again after it was stopped, it goes on; what is done is not done again.
+    Diagnoses the log, trains a pointwise ranker, PRM, an evaluator and DeGRe (only the first of them where the log has
+    too little feedback, or no slates, to teach the others), compares them on held-out requests, and says what to do
+    next. Recipes and commands are written into the output folder. Given again after it was stopped, it goes on; what
+    is done is not done again.
 
     Args:
         data: Data folder, or a dataset on the Hub.
@@ -111,11 +114,11 @@ def start(data: str, *, seed: NonNegativeInt = 0, out: Path = Path("outputs/star
     console.print(f"{size.requests:,} training requests of up to {size.candidates} candidates", highlight=False)
     steps = _Steps(str(folder), out, seed, splits, size)
     steps.write()
-    verdict = {"kind": "no slates", "text": "the log shows no slates: nothing can be told of what items do together"}
+    verdict = {"kind": "no slates", "text": "the log has no whole slates: it cannot tell what items do to one another"}
     if size.positions:
         steps.run("diagnosis")
         verdict = read_json(out / "diagnosis.json")["verdict"]
-    whole = verdict["kind"] not in ("no slates", "not enough feedback")
+    whole = size.positions > 1 and verdict["kind"] != "not enough feedback"
     for name in ("pointwise", "prm", "evaluator", "mined", "degre") if whole else ("pointwise",):
         steps.run(name)
     steps.run("evaluation", steps.evaluate(["pointwise", "prm", "degre"] if whole else ["pointwise"]))
@@ -218,7 +221,9 @@ def _recommend(kind: str, results: Path) -> tuple[str, str]:
         return "pointwise", "the verdict on the log speaks for nothing else"
     found = read_json(results)
     metric = found["protocol"]["primary_metric"]
-    greedy = {row["model"]: row["metrics"][metric] for row in found["rows"] if row["decoding"] == "greedy"}
+    greedy = {row["model"]: row["metrics"].get(metric) for row in found["rows"] if row["decoding"] == "greedy"}
+    if None in (greedy["degre"], greedy["pointwise"]):
+        return "pointwise", "the held-out requests tell too little to compare it with DeGRe"
     told = f"{metric} {greedy['degre']:.4g}, pointwise {greedy['pointwise']:.4g}"
     if greedy["degre"] > greedy["pointwise"]:
         return "degre", f"test it against the pointwise one: {told}"

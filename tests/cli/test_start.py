@@ -78,7 +78,10 @@ def test_too_little_feedback_trains_the_pointwise_ranker(
 def test_trains_everything_and_goes_on_where_it_was_stopped(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, ran = tmp_path / "out", list[str]()
+    folder, out, ran = tmp_path / "log", tmp_path / "out", list[str]()
+    shutil.copytree(data_folder, folder)
+    held_out = pq.read_table(folder / "train.parquet")
+    pq.write_table(pa.concat_tables([held_out, held_out]), folder / "test.parquet")  # enough to tell anything
 
     def promise(words: list[str], broken: str = "") -> None:
         """Runs a command; a diagnosis is told what to find."""
@@ -92,11 +95,11 @@ def test_trains_everything_and_goes_on_where_it_was_stopped(
             run_command(words)
 
     monkeypatch.setattr(start, "run_command", lambda words: promise(words, broken="mine"))
-    assert main(["start", str(data_folder), "--out", str(out)]) == 2
+    assert main(["start", str(folder), "--out", str(out)]) == 2
     assert ran == ["diagnose", "fit", "fit", "fit"]
     ran.clear()
     monkeypatch.setattr(start, "run_command", promise)
-    assert main(["start", str(data_folder), "--out", str(out)]) == 0
+    assert main(["start", str(folder), "--out", str(out)]) == 0
     assert ran == ["mine", "fit", "evaluate"]
     rows = json.loads((out / "evaluation" / "results.json").read_text())["rows"]
     greedy = {row["model"]: row["metrics"]["ndcg@4"] for row in rows if row["decoding"] == "greedy"}
@@ -106,6 +109,23 @@ def test_trains_everything_and_goes_on_where_it_was_stopped(
     config = json.loads((out / "degre" / "best" / "config.json").read_text())
     assert config["guide"]["architectures"] == ["InteractionEvaluator"]
     assert f"ndcg@4 {greedy['degre']:.4g}, pointwise {greedy['pointwise']:.4g}" in capsys.readouterr().out
+
+
+def test_a_log_without_slates_trains_the_pointwise_ranker(
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "log", tmp_path / "out"
+    shutil.copytree(data_folder, folder)
+    schema = yaml.safe_load((folder / "schema.yaml").read_text())
+    schema["targets"] = [{"name": "click", "candidate_feedback": "candidate_click"}]
+    (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
+    for split in ("train", "validation", "test"):
+        table = pq.read_table(folder / f"{split}.parquet")
+        pq.write_table(table.drop_columns(["slate", "click", "order"]), folder / f"{split}.parquet")
+    assert main(["start", str(folder), "--out", str(out)]) == 0
+    assert "the log has no whole slates" in capsys.readouterr().out
+    assert list(state_of(out)["cpu_seconds"]) == ["pointwise", "evaluation"]
+    assert (out / "evaluation" / "results.md").is_file()
 
 
 def test_a_folder_without_a_split_is_named(
