@@ -46,20 +46,10 @@ class Trained:
         models = [load_checkpoint(folder).model.to(choose_device(device)) for folder in self.folders]
         return models[0] if len(models) == 1 else EvaluatorEnsemble(models)
 
-    def evaluation(
-        self, evaluator: Any, judge: Any = None, ceiling: bool = False, lambdamart: bool = False
-    ) -> EvaluationRun:
-        """The evaluation of models on the data that this one was trained on."""
+    def evaluation(self, evaluator: Any, judge: Any = None, **baselines: Any) -> EvaluationRun:
+        """The evaluation of models on the data that this one was trained on; `baselines` as of `EvaluationRun`."""
         splits = {name: self.data.split(name) for name in ("train", "validation", "test")}
-        return EvaluationRun(
-            splits,
-            self.data.extractor.schema,
-            self.data.metadata,
-            evaluator,
-            judge,
-            ceiling=ceiling,
-            lambdamart=lambdamart,
-        )
+        return EvaluationRun(splits, self.data.extractor.schema, self.data.metadata, evaluator, judge, **baselines)
 
 
 def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = (), anew_to: Path | None = None) -> Trained:

@@ -20,6 +20,7 @@ from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import candidate_utility
+from rerankzoo.models.score_and_sort import labelled_candidates
 
 #: Requests that a yardstick learns from, evenly spaced in a larger log.
 MAX_REQUESTS = 100_000
@@ -105,9 +106,7 @@ def _lists(batches: Iterable[Batch], schema: FeatureSchema) -> tuple[np.ndarray,
         if "feedback" in batch:
             items, feedback = batch["slates"], batch["feedback"]
         elif "candidate_feedback" in batch:
-            known = batch["candidate_feedback_mask"]
-            items = torch.arange(known.shape[1]).where(known, PADDING).unsqueeze(1)
-            feedback = batch["candidate_feedback"].unsqueeze(1)
+            items, feedback = labelled_candidates(batch)
         else:
             raise RerankingDataError("not found: without feedback there is nothing to learn", field=schema.slate)
         utility = candidate_utility(feedback, gather_candidates(batch["candidate_value"], items), schema)

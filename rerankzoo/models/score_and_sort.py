@@ -44,6 +44,13 @@ class ScoreAndSortConfig(RerankingConfig):
     labels: Literal["slates", "candidates"] | None = None
 
 
+def labelled_candidates(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The candidates with known labels as one list: items (B, 1, N), -100 elsewhere, and labels (B, 1, N, T)."""
+    known = batch["candidate_feedback_mask"]
+    items = torch.arange(known.shape[1], device=known.device).where(known, PADDING)
+    return items.unsqueeze(1), batch["candidate_feedback"].unsqueeze(1)
+
+
 class ScoreAndSortModel(SlateGenerator):
     """Scores each candidate; greedy decoding sorts by the score.
 
@@ -122,9 +129,7 @@ class ScoreAndSortModel(SlateGenerator):
         unlabelled = [one.name for one in self.schema.targets if one.candidate_feedback is None and one.weight]
         if unlabelled:
             raise SchemaError(f"targets {unlabelled} have no candidate_feedback to learn from; give them weight 0")
-        known = batch["candidate_feedback_mask"]
-        items = torch.arange(known.shape[1], device=known.device).where(known, PADDING)
-        return items.unsqueeze(1), batch["candidate_feedback"].unsqueeze(1)
+        return labelled_candidates(batch)
 
     def _loss(self, logits: Tensor, items: Tensor, feedback: Tensor, value: Tensor) -> Tensor:
         """The mean over requests, of the logits (B, S, K, T) of the items (B, S, K) of lists."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -118,16 +119,10 @@ class _Scan:
         """An error about a line, counted from 0."""
         return RerankingDataError(f"{self.path}, line {row + 1}: {message}", field="features")
 
-    def add(self, query: str) -> None:
-        """Counts a line of a query."""
-        if self.queries and self.queries[-1] == query:
-            self.sizes[-1] += 1
-        else:
-            self.queries.append(query)
-            self.sizes.append(1)
-
     def widen(self, features: str) -> None:
-        """Sees to the first and the last index of a line."""
+        """Sees to the first and the last index of a line, if it has any."""
+        if not features:
+            return
         ends = features.partition(":")[0], features.rpartition(":")[0].rpartition(" ")[2]
         if not all(end.isdecimal() and int(end) <= _MOST_FEATURES for end in ends):
             raise self.error(self.rows, f"an index from 0 to {_MOST_FEATURES:,} is required, got {shown(ends)}")
@@ -135,33 +130,31 @@ class _Scan:
 
 
 def _scan(split: str, path: Path) -> _Scan:
-    scan, known, beside = _Scan(split, path), set[str](), [path.with_name(path.name + end) for end in _COUNTS]
-    counts = next((file for file in beside if file.is_file()), None)
-    for _, query, features in _lines(path):
-        if features:
+    scan, beside = _Scan(split, path), [path.with_name(path.name + end) for end in _COUNTS]
+    starts: dict[str | None, int] = {}
+    for query, lines in groupby(_lines(path), key=itemgetter(1)):
+        if query in starts:
+            raise scan.error(scan.rows, f"query {shown(query)} began before: its documents must stand together")
+        starts[query] = scan.rows
+        for _, _, features in lines:
             scan.widen(features)
-        if counts is None and query is None:
-            message = f"expected qid:, or a file {beside[0].name} with the number of documents of each query"
-            raise scan.error(scan.rows, message)
-        if counts is None and query is not None:
-            if query in known and scan.queries[-1] != query:
-                raise scan.error(scan.rows, f"query {shown(query)} began before: its documents must stand together")
-            known.add(query)
-            scan.add(query)
-        scan.rows += 1
-    if counts is not None:
-        scan.sizes = [_count(text, counts) for text in counts.read_text(encoding="utf-8").split()]
-        scan.queries = [str(number) for number in range(len(scan.sizes))]
+            scan.rows += 1
+    counts = next((file for file in beside if file.is_file()), None)
+    if counts is None and None in starts:
+        message = f"expected qid:, or a file {beside[0].name} with the number of documents of each query"
+        raise scan.error(starts[None], message)
+    if counts is None:
+        scan.queries = [str(query) for query in starts]
+        scan.sizes = np.diff([*starts.values(), scan.rows]).tolist()
+    else:
+        texts = counts.read_text(encoding="utf-8").split()
+        if wrong := [text for text in texts if not text.isdecimal() or int(text) < 1]:
+            raise RerankingDataError(f"{counts}: a number of documents is required, got {shown(wrong[0])}", field="qid")
+        scan.queries, scan.sizes = list(map(str, range(len(texts)))), list(map(int, texts))
     if not scan.rows or sum(scan.sizes) != scan.rows:
         message = f"{counts or path}: {sum(scan.sizes):,} documents, the file has {scan.rows:,} lines"
         raise RerankingDataError(message, field="qid")
     return scan
-
-
-def _count(text: str, path: Path) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise RerankingDataError(f"{path}: a number of documents is required, got {shown(text)}", field="qid")
-    return int(text)
 
 
 def _lines(path: Path) -> Iterator[Line]:
