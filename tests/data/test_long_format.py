@@ -92,7 +92,7 @@ def save(frames: Frames, folder: Path) -> LogTables:
     for day, part in frames["impressions"].groupby(
         pd.to_datetime(frames["impressions"]["shown_at"]).dt.date.astype(str)
     ):
-        part.to_parquet(folder / f"{day}.parquet")
+        part.to_parquet(folder / f"{day}.parquet", index=False)
     for name, frame in frames.items():
         if name != "impressions":
             frame.to_csv(folder / f"{name}.csv", index=False)

@@ -23,8 +23,7 @@ _WHOLE = re.compile(r"(U?(TINY|SMALL|BIG)INT|U?INTEGER|BOOLEAN)")
 _NUMBER = re.compile(rf"{_WHOLE.pattern}|U?HUGEINT|FLOAT|DOUBLE|DECIMAL.*|\"NULL\"")
 _TEXT = re.compile(r"VARCHAR|UUID|ENUM.*")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_YEARS = "NOT BETWEEN TIMESTAMP '1970-01-01' AND TIMESTAMP '2100-01-01'"
-_LAST_MICROSECOND = 4_102_444_800_000_000  # of these years
+_LAST_MICROSECOND = 4_102_444_800_000_000  # before 2100
 BUCKET_ROWS = 1_000_000  # rows of candidates that are put together at a time
 
 #: Column by the name that it gets -> its name in the source, and what it is read as.
@@ -91,36 +90,42 @@ class Source:
             return name if kind == "raw" else f"CAST({name} AS FLOAT[])"
         if kind == "latest":
             found, name = found.removesuffix("[]"), f"list_max({name})"
-        is_text, is_number = _TEXT.fullmatch(found), _NUMBER.fullmatch(found)
-        wrong = "false"
-        if kind in ("time", "latest"):
-            read = f"CAST({f'TRY_CAST({name} AS TIMESTAMPTZ)' if is_text else name} AS TIMESTAMP)"
-            wrong = f"coalesce({read} {_YEARS}, {'true' if kind == 'time' else f'{name} IS NOT NULL'})"
-            if is_number:
-                read = f"make_timestamp(CAST({name} * {_UNITS[unit]} AS BIGINT))"
-                wrong = f"NOT coalesce({name} BETWEEN 0 AND {_LAST_MICROSECOND // _UNITS[unit]}, {kind == 'latest'})"
-            expected = f"no time between 1970 and 2100 (time_unit {unit})"
-        elif kind == "number":
-            read, expected = f"CAST({name} AS DOUBLE)", "no number"
-            wrong = f"{name} IS NOT NULL AND TRY_CAST({name} AS DOUBLE) IS NULL" if is_text else wrong
-        else:
-            read, expected = f"CAST({name} AS {'BIGINT' if is_number else 'VARCHAR'})", "no integer or text"
-            wrong = (
-                f"{name} <> round({name}) OR abs({name}) > 9e18" if is_number and not _WHOLE.fullmatch(found) else wrong
-            )
-        fits = (
-            is_number
-            or (is_text and kind != "integer")
-            or (found.startswith(("TIMESTAMP", "DATE")) and "time" in expected)
-        )
-        if not fits:
+        expected = {"number": "no number", "integer": "no integer", "key": "no integer or text"}.get(kind, "no time")
+        expected += f" between 1970 and 2100 (time_unit {unit})" if unit else ""
+        read = _as_time(found, name, unit) if unit else _as_number(found, name) if kind == "number" else None
+        read = read or (_as_key(found, name) if kind in ("key", "integer") else None)
+        if read is None or (kind == "integer" and not _NUMBER.fullmatch(found)):
             raise RerankingDataError(f"{found} in the {self.name} is {expected}", field=column)
-        if wrong != "false":
-            rows = f"SELECT row_number() OVER () - 1, {quoted(column)} FROM {self.sql}"
-            query = f"{rows} QUALIFY {wrong} LIMIT 1"
-            for row, value in self.connection.execute(query).fetchall():
-                raise RerankingDataError(f"{shown(value)} in the {self.name} is {expected}", field=column, row=row)
-        return read
+        expression, wrong = read
+        rows = f"SELECT row_number() OVER () - 1, {quoted(column)} FROM {self.sql}"
+        is_missing = f"{name} IS NULL" if kind == "time" else "false"
+        query = f"{rows} QUALIFY {is_missing} OR ({name} IS NOT NULL AND {wrong}) LIMIT 1"
+        for row, value in self.connection.execute(query).fetchall() if wrong != "false" else ():
+            raise RerankingDataError(f"{shown(value)} in the {self.name} is {expected}", field=column, row=row)
+        return expression
+
+
+def _as_time(found: str, name: str, unit: str) -> tuple[str, str] | None:
+    """SQL that reads a column as a timestamp, and of what it cannot read; `None` of another type."""
+    if _NUMBER.fullmatch(found):
+        wrong = f"{name} NOT BETWEEN 0 AND {_LAST_MICROSECOND // _UNITS[unit]}"
+        return f"make_timestamp(CAST({name} * {_UNITS[unit]} AS BIGINT))", wrong
+    is_text = _TEXT.fullmatch(found)
+    read = f"CAST({f'TRY_CAST({name} AS TIMESTAMPTZ)' if is_text else name} AS TIMESTAMP)"
+    wrong = f"coalesce({read} NOT BETWEEN TIMESTAMP '1970-01-01' AND TIMESTAMP '2100-01-01', true)"
+    return (read, wrong) if is_text or found.startswith(("TIMESTAMP", "DATE")) else None
+
+
+def _as_number(found: str, name: str) -> tuple[str, str] | None:
+    wrong = "false" if _NUMBER.fullmatch(found) else f"TRY_CAST({name} AS DOUBLE) IS NULL"
+    return (f"CAST({name} AS DOUBLE)", wrong) if wrong == "false" or _TEXT.fullmatch(found) else None
+
+
+def _as_key(found: str, name: str) -> tuple[str, str] | None:
+    if _NUMBER.fullmatch(found):
+        wrong = "false" if _WHOLE.fullmatch(found) else f"({name} <> round({name}) OR abs({name}) > 9e18)"
+        return f"CAST({name} AS BIGINT)", wrong
+    return (f"CAST({name} AS VARCHAR)", "false") if _TEXT.fullmatch(found) else None
 
 
 def open_sources(connection: duckdb.DuckDBPyConnection, tables: LogTables) -> dict[str, Source]:

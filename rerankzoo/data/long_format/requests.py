@@ -25,7 +25,7 @@ def request_tables(connection: duckdb.DuckDBPyConnection, plan: Plan, bucket: in
     requests = connection.sql(query).to_arrow_table()
     if not requests.num_rows:
         return
-    rows = connection.sql(f"{candidates_sql(plan, bucket)} ORDER BY __number, __place, __item").to_arrow_table()
+    rows = connection.sql(f"FROM ({candidates_sql(plan, bucket)}) ORDER BY __number, __place, __item").to_arrow_table()
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows.column("__number").to_numpy()))])
     columns = {name: requests.column(name) for name in (*plan.request_fields, *plan.logged)}
     columns |= {name: _lists(offsets, rows.column(name)) for name in plan.candidate_fields}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -70,10 +72,11 @@ def write_long_log(
         OutputError: If the folder or the work files cannot be written.
     """
     out, described = Path(out), spec.to_dict()
-    files = files_of(tables.impressions, "impressions")
+    files = _named_files(tables.impressions)
     old = _old_metadata(out, described, spec.history is not None, files) if files and connection is None else {}
     known: dict[str, int] = old.get("files", {})
-    new = [path for path in files if str(path) not in known]
+    earlier = [path for name, path in files.items() if name in known]
+    new = {name: path for name, path in files.items() if name not in known}
     if known and not new:
         logger.warning("%s has all %d files already", out, len(known))
         return dict.fromkeys(SPLITS, 0)
@@ -81,15 +84,15 @@ def write_long_log(
     settings = {"log": described, "known": known, **{name: _states(table) for name, table in given.items()}}
     database = work_database(out, memory_limit, settings) if connection is None else nullcontext(connection)
     with database as work, _told():
-        plan = load_log(work, spec, tables, [path for path in files if path not in new], new)
-        findings = [*_check_splits(work, plan, known, files), *check_log(work, plan)]
+        plan = load_log(work, spec, tables, earlier, list(new.values()))
+        findings = [*_check_splits(work, plan, bool(known), earlier), *check_log(work, plan)]
         parts = _write_parts(work, plan, 1 + max(map(_number, _part_files(out)), default=-1) if known else 0)
         rows = dict.fromkeys(SPLITS, 0)
         for path, count in parts.items():
             rows[path.name.rpartition("-")[0]] += count
         told = dict(metadata or {"source": "log", "protocol": "requests of a log in long format"})
         told["protocol"] = "; ".join([told["protocol"], *_protocol(work, plan, tables)])
-        told |= {"log": described, "files": known | {str(path): path.stat().st_size for path in new}}
+        told |= {"log": described, "files": known | {name: path.stat().st_size for name, path in new.items()}}
         total = {split: count + old.get("rows", {}).get(split, 0) for split, count in rows.items()}
         told["rows"] = {split: count for split, count in total.items() if count}
 
@@ -124,6 +127,12 @@ def _number(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def _named_files(table: str) -> dict[str, Path]:
+    """The files of a table by their names below the folder that its pattern begins with; none of a query."""
+    folder = re.split(r"[*?\[]", table)[0].rpartition("/")[0]
+    return {os.path.relpath(path, folder or "."): path for path in files_of(table, "impressions")}
+
+
 def _states(table: str | Sequence[Path]) -> Any:
     """What tells whether the files of a run that was killed are still the same."""
     if isinstance(table, str):
@@ -131,7 +140,7 @@ def _states(table: str | Sequence[Path]) -> Any:
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in table]
 
 
-def _old_metadata(out: Path, described: dict[str, Any], needs_all: bool, files: Sequence[Path]) -> dict[str, Any]:
+def _old_metadata(out: Path, described: dict[str, Any], needs_all: bool, files: Mapping[str, Path]) -> dict[str, Any]:
     """What `dataset.json` says of a folder to which files are added; empty if it is to be made anew.
 
     Raises:
@@ -144,7 +153,7 @@ def _old_metadata(out: Path, described: dict[str, Any], needs_all: bool, files: 
         raise RerankingDataError(
             f"{out} was made by another schema file; choose another folder, or remove it", field="log"
         )
-    sizes = {str(path): path.stat().st_size for path in files}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
     for name, size in metadata["files"].items():
         if name not in sizes and needs_all:
             message = f"{name} was converted, but is not among the files: histories need it"
@@ -156,20 +165,20 @@ def _old_metadata(out: Path, described: dict[str, Any], needs_all: bool, files: 
 
 
 def _check_splits(
-    connection: duckdb.DuckDBPyConnection, plan: Plan, known: Collection[str], files: Sequence[Path]
+    connection: duckdb.DuckDBPyConnection, plan: Plan, begun: bool, earlier: Sequence[Path]
 ) -> list[Finding]:
     """Refuses a new folder without requests to train on, and requests that a folder has already."""
     query = "SELECT __split, count(*) FROM requests WHERE __shown > 0 GROUP BY __split"
     counts = dict(connection.execute(query).fetchall())
-    if earlier := [path for path in files if str(path) in known]:
+    if earlier:
         keys = Source.open(connection, "impressions", earlier).select({"__request": (plan.spec.request, "key")})
         query = f"SELECT __row, __request FROM requests SEMI JOIN ({keys}) USING (__request) ORDER BY __row LIMIT 1"
         for row, found in connection.execute(query).fetchall():
             raise RerankingDataError(f"request {found!r} was in an earlier file, too", field=plan.spec.request, row=row)
-    elif not known and not counts.get("train"):
+    elif not begun and not counts.get("train"):
         first, last = connection.execute("SELECT min(__time), max(__time) FROM requests").fetchall()[0]
         raise RerankingDataError(f"no requests in the train split; the times are {first} to {last}", field="split")
-    empty = [split for split in SPLITS[1:] if not counts.get(split) and not known]
+    empty = [split for split in SPLITS[1:] if not counts.get(split) and not begun]
     return [Finding("splits without requests", len(empty), ", ".join(empty))]
 
 
