@@ -1,7 +1,7 @@
 """A log in long format of millions of rows becomes a data folder: memory, disk, and a run that is killed and continued.
 
-Pages of 10 items of 20 candidates, which are logged apart: twice as many rows. The process runs under `RLIMIT_DATA` of
-2 GiB, is killed once half of its part files are there, and a second one ends what it began.
+Pages of 10 items of 20 candidates, which are logged apart: twice as many rows. The process is killed once half of its
+part files are there, and a second one ends what it began.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ __all__ = ["measure", "prepare", "rows", "write_long_log"]  # imported here, bef
 
 SHOWN, CANDIDATES, DAYS, FIRST_DAY = 10, 20, 10, 1_777_593_600  # 2026-05-01
 USERS, ITEMS, PAGES = 50_000, 100_000, 3
-DATA_LIMIT = 2 << 30
 SCHEMA = """
 name: long-log
 item_id: item_id
@@ -102,8 +101,8 @@ def measure(impressions: int, work: Path) -> dict[str, Any]:
             raise RuntimeError("rerankzoo prepare log failed")
 
     found: dict[str, Any] = {"impressions": impressions, "raw": _bytes(raw)}
-    found["killed"] = asdict(run(prepare_log, work / "output", DATA_LIMIT, middle))
-    found["continued"] = asdict(run(prepare_log, work / "output", DATA_LIMIT, lambda: middle() and False))
+    found["killed"] = asdict(run(prepare_log, work / "output", kill_when=middle))
+    found["continued"] = asdict(run(prepare_log, work / "output", kill_when=lambda: middle() and False))
     found |= {"result": _bytes(out), "work": max(disk) - _bytes(out)}
     files = [path for split in SPLITS for path in split_files(out, split)]
     clicks = sum(map(_clicks, files))

@@ -84,6 +84,8 @@ def _draw(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Figure:
     found = connection.execute("SELECT __shown, count(*) FROM requests GROUP BY ALL ORDER BY 1 LIMIT 100").fetchall()
     sizes.bar([size for size, _ in found], [count for _, count in found])
     sizes.set_title("requests by the number of items shown", fontsize=9, loc="left")
+    for panel in (positions, sizes):
+        panel.xaxis.get_major_locator().set_params(integer=True)
     for panel in (days, positions, sizes):
         panel.tick_params(labelsize=7)
     return figure

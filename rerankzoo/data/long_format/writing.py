@@ -115,7 +115,7 @@ def _told() -> Iterator[None]:
     """What DuckDB says of values that it cannot convert or compare."""
     try:
         yield
-    except (duckdb.DataError, duckdb.ProgrammingError, duckdb.InvalidInputException) as error:
+    except (duckdb.DataError, duckdb.BinderException, duckdb.InvalidInputException) as error:
         raise unreadable(Path("log"), error) from error
 
 
