@@ -61,7 +61,6 @@ class EvaluationRun:
             raise RecipeError("ceiling: only of simulated data the correctly specified model is known")
         if self.ceiling and "train" not in self.splits:
             raise RecipeError("ceiling: there is no split 'train' to fit the correctly specified model to")
-
         if self.lambdamart and (missing := {"train", "validation"} - set(self.splits)):
             raise RecipeError(f"lambdamart: there is no split {sorted(missing)[0]!r} to fit it with")
         self._yardsticks: dict[str | None, protocol.LambdaMART] = {}

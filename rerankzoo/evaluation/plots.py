@@ -37,7 +37,6 @@ class Point:
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes a picture in one step, into a folder that is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
     return path
 

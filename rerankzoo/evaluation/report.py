@@ -101,10 +101,9 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
         "counterfactual": [row.to_dict() for evaluation in evaluations for row in evaluation.counterfactual],
     }
     paths = {"json": Path(out_dir) / "results.json", "markdown": Path(out_dir) / "results.md"}
-    page = _page(summaries, compared, protocol, evaluations)
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    for name, text in {"json": json.dumps(results, indent=2, allow_nan=False) + "\n", "markdown": page}.items():
-        write_text(paths[name], text)
+    page, told = _page(summaries, compared, protocol, evaluations), json.dumps(results, indent=2, allow_nan=False)
+    write_text(paths["json"], told + "\n")
+    write_text(paths["markdown"], page)
     if evaluations[0].primary is not None:
         from rerankzoo.evaluation.plots import draw, save
 
