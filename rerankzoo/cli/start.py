@@ -35,21 +35,20 @@ from rerankzoo.text_files import read_json, read_yaml
 
 console = Console()
 
-#: Of what the steps leave in the output folder: what was done, for which log.
+#: What was done, and for which log.
 STATE_FILE = "start.json"
-#: Recipes by model: for logs whose items are seen seldom, and for those that see each `_OFTEN` times or more.
+#: Shipped recipes by model; `{}` stands for "simulator" where items are seen `_OFTEN` times each or more.
 _RECIPES = {
-    "pointwise": ("pointwise/ml-100k.yaml", "pointwise/simulator.yaml"),
-    "prm": ("prm/ml-100k.yaml", "prm/simulator.yaml"),
-    "evaluator": ("interaction/evaluator-ml-100k.yaml", "interaction/evaluator-ml-100k.yaml"),
-    "degre": ("degre/guided-simulator.yaml", "degre/guided-simulator.yaml"),
+    "pointwise": "pointwise/{}.yaml",
+    "prm": "prm/{}.yaml",
+    "evaluator": "interaction/evaluator-ml-100k.yaml",
+    "degre": "degre/guided-simulator.yaml",
 }
 _OFTEN = 100
 _BEHAVIOURS = "model.init_args.config.behaviour=independent,cascade,satisfaction,choice"
-#: Requests that are mined at most, where candidates x positions are `_SMALL` or less; of larger ones fewer.
-_MINED, _FEWEST_MINED, _SMALL = 24_000, 2_000, 100
-#: Candidates x positions from which on fewer beams have to do.
-_LARGE = 1_000
+#: Requests that are mined at most, where candidates x positions are `_SMALL` or less; of larger ones fewer, and from
+#: `_LARGE` on with fewer beams.
+_MINED, _FEWEST_MINED, _SMALL, _LARGE = 24_000, 2_000, 100, 1_000
 _EVALUATED = 2_000
 _STORY = {
     "diagnosis": "what does the log let expect?",
@@ -124,7 +123,7 @@ def start(data: str, *, seed: NonNegativeInt = 0, out: Path = Path("outputs/star
     steps.run("evaluation", steps.evaluate(["pointwise", "prm", "degre"] if whole else ["pointwise"]))
     chosen, reason = _recommend(verdict["kind"], out / "evaluation" / "results.json")
     steps.tell(recommended=str(out / chosen / "best"), verdict=verdict["text"])
-    _conclude(out, chosen, reason, verdict, splits[steps.held_out][0])
+    _conclude(out, chosen, reason, verdict["text"], splits[steps.held_out][0])
 
 
 class _Steps:
@@ -134,24 +133,22 @@ class _Steps:
         self.data, self.out, self.seed, self.size = data, out, seed, size
         self.held_out = "test" if "test" in splits else "validation"
         rows = {name: len(table) for name, table in splits.items()}
-        self.state: dict[str, Any] = {"data": data, "seed": seed, "rows": rows, "cpu_seconds": {}}
-        if (out / STATE_FILE).is_file():
-            begun = read_json(out / STATE_FILE)
-            for key in ("data", "seed", "rows"):
-                if begun.get(key) != self.state[key]:
-                    text = f"{out} was begun with {key} {begun.get(key)!r}, got {self.state[key]!r}"
-                    raise RecipeError(f"{text}; choose another folder")
-            self.state = begun
+        asked: dict[str, Any] = {"data": data, "seed": seed, "rows": rows}
+        self.state = read_json(out / STATE_FILE) if (out / STATE_FILE).is_file() else {**asked, "done": {}}
+        for key, value in asked.items():
+            if self.state[key] != value:
+                text = f"{out} was begun with {key} {self.state[key]!r}, got {value!r}; choose another folder"
+                raise RecipeError(text)
+        mine = ["mine", "--evaluator", self._best("evaluator"), "--data", data, "--out", str(out / "mined")]
         self.commands = {
             "diagnosis": ["diagnose", data, "--seed", str(seed), "--out", str(out)],
-            "pointwise": self._fit("pointwise", "--ckpt_path", "last"),
-            "prm": self._fit("prm", "--ckpt_path", "last"),
+            "pointwise": self._fit("pointwise"),
+            "prm": self._fit("prm"),
             "evaluator": self._fit("evaluator", "--try", _BEHAVIOURS),
-            "mined": ["mine", "--evaluator", self._best("evaluator"), "--data", data, "--out", str(out / "mined")],
-            "degre": self._fit("degre", "--ckpt_path", "last"),
+            "mined": [*mine, *size.mining()],
+            "degre": self._fit("degre"),
             "evaluation": self.evaluate(["pointwise", "prm", "degre"]),
         }
-        self.commands["mined"] += size.mining()
 
     def _best(self, name: str) -> str:
         return str(self.out / name / "best")
@@ -178,7 +175,7 @@ class _Steps:
 
     def _recipe(self, name: str) -> str:
         """A shipped recipe for this log: its batches and passes follow the log's size, its slates the log's."""
-        recipe = read_yaml(find_recipe(_RECIPES[name][self.size.views >= _OFTEN]))
+        recipe = read_yaml(find_recipe(_RECIPES[name].format("simulator" if self.size.views >= _OFTEN else "ml-100k")))
         model, trainer = recipe["model"]["init_args"], recipe["trainer"]
         model["config"].pop("slate_size", None)
         trainer.pop("max_epochs", None)
@@ -187,22 +184,22 @@ class _Steps:
         if name == "degre":
             source = dict.fromkeys(("path", "extractor"), str(self.out / "mined"))
             model["guide"] = self._best("evaluator")
-        recipe |= {"seed_everything": self.seed, "data": {"class_path": "rerankzoo.RerankingDataModule"}}
-        recipe["data"]["init_args"] = source
+        recipe["data"] = {"class_path": "rerankzoo.RerankingDataModule", "init_args": source}
+        recipe["seed_everything"] = self.seed
         head = [_STORY[name], *([_line(self.commands["mined"])] if name == "degre" else []), _line(self.commands[name])]
         return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(recipe, sort_keys=False)
 
     def run(self, name: str, words: list[str] | None = None) -> None:
         """Runs a step, unless it is done."""
-        words, done = words or self.commands[name], self.state["cpu_seconds"]
-        if done.get(name, {}).get("command") == words:
-            console.print(f"{name} is done ({done[name]['seconds']:.0f} CPU seconds)", highlight=False)
+        words, done = words or self.commands[name], self.state["done"]
+        if done.get(name, {}).get("command") == _line(words):
+            console.print(f"{name} is done ({done[name]['cpu_seconds']:.0f} CPU seconds)", highlight=False)
             return
         console.rule(f"[bold]{name}[/bold]: {_STORY[name]}")
         console.print(_line(words), highlight=False, soft_wrap=True)
         begun = time.process_time()
-        run_command(words)
-        done[name] = {"command": words, "seconds": time.process_time() - begun}
+        run_command([*words, "--ckpt_path", "last"] if words[0] == "fit" and "--try" not in words else words)
+        done[name] = {"command": _line(words), "cpu_seconds": time.process_time() - begun}
         self.tell()
 
     def tell(self, **further: str) -> None:
@@ -230,19 +227,17 @@ def _recommend(kind: str, results: Path) -> tuple[str, str]:
     return "pointwise", f"the log promises more, but DeGRe has not found it: {told}"
 
 
-def _conclude(out: Path, chosen: str, reason: str, verdict: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+def _conclude(out: Path, chosen: str, reason: str, verdict: str, row: Mapping[str, Any]) -> None:
     """Reranks one request with the checkpoint that is recommended, and says what to do next."""
     console.rule("[bold]what to do next")
     folder = out / chosen / "best"
-    pipeline = RerankingPipeline.from_pretrained(str(folder))
-    shown = ", ".join(str(item["item_id"]) for item in pipeline(dict(row))[:10])
-    lines = [
-        f"verdict: {verdict['text']}",
+    items = RerankingPipeline.from_pretrained(str(folder))(dict(row))
+    for line in (
+        f"verdict: {verdict}",
         f"checkpoint: {folder} ({reason})",
-        f"its slate of the first held-out request: {shown}",
+        f"its slate of the first held-out request: {', '.join(str(item['item_id']) for item in items)}",
         f'in Python: RerankingPipeline.from_pretrained("{folder}")(request)',
         f"pages and tables: {out / 'diagnosis.md'}, {out / 'evaluation' / 'results.md'}",
         f"change a recipe in {out} and give the command in its head; all commands: {out / 'start.sh'}",
-    ]
-    for line in lines:
+    ):
         console.print(f"- {line}", highlight=False, soft_wrap=True)
