@@ -112,6 +112,35 @@ def test_what_is_missing_is_named_before_anything_is_written(name: str, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "change", "message"),
+    [
+        ("finn", "data.npz", lambda content: content[: len(content) // 2], "data.npz is damaged"),
+        (
+            "rl4rs",
+            "rl4rs_dataset_a_sl.csv",
+            lambda content: content.replace(b",", b",x", 1),
+            "Could not convert string",
+        ),
+        ("prm", "set1.train.txt.part1", lambda content: content.replace(b"]]", b"]"), "Could not|can't be cast"),
+        ("prm", "set1.train.txt.part2", lambda content: content.replace(b"|", b" "), "expected 6 parts"),
+        ("mind", "train/behaviors.tsv", lambda content: content.replace(b"-0 ", b" ", 10), "click"),
+        ("mind", "dev/behaviors.tsv", lambda content: content.replace(b"/2019", b"/x"), "Could not parse"),
+        ("avito", "trainSearchStream.tsv", lambda content: content.replace(b"\t3\t", b"\tthree\t", 5), "three"),
+    ],
+)
+def test_damaged_files_are_refused(
+    name: str, file: str, change: Callable[[bytes], bytes], message: str, tmp_path: Path
+) -> None:
+    log, write, _ = LOGS[name]
+    write(tmp_path / "raw")
+    path = tmp_path / "raw" / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(RerankingDataError, match=message):
+        convert_public_log(log, tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_published_numbers_are_asserted(tmp_path: Path) -> None:
     raw_sources.write_mind(tmp_path / "raw")
     (first, (query, _)), (second, (other, _)) = mind().published.items()

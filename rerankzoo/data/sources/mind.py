@@ -69,8 +69,8 @@ def mind(variant: Literal["small", "large"] = "small") -> PublicLog:
         ),
         tables=LogTables(
             impressions="""
-                SELECT request, time, hour(time) AS hour, regexp_extract(entry, '^(.*)-[01]$', 1) AS news,
-                    right(entry, 1)::INTEGER AS click
+                SELECT request, time, hour(time) AS hour, left(entry, length(entry) - 2) AS news,
+                    CASE right(entry, 2) WHEN '-1' THEN 1 WHEN '-0' THEN 0 END AS click
                 FROM (SELECT request, time, unnest(string_split(shown, ' ')) AS entry FROM behaviors)
                 QUALIFY min(click) OVER (PARTITION BY request) < max(click) OVER (PARTITION BY request)""",
             items="""

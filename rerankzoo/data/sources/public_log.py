@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import pyarrow as pa
 
 from rerankzoo.data.long_format import LogSpec, LogTables
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, in_one_line
 from rerankzoo.features.schema import FieldSpec, Group, Transform
 
 if TYPE_CHECKING:
@@ -135,21 +136,34 @@ def _load(connection: duckdb.DuckDBPyConnection, raw: Path, file: RawFile) -> in
         columns = ", ".join(f'"{name}" {kind}' for name, kind in file.types.items())
         connection.begin()
         connection.execute(f"CREATE TABLE {file.table} ({columns})")
-        for part in file.read(raw):
-            connection.register("part", part)
-            connection.execute(f"INSERT INTO {file.table} BY NAME FROM part")
+        try:
+            for part in file.read(raw):
+                connection.register("part", part)
+                connection.execute(f"INSERT INTO {file.table} BY NAME FROM part")
+        except (BadZipFile, KeyError, ValueError) as error:
+            if isinstance(error, RerankingDataError):
+                raise
+            raise RerankingDataError(f"{raw / file.name} is damaged: {in_one_line(error)}", field=file.name) from error
         connection.commit()
     return _count(connection, f"SELECT count(*) FROM {file.table}")
 
 
 def _pages(connection: duckdb.DuckDBPyConnection, log: PublicLog) -> str:
     """Makes the table `pages`; returns the query of the impressions."""
+    import duckdb
+
+    from rerankzoo.data.work_database import unreadable
+
     spec, target = log.spec, log.spec.schema.targets[0].name
     first = ", ".join(filter(None, [spec.position, f"{target} DESC"]))
-    connection.execute(f"""
+    query = f"""
         CREATE TABLE IF NOT EXISTS pages AS FROM ({log.tables.impressions})
         QUALIFY row_number() OVER (PARTITION BY {spec.request}, {spec.schema.item_id} ORDER BY {first}) = 1
-        ORDER BY {spec.time}, {spec.request}""")
+        ORDER BY {spec.time}, {spec.request}"""
+    try:
+        connection.execute(query)
+    except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
+        raise unreadable(Path(log.files[0].name), error) from error
     columns = connection.table("pages").columns
     missing = spec.schema.propensity not in (None, *columns)
     return f"SELECT *, NULL AS {spec.schema.propensity} FROM pages" if missing else "FROM pages"
