@@ -101,7 +101,8 @@ def propose(
             parts.append(draw_slates(generators[name], batch, number))
         else:
             parts.append(generators[name].generate(**batch, num_beams=1, slate_size=slate_size).unsqueeze(1))
-            parts += [draw_slates(generators[name], batch, number - 1)] * (number > 1)
+            if number > 1:
+                parts.append(draw_slates(generators[name], batch, number - 1))
     return torch.cat(parts, dim=1)
 
 

@@ -105,7 +105,7 @@ class PointerGenerator(SlateGenerator):
 
     Mined slates are distilled; without them, logged slates with feedback are learned by likelihood if their utility
     reaches the threshold. A family makes what it reads fields with, then calls `make_layers`; it may override `encode`,
-    `teach` and `scorer`.
+    `read`, `point`, `learn` and `scorer`.
     """
 
     config: Any
@@ -135,15 +135,31 @@ class PointerGenerator(SlateGenerator):
                 there are none.
         """
         encoded, slates = self.encode(batch), batch.get("slates")
-        first = torch.full((len(encoded.mask), 1, 1), PADDING, device=encoded.mask.device)
-        logits = self.teach(encoded, first if slates is None else slates)
-        if slates is not None and "slate_weights" in batch:
-            loss, terms = self.distil(logits, batch)
-        elif {"slates", "feedback", "candidate_value"} <= batch.keys():
-            loss, terms = self._imitate(logits, batch)
-        else:
+        if slates is None:
+            slates = torch.full((len(encoded.mask), 1, 1), PADDING, device=encoded.mask.device)
+        hidden = self.read(encoded, slates)
+        logits = self.point(hidden, encoded, slates)
+        loss, terms = self.learn(batch, encoded, hidden, logits)
+        if loss is None:
             return SlateModelOutput(logits=logits, candidate_states=encoded.states)
         return SlateModelOutput(loss=loss, loss_terms=terms, logits=logits, candidate_states=encoded.states)
+
+    def learn(
+        self, batch: Batch, encoded: Encoded, hidden: Tensor, logits: Tensor
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The loss and its terms; `None` without labels.
+
+        Args:
+            batch: With its labels.
+            encoded: What `encode` has made of it.
+            hidden: (B, S, M, D), of `read`.
+            logits: (B, S, M, N), of `point`.
+        """
+        if {"slates", "slate_weights"} <= batch.keys():
+            return self.distil(logits, batch)
+        if {"slates", "feedback", "candidate_value"} <= batch.keys():
+            return self._imitate(logits, batch)
+        return None, {}
 
     def encode(self, batch: Batch) -> Encoded:
         """Encodes requests, whose fields a family's `features` joins to one vector per candidate."""
@@ -160,8 +176,8 @@ class PointerGenerator(SlateGenerator):
 
     def read(self, encoded: Encoded, slates: Tensor) -> Tensor:
         """What the decoder has read (B, S, M, D) above each position of slates (B, S, M)."""
-        states, (num_slates, length) = encoded.states, slates.shape[1:]
-        start = encoded.start[:, None, None].expand(-1, num_slates, 1, -1)
+        states, length = encoded.states, slates.shape[-1]
+        start = encoded.start[:, None, None].expand(-1, slates.shape[1], 1, -1)
         hidden = torch.cat([start, gather_candidates(states, slates[..., :-1])], dim=2)
         hidden = (hidden + self.positions(torch.arange(length, device=slates.device))).flatten(0, 1)
         shared = {
@@ -172,14 +188,10 @@ class PointerGenerator(SlateGenerator):
         }
         for layer in self.decoder_layers:
             hidden = layer(hidden, **shared)
-        return self.decoder_norm(hidden).view(len(states), num_slates, length, -1)
-
-    def teach(self, encoded: Encoded, slates: Tensor) -> Tensor:
-        """Logits (B, S, M, N) of each position of slates (B, S, M), given the items further up."""
-        return self.point(self.read(encoded, slates), encoded, slates)
+        return self.decoder_norm(hidden).unflatten(0, slates.shape[:2])
 
     def point(self, hidden: Tensor, encoded: Encoded, slates: Tensor) -> Tensor:
-        """Logits (B, S, M, N) from what was read (B, S, M, D)."""
+        """Logits (B, S, M, N) of each position of slates (B, S, M), from what was read (B, S, M, D)."""
         logits = self.pointer(hidden.flatten(1, 2), encoded.states, encoded.mask).unflatten(1, hidden.shape[1:3])
         return logits.masked_fill(chosen_above(slates, encoded.mask.shape[1]), torch.finfo(logits.dtype).min)
 
@@ -187,11 +199,10 @@ class PointerGenerator(SlateGenerator):
         """See `SlateGenerationMixin.log_likelihood`; all positions in one pass, with dropout in training mode."""
         self._check_length(slates)
         encoded = self.encode(inputs(batch))
-        available = encoded.mask[:, None, None] & ~chosen_above(slates, encoded.mask.shape[1])
-        return of_choices(remaining_log_probs(self.teach(encoded, slates), available), slates)
+        return choice_log_probs(self.point(self.read(encoded, slates), encoded, slates), encoded.mask, slates)
 
     def distil(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of mined slates and its terms, from the logits (B, S, M, N) of `teach`."""
+        """The loss of mined slates and its terms, from the logits (B, S, M, N) of `point`."""
         slates, weights, soft_labels = batch["slates"], batch["slate_weights"], batch.get("soft_labels")
         log_probs, config = log_probabilities(logits), self.config
         if soft_labels is None and config.hard_label_weight == 0:
@@ -216,6 +227,12 @@ class PointerGenerator(SlateGenerator):
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the decoder, one token at a time."""
         return PointerScorer(self)
+
+
+def choice_log_probs(logits: Tensor, mask: Tensor, slates: Tensor) -> Tensor:
+    """Log-probability (B, S, M) of each choice of slates (B, S, M), by logits (B, S, M, N) and the candidates' mask."""
+    available = mask[:, None, None] & ~chosen_above(slates, mask.shape[1])
+    return of_choices(remaining_log_probs(logits, available), slates)
 
 
 class PointerScorer(Scorer):

@@ -1,4 +1,4 @@
-"""GoalRank, EG-Rerank and GFN4Rec: one network, three ways to teach it."""
+"""GoalRank, EG-Rerank, GFN4Rec and GReF: one network, several ways to teach it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rerankzoo.losses import detailed_balance, group_loss, trajectory_balance
 from rerankzoo.models.egrerank import EGRerankForReranking
 from rerankzoo.models.gfn4rec import GFN4RecForReranking
 from rerankzoo.models.goalrank import GoalRankForReranking
+from rerankzoo.models.gref import GReFForReranking
 from tests.models.common import GeneratorVariantTestSuite, ScorerTestSuite
 
 Batch = dict[str, Tensor]
@@ -125,3 +126,48 @@ def test_a_flow_knows_the_prefix_only(extractor: RerankingFeatureExtractor, batc
     (_, first), (_, second) = model.flows(one, **request), model.flows(other, **request)
     torch.testing.assert_close(first[..., :3], second[..., :3])
     assert not torch.isclose(first[..., 3], second[..., 3])
+
+
+# --- several items per pass -----------------------------------------------------------------------------------------
+
+
+class TestGReFForReranking(ScorerTestSuite):
+    model_class = GReFForReranking
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "num_heads": 3}
+
+
+def test_a_pass_of_the_decoder_points_at_several_items(
+    extractor: RerankingFeatureExtractor, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(GReFForReranking, extractor, num_heads=2)
+    read, passes = model.read, []
+    monkeypatch.setattr(model, "read", lambda *arguments: (passes.append(1), read(*arguments))[1])
+    slates = model.generate(**batch)
+    assert len(passes) == 2
+    # What stands second does not see what stands first, but for its place being taken.
+    logits = model(**{**inputs(batch), "slates": slates.unsqueeze(1)}).logits[:, 0]
+    other = slates[:, [1, 0, 2, 3]].unsqueeze(1)
+    moved = model(**{**inputs(batch), "slates": other}).logits[:, 0]
+    row = int((batch["candidate_mask"].sum(-1) > 4).nonzero()[0])
+    free = [item for item in range(int(batch["candidate_mask"][row].sum())) if item not in slates[row, :2].tolist()]
+    torch.testing.assert_close(logits[row, 1, free], moved[row, 1, free])
+    assert not torch.isclose(logits[row, 2, free], moved[row, 2, free]).all()
+
+
+def test_ordered_loss_by_hand(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    model = make(GReFForReranking, extractor, num_heads=2, ordered_weight=2.0)
+    row = int((batch["slates"][:, 0] >= 0).all(-1).nonzero()[0])
+    single = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+    single["candidate_value"] = torch.ones_like(single["candidate_value"])
+    single["feedback"] = torch.zeros_like(single["feedback"])
+    single["feedback"][0, 0, [0, 3], 0] = 1.0  # the first pass is in order, the second is not
+    shown = single["slates"]
+    ordered = shown[..., [0, 1, 3, 2]]
+    gained = (
+        model.log_likelihood(ordered, **single)[..., 2:].sum() - model.log_likelihood(shown, **single)[..., 2:].sum()
+    )
+    output = model(**single)
+    expected = math.log(1 + math.exp(-gained.item() / 2))
+    assert output.loss_terms["ordered"].item() == pytest.approx(expected, rel=1e-5)
+    total = output.loss_terms["likelihood"].item() + 2 * expected
+    assert output.loss.item() == pytest.approx(total, rel=1e-5)

@@ -272,9 +272,9 @@ class DeGReGenerator(DeGRePreTrainedModel, PointerGenerator):
         user = torch.zeros_like(states[:, 0]) if self.user_projection is None else self.user_projection(request)
         return Encoded(states, user, batch["candidate_mask"], guided)
 
-    def teach(self, encoded: Encoded, slates: Tensor) -> Tensor:
-        """See `PointerGenerator.teach`; with a guide, its preferences are added."""
-        logits = super().teach(encoded, slates)
+    def point(self, hidden: Tensor, encoded: Encoded, slates: Tensor) -> Tensor:
+        """See `PointerGenerator.point`; with a guide, its preferences are added."""
+        logits = super().point(hidden, encoded, slates)
         if self.guide is None:
             return logits
         logits = logits + self.guide.along(encoded.further, slates)

@@ -29,11 +29,9 @@ from torch import Tensor, nn
 
 from rerankzoo.batch import Batch, inputs, widened
 from rerankzoo.features.utility import slate_utility
-from rerankzoo.generation.scorer import chosen_above, of_choices, remaining_log_probs
 from rerankzoo.losses import detailed_balance, slate_mean, trajectory_balance
-from rerankzoo.models.base import SlateModelOutput
 from rerankzoo.models.gfn4rec.configuration_gfn4rec import GFN4RecConfig
-from rerankzoo.models.pointer_generator import PointerGenerator
+from rerankzoo.models.pointer_generator import Encoded, PointerGenerator, choice_log_probs
 from rerankzoo.models.registry import register_model
 
 
@@ -55,21 +53,31 @@ class GFN4RecForReranking(PointerGenerator):
         self.flow = None if config.balance == "group" else nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    def compute(self, batch: Batch) -> SlateModelOutput:
-        """See `PointerGenerator.compute`; the flow learns what the slates earned, or are worth."""
-        output = super().compute(batch)
+    def learn(
+        self, batch: Batch, encoded: Encoded, hidden: Tensor, logits: Tensor
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """See `PointerGenerator.learn`; the flow learns what the slates earned, or are worth."""
+        loss, terms = super().learn(batch, encoded, hidden, logits)
         reward = None if self.flow is None else self._reward(batch)
-        if output.loss is None or reward is None:
-            return output
+        if loss is None or reward is None:
+            return loss, terms
         slates = batch["slates"]
-        log_probs, log_flows = self.flows(slates, **batch)
+        log_probs = choice_log_probs(logits, encoded.mask, slates)
         balanced = trajectory_balance if self.config.balance == "trajectory" else detailed_balance
-        flow = slate_mean(balanced(log_probs, log_flows, reward, slates), slates).mean()
-        loss = output.loss + self.config.flow_weight * flow
-        terms = {**(output.loss_terms or {}), "flow": flow}
-        return SlateModelOutput(
-            loss=loss, loss_terms=terms, logits=output.logits, candidate_states=output.candidate_states
-        )
+        errors = balanced(log_probs, self._log_flows(hidden), reward, slates)
+        flow = slate_mean(errors, slates).mean()
+        return loss + self.config.flow_weight * flow, {**terms, "flow": flow}
+
+    def _log_flows(self, hidden: Tensor) -> Tensor:
+        """log F (B, S, M) of the prefix above each position.
+
+        Raises:
+            ValueError: If there is no flow.
+        """
+        if self.flow is None:
+            raise ValueError("there is no flow to balance with: the model's balance is 'group'")
+        flows: Tensor = widened(self.flow(hidden)).squeeze(-1)
+        return flows
 
     def _reward(self, batch: Batch) -> Tensor | None:
         """The logarithm (B, S) of the rewards of the batch's slates; `None` where nobody knows them."""
@@ -92,14 +100,11 @@ class GFN4RecForReranking(PointerGenerator):
         Raises:
             ValueError: If there is no flow.
         """
-        if self.flow is None:
-            raise ValueError("there is no flow to balance with: the model's balance is 'group'")
         self._check_length(slates)
         encoded = self.encode(inputs(batch))
         hidden = self.read(encoded, slates)
-        available = encoded.mask[:, None, None] & ~chosen_above(slates, encoded.mask.shape[1])
-        log_probs = of_choices(remaining_log_probs(self.point(hidden, encoded, slates), available), slates)
-        return log_probs, widened(self.flow(hidden)).squeeze(-1)
+        log_probs = choice_log_probs(self.point(hidden, encoded, slates), encoded.mask, slates)
+        return log_probs, self._log_flows(hidden)
 
 
 __all__ = ["GFN4RecForReranking"]
