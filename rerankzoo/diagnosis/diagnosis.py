@@ -22,7 +22,8 @@ from rerankzoo.diagnosis.support import (
     find_support,
     position_log_likelihoods,
 )
-from rerankzoo.diagnosis.verdict import CLAIMABLE, WORTH, Figures, Verdict, decide
+from rerankzoo.diagnosis.verdict import WORTH, Figures, Verdict, decide
+from rerankzoo.evaluation import MIN_POSITIVES
 from rerankzoo.evaluation.counterfactual import Estimate as CounterfactualEstimate
 from rerankzoo.features.utility import position_utility
 from rerankzoo.metrics import Estimate, mean_interval
@@ -158,7 +159,7 @@ def diagnose(
         position_utility(half["feedback"], half["slates"], half["candidate_value"], log.schema) for half in log.halves
     )
     count = sum(int((earned != 0).sum()) for earned in earning)
-    if count < CLAIMABLE:
+    if count < MIN_POSITIVES:
         figures = Figures(log.used, count)
         return Diagnosis(log, decide(figures, worth), figures)
     fits = _Fits(log, watch, seed)

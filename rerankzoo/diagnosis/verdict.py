@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from rerankzoo.evaluation import MIN_POSITIVES
 from rerankzoo.evaluation.counterfactual import requests_in_each_arm
 
 Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", "logs do not support this"]
@@ -15,8 +16,6 @@ Kind = Literal["worth an A/B test", "pointwise will do", "not enough feedback", 
 WORTH = 0.03
 #: What the calibration itself may be off, as a share: not in any standard error.
 BLIND = 0.01
-#: With fewer positives standard errors are guesses: nothing is fitted, and there are words and no figure.
-CLAIMABLE = 500
 #: So many standard errors a listwise reading has to be better to be more than noise (one-sided, 5 %).
 CLEAR = 1.64
 #: How probable a statement has to be to be made.
@@ -58,9 +57,9 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
         figures: See there.
         worth: A gain that is worth the trouble, as a share.
     """
-    if figures.positives < CLAIMABLE:
-        few = f"the log has {figures.positives} positives to learn from, and at least {CLAIMABLE} are needed"
-        more = math.ceil(figures.requests * (2 * CLAIMABLE / max(1, figures.positives) - 1))
+    if figures.positives < MIN_POSITIVES:
+        few = f"the log has {figures.positives} positives to learn from, and at least {MIN_POSITIVES} are needed"
+        more = math.ceil(figures.requests * (2 * MIN_POSITIVES / max(1, figures.positives) - 1))
         text = f"not enough feedback: nothing can be told before there are about {_count(more)} more requests"
         return Verdict("not enough feedback", text, (few,), more)
     error = math.hypot(figures.error, BLIND)

@@ -7,8 +7,9 @@ from datasets import Dataset
 
 from rerankzoo.features.schema import FeatureSchema
 
-#: With fewer positives to learn from, the base rate itself is known to no better than a fifth (95 %).
-MIN_POSITIVES = 100
+#: With fewer positives to learn from, the base rate is known to no better than a tenth (95 %), and standard errors
+#: are guesses: nothing is fitted to find out what slates earn, and there are words and no figure.
+MIN_POSITIVES = 500
 #: Fewer observed ones tell a mean to no better than two fifths.
 MIN_OBSERVED = 20
 

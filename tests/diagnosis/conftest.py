@@ -13,7 +13,7 @@ SMALL = {"num_users": 30, "num_items": 40, "retrieval_pool": 15, "num_candidates
 @pytest.fixture(autouse=True)
 def _small_logs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """The logs of these tests have too little feedback for a diagnosis."""
-    monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.CLAIMABLE", 40)
+    monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.MIN_POSITIVES", 40)
 
 
 @pytest.fixture(scope="session")

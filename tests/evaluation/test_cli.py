@@ -104,14 +104,14 @@ def test_the_correctly_specified_model_is_a_baseline(simulated: Any) -> None:
 
 
 def test_what_evaluators_had_too_few_positives_to_learn_is_left_out(simulated: Any) -> None:
-    """Twenty requests have fewer than a hundred clicks; beside the truth nothing is left out."""
+    """Twenty requests have fewer than five hundred clicks; beside the truth nothing is left out."""
     few = simulated.data.select(range(20))
     run = EvaluationRun({"train": few, "test": few}, simulated.extractor.schema, None, simulated.evaluator())
     asked = [Decoding("greedy", {"num_beams": 1})]
     found = run.evaluate("m", simulated.model(), simulated.extractor, 0, asked, hr_requests=0)
     clicks = sum(sum(row) for row in few["click"])
     assert found.protocol["not_shown"] == {
-        "what evaluators predict": f"for the log has {clicks:.0f} positives to learn from, and at least 100 are needed"
+        "what evaluators predict": f"for the log has {clicks:.0f} positives to learn from, and at least 500 are needed"
     }
     assert found.primary is None
     assert "value" not in found.row("m", "greedy").metrics
@@ -140,6 +140,7 @@ def test_without_truth_and_labels_the_default_judge_is_cross_fitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rerankzoo.diagnosis.diagnosis.BEHAVIOURS", ("independent",))
+    monkeypatch.setattr("rerankzoo.evaluation.MIN_POSITIVES", 100)
     data = shutil.copytree(simulated.folder, tmp_path / "data")
     (data / "dataset.json").unlink()  # nobody knows the truth
     arguments = ["evaluate", str(checkpoints / "a"), "--data", str(data), "--evaluator", str(checkpoints / "evaluator")]
