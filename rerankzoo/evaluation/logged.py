@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -20,17 +19,8 @@ from rerankzoo.slates import are_parts
 _RANDOMISED = 0.1  # share of requests in the plan of what to log
 
 
-@dataclass(frozen=True)
-class CounterfactualRow:
-    """What the log says of the slates of one row of a table."""
-
-    model: str
-    decoding: str
-    estimates: list[cf.Estimate]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"model": self.model, "decoding": self.decoding, "estimates": [one.to_dict() for one in self.estimates]}
+Key = tuple[str, str]
+"""Model and decoding: what a row of a table is about."""
 
 
 @dataclass
@@ -68,7 +58,7 @@ class LoggedTable:
         chances = cf.PlackettLuceLogger.fit(scores, shown).propensities(scores, shown)
         return cf.LoggedSlates(shown, chances, rewards, estimated=True)
 
-    def rows(self, data: Dataset, slates: Mapping[tuple[str, str], Tensor]) -> tuple[list[CounterfactualRow], str]:
+    def rows(self, data: Dataset, slates: Mapping[Key, Tensor]) -> tuple[dict[Key, list[cf.Estimate]], str]:
         """Estimates for slates (R, M) by model and decoding, and what there is to say of all of them.
 
         Args:
@@ -76,18 +66,16 @@ class LoggedTable:
             slates: To be judged; of the size of the logged ones, else there is only a word.
         """
         if sum(len(part[0]) for part in self._parts) != len(data):
-            return [], "no logged slates with feedback, one per request"
+            return {}, "no logged slates with feedback, one per request"
         size, logged = next(iter(slates.values())).shape[1], max(part[0].shape[1] for part in self._parts)
         if logged != size:
-            return [], f"the logged slates have {logged} positions, these {size}"
+            return {}, f"the logged slates have {logged} positions, these {size}"
         scores = _scores(data, self.schema)
         log = self.slates(scores)
         if log is None:
-            return [], "neither propensities nor upstream scores tell how the slates were chosen"
+            return {}, "neither propensities nor upstream scores tell how the slates were chosen"
         judged = np.stack([one.numpy() for one in slates.values()], axis=1)
-        found = _estimates(log, judged, scores)
-        rows = [CounterfactualRow(*key, estimates) for key, estimates in zip(slates, found, strict=True)]
-        return rows, _plan(log)
+        return dict(zip(slates, _estimates(log, judged, scores), strict=True)), _plan(log)
 
 
 def _estimates(log: cf.LoggedSlates, judged: np.ndarray, scores: np.ndarray | None) -> list[list[cf.Estimate]]:

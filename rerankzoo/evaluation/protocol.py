@@ -139,7 +139,7 @@ def evaluate(
     primary = measurements.primary()
     per_request = dict(zip(policies, measurements.per_request(primary).unbind(1), strict=True)) if primary else {}
     by_row = dict(zip(policies, measurements.slates().unbind(1), strict=True))
-    estimates, logged = log.rows(data, by_row) if counterfactual else ([], "")
+    estimates, logged = log.rows(data, by_row) if counterfactual else ({}, "")
     return Evaluation(rows, protocol, primary, per_request, measurements.catalogue.digest, estimates, logged)
 
 

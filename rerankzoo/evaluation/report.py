@@ -98,7 +98,11 @@ def write_report(evaluations: Sequence[Evaluation], out_dir: str | Path) -> dict
         "rows": [asdict(row) for row in unique_rows(evaluations)],
         "protocol": protocol,
         "differences": [comparison.to_dict() for comparison in compared],
-        "counterfactual": [row.to_dict() for evaluation in evaluations for row in evaluation.counterfactual],
+        "counterfactual": [
+            {"model": model, "decoding": decoding, "estimates": [one.to_dict() for one in estimates]}
+            for evaluation in evaluations
+            for (model, decoding), estimates in evaluation.counterfactual.items()
+        ],
     }
     paths = {"json": Path(out_dir) / "results.json", "markdown": Path(out_dir) / "results.md"}
     page, told = _page(summaries, compared, protocol, evaluations), json.dumps(results, indent=2, allow_nan=False)
@@ -187,15 +191,15 @@ def counterfactual_text(evaluation: Evaluation) -> str:
     if not evaluation.counterfactual:
         return f"Nothing can be told from this log: {evaluation.logged}."
     rows = []
-    for row in evaluation.counterfactual:
-        for one in row.estimates:
+    for key, estimates in evaluation.counterfactual.items():
+        for one in estimates:
             told = [one.refusal, ""]
             if one.value is not None and one.low is not None and one.high is not None:
                 value, low, high = _PLAIN.text(one.value, one.low, one.high)
                 told = [value, f"{low} to {high}"]
             name = f"{one.name}, estimated propensities" if one.estimated else one.name
             weights = (one.effective_sample_size, one.largest_weight, 100 * one.share_clipped)
-            rows.append([row.model, row.decoding, name, *told, *(f"{weight:.1f}" for weight in weights)])
+            rows.append([*key, name, *told, *(f"{weight:.1f}" for weight in weights)])
     return table(_COUNTERFACTUAL, rows, 5) + f"\n\nWhat to log: {evaluation.logged}."
 
 

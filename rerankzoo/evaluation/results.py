@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerankzoo.evaluation.logged import CounterfactualRow
+from rerankzoo.evaluation.counterfactual import Estimate
+from rerankzoo.evaluation.logged import Key
 from rerankzoo.metrics import Spread, mean_and_spread, paired_bootstrap
 
 UPSTREAM = ("upstream", "sort")
@@ -38,9 +39,6 @@ MIN_REQUESTS = 20
 _NOISE = 0.01
 
 SAME = " = "  # between the names of decodings that chose alike
-
-Key = tuple[str, str]
-"""Model and decoding: what a row is about."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Evaluation:
     primary: str | None  # the metric by which rows are compared; `None` where nothing is known of slates
     per_request: dict[Key, Tensor] = field(repr=False)  # the primary metric of every request (R,), by row
     requests: str  # identifies the requests: runs on the same ones are paired
-    counterfactual: list[CounterfactualRow] = field(default_factory=list)  # what the log says of each row
+    counterfactual: dict[Key, list[Estimate]] = field(default_factory=dict)  # what the log says of each row
     logged: str = ""  # what there is to say of all of `counterfactual`, or why it is empty
 
     @property

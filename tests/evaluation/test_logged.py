@@ -11,14 +11,15 @@ import torch
 
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.evaluation import counterfactual as cf
-from rerankzoo.evaluation.logged import CounterfactualRow, LoggedTable
+from rerankzoo.evaluation.logged import LoggedTable
 
 
-def asked(simulated: Any, slates: torch.Tensor) -> tuple[list[CounterfactualRow], str]:
+def asked(simulated: Any, slates: torch.Tensor) -> tuple[list[cf.Estimate], str]:
     log = LoggedTable(simulated.extractor.schema)
     for batch in RequestLoader(simulated.data, simulated.extractor, 7):
         log.add(batch)
-    return log.rows(simulated.data, {("model", "greedy"): slates})
+    found, word = log.rows(simulated.data, {("model", "greedy"): slates})
+    return found.get(("model", "greedy"), []), word
 
 
 def test_a_table_is_read_as_its_arrays(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,19 +29,19 @@ def test_a_table_is_read_as_its_arrays(simulated: Any, monkeypatch: pytest.Monke
     shown, clicks, values, chances, scores = (
         np.array(data[name]).squeeze() for name in ("slate", "click", "value", "propensity", "upstream_score")
     )
-    rows, _ = asked(simulated, torch.from_numpy(shown))
+    estimates, _ = asked(simulated, torch.from_numpy(shown))
     log = cf.LoggedSlates(shown, chances, clicks * np.take_along_axis(values, shown, 1))
-    names = [(one.name, one.estimated) for one in rows[0].estimates]
+    names = [(one.name, one.estimated) for one in estimates]
     assert names[:2] == [("ips", False), ("snips", False)]
     assert names[-2:] == [("independent", True), ("pseudo-inverse", True)]
-    assert rows[0].estimates[0].value == pytest.approx(cf.ips(log, shown).value, rel=1e-4)
+    assert estimates[0].value == pytest.approx(cf.ips(log, shown).value, rel=1e-4)
     marginals = cf.PlackettLuceLogger.fit(scores, shown).marginals(scores, shown)
-    assert rows[0].estimates[-2].value == pytest.approx(cf.independent_ips(log, shown, marginals).value, rel=1e-4)
+    assert estimates[-2].value == pytest.approx(cf.independent_ips(log, shown, marginals).value, rel=1e-4)
 
 
 def test_slates_of_another_size_get_a_word(simulated: Any) -> None:
-    rows, word = asked(simulated, torch.zeros(len(simulated.data), 2, dtype=torch.int64))
-    assert not rows
+    estimates, word = asked(simulated, torch.zeros(len(simulated.data), 2, dtype=torch.int64))
+    assert not estimates
     assert "positions, these 2" in word
 
 

@@ -239,7 +239,7 @@ def test_the_log_is_asked_and_may_not_know(evaluations: list[Evaluation]) -> Non
     assert "cannot be told from this log: " in text
     assert "What to log: " in text
     assert "independent, estimated propensities" in text
-    empty = replace(evaluations[0], counterfactual=[], logged="no logged slates with feedback, one per request")
+    empty = replace(evaluations[0], counterfactual={}, logged="no logged slates with feedback, one per request")
     assert counterfactual_text(empty) == (
         "Nothing can be told from this log: no logged slates with feedback, one per request."
     )

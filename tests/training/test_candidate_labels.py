@@ -136,7 +136,7 @@ def test_single_positions_teach_a_scorer(pages: Path, tmp_path: Path) -> None:
     table, asked = data.split("validation"), [Decoding("greedy", {"num_beams": 1})]
     found = evaluate(model, table, data.extractor, name="m", decodings=asked, counterfactual=True)
     assert [row.model for row in found.rows] == ["upstream", "random", "m"]  # the log shows no whole slates
-    assert found.counterfactual == []
+    assert found.counterfactual == {}
     with pytest.raises(RerankingDataError, match="expected whole slates, got parts of pages"):
         Log.read(pages)
 
