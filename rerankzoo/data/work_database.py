@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def _kept_folder(out: Path, settings: str) -> Iterator[Path]:
 def _connected(work: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
     config = {"memory_limit": memory_limit, "temp_directory": str(work)}
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
+        with suppress(duckdb.Error):  # without its extension for time zones there is but this one
+            connection.execute("SET TimeZone = 'UTC'")
         yield connection
 
 

@@ -242,9 +242,9 @@ def test_rows_without_a_position_are_candidates(frames: Frames, tmp_path: Path) 
 
 
 def test_parts_of_pages_leave_the_other_positions_open(frames: Frames, folder: Path, tmp_path: Path) -> None:
-    part = frames["impressions"].query("position != 3 and (position != 1 or request_id == 'd1-1')")
+    part = frames["impressions"].query("position in (2, 4)")
     tables = save({**frames, "impressions": part}, tmp_path / "raw")
-    spec = read_spec(tmp_path, lambda data: data["log"].update(partial=True))
+    spec = read_spec(tmp_path, lambda data: data["log"].update(first_position=1))
     write_long_log(tmp_path / "out", spec, tables)
     whole = {tuple(row["sku"]): row for row in rows(folder, "test")}
     for row in rows(tmp_path / "out", "test"):
@@ -253,7 +253,9 @@ def test_parts_of_pages_leave_the_other_positions_open(frames: Frames, folder: P
             assert row[name] == [None, second, None, fourth]
     table = pq.read_table(tmp_path / "out" / "train-00000.parquet")
     batch = RerankingFeatureExtractor(FeatureSchema.from_yaml(tmp_path / "out" / "schema.yaml")).fit(table)(table)
-    assert (batch["slates"] == -100).sum(-1).eq(2).sum() == len(table) - 1
+    assert (batch["slates"] == -100).sum(-1).eq(2).all()
+    with pytest.raises(RerankingDataError, match="row 0: position before the first: 'd1-0', 2"):
+        write_long_log(tmp_path / "late", replace(spec, first_position=3), tables)
 
 
 def test_without_positions_there_are_labels_of_candidates_only(frames: Frames, tmp_path: Path) -> None:

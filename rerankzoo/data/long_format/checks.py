@@ -189,10 +189,16 @@ def _request_checks(plan: Plan) -> Iterator[_Check]:
     if spec.history is not None and spec.history.times:
         late, values = "__latest > __time", "__request, __time, __latest"
         yield _wrong("history later than its request", spec.history.times, late, values)
+    if spec.position is not None and spec.first_position is not None:
+        early = f"__first < {spec.first_position}"
+        yield _wrong("position before the first", spec.position, early, "__request, __first")
     if spec.position is not None:
-        gap, text = "__end - __first + 1 > __shown", "in the slate without gaps, unless `partial` is set"
+        gap, text = "__end - __first + 1 > __shown", "they leave no gap in the slate, unless `first_position` is set"
         yield _Check("positions missing", f"__shown > 0 AND {gap}", "__request, __first, __end, __shown", text)
-        late, text = "__first > (SELECT min(__first) FROM requests)", "first in the slate, unless `partial` is set"
+        late, text = (
+            "__first > (SELECT min(__first) FROM requests)",
+            "in the slate they come first, unless `first_position` is set",
+        )
         yield _Check("positions that begin late", f"__shown > 0 AND {late}", "__request, __first", text)
     yield _Check("requests that show nothing", "__shown = 0", "__request, __rows", "left out: no row has a position")
     yield _Check("requests without feedback", "__rewarded = 0", "__request, __rows", "nothing was earned")

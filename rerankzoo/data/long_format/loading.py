@@ -333,4 +333,4 @@ def _requests(plan: Plan) -> str:
 def _boundary(value: str | int | float | None, unit: str) -> str:
     if isinstance(value, int | float):
         return f"make_timestamp({int(value * _UNITS[unit])})"
-    return f"CAST({_text(str(value))} AS TIMESTAMP)"
+    return f"CAST(CAST({_text(str(value))} AS TIMESTAMPTZ) AS TIMESTAMP)"

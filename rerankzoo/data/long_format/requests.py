@@ -32,8 +32,7 @@ def request_tables(connection: duckdb.DuckDBPyConnection, plan: Plan, bucket: in
     labels = {target.candidate_feedback: target.name for target in spec.schema.targets if target.candidate_feedback}
     columns |= {name: _lists(offsets, rows.column(f"__all {target}")) for name, target in labels.items()}
     if spec.position is not None:
-        [(first,)] = connection.execute("SELECT min(__first) FROM requests").fetchall()
-        columns |= _slates(plan, rows, offsets, first)
+        columns |= _slates(plan, rows, offsets)
     if plan.made:
         columns |= _histories(connection, plan, requests, bucket)
     table = pa.table(columns)
@@ -88,7 +87,7 @@ def _lists(offsets: np.ndarray, values: pa.ChunkedArray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat)
 
 
-def _slates(plan: Plan, rows: pa.Table, offsets: np.ndarray, first: int) -> dict[str, pa.Array]:
+def _slates(plan: Plan, rows: pa.Table, offsets: np.ndarray) -> dict[str, pa.Array]:
     """The places of the shown candidates, by position, and what belongs to them; null where it is not known."""
     count = len(offsets) - 1
     owner = np.repeat(np.arange(count), np.diff(offsets))
@@ -97,15 +96,17 @@ def _slates(plan: Plan, rows: pa.Table, offsets: np.ndarray, first: int) -> dict
     order = np.lexsort((position, owner[shown]))
     shown, position, owner = shown[order], position[order].astype(np.int64), owner[shown[order]]
     sizes = np.bincount(owner, minlength=count)
-    if plan.spec.partial:
-        sizes = np.maximum.reduceat(position, np.cumsum(sizes) - sizes) - first + 1
+    starts = np.cumsum(sizes) - sizes
+    if plan.spec.first_position is None:
+        places = np.arange(len(shown)) - np.repeat(starts, sizes)
     else:
-        position = np.arange(len(shown)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + first
+        places = position - plan.spec.first_position
+        sizes = np.maximum.reduceat(places, starts) + 1
     ends = np.concatenate([[0], np.cumsum(sizes)])
     at = np.full(ends[-1], -1)
-    at[ends[owner] + position - first] = shown
-    places, chosen = at - np.repeat(offsets[:-1], sizes), pa.array(at, mask=at < 0)
-    slates = {plan.spec.schema.slate: pa.chunked_array([pa.array(places.astype(np.int32), mask=at < 0)])}
+    at[ends[owner] + places] = shown
+    chosen, indexes = pa.array(at, mask=at < 0), (at - np.repeat(offsets[:-1], sizes)).astype(np.int32)
+    slates = {plan.spec.schema.slate: pa.chunked_array([pa.array(indexes, mask=at < 0)])}
     slates |= {name: rows.column(f"__label {name}").take(chosen) for name in plan.labels}
     return {name: _lists(ends, values) for name, values in slates.items()}
 

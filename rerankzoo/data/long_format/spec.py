@@ -96,8 +96,9 @@ class LogSpec:
         user: Column of the user; rows may lack it, and their requests then have no history.
         position: Column of the display position (integers). A row without one is a candidate that was not shown.
             `None`: the order is not known; the folder has no slates and every target needs `candidate_feedback`.
-        partial: Whether the log has only part of a page: positions without a row, counted from the log's least one,
-            stay open in the slate. By default slates hold the shown items in their order, without gaps.
+        first_position: What a page's first position is called, where the log has only parts of pages: positions without
+            a row, counted from it, stay open in the slate. `None`: slates hold the shown items in their order, without
+            gaps.
         surface: A categorical request field that says the page type. Sizes are reported by it.
         history: How history fields are made; `None` if there are none, or all are logged.
         time_unit: Of a numeric time column: "s", "ms" or "us" since 1970.
@@ -109,7 +110,7 @@ class LogSpec:
     split: SplitSpec
     user: str | None = None
     position: str | None = None
-    partial: bool = False
+    first_position: int | None = None
     surface: str | None = None
     history: HistorySpec | None = None
     time_unit: TimeUnit = "s"
@@ -117,6 +118,8 @@ class LogSpec:
     def __post_init__(self) -> None:
         require_names(self, "log", "request", "time")
         require_names(self, "log", "user", "position", "surface", optional=True)
+        if type(self.first_position) not in (int, type(None)):
+            raise SchemaError(f"first_position of log must be an integer, got {shown(self.first_position)}")
         require_choice(self.time_unit, get_args(TimeUnit), "time_unit of log")
         self._check_history()
         if self.surface is not None:

@@ -188,7 +188,9 @@ def _protocol(connection: duckdb.DuckDBPyConnection, plan: Plan, tables: LogTabl
     [(unshown,)] = connection.execute("SELECT sum(__rows - __shown) FROM requests").fetchall()
     is_logged = plan.has_candidates or unshown
     yield "candidates as logged" if is_logged else "the shown items are the candidates, for no others are logged"
-    order = "slates in the order of the position" + (", open where nothing is logged" if spec.partial else "")
+    order = "slates in the order of the position" + (
+        ", open where nothing is logged" if spec.first_position is not None else ""
+    )
     yield order if spec.position else "order not known: no slates"
     if plan.made and history is not None:
         what = "events" if tables.events else f"items with {history.feedback}"
