@@ -23,7 +23,7 @@ class TestPointwiseForReranking(ScorerTestSuite):
 
 def ranker(extractor: RerankingFeatureExtractor, **values: Any) -> PointwiseForReranking:
     torch.manual_seed(0)
-    config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), **{**TINY, **values})
+    config = PointwiseConfig(**{"feature_schema": extractor.schema.to_dict(), **TINY, **values})
     return PointwiseForReranking(config).eval()
 
 
@@ -100,3 +100,27 @@ def test_refuses_feedback_outside_zero_and_one(extractor: RerankingFeatureExtrac
 def test_config_refuses_no_layers() -> None:
     with pytest.raises(StrictDataclassError, match="num_hidden_layers"):
         PointwiseConfig(**{**TINY, "num_hidden_layers": 0})
+
+
+@pytest.mark.parametrize("labels", [None, "candidates"])
+def test_a_loss_of_lists_orders_by_utility(
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], labels: str | None
+) -> None:
+    schema = extractor.schema.to_dict()
+    schema["targets"][1]["weight"] = 0.5 if labels is None else 0.0  # an order has no labels of candidates
+    model = ranker(extractor, feature_schema=schema, loss="softmax", labels=labels)
+    with torch.no_grad():
+        output = model(**batch)
+    scores, losses = output.logits[:, 0], []
+    for row, (slates, prices) in enumerate(zip(batch["slates"], batch["candidate_value"][..., 1], strict=True)):
+        if labels is None:
+            items = slates[0][slates[0] >= 0]
+            click, order = batch["feedback"][row, 0, : len(items)].unbind(-1)
+            utility = click + 0.5 * prices[items] * order
+        else:
+            items = batch["candidate_feedback_mask"][row].nonzero()[:, 0]
+            utility = batch["candidate_feedback"][row, items, 0]
+        log_probs = scores[row, items].log_softmax(-1)
+        losses.append(-(utility / utility.sum().clamp_min(1e-9) * log_probs).sum())
+    assert output.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert output.loss_terms == {"softmax": output.loss}
