@@ -32,6 +32,7 @@ from rerankzoo.losses.ranking import (
     softmax_ranking_loss,
 )
 from rerankzoo.losses.regression import cumulative_regression_loss
+from rerankzoo.losses.slots import hidden_slots, masked_slot_loss
 
 __all__ = [
     "RANKING_LOSSES",
@@ -49,6 +50,7 @@ __all__ = [
     "group_targets",
     "group_value_loss",
     "hard_label_loss",
+    "hidden_slots",
     "in_single_precision",
     "lambda_loss",
     "likelihood_loss",
@@ -56,6 +58,7 @@ __all__ = [
     "listnet_loss",
     "log_probabilities",
     "log_transitions",
+    "masked_slot_loss",
     "mean_feedback_loss",
     "policy_gradient_loss",
     "position_log_likelihood",

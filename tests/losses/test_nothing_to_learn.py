@@ -26,12 +26,14 @@ from rerankzoo.losses import (
     group_targets,
     group_value_loss,
     hard_label_loss,
+    hidden_slots,
     lambda_loss,
     likelihood_loss,
     listmle_loss,
     listnet_loss,
     log_probabilities,
     log_transitions,
+    masked_slot_loss,
     mean_feedback_loss,
     policy_gradient_loss,
     position_log_likelihood,
@@ -116,6 +118,12 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "ListMLE of one item": lambda x: listmle_loss(x.view(1, 2), torch.ones(1, 2), ONE),
     "LambdaLoss of equals": lambda x: lambda_loss(x.view(1, 2), torch.ones(1, 2), TWO),
     "LambdaLoss of one item": lambda x: lambda_loss(x.view(1, 2), torch.tensor([[3.0, torch.nan]]), ONE),
+    "slots of padding": lambda x: masked_slot_loss(
+        log_probs(x).expand(1, 1, 1, 1, 2), PADDED, hidden_slots(PADDED), torch.ones(1, 1, 1)
+    ),
+    "slot of one candidate": lambda x: masked_slot_loss(
+        log_probs(x, ONE).expand(1, 1, 1, 1, 2), SHOWN, hidden_slots(SHOWN), torch.ones(1, 1, 1)
+    ),
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
 }
 
