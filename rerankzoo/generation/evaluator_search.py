@@ -97,7 +97,9 @@ def exhaustive_search(evaluator: Evaluator, batch: Batch, slate_size: int, max_s
             raise ValueError(f"{size} candidates have {len(every)} slates of {length}, above max_slates {max_slates}")
         real = some["candidate_mask"].byte().argsort(dim=-1, descending=True, stable=True)
         listed = real[:, every]  # (B', P, M')
-        best, index = evaluator.score_slates(listed, **some).max(-1, keepdim=True)
+        cached = getattr(evaluator, "exhaustive_values", None)  # of an evaluator that shares work among all slates
+        values = cached(real[:, :size], length, **some) if cached else evaluator.score_slates(listed, **some)
+        best, index = values.max(-1, keepdim=True)
         chosen = listed.gather(1, index.unsqueeze(-1).expand(-1, 1, length))[:, 0]
         slates[rows], utilities[rows] = F.pad(chosen, (0, slate_size - length), value=PADDING), best.float()
     return Decoded(slates.unsqueeze(1), utilities, torch.zeros(slates.shape, device=sizes.device).unsqueeze(1))
