@@ -36,6 +36,8 @@ BEHAVIOURS = ("independent", "cascade", "satisfaction", "choice")
 _SIZES = {"hidden_size": 64, "initializer_range": 0.01, "denoises_upstream": False}
 _CHUNK = 2_048  # requests of a forward pass
 _BEAMS = 8
+#: Candidates x positions of a request beyond which one beam has to do, and of all beams that are searched together.
+_LARGE, _MOST = 5_000, 2**20
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ def _values(model: InteractionEvaluator, known: Batch, slates: Tensor) -> Tensor
 @torch.no_grad()
 def choose(model: InteractionEvaluator, batch: Batch, slate_size: int) -> Tensor:
     """The slates (B, `slate_size`) that a model's own search finds."""
-    parts: list[Any] = chunks(inputs(batch), _CHUNK // _BEAMS)
-    return torch.cat([model.generate(**part, num_beams=_BEAMS, slate_size=slate_size) for part in parts])
+    cells = batch["candidate_mask"].shape[1] * slate_size
+    beams = _BEAMS if cells <= _LARGE else 1
+    parts: list[Any] = chunks(inputs(batch), min(_CHUNK // beams, max(1, _MOST // (beams * cells))))
+    return torch.cat([model.generate(**part, num_beams=beams, slate_size=slate_size) for part in parts])
 
 
 @torch.no_grad()

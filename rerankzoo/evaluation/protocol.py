@@ -29,6 +29,9 @@ from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.slates import cut_slates, with_slate_lengths
 
+#: Candidates x positions of the requests that are decoded together.
+_CELLS = 2**20
+
 PENALTY_ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """The grid of `tune_penalty_alpha`; 0 is greedy decoding."""
 
@@ -70,7 +73,8 @@ def evaluate(
             model, they do not value all slates of a request again.
         seed: Of this run: random slates, sampling and sampled ranks depend on it.
         num_requests: Only this many first requests.
-        batch_size: Requests at a time; which slates are sampled depends on it.
+        batch_size: Requests at a time, fewer where candidates and positions are many; which slates are sampled depends
+            on it.
         hr_requests: HR@p% by the evaluator looks at this many first requests, for it values all slates of each (5040
             for 4 of 10 candidates); 0 leaves it out. HR@p% by the truth always looks at all.
         cuts: The k of the ranking metrics by labels; the largest one's NDCG is the primary metric. Beyond the model's
@@ -118,6 +122,8 @@ def evaluate(
     measurements = Measurements(schema, size, Catalogue.of(data, schema.item_id), evaluators, hr_requests, cuts)
     policies = baselines(data, schema, size, evaluators.truth, yardstick)
     policies.update({(name, decoding.name): decoder(model, decoding, size, chooser) for decoding in decodings})
+    most = size * int(np.diff(measurements.catalogue.offsets).max())  # else 16 beams would need gigabytes
+    batch_size = min(batch_size, max(1, _CELLS // most))
     log, longest = LoggedTable(schema), slate_lengths(data, schema.slate).max(initial=0)
     with _evaluating(*parts.values()):
         for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
