@@ -14,7 +14,7 @@ from rerankzoo.data.long_format.checks import LEAK_AUC, predictive
 from rerankzoo.data.long_format.loading import Source, open_sources, quoted
 from rerankzoo.data.long_format.spec import LogSpec, LogTables
 from rerankzoo.data.work_database import work_database
-from rerankzoo.errors import RerankingDataError
+from rerankzoo.errors import RerankingDataError, shown
 
 if TYPE_CHECKING:
     import duckdb
@@ -56,10 +56,9 @@ def infer_schema(tables: LogTables, path: Path) -> list[str]:
         raise FileExistsError(f"{path} is there already; --infer writes a new file")
     with work_database(path, "1GB") as connection:
         data, doubts = _infer(connection, open_sources(connection, tables))
-    comments = "".join(f"# {line}\n" for line in ("Inferred: read it before you use it (docs/real-logs.md).", *doubts))
-    write_text(
-        path, comments + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
-    )
+    lines = [f"# {line}\n" for line in ("Inferred: read it before you use it (docs/real-logs.md).", *doubts)]
+    lines.append(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None))
+    write_text(path, "".join(lines))
     LogSpec.from_yaml(path)
     return doubts
 
@@ -109,10 +108,8 @@ def _roles(source: Source) -> tuple[dict[str, str], list[str]]:
         found |= {fits[0]: column} if fits and fits[0] not in found else {}
     for role in ("request", "time", "item", "target"):
         if role not in found:
-            message = (
-                f"no column of the impressions is called like one ({_ROLES[role]}); there are {list(source.types)}"
-            )
-            raise RerankingDataError(message, field=role)
+            there = shown(list(source.types))
+            raise RerankingDataError(f"no column is called like one ({_ROLES[role]}); there are {there}", field=role)
     return found, targets
 
 
@@ -147,9 +144,8 @@ def _schema(
     """The schema file."""
     log: dict[str, Any] = {key: roles[key] for key in ("request", "time", "user", "position") if key in roles}
     surface = fields.get(roles.get("surface", ""), {})
-    log |= (
-        {"surface": surface["name"]} if surface.get("group") == "request" and surface["kind"] == "categorical" else {}
-    )
+    if (surface.get("group"), surface.get("kind")) == ("request", "categorical"):
+        log["surface"] = surface["name"]
     listed = list(fields.values())
     if "user" in roles:
         listed.append({"name": "history", "group": "history", "kind": "categorical", "shares": roles["item"]})
@@ -158,15 +154,12 @@ def _schema(
     ends, example = connection.execute(query).fetchall()[0]
     if isinstance(example, int | float):
         log["time_unit"] = "s" if example < 1e11 else "ms" if example < 1e14 else "us"
-    numbers = isinstance(example, int | float)
-    log["split"] = dict(zip(("validation", "test"), ends if numbers else map(str, ends), strict=True))
+    else:
+        ends = map(str, ends)
+    log["split"] = dict(zip(("validation", "test"), ends, strict=True))
     data: dict[str, Any] = {"name": "log", "item_id": roles["item"]}
     data |= {"upstream_score": roles["score"]} if roles.get("score") in fields else {}
     data |= {"propensity": roles["propensity"]} if "propensity" in roles and "position" in roles else {}
     labels = {} if "position" in roles else {name: {"candidate_feedback": f"all_{name}"} for name in targets}
-    return {
-        **data,
-        "fields": listed,
-        "targets": [{"name": name} | labels.get(name, {}) for name in targets],
-        "log": log,
-    }
+    listed_targets = [{"name": name} | labels.get(name, {}) for name in targets]
+    return {**data, "fields": listed, "targets": listed_targets, "log": log}

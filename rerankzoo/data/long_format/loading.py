@@ -206,11 +206,11 @@ def _plan(connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: Mapping
 
     def home(column: str, *names: str) -> str:
         given = [name for name in names if name in sources]
-        near = did_you_mean(column, [known for name in given for known in sources[name].types])
-        for name in given:
-            if column in sources[name].types:
-                return name
-        raise RerankingDataError(f"missing column: neither in the {' nor in the '.join(given)}{near}", field=column)
+        found = [name for name in given if column in sources[name].types]
+        if not found:
+            near = did_you_mean(column, [known for name in given for known in sources[name].types])
+            raise RerankingDataError(f"missing column: not in the {' or the '.join(given)}{near}", field=column)
+        return found[0]
 
     counts = {
         name: int(connection.execute(f"SELECT count(*) FROM {sources[name].sql}").fetchall()[0][0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rerankzoo.data.long_format.checks import Finding
 from rerankzoo.data.long_format.loading import Plan, quoted
@@ -20,7 +20,7 @@ REPORT_FILES = ("report.md", "report.html")
 def write_report(
     folder: Path, connection: duckdb.DuckDBPyConnection, plan: Plan, findings: Sequence[Finding], protocol: str
 ) -> None:
-    """Writes `report.md` and, with the extra "train", `report.html` about the rows that were just read."""
+    """Writes `report.md` and `report.html` about the rows that were just read."""
     title = f"The log {plan.spec.schema.name}"
     told = [finding for finding in findings if finding.count]
     parts = [f"# {title}", f"{protocol}.", *_contents(connection, plan), "## What was found"]
@@ -28,14 +28,11 @@ def write_report(
     for finding in told:
         if finding.examples:
             parts += [f"Examples of {finding.name}:", bullets(finding.examples)]
-    silent = dict.fromkeys(
-        one.name + (f" ({one.text})" if "not looked" in one.text else "") for one in findings if not one.count
-    )
+    silent = dict.fromkeys(one.name for one in findings if not one.count)
     parts += ["## Looked for and not found", ", ".join(silent) + "."]
     text = "\n\n".join(parts) + "\n"
     (folder / REPORT_FILES[0]).write_text(text, encoding="utf-8")
-    page = html_page(title, text, [_draw(connection, plan)])
-    (folder / REPORT_FILES[1]).write_text(page, encoding="utf-8")
+    (folder / REPORT_FILES[1]).write_text(html_page(title, text, [_draw(connection, plan)]), encoding="utf-8")
 
 
 def _contents(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[str]:
@@ -52,12 +49,8 @@ def _sizes(connection: duckdb.DuckDBPyConnection, key: str, name: str) -> str:
             min(__time), max(__time)
         FROM requests GROUP BY ALL ORDER BY min(__time)"""
     heading = (name, "requests", "rows", "shown", "least", "most", "with feedback", "from", "to")
-    rows = [[_text(value) for value in row] for row in connection.execute(query).fetchall()]
-    return table(heading, rows, numbers=8)
-
-
-def _text(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    rows = connection.execute(query).fetchall()
+    return table(heading, [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows], 8)
 
 
 def _draw(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Figure:
