@@ -28,7 +28,7 @@ from transformers.utils.type_validators import interval
 
 from rerankzoo.atomic_writing import CHECKSUMS_FILE, SAVED_MODEL, saved_over, verify_checksums, write_checksums
 from rerankzoo.batch import Batch, inputs
-from rerankzoo.errors import UnreadableFileError
+from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
@@ -259,7 +259,8 @@ class ImitationConfig(RerankingConfig):
     Args:
         utility_threshold: Logged slates are learned whose utility reaches it. `None` until the training data is known;
             the Lightning module sets it to the quantile below.
-        utility_quantile: The quantile of the logged utility on the training split that becomes the threshold.
+        utility_quantile: The quantile of the logged utility on the training split, or of the log that mined slates are
+            from, that becomes the threshold.
     """
 
     training_fields = RerankingConfig.training_fields | {"utility_quantile"}
@@ -495,11 +496,14 @@ def worth_imitating(model: RerankingPreTrainedModel, batch: Batch) -> Tensor:
     """Which slates (B, S) of a log reach the utility threshold of the model's `ImitationConfig`: 1.0 or 0.0.
 
     Raises:
-        ValueError: If there is no threshold.
+        RerankingDataError: If there is no threshold.
     """
     threshold = model.config.utility_threshold
     if threshold is None:
-        raise ValueError("utility_threshold is not set; use a quantile of slate_utility() over the training split")
+        message = (
+            "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility() over"
+        )
+        raise RerankingDataError(f"{message} the training split", field="utility_threshold")
     utility = slate_utility(batch["feedback"], batch["slates"], batch["candidate_value"], model.schema)
     return (utility >= threshold).float()
 

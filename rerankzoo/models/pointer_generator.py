@@ -17,8 +17,6 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
-from rerankzoo.errors import RerankingDataError
-from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import Cache, Scorer, ScorerState
 from rerankzoo.generation.scorer import check_positions, chosen_above, of_choices, remaining_log_probs
 from rerankzoo.layers import (
@@ -32,28 +30,23 @@ from rerankzoo.layers import (
 )
 from rerankzoo.losses import hard_label_loss, log_probabilities, slate_mean, soft_label_loss
 from rerankzoo.models.base import (
-    RerankingConfig,
+    ImitationConfig,
     SlateGenerator,
     SlateModelOutput,
-    TrainingLog,
     features_of,
-    share_field,
     size_field,
     weight_field,
+    worth_imitating,
 )
 
 
 @strict
-class PointerConfig(RerankingConfig):
-    """Sizes and supervised losses of a `PointerGenerator`; see also `RerankingConfig`.
+class PointerConfig(ImitationConfig):
+    """Sizes and supervised losses of a `PointerGenerator`; from plain logs it imitates, see `ImitationConfig`.
 
     Args:
         num_hidden_layers: Layers of the candidate encoder.
         num_decoder_layers: Layers of the decoder.
-        utility_threshold: From plain logs the generator learns the logged slates whose utility reaches it. `None` until
-            the training data is known; the Lightning module sets it to the quantile below.
-        utility_quantile: The quantile of the logged utility on the training split, or the log it was mined from, that
-            becomes the threshold.
         hard_label_weight: From mined slates: weight of the cross-entropy of the slates.
         soft_label_weight: From mined slates: weight of the divergence from the soft labels.
 
@@ -62,13 +55,10 @@ class PointerConfig(RerankingConfig):
         huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
-    training_fields = RerankingConfig.training_fields | {"utility_quantile", "hard_label_weight", "soft_label_weight"}
-    measured_fields = frozenset({"utility_threshold"})
+    training_fields = ImitationConfig.training_fields | {"hard_label_weight", "soft_label_weight"}
 
     num_hidden_layers: int = size_field(default=2)
     num_decoder_layers: int = size_field(default=2)
-    utility_threshold: float | int | None = None
-    utility_quantile: float | int = share_field(default=0.5)
     hard_label_weight: float | int = weight_field(default=1.0)
     soft_label_weight: float | int = weight_field(default=1.0)
 
@@ -76,11 +66,6 @@ class PointerConfig(RerankingConfig):
         """Checks that something is left to learn; called by the strict dataclass."""
         if self.hard_label_weight == 0 and self.soft_label_weight == 0:
             raise ValueError("hard_label_weight and soft_label_weight are both 0: nothing is left to learn")
-
-    def adapt_to_log(self, log: TrainingLog) -> None:
-        """Sets the utility threshold, unless it was given; see `RerankingConfig.adapt_to_log`."""
-        if self.utility_threshold is None:
-            self.utility_threshold = log.utility_quantile(float(self.utility_quantile))
 
 
 @dataclass
@@ -215,13 +200,9 @@ class PointerGenerator(SlateGenerator):
         return loss, {"hard_label": hard, "soft_label": soft}
 
     def _imitate(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        threshold, slates = self.config.utility_threshold, batch["slates"]
-        if threshold is None:
-            message = "it is not set, and logged slates are learned if they reach it; use a quantile of slate_utility()"
-            raise RerankingDataError(f"{message} over the training split", field="utility_threshold")
-        utility = slate_utility(batch["feedback"], slates, batch["candidate_value"], self.schema)
-        losses = hard_label_loss(log_probabilities(logits), slates)  # (B, S)
-        loss = slate_mean((utility >= threshold) * losses, slates).mean()
+        slates = batch["slates"]
+        losses = worth_imitating(self, batch) * hard_label_loss(log_probabilities(logits), slates)  # (B, S)
+        loss = slate_mean(losses, slates).mean()
         return loss, {"likelihood": loss}
 
     def scorer(self) -> Scorer:

@@ -96,7 +96,7 @@ def test_a_slate_that_just_reaches_the_threshold_is_liked(
 
 def test_loss_needs_a_threshold(extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]) -> None:
     model = generator(extractor, utility_threshold=None)
-    with pytest.raises(ValueError, match="utility_threshold is not set"):
+    with pytest.raises(ValueError, match="field 'utility_threshold': it is not set"):
         model(**batch)
     assert model(**inputs(batch)).loss is None
 
