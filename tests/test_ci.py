@@ -23,7 +23,7 @@ WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 #: Packages whose import name is another, or that work without being imported.
 OTHER_NAMES = {"jsonargparse[signatures]": "jsonargparse"}
 #: Of the extras, but the core's dependencies need them as well, so they are not missing without an extra.
-SHARED = {"rich"}
+SHARED = {"markdown-it-py", "rich"}
 
 
 @pytest.fixture(scope="module")
