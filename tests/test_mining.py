@@ -679,7 +679,7 @@ def test_docs_tell_every_option_and_its_default() -> None:
         shown = rows[option]
         if isinstance(default, int | float):
             assert float(shown.split(", ")[-2] if option == "--num-nodes" else shown) == default, option
-        elif isinstance(default, str):
+        elif default and isinstance(default, str):
             assert f"`{default}`" in shown, option
         else:
             assert (default is parameter.empty) == (shown == "required"), option

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from rerankzoo.generation.scorer import remaining_log_probs
 from rerankzoo.layers import TransformerBlock, causal_mask, key_mask
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
+from rerankzoo.models.pointer_generator import Encoded
 
 Batch = Mapping[str, Tensor]
 
@@ -95,12 +96,12 @@ class TransformersGenerator(PreTrainedModel, GenerationMixin):
         return hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
 
     @torch.no_grad()
-    def slates(self, encoded: tuple[Tensor, Tensor], mask: Tensor, slate_size: int, num_beams: int = 1) -> Tensor:
+    def slates(self, encoded: Encoded, mask: Tensor, slate_size: int, num_beams: int = 1) -> Tensor:
         """Slates (B, M) from what the model's encoder returned."""
         found = self.generate(
-            encoded=encoded[0],
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded[0]),
-            user=encoded[1],
+            encoded=encoded.states,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+            user=encoded.start,
             candidate_mask=mask,
             max_new_tokens=slate_size,
             num_beams=num_beams,
@@ -126,12 +127,12 @@ def next_logits(model: DeGReGenerator, states: Tensor, user: Tensor, prefix: Ten
 
 
 @torch.no_grad()
-def naive_greedy(model: DeGReGenerator, encoded: tuple[Tensor, Tensor], mask: Tensor, slate_size: int) -> Tensor:
+def naive_greedy(model: DeGReGenerator, encoded: Encoded, mask: Tensor, slate_size: int) -> Tensor:
     """Greedy slates (B, M)."""
     prefix = mask.new_empty(len(mask), 0, dtype=torch.int64)
     left = mask.clone()
     for _ in range(slate_size):
-        logits = next_logits(model, *encoded, prefix, mask)
+        logits = next_logits(model, encoded.states, encoded.start, prefix, mask)
         chosen = logits.masked_fill(~left, float("-inf")).argmax(-1, keepdim=True)
         left.scatter_(1, chosen, False)
         prefix = torch.cat([prefix, chosen], dim=1)
@@ -139,12 +140,10 @@ def naive_greedy(model: DeGReGenerator, encoded: tuple[Tensor, Tensor], mask: Te
 
 
 @torch.no_grad()
-def naive_beam(
-    model: DeGReGenerator, encoded: tuple[Tensor, Tensor], mask: Tensor, slate_size: int, num_beams: int
-) -> Tensor:
+def naive_beam(model: DeGReGenerator, encoded: Encoded, mask: Tensor, slate_size: int, num_beams: int) -> Tensor:
     """The best slates (B, M) of a beam search; each beam is a row with encoded candidates of its own."""
     size, num_candidates = mask.shape
-    (states, user), width = encoded, 1
+    states, user, width = encoded.states, encoded.start, 1
     prefix, total, left = mask.new_empty(size, 0, dtype=torch.int64), torch.zeros(size), mask
     for _ in range(slate_size):
         repeated = [x.repeat_interleave(width, 0) for x in (states, user)]

@@ -245,16 +245,21 @@ class NumberEncoder:
             raise column.error(message.format(float(values[index, component])), index, level)
 
 
+def depth_of(spec: FieldSpec) -> int:
+    """How many lists deep a field's column is, or each of its columns."""
+    return (spec.group != "request") + (spec.kind == "dense" and not spec.columns)
+
+
 def read_field(table: Table, spec: FieldSpec) -> Column:
     """The column of a field; of one with several, these side by side, as a column of vectors."""
     if not spec.columns:
-        return table.column(spec.name, spec.depth)
-    parts = [table.column(name, spec.depth) for name in spec.columns]
+        return table.column(spec.name, depth_of(spec))
+    parts = [table.column(name, depth_of(spec)) for name in spec.columns]
     first, size = parts[0], len(parts)
     for part in parts:
         finite(part)  # an error names the column, and not the field
         part.refuse_nulls(None)
-        if spec.depth:
+        if depth_of(spec):
             Ragged(first.offsets[0]).check_same(part, repr(first.name))
     missing = [part.nulls[-1] for part in parts]
     count = len(first.values)
@@ -483,7 +488,7 @@ def fit_state(
     for start in range(0, table.rows, _SLICE_ROWS):
         rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
         for spec in owners:
-            column = rows.column(spec.name, spec.depth)
+            column = rows.column(spec.name, depth_of(spec))
             types[spec.name] = id_type(column, types[spec.name]) or types[spec.name]
             if spec.name in counts:
                 _count(column, counts[spec.name])

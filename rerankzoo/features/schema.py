@@ -113,11 +113,6 @@ class FieldSpec:
         object.__setattr__(self, "size", len(self.columns))
 
     @property
-    def depth(self) -> int:
-        """How many lists deep the column is, or each of the columns."""
-        return (self.group != "request") + (self.kind == "dense" and not self.columns)
-
-    @property
     def sources(self) -> tuple[str, ...]:
         """The columns that the field is read from."""
         return self.columns or (self.name,)

@@ -117,7 +117,8 @@ class SlateGenerationMixin(SchemaBound):
         with torch.inference_mode():
             rules = bind(constraints, batch, config.slate_size, self.schema) if constraints else None
             decoded = self.decode(batch, config, rules)
-            decoded.slates = cut_slates(decoded.slates, batch)  # a family's own decoding need not know of pages
+            if "slate_length" in batch:  # a family's own decoding need not know of pages
+                decoded.slates = cut_slates(decoded.slates, batch)
             output = vars(decoded)  # (B, S, ...)
             if evaluator is not None:
                 utilities = evaluator.score_slates(decoded.slates, **batch)

@@ -44,7 +44,7 @@ def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
 
 def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
     batch = extractor(rows)
-    assert set(batch) == set(ENTRIES) - {"slate_weights", "soft_labels", "slate_length"}
+    assert set(batch) == set(ENTRIES) - {"slate_weights", "slate_values", "soft_labels", "slate_length"}
     assert all(batch[key].is_contiguous() for key in batch)
     assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing
     assert batch["request_numeric"].tolist() == [[-1.0], [1.0]]  # 30 and 40: mean 35, std 5
@@ -714,6 +714,7 @@ def test_mined_table_may_lack_soft_labels_and_have_feedback(
 def test_soft_labels_of_flat_slates(extractor: RerankingFeatureExtractor, mined_rows: Rows) -> None:
     for row in mined_rows:
         row.update(slate=row["slate"][0], slate_weights=[1.0], soft_labels=row["soft_labels"][0])
+        row["slate_values"] = row["slate_values"][:1]
     batch = extractor(mined_rows)
     assert batch["slate_weights"].tolist() == [[1.0], [1.0]]
     assert batch["soft_labels"].tolist() == [

@@ -58,6 +58,22 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "DeGReEvaluator": ("DeGReEvaluator", LIST, "log", 16),
     "InteractionEvaluator": ("InteractionEvaluator", {**LIST, "num_interaction_heads": 4}, "log", 16),
     "DeGReGenerator": ("DeGReGenerator", LIST, "log", 14),
+    **{
+        name: (name, LIST, "log", 16)
+        for name in (
+            "CongratsForReranking",
+            "EGRerankForReranking",
+            "GFN4RecForReranking",
+            "GReFForReranking",
+            "GSFForReranking",
+            "GoalRankForReranking",
+            "MiDNNForReranking",
+            "SetRankForReranking",
+            "UniRankForReranking",
+        )
+    },
+    "DLCMForReranking": ("DLCMForReranking", {**WIDTHS, **NO_DROPOUT, "list_size": 5}, "log", 16),
+    "YOLOREvaluator": ("YOLOREvaluator", {**WIDTHS, **NO_DROPOUT}, "log", 16),
     "DeGReGenerator, mined": ("DeGReGenerator", LIST, "mined", 16),
 }
 

@@ -108,7 +108,8 @@ def test_logs_loss_terms_and_ranking(data_folder: Path, tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.fit(module, datamodule=data)
     logged = {name for name in run.callback_metrics if name.startswith("val/")}
-    terms = {f"val/{name}" for name in ("loss", "likelihood_loss", "unlikelihood_loss", "contrastive_loss")}
+    names = ("likelihood_loss", "unlikelihood_loss", "contrastive_loss", "position_contrastive_loss")
+    terms = {f"val/{name}" for name in ("loss", *names)}
     assert logged == terms | {"val/ndcg@4", "val/hit@4"}
     assert module.model is not None
     found = []
