@@ -363,6 +363,10 @@ class Preference(GroupObjective):
         self.pairs = pairs
         self.beta = beta
 
+    def learns_from_labels(self) -> bool:
+        """See `Objective.learns_from_labels`."""
+        return self.pairs != "evaluator" or super().learns_from_labels()
+
     def declare(self) -> dict[str, Companion]:
         """See `Objective.declare`."""
         return {**super().declare(), "start": Companion(START)}

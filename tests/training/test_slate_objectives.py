@@ -184,6 +184,12 @@ def test_preferences_by_hand() -> None:
         with_companions(Preference(pairs="logged"), start=start).loss(model, mined())
 
 
+def test_pairs_of_a_log_need_its_labels() -> None:
+    assert Preference().learns_from_labels()
+    assert not Preference(pairs="evaluator").learns_from_labels()
+    assert not GroupRelative(None).learns_from_labels()
+
+
 def test_the_reference_stays_where_training_started() -> None:
     model = Generator([0.5, 0.0, -0.5])
     objective = with_companions(Preference(pairs="evaluator"), start=copy.deepcopy(model))
