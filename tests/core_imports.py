@@ -17,6 +17,7 @@ EXTRAS = (
     "datasets",
     "duckdb",
     "jsonargparse",
+    "lightgbm",
     "lightning",
     "matplotlib",
     "onnx",

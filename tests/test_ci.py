@@ -73,7 +73,9 @@ def test_workflow_runs_what_there_is(jobs: dict[str, Any]) -> None:
 
 def test_extras_that_are_hidden_are_those_of_the_project(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    packages = {re.split(r"[><=]", entry)[0] for name in ("train", "data", "serve") for entry in extras[name]}
+    packages = {
+        re.split(r"[><=]", entry)[0] for name in ("train", "data", "serve", "yardsticks") for entry in extras[name]
+    }
     assert {OTHER_NAMES.get(package, package) for package in packages} - SHARED == set(EXTRAS)
 
 
