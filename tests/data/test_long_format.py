@@ -314,6 +314,9 @@ def test_a_new_day_adds_files_and_touches_no_other(frames: Frames, folder: Path,
     assert after.keys() - before.keys() == {"test-00001.parquet"}
     assert {name: after[name] for name in before} == before
     assert read_metadata(tmp_path / "out")["rows"] == {"train": 180, "validation": 60, "test": 60}
+    assert reported(tmp_path / "out").keys() == {
+        "requests without feedback"
+    }  # candidates of other days are not unknown
 
     def told(path: Path) -> list[str]:
         return sorted(map(str, rows(path, "test")))

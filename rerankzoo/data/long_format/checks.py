@@ -284,7 +284,8 @@ def _order(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Findin
     text = "there is no other order to learn from"
     yield Finding("upstream score decides all", int(down) if not up else 0, text)
     text = f"of {down + up:,} neighbours that were shown, {down:,} are in the order of the score, highest first"
-    name, wrong = "upstream score does not order the shown list", down < 0.55 * (down + up)
+    name = "upstream score does not order the shown list"
+    wrong = down < 0.55 * (down + up) - (down + up) ** 0.5  # by two standard errors
     yield Finding(name, int(up) if wrong else 0, text)
 
 

@@ -7,6 +7,7 @@ Names that begin with `__` are ours: `__row` (of the source, from 0), `__request
 from __future__ import annotations
 
 import glob
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,10 @@ class Source:
         except duckdb.Error as error:
             raise unreadable(Path(name), error) from error
         return cls(connection, name, sql, {str(row[0]): str(row[1]) for row in described})
+
+    def count(self) -> int:
+        """The number of rows."""
+        return int(self.connection.execute(f"SELECT count(*) FROM {self.sql}").fetchall()[0][0])
 
     def select(self, wanted: Wanted) -> str:
         """A query of columns, and of the number of the row as `__row`.
@@ -181,12 +186,12 @@ def load_log(
     """
     sources = open_sources(connection, tables)
     sources["impressions"] = Source.open(connection, "impressions", new or tables.impressions)
-    plan = _plan(connection, spec, sources)
     known = [Source.open(connection, "impressions", earlier)] if earlier else []
+    plan = _plan(spec, sources, known)
     queries = {
         "impressions": lambda: _impressions(plan, sources["impressions"]),
         "requests": lambda: _requests(plan),
-        "candidates": lambda: _candidates(plan, sources["candidates"]),
+        "candidates": lambda: _candidates(plan, sources["candidates"], "JOIN" if known else "LEFT JOIN"),
         "items": lambda: _keyed(plan, sources["items"], spec.schema.item_id),
         "users": lambda: _keyed(plan, sources["users"], spec.user or ""),
         "events": lambda: _events(
@@ -200,7 +205,7 @@ def load_log(
     return plan
 
 
-def _plan(connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: Mapping[str, Source]) -> Plan:
+def _plan(spec: LogSpec, sources: Mapping[str, Source], known: Sequence[Source]) -> Plan:
     """Finds every column; refuses one that no table has."""
     schema, rows = spec.schema, "candidates" if "candidates" in sources else "impressions"
 
@@ -212,12 +217,11 @@ def _plan(connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: Mapping
             raise RerankingDataError(f"missing column: not in the {' or the '.join(given)}{near}", field=column)
         return found[0]
 
-    counts = {
-        name: int(connection.execute(f"SELECT count(*) FROM {sources[name].sql}").fetchall()[0][0])
-        for name in {"impressions", rows, *({"events"} & sources.keys())}
-    }
-    if not counts["impressions"]:
+    count = sources["impressions"].count()
+    if not count:
         raise RerankingDataError("no rows", field="impressions")
+    share = count / (count + sum(source.count() for source in known))  # of the other tables' rows that are about them
+    largest = max(count, *(share * sources[name].count() for name in {rows, "events"} & sources.keys()), 0)
     groups = {
         group: [name for field in schema.fields if field.group == group for name in field.sources]
         for group in ("request", "candidate", "history")
@@ -242,7 +246,7 @@ def _plan(connection: duckdb.DuckDBPyConnection, spec: LogSpec, sources: Mapping
         known_labels=tuple(name for name in labels if rows == "candidates" and name in sources[rows].types),
         logged=tuple(logged),
         made={name: home(spec.history_column(name), *past) for name in made},
-        buckets=-(-max(counts.values()) // BUCKET_ROWS),
+        buckets=math.ceil(largest / BUCKET_ROWS),
         has_candidates=rows == "candidates",
         has_items="items" in sources,
     )
@@ -270,11 +274,12 @@ def _keys(plan: Plan) -> Wanted:
     return keys | {"__time": (spec.time, f"time {spec.time_unit}")}
 
 
-def _candidates(plan: Plan, source: Source) -> str:
+def _candidates(plan: Plan, source: Source, join: str) -> str:
+    """Of earlier files' requests, which are not unknown but not here, an inner join leaves none."""
     wanted = {"__request": (plan.spec.request, "key"), "__item": (plan.spec.schema.item_id, "key")}
     wanted |= {name: (name, kind) for name, kind in plan.fields_of("candidates").items()}
     wanted |= {name: (name, "number") for name in plan.known_labels}
-    query = f"SELECT c.*, r.__bucket FROM ({source.select(wanted)}) c LEFT JOIN requests r USING (__request)"
+    query = f"SELECT c.*, r.__bucket FROM ({source.select(wanted)}) c {join} requests r USING (__request)"
     return f"{query} ORDER BY r.__bucket"
 
 
