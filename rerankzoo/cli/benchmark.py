@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.lightning import RecipeParser
 from rerankzoo.cli.recipes import find_recipe
-from rerankzoo.cli.runs import Trained, console, mine_once, total, train_members
+from rerankzoo.cli.runs import Trained, console, mine_once, total, train, train_members
 from rerankzoo.cli.trying import log_likelihoods, parse_choice
 from rerankzoo.errors import RecipeError, did_you_mean, shown
 from rerankzoo.evaluation import (
@@ -74,7 +74,6 @@ class Entry:
     mine: dict[str, int | float | str] | None = None  # as of `mine_folder`; `None`: it learns from the log itself
     evaluator: str | None = None  # which of the `evaluators` mines, values and chooses; `None`: the one of all models
     decodings: dict[str, dict[str, Any]] | None = None  # with `evaluator: true` where it chooses; `None`: the usual
-    members: PositiveInt = 1  # so many are trained, with different seeds: a ranker that sorts by their mean score
     at: float | None = None  # where on the axis of the benchmark's curve
     series: str = ""  # of which line of the curve
     story: str = ""  # what to say of it while it trains
@@ -285,7 +284,7 @@ class _Run:
             options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
         place = str(evaluator and evaluator.folder)
         options = [*options, *(argument.replace("{evaluator}", place) for argument in entry.arguments)]
-        trained = train_members(str(entry.recipe), self.root / name, self.seed, entry.members, options)
+        trained = train(str(entry.recipe), self.root / name, self.seed, options)
         return trained, {**seconds, "generator": trained.cpu_seconds}
 
     def _evaluation_run(

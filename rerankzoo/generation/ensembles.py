@@ -83,7 +83,7 @@ class Ensemble(SlateGenerationMixin, nn.Module):
 
 
 class EvaluatorEnsemble(Ensemble):
-    """Several evaluators as one: the mean of their values, less a multiple of their spread; or rankers that sort.
+    """Several evaluators as one: the mean of their values, less a multiple of their spread.
 
     Takes the place of an evaluator wherever one is asked for: in `generate`, mining, evaluation and the pipeline.
 

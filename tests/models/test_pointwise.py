@@ -10,9 +10,7 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.generation import EvaluatorEnsemble
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
-from rerankzoo.slates import sorted_slates
 from tests.models.common import ScorerTestSuite
 
 TINY: dict[str, Any] = {"slate_size": 4, "hidden_size": 32, "embedding_size": 8, "num_hidden_layers": 1}
@@ -102,16 +100,6 @@ def test_refuses_feedback_outside_zero_and_one(extractor: RerankingFeatureExtrac
 def test_config_refuses_no_layers() -> None:
     with pytest.raises(StrictDataclassError, match="num_hidden_layers"):
         PointwiseConfig(**{**TINY, "num_hidden_layers": 0})
-
-
-@pytest.mark.parametrize("loss", ["bce", "softmax"])
-def test_an_ensemble_sorts_by_the_mean_score(
-    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], loss: str
-) -> None:
-    members = [ranker(extractor, loss=loss, initializer_range=scale) for scale in (0.1, 1.0)]
-    scores = torch.stack([member(**inputs(batch)).logits[:, 0] for member in members]).mean(0)
-    slates = EvaluatorEnsemble(members).generate(**inputs(batch))
-    assert torch.equal(slates, sorted_slates(scores, batch["candidate_mask"], 4))
 
 
 @pytest.mark.parametrize("labels", [None, "candidates"])

@@ -461,7 +461,7 @@ class InteractionScorer(Scorer):
         """See `Scorer.select`."""
         rows = torch.arange(index.shape[0], device=index.device) if parent is None else parent
         chosen = index.clamp_min(0)
-        kept = {name: cache[name][rows, chosen] for name in ("logits", "moved") if name in cache}
+        kept: Cache = {name: cache[name][rows, chosen] for name in ("logits", "moved") if name in cache}
         if self.model.trunk is not None:
             kept |= keep_chosen(self.model.trunk.layers, cache, parent, rows, chosen)
         return kept
