@@ -145,20 +145,29 @@ def neighbour_slates(slates: Tensor, candidate_mask: Tensor) -> tuple[Tensor, Te
     Returns:
         (B, S, P, M), and (B, S, P), True where there is such a slate; the rest is padding.
     """
-    candidate = torch.arange(candidate_mask.shape[1], device=slates.device)
-    place = torch.arange(slates.shape[-1], device=slates.device)
-    stands = slates.unsqueeze(-1) == candidate  # (B, S, M, N)
+    stands = slates.unsqueeze(-1) == torch.arange(candidate_mask.shape[1], device=slates.device)  # (B, S, M, N)
     elsewhere = stands.any(2, keepdim=True)
     further = (stands.flip(2).cumsum(2).flip(2) - stands.long()) > 0  # below this position: both change places, once
     valid = candidate_mask[:, None, None] & (slates >= 0).unsqueeze(-1) & (further | ~elsewhere)
-    base, old = slates[:, :, None, None], slates[..., None, None]
-    moved = torch.where(base == candidate[:, None], old, base)  # (B, S, M, N, M)
-    changed = torch.where(place[:, None, None] == place, candidate[:, None], moved)
-    changed, valid = changed.flatten(2, 3), valid.flatten(2, 3)
+    changed, valid = edited_slates(slates, candidate_mask.shape[1]).flatten(2, 3), valid.flatten(2, 3)
     order = valid.byte().argsort(dim=-1, descending=True, stable=True)[..., : int(valid.sum(-1).max())]
     valid = valid.gather(-1, order)
-    changed = changed.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, len(place)))
+    changed = changed.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, slates.shape[-1]))
     return changed.masked_fill(~valid.unsqueeze(-1), PADDING), valid
+
+
+def edited_slates(slates: Tensor, num_candidates: int) -> Tensor:
+    """Every candidate put at every position of slates (B, S, M): (B, S, M, N, M); see `put`."""
+    place = torch.arange(slates.shape[-1], device=slates.device).view(-1, 1, 1)
+    candidate = torch.arange(num_candidates, device=slates.device).view(-1, 1)
+    return put(slates[:, :, None, None].expand(-1, -1, len(place), num_candidates, -1), place, candidate)
+
+
+def put(slates: Tensor, position: Tensor, candidate: Tensor) -> Tensor:
+    """Slates (..., M) with a candidate (..., 1) at a position (..., 1); if it stands elsewhere, both change places."""
+    position = position.expand(*slates.shape[:-1], 1)
+    moved = torch.where(slates == candidate, slates.gather(-1, position), slates)
+    return moved.scatter(-1, position, candidate.expand(position.shape))
 
 
 def _check_slate_size(slate_size: int, num_candidates: int) -> None:

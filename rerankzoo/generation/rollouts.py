@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.slates import uniform_slates
+from rerankzoo.slates import put, uniform_slates
 
 #: Sources of slates that are no checkpoints: a generator's own draws, slates in the upstream order, uniform draws, and
 #: changed copies of what the sources before it gave.
@@ -139,8 +139,7 @@ def perturbed_slates(slates: Tensor, candidate_mask: Tensor) -> Tensor:
     number = torch.arange(candidate_mask.shape[1], device=slates.device)
     others = candidate_mask.unsqueeze(1) & (number != old)  # (B, S, N)
     new = torch.rand(others.shape, device=slates.device).masked_fill(~others, -1.0).argmax(-1, keepdim=True)
-    changed = torch.where(slates == new, old, slates).scatter(-1, position, new)
-    return torch.where(others.any(-1, keepdim=True) & (old >= 0), changed, slates)
+    return torch.where(others.any(-1, keepdim=True) & (old >= 0), put(slates, position, new), slates)
 
 
 def distinct(slates: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class ScoreAndSortModel(SlateGenerator):
             raise SchemaError(f"loss {config.loss!r} ranks by utility, which targets {negative} can make negative")
 
     @property
-    def num_positions(self) -> None:
+    def num_positions(self) -> int | None:
         """Any number: a score does not depend on the position."""
         return None
 

@@ -7,6 +7,7 @@ from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
 from rerankzoo.training.evaluator_gradient import EvaluatorGradient
 from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
+from rerankzoo.training.neighbour_reward import NeighbourReward
 from rerankzoo.training.objectives import (
     Companion,
     Objective,
@@ -27,6 +28,7 @@ __all__ = [
     "FlowBalance",
     "GroupRelative",
     "HubCheckpoint",
+    "NeighbourReward",
     "Objective",
     "ObjectiveOutput",
     "Preference",

@@ -104,7 +104,11 @@ class SlateObjective(Objective):
         else:
             raise RerankingDataError("expected mined slates with values, or an evaluator", field="slate_values")
         taught = self.teach(model, known, slates, values).mean()
-        return self._with_supervised(model, batch, taught, {"value": values.mean()})
+        return self._with_supervised(model, batch, taught, {"value": self.reached(values)})
+
+    def reached(self, values: Tensor) -> Tensor:
+        """What is watched of the values (B, S): their mean."""
+        return values.mean()
 
     def _with_supervised(self, model: Any, batch: Batch, taught: Tensor, metrics: dict[str, Tensor]) -> ObjectiveOutput:
         if not self.supervised_weight:
