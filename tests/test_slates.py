@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rerankzoo.slates import all_slates, neighbour_slates, uniform_slates
+from rerankzoo.slates import all_slates, edited_slates, neighbour_slates, put, uniform_slates
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (4, 1), (4, 2), (5, 5), (10, 4)])
@@ -68,3 +68,10 @@ def test_neighbours_differ_in_one_item_or_in_the_order_of_two():
     ]
     assert (found[~valid] == -100).all()
     assert neighbour_slates(torch.zeros(1, 1, 1, dtype=torch.int64), mask[:1, :1])[0].shape == (1, 1, 0, 1)
+
+
+def test_a_candidate_is_put_somewhere_and_changes_places_where_it_stands_already():
+    edited = edited_slates(torch.tensor([[[0, 2]]]), 4)[0, 0]
+    assert edited.tolist() == [[[0, 2], [1, 2], [2, 0], [3, 2]], [[2, 0], [0, 1], [0, 2], [0, 3]]]
+    one = put(torch.tensor([[3, 1, 2], [3, 1, -100]]), torch.tensor([[2], [0]]), torch.tensor([[3], [5]]))
+    assert one.tolist() == [[2, 1, 3], [5, 1, -100]]
