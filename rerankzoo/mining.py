@@ -43,6 +43,7 @@ from rerankzoo.data.folder import (
 )
 from rerankzoo.data.loader import logged_utilities, slate_lengths
 from rerankzoo.data.shards import has_shard, write_shard
+from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
@@ -348,6 +349,7 @@ def mine_folder(
     shard_size: int = 500,
     batch_size: int | None = None,
     fabric: Fabric | None = None,
+    workers: Workers | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Path:
@@ -370,6 +372,8 @@ def mine_folder(
         shard_size: Requests per file.
         batch_size: Requests per evaluator call; default: as many as suit the device.
         fabric: Lightning's device and processes, launched; default: one process on the best device there is.
+        workers: Who mines instead of the processes of `fabric`, such as those of a Ray cluster, which see the same
+            folders.
         on_progress: Called with the numbers of requests that this process has mined and has to mine.
         **settings: Other entries of `MiningSettings`.
 
@@ -397,13 +401,12 @@ def mine_folder(
         if source not in splits:
             raise FileNotFoundError(f"{folder} has no {source}*.parquet; it has {sorted(splits)}")
         shards += plan_shards(name, source, len(splits[source]), count, shard_size)
-    evaluator, extractor = _load(evaluators, spread_penalty, bool(settings.get("num_beams", 1)))
-    evaluator.to(fabric.device)
-    options = MiningSettings(slate_size=slate_size or evaluator.config.slate_size, **settings)
-    generators = _load_generators(options, extractor.schema, fabric.device)
+    models = (list(evaluators), spread_penalty, slate_size, settings)
+    miner = _Miner(*models, folder, out, batch_size, fabric.device)
+    options = miner.options
     record = {
-        "evaluator": weights_digest(evaluator),
-        "generators": {name: weights_digest(model) for name, model in generators.items()},
+        "evaluator": weights_digest(miner.evaluator),
+        "generators": {name: weights_digest(model) for name, model in miner.generators.items()},
         "spread_penalty": spread_penalty,
         "source": {
             name: [len(splits[name]), sum(path.stat().st_size for path in split_files(folder, name))]
@@ -423,21 +426,66 @@ def mine_folder(
     fabric.barrier()  # nobody writes before everybody has seen what is missing
     share = missing[fabric.global_rank :: fabric.world_size]
     done, total = 0, sum(len(shard.rows) for shard in share)
-    for shard in share:
-        rows, tables = splits[shard.source].with_format("arrow")[shard.rows.tolist()], []
-        longest = slate_lengths(splits[shard.source], extractor.schema.slate).max(initial=0)
-        for table in _mined_tables(rows, evaluator, generators, extractor, options, batch_size, longest):
-            tables.append(table)
-            done += table.num_rows
-            if on_progress is not None:
-                on_progress(done, total)
-        write_shard(out / shard.name, tables)
+
+    def watch(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if on_progress is not None:
+            on_progress(done, total)
+
+    if workers is None:
+        miner.on_rows = watch
+        for shard in share:
+            miner(shard)
+    else:
+        device = torch.device("cuda" if workers.gpus_per_worker else "cpu")
+        run_units(
+            partial(_Miner, *models, folder.absolute(), out.absolute(), batch_size, device), share, workers, watch
+        )
     fabric.barrier()
     if fabric.is_global_zero:
         counts = {name: sum(len(shard.rows) for shard in shards if shard.split == name) for name in wanted}
-        _complete(out, folder, splits, extractor, list(evaluators), record, counts)
+        _complete(out, folder, splits, miner.extractor, list(evaluators), record, counts)
     fabric.barrier()
     return out
+
+
+class _Miner:
+    """Mines the requests of one shard after another; it loads what it needs itself, and so can be made anywhere.
+
+    `on_rows` is called with the number of requests after each batch of them.
+    """
+
+    def __init__(
+        self,
+        evaluators: Sequence[str],
+        spread_penalty: float,
+        slate_size: int | None,
+        settings: Mapping[str, Any],
+        data: Path,
+        out: Path,
+        batch_size: int | None,
+        device: torch.device,
+    ) -> None:
+        self.evaluator, self.extractor = _load(evaluators, spread_penalty, bool(settings.get("num_beams", 1)))
+        self.evaluator.to(device)
+        self.options = MiningSettings(slate_size=slate_size or self.evaluator.config.slate_size, **settings)
+        self.generators = _load_generators(self.options, self.extractor.schema, device)
+        self.splits, self.out, self.batch_size = open_splits(data), out, batch_size
+        self.on_rows: Callable[[int], None] | None = None
+
+    def __call__(self, shard: Shard) -> int:
+        """Writes a shard; returns the number of its requests."""
+        split, tables = self.splits[shard.source], []
+        rows = split.with_format("arrow")[shard.rows.tolist()]
+        longest = slate_lengths(split, self.extractor.schema.slate).max(initial=0)
+        models = (self.evaluator, self.generators, self.extractor)
+        for table in _mined_tables(rows, *models, self.options, self.batch_size, longest):
+            tables.append(table)
+            if self.on_rows is not None:
+                self.on_rows(table.num_rows)
+        write_shard(self.out / shard.name, tables)
+        return len(shard.rows)
 
 
 def _load(evaluators: Sequence[str], spread_penalty: float, search: bool) -> tuple[Any, RerankingFeatureExtractor]:

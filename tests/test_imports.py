@@ -19,6 +19,7 @@ LEVELS = {
     "slates": 1,
     "remote_code": 0,
     "hub_errors": 1,
+    "engines": 1,
     "features": 1,
     "losses": 1,
     "layers": 2,
@@ -33,6 +34,7 @@ LEVELS = {
     "diagnosis": 6,
     "pipeline": 7,
     "training": 7,
+    "reranking": 8,
     "serving": 8,
     "cli": 9,
 }

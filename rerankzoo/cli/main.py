@@ -32,6 +32,7 @@ COMMANDS = {
     "predict": ("rerankzoo.cli.lightning:run", "write the slates of the test split"),
     "mine": ("rerankzoo.cli.mine:mine", "search for better slates with an evaluator, for a generator to learn"),
     "diagnose": ("rerankzoo.cli.diagnose:diagnose", "say what a log can support: would reranking pay, can it be told"),
+    "rerank": ("rerankzoo.cli.rerank:rerank", "order the items of all requests of Parquet files, here or on Ray"),
     "evaluate": ("rerankzoo.cli.evaluate:evaluate", "compare models with the upstream order and with the truth"),
     "benchmark": ("rerankzoo.cli.benchmark:benchmark", "train and evaluate models over several seeds"),
     "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),

@@ -16,6 +16,7 @@ from rich.text import Text
 from rerankzoo.cli.lightning import quiet
 from rerankzoo.cli.options import choose_device, takes
 from rerankzoo.cli.prepare import rows_of
+from rerankzoo.engines import Workers
 from rerankzoo.errors import RecipeError, in_one_line
 from rerankzoo.mining import MiningSettings, mine_folder
 
@@ -26,7 +27,7 @@ class _RateColumn(ProgressColumn):
         return Text(f"{speed:,.0f} requests/s")
 
 
-@takes(mine_folder, MiningSettings)
+@takes(mine_folder, MiningSettings, Workers)
 def mine(
     *,
     evaluator: list[str],
@@ -54,10 +55,12 @@ def mine(
         devices: Processes of a machine.
         num_nodes: Machines.
         strategy: As of Lightning's Trainer.
-        **settings: Of `mine_folder` and `MiningSettings`.
+        **settings: Of `mine_folder`, `MiningSettings` and, for the engine ray, `Workers`.
     """
     names = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
     MiningSettings(slate_size=1, **{name: settings[name] for name in names & set(settings)})  # before anything is read
+    asked = Workers(**{entry.name: settings.pop(entry.name) for entry in fields(Workers) if entry.name in settings})
+    workers = None if asked.engine == "local" else asked
     quiet()
     fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()
@@ -70,7 +73,7 @@ def mine(
         def watch(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        mined = mine_folder(evaluator, data, out, fabric=fabric, on_progress=watch, **settings)
+        mined = mine_folder(evaluator, data, out, fabric=fabric, workers=workers, on_progress=watch, **settings)
     if fabric.is_global_zero:
         print(rows_of(mined))
 

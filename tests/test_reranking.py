@@ -1,0 +1,206 @@
+"""Batch reranking gives what the pipeline gives, whatever the engine, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rerankzoo.cli.main import main
+from rerankzoo.engines import Workers, run_units
+from rerankzoo.errors import RerankingDataError
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation import Exclude
+from rerankzoo.mining import mine_folder
+from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
+from rerankzoo.pipeline import RerankingPipeline
+from rerankzoo.reranking import RECORD_FILE, rerank_folder
+from tests.test_mining import SETTINGS as MINING
+from tests.test_mining import contents, save_evaluator
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, slate_size=4)
+    RerankingPipeline(PointwiseForReranking(config), extractor).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def requests(make_rows: Callable[..., Rows], tmp_path: Path) -> Path:
+    """Three files, one in a folder below, and a hidden one that is no Parquet."""
+    folder = tmp_path / "requests"
+    (folder / "day=2").mkdir(parents=True)
+    for number, name in enumerate(("a.parquet", "b.parquet", "day=2/a.parquet")):
+        rows = [{**row, "request_id": f"{number}-{index}"} for index, row in enumerate(make_rows(seed=number))]
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    (folder / "_SUCCESS.parquet").write_text("")
+    return folder
+
+
+def written(folder: Path) -> dict[str, pa.Table]:
+    return {str(path.relative_to(folder)): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def test_rows_are_the_pipelines(checkpoint: str, requests: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rules = [Exclude([1, 2, 3])]
+    count = rerank_folder(
+        checkpoint, str(requests), str(out), keep=["request_id"], batch_size=3, constraints=rules, slate_size=2
+    )
+    assert count == 24
+    tables, pipeline = written(out), RerankingPipeline.from_pretrained(checkpoint)
+    assert list(tables) == ["a.parquet", "b.parquet", "day=2/a.parquet"]
+    for name, table in tables.items():
+        rows = pq.read_table(requests / name)
+        assert table.column_names == ["request_id", "slate", "item_ids", "scores"]
+        assert table["request_id"].to_pylist() == rows["request_id"].to_pylist()
+        for row, answer in zip(table.to_pylist(), pipeline(rows, rules, slate_size=2), strict=True):
+            assert row["item_ids"] == [item["item_id"] for item in answer]
+            assert row["slate"] == [item["index"] for item in answer]
+            assert row["scores"] == pytest.approx([item["score"] for item in answer])
+
+
+def test_goes_on_with_what_is_missing(checkpoint: str, requests: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", {"do_sample": True, "seed": 3}
+    rerank_folder(checkpoint, str(requests), str(out), **options)
+    first = written(out)
+    (out / "b.parquet").unlink()
+    kept = (out / "a.parquet").stat().st_mtime_ns
+    assert rerank_folder(checkpoint, str(requests), str(out), **options) == 8
+    assert (out / "a.parquet").stat().st_mtime_ns == kept
+    assert written(out) == first  # what is drawn at random, too
+    assert rerank_folder(checkpoint, str(requests), str(out), **options) == 0
+    with pytest.raises(RerankingDataError, match=r"field 'seed': .* was begun with 3, not 4"):
+        rerank_folder(checkpoint, str(requests), str(out), do_sample=True, seed=4)
+
+
+def test_files_of_any_file_system(checkpoint: str, requests: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(requests), "/job/requests", recursive=True)
+    rerank_folder(checkpoint, "memory://job/requests/*.parquet", "memory://job/out")
+    rerank_folder(checkpoint, str(requests), str(tmp_path / "out"))
+    found = sorted(name.removeprefix("/job/out/") for name in memory.find("/job/out"))
+    assert found == ["a.parquet", "b.parquet", RECORD_FILE]
+    with memory.open("/job/out/b.parquet") as stream:
+        assert pq.read_table(stream) == written(tmp_path / "out")["b.parquet"]
+
+
+def test_requests_that_cannot_be_used(checkpoint: str, requests: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(requests / "b.parquet").to_pylist()
+    rows[5]["price"] = rows[5]["price"][:-1]
+    pq.write_table(pa.Table.from_pylist(rows), requests / "b.parquet")
+    out = tmp_path / "raised"
+    with pytest.raises(RerankingDataError, match=r"field 'price', row 5: .*b\.parquet"):
+        rerank_folder(checkpoint, str(requests), str(out), batch_size=4)
+    assert [path.name for path in out.rglob("*.parquet")] == ["a.parquet"]
+    for on_error, length in (("report", 8), ("skip", 7)):
+        rerank_folder(checkpoint, str(requests), str(tmp_path / on_error), batch_size=4, on_error=on_error)
+        table = written(tmp_path / on_error)["b.parquet"]
+        assert len(table) == length
+        assert ("error" in table.column_names) == (on_error == "report")
+    reported = written(tmp_path / "report")["b.parquet"].to_pylist()
+    assert "price" in reported[5]["error"]
+    assert reported[5]["item_ids"] is None
+    assert [row["error"] for row in reported if row["item_ids"]] == [None] * 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": ["requestid"]}, "no column 'requestid'"),
+        ({"keep": ["slate"]}, "'slate' is the name of a column that is written"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_beam": 2}, "unknown parameters \\['num_beam'\\]"),
+    ],
+)
+def test_settings_that_are_invalid(
+    checkpoint: str, requests: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rerank_folder(checkpoint, str(requests), str(tmp_path / "out"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "spark"}, "engine must be one of local, ray, got 'spark'"),
+        ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker must not be negative, got -1"),
+    ],
+)
+def test_workers_that_are_invalid(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Workers(**options)
+
+
+def test_no_files(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no Parquet files there"):
+        rerank_folder(checkpoint, str(tmp_path / "missing"), str(tmp_path / "out"))
+
+
+def test_command_line(checkpoint: str, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["rerank", checkpoint, "--requests", str(requests), "--out", str(out), "--num-beams", "2"]) == 0
+    assert "24 requests" in capsys.readouterr().out
+    rerank_folder(checkpoint, str(requests), str(tmp_path / "other"), num_beams=2)
+    assert written(out) == written(tmp_path / "other")
+
+
+class DiesOnce:
+    """A worker that kills its process at the third unit, once."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, unit: int) -> int:
+        died = self.folder / "died"
+        if unit == 2 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.folder / f"unit-{unit}").write_text(str(unit))
+        return unit
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_and_survives_a_killed_worker(
+    checkpoint: str,
+    requests: Path,
+    data_folder: Path,
+    extractor: RerankingFeatureExtractor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    evaluator = save_evaluator(extractor, tmp_path / "evaluator")
+    two, units = Workers(engine="ray", num_workers=2), tmp_path / "units"
+    units.mkdir()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        rerank_folder(checkpoint, str(requests), str(tmp_path / "ray"), workers=two, do_sample=True)
+        assert run_units(partial(DiesOnce, str(units)), range(6), two) == 15
+        mine_folder([evaluator], data_folder, tmp_path / "mined-on-ray", workers=two, **MINING)
+    finally:
+        ray.shutdown()
+    assert sorted(path.name for path in units.iterdir()) == ["died", *(f"unit-{number}" for number in range(6))]
+    rerank_folder(checkpoint, str(requests), str(tmp_path / "local"), do_sample=True)
+    names = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.parquet")]
+    assert len(names) == 3
+    for name in names:
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    mine_folder([evaluator], data_folder, tmp_path / "mined", **MINING)
+    assert contents(tmp_path / "mined-on-ray") == contents(tmp_path / "mined")
