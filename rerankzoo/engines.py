@@ -113,21 +113,36 @@ class _Actor:
         return {"requests": self.work(row["item"])}
 
 
-def _on_ray(make_worker: Callable[[], Worker[Unit]], units: Sequence[Unit], workers: Workers) -> Iterator[int]:
+@contextmanager
+def ray_cluster(address: str | None, num_cpus: int) -> Iterator[Any]:
+    """Yields the module `ray`, connected: to the cluster of an address, or to one that is started here and ended again.
+
+    A connection that is there already is used, and stays.
+
+    Raises:
+        ImportError: If Ray is not installed.
+    """
     try:
         import ray
     except ImportError as error:
-        raise ImportError("the engine 'ray' needs Ray: pip install 'rerankzoo[ray]'") from error
-    if not units:
-        return
-    started_here, threads = not ray.is_initialized(), workers.threads_per_worker
+        raise ImportError("this needs Ray: pip install 'rerankzoo[ray]'") from error
+    started_here = not ray.is_initialized()
     if started_here:
-        here = None if workers.address else workers.num_workers * threads
-        ray.init(
-            workers.address, num_cpus=here, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        here = None if address else num_cpus
+        ray.init(address, num_cpus=here, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        yield ray
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _on_ray(make_worker: Callable[[], Worker[Unit]], units: Sequence[Unit], workers: Workers) -> Iterator[int]:
+    if not units:
+        return
+    threads = workers.threads_per_worker
+    with ray_cluster(workers.address, workers.num_workers * threads) as ray:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = ray.data.from_items(list(units), override_num_blocks=len(units))
         done = rows.map(
@@ -139,6 +154,3 @@ def _on_ray(make_worker: Callable[[], Worker[Unit]], units: Sequence[Unit], work
         )
         for row in done.iter_rows():
             yield row["requests"]
-    finally:
-        if started_here:
-            ray.shutdown()

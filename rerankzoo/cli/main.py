@@ -27,6 +27,7 @@ COMMANDS = {
         "make a data folder: of your own log, simulator, ml-100k, ml-1m, taobao-ad",
     ),
     "fit": ("rerankzoo.cli.trying:fit", "train a model by a recipe, or with --try the best of several"),
+    "tune": ("rerankzoo.cli.tune:tune", "search for the best settings of a recipe"),
     "validate": ("rerankzoo.cli.lightning:run", "run one validation epoch"),
     "test": ("rerankzoo.cli.lightning:run", "run one test epoch"),
     "predict": ("rerankzoo.cli.lightning:run", "write the slates of the test split"),

@@ -5,8 +5,9 @@ Figures belong to no window and need no display. matplotlib is loaded when somet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,34 @@ def write_curve(
 ) -> Path:
     """Draws metrics of several models into `curve.png` of a folder; see `draw_curve`."""
     return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / "curve.png")
+
+
+def draw_search(values: Mapping[int, float], importances: Mapping[str, float], metric: str, mode: str) -> Figure:
+    """Draws a search for settings: the metric of each trial by its number and the best so far; what it depended on.
+
+    Args:
+        values: The metric by the trial's number.
+        importances: By key, shares of 1; none: too few trials to tell.
+        metric: Its name.
+        mode: "min" or "max".
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    history, bars = figure.subplots(1, 2)
+    numbers = sorted(values)
+    best = list(accumulate((values[number] for number in numbers), min if mode == "min" else max))
+    history.plot(numbers, [values[number] for number in numbers], "o", color=_COLOURS["model"], markersize=4)
+    history.step(numbers, best, where="post", color=_LINE)
+    history.set(xlabel="trial", ylabel=metric, title="Trials, and the best so far")
+    names = sorted(importances, key=lambda name: importances[name])
+    bars.barh(
+        [name.rpartition(".")[2] for name in names], [importances[name] for name in names], color=_COLOURS["model"]
+    )
+    bars.set_title("What it depends on" if names else "Too few trials to tell what it depends on")
+    for axes in (history, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def draw_curve(
