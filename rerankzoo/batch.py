@@ -45,6 +45,8 @@ ENTRIES: dict[str, Entry] = {
     "candidate_value": Entry("BNT"),
     "candidate_mask": Entry("BN", torch.bool),  # True where a candidate is real
     "history_categorical": Entry("BLF", torch.int64),
+    "history_numeric": Entry("BLF"),
+    "history_time": Entry("BL"),  # how long ago, in mean gaps of the training rows
     "history_mask": Entry("BL", torch.bool),
     "slate_length": Entry("B", torch.int64, fill=1),  # positions of the request's page, where they differ
     "slates": Entry("BSM", torch.int64, fill=PADDING, label=True),

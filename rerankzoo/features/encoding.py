@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -245,6 +245,33 @@ class NumberEncoder:
             raise column.error(message.format(float(values[index, component])), index, level)
 
 
+class TimeEncoder(NumberEncoder):
+    """How long ago something was, in the mean of the rows that the extractor was fitted on."""
+
+    def __call__(self, column: Column) -> FloatArray:
+        """See `NumberEncoder.__call__`; (n, 1)."""
+        return self.transform(column)[0] / time_unit(cast(FloatArray, self.statistics))
+
+    def transform(self, column: Column) -> tuple[FloatArray, None]:
+        """See `NumberEncoder.transform`."""
+        what = "a time before the request is required, not negative"
+        if column.nulls[-1] is not None:
+            column.refuse(column.nulls[-1], f"{what}, got None")
+        values = finite(column)[:, None]
+        self._refuse(column, values, values < 0, f"{what}, got {{}}")
+        return values, None
+
+
+def time_unit(statistics: FloatArray) -> float:
+    """What a time is divided by: the mean, where it is not 0."""
+    return float(statistics[0, 0]) or 1.0
+
+
+def number_encoder(spec: FieldSpec, statistics: FloatArray | None) -> NumberEncoder:
+    """The encoder of a field that is not categorical."""
+    return (TimeEncoder if spec.kind == "time" else NumberEncoder)(spec, statistics)
+
+
 def depth_of(spec: FieldSpec) -> int:
     """How many lists deep a field's column is, or each of its columns."""
     return (spec.group != "request") + (spec.kind == "dense" and not spec.columns)
@@ -362,43 +389,50 @@ class FittedState:
     #: Of the categorical fields that share no other's vocabulary; `None` if only missing values were seen.
     types: dict[str, IdType | None]
     vocabularies: dict[str, Vocabulary]  # of those of them that do not hash
-    statistics: dict[str, FloatArray]  # of the fields with "standardize", (2, size): mean and standard deviation
+    #: Of times and of the fields with "standardize", (2, size): mean and standard deviation.
+    statistics: dict[str, FloatArray]
 
     @cached_property
     def schema(self) -> FeatureSchema:
-        """The schema with `num_embeddings` and the fingerprint of everything that was learned."""
+        """The schema with all that fitting sets in it, and the fingerprint of everything that was learned."""
         sizes = {spec.name: spec.hash_size for spec in _vocabulary_owners(self.declared)}
         sizes |= {name: len(vocabulary.values) for name, vocabulary in self.vocabularies.items()}
-        fields = tuple(
-            replace(spec, num_embeddings=FIRST_ID + (sizes[spec.shares or spec.name] or 0))
-            if spec.kind == "categorical"
-            else spec
-            for spec in self.declared.fields
-        )
-        schema = replace(self.declared, fields=fields)
+
+        def fitted(spec: FieldSpec) -> FieldSpec:
+            if spec.kind == "categorical":
+                return replace(spec, num_embeddings=FIRST_ID + (sizes[spec.shares or spec.name] or 0))
+            return replace(spec, time_unit=time_unit(self.statistics[spec.name])) if spec.kind == "time" else spec
+
+        schema = replace(self.declared, fields=tuple(map(fitted, self.declared.fields)))
         content = json.dumps({"schema": schema.to_dict(), "state": self.to_dict()}, sort_keys=True)
         return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
 
     @cached_property
     def fields(self) -> dict[Group, list[tuple[FieldSpec, IdEncoder | NumberEncoder]]]:
-        """The fields of a group and their encoders, the categorical ones first."""
+        """The fields of a group and their encoders, the categorical ones first, times last."""
+        schema = self.schema
         return {
             group: [
                 (spec, self._encoder(spec))
-                for spec in (*self.schema.select(group, "categorical"), *self.schema.numeric_fields(group))
+                for fields in (
+                    schema.select(group, "categorical"),
+                    schema.numeric_fields(group),
+                    schema.select(group, "time"),
+                )
+                for spec in fields
             ]
             for group in get_args(Group)
         }
 
     def _encoder(self, spec: FieldSpec) -> IdEncoder | NumberEncoder:
         if spec.kind != "categorical":
-            return NumberEncoder(spec, self.statistics.get(spec.name))
+            return number_encoder(spec, self.statistics.get(spec.name))
         owner = self.declared.owner(spec)
         return IdEncoder(owner.hash_size or 0, self.vocabularies.get(owner.name), self.types[owner.name])
 
     def encode(self, group: Group, table: Table, item_ids: Column, layout: Ragged) -> dict[str, npt.NDArray[Any]]:
-        """The categorical and numeric arrays of a group's fields, whose lists have this layout."""
-        parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: []}
+        """The arrays of ids, numbers and (where there are any) times of a group, whose lists have this layout."""
+        parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: [], TimeEncoder: []}
         fields = self.fields[group]
         for spec, encode in fields:
             column = item_ids if spec.name == item_ids.name else read_field(table, spec)
@@ -407,10 +441,12 @@ class FittedState:
             if group != "request" and column is not item_ids:
                 layout.check_same(column, repr(item_ids.name if group == "candidate" else fields[0][0].name))
             parts[type(encode)].append(encode(column))
-        return {
+        arrays = {
             f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
             f"{group}_numeric": pack(parts[NumberEncoder], layout, np.float32),
         }
+        times = {f"{group}_time": pack(part, layout, np.float32)[..., 0] for part in [parts[TimeEncoder]] if part}
+        return arrays | times
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able part of what was learned: all but the vocabularies, of which it has the digests."""
@@ -458,7 +494,7 @@ def _vocabulary_owners(schema: FeatureSchema) -> list[FieldSpec]:
 
 
 def _scaled_fields(schema: FeatureSchema) -> list[FieldSpec]:
-    return [spec for spec in schema.fields if "standardize" in spec.transforms]
+    return [spec for spec in schema.fields if "standardize" in spec.transforms or spec.kind == "time"]
 
 
 def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any) -> Vocabulary:
@@ -494,7 +530,7 @@ def fit_state(
                 _count(column, counts[spec.name])
         for spec in scaled:
             column = read_field(rows, spec)
-            moments[spec.name].update(*NumberEncoder(spec, None).transform(column))
+            moments[spec.name].update(*number_encoder(spec, None).transform(column))
     vocabularies: dict[str, Vocabulary] = {}
     for name, numbers in counts.items():
         known = sorted(value for value, number in numbers.items() if number >= declared.field(name).min_count)

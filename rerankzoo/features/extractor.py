@@ -31,7 +31,7 @@ from rerankzoo.errors import (
     in_one_line,
     shown,
 )
-from rerankzoo.features.encoding import FittedState, begins_with, extended_vocabulary, fit_state, id_type
+from rerankzoo.features.encoding import FittedState, begins_with, extended_vocabulary, fit_state, id_type, read_field
 from rerankzoo.features.labels import read_labels
 from rerankzoo.features.schema import FeatureSchema, FieldSpec
 from rerankzoo.features.tables import INT64_MAX, Column, Ragged, RowTable, Table, holds_columns, read_table
@@ -160,7 +160,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
     Whatever needs what fitting learns raises a `SchemaError` before.
 
     Args:
-        schema: What the columns are. What fitting once set in it (`num_embeddings`, `fingerprint`) is forgotten.
+        schema: What the columns are. What fitting once set in it (`num_embeddings`, `fingerprint`...) is forgotten.
     """
 
     model_input_names: ClassVar[list[str]] = [
@@ -169,7 +169,7 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
 
     def __init__(self, schema: FeatureSchema) -> None:
         super().__init__()
-        fields = tuple(replace(field, num_embeddings=None) for field in schema.fields)
+        fields = tuple(replace(field, num_embeddings=None, time_unit=None) for field in schema.fields)
         self._declared = replace(schema, fields=fields, fingerprint=None)
         self._state: FittedState | None = None
 
@@ -318,9 +318,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
         arrays["candidate_mask"] = candidates.mask.copy()  # the batch is the caller's to change
         if history := state.fields["history"]:
             # A model attends over the history: one masked place is kept where no row has any.
-            layout = Ragged(table.column(history[0][0].name, 1).offsets[0], min_width=1)
+            layout = Ragged(read_field(table, history[0][0]).offsets[0], min_width=1)
             arrays |= {**state.encode("history", table, item_ids.column, layout), "history_mask": layout.mask}
-            del arrays["history_numeric"]  # history fields are categorical
+            if not state.schema.numeric_fields("history"):
+                del arrays["history_numeric"]
         arrays.update(read_labels(table, state.schema, candidates))
         rows = slice(table.first_row, table.first_row + table.rows)
         arrays["request_index"] = np.arange(rows.start, rows.stop, dtype=np.int64)

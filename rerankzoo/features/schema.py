@@ -17,7 +17,7 @@ from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileErr
 from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
-Kind = Literal["categorical", "numeric", "dense"]
+Kind = Literal["categorical", "numeric", "dense", "time"]
 Transform = Literal["log1p", "signed_log1p", "standardize"]
 Discount = Literal["none", "log2"]
 Gain = Literal["linear", "exponential"]
@@ -28,6 +28,9 @@ _MOST_UNKNOWN = 8  # keys in a message
 #: Beyond these no machine has the memory, and ids would not fit int64.
 _LIMITS = {"hash_size": 1 << 40, "min_count": 1 << 62, "size": 1 << 20, "num_embeddings": (1 << 40) + 2}
 _CATEGORICAL = ["hash_size", "min_count", "shares", "num_embeddings"]  # settings of such fields only
+_OF_NUMBERS = ["transforms", "clip", "size", "columns"]
+#: What fitting adds to fields.
+SET_BY_FITTING = ("num_embeddings", "time_unit")
 
 #: Columns of a mined table (`rerankzoo mine`); their names are the same under every schema.
 SLATE_WEIGHTS = "slate_weights"
@@ -44,8 +47,8 @@ class FieldSpec:
         name: The column's name.
         group: `"request"` (one value per row), `"candidate"` (a list over the row's candidates) or `"history"` (a list
             of the user's past items, newest last).
-        kind: `"categorical"` (int or str ids), `"numeric"` (a number) or `"dense"` (a vector of `size` numbers).
-            History fields are categorical.
+        kind: `"categorical"` (int or str ids), `"numeric"` (a number), `"dense"` (a vector of `size` numbers), or
+            `"time"`: of one history field, how long before the request a past item was, in any one unit, not negative.
         hash_size: Categorical: hash values into this many buckets instead of keeping a vocabulary.
         min_count: Categorical: values seen less often than this while fitting become "unknown".
         shares: Categorical: use the vocabulary (and so the embedding rows) of the field of this name.
@@ -57,6 +60,7 @@ class FieldSpec:
             have one vector; `size` is how many.
         num_embeddings: Categorical, set by fitting: 2 + vocabulary (or `hash_size`). Id 0 is padding or missing, 1 is
             unknown.
+        time_unit: Time, set by fitting: the mean over the training rows' past items, which is 1 in a batch.
     """
 
     name: str
@@ -70,6 +74,7 @@ class FieldSpec:
     size: int = 1
     columns: tuple[str, ...] = ()
     num_embeddings: int | None = None
+    time_unit: float | None = None
 
     def __post_init__(self) -> None:
         require_names(self, "a field", "name")
@@ -81,15 +86,20 @@ class FieldSpec:
             if not (optional and value is None) and (type(value) is not int or not 1 <= value <= most):
                 message = f"must be a positive integer of at most {most}, got {shown(value)}"
                 raise SchemaError(f"{key} of field {self.name!r} {message}")
-        if self.group == "history" and self.kind != "categorical":
-            raise SchemaError(f"history field {self.name!r} must be categorical, got kind {self.kind!r}")
+        if self.kind == "time" and self.group != "history":
+            raise SchemaError(f"field {self.name!r} of kind 'time' must be a history field, got group {self.group!r}")
+        if self.time_unit is not None and not (_is_number(self.time_unit, FLOAT32_MAX) and self.time_unit > 0):
+            message = f"must be a positive number, got {shown(self.time_unit)}"
+            raise SchemaError(f"time_unit of field {self.name!r} {message}")
         for key in ("transforms", "columns"):
             object.__setattr__(self, key, _as_tuple(getattr(self, key), f"{key} of field {self.name!r}"))
         refused = {
-            "categorical": ["transforms", "clip", "size", "columns"],
-            "numeric": [*_CATEGORICAL, "size", "columns"],
+            "categorical": [*_OF_NUMBERS, "time_unit"],
+            "numeric": [*_CATEGORICAL, "size", "columns", "time_unit"],
+            "dense": [*_CATEGORICAL, "time_unit"],
+            "time": [*_CATEGORICAL, *_OF_NUMBERS],
         }
-        self._refuse(f"is {self.kind}", refused.get(self.kind, _CATEGORICAL))
+        self._refuse(f"is {self.kind}", refused[self.kind])
         if self.shares is not None:
             self._refuse("shares a vocabulary", ["hash_size", "min_count"])
         for transform in self.transforms:
@@ -212,7 +222,9 @@ class FeatureSchema:
             raise SchemaError(f"column {both[0]!r} is both an input and a label (slate, feedback, propensity or mined)")
 
     def _check_references(self) -> None:
-        """Fields that the schema names elsewhere must be candidate fields of the right kind."""
+        """Fields that the schema names elsewhere must be candidate fields of the right kind; times are told once."""
+        if len(times := self.select("history", "time")) > 1:
+            raise SchemaError(f"field {times[1].name!r} is a second one of kind 'time', beside {times[0].name!r}")
         for field in self.fields:
             owner = self.owner(field)
             if owner.kind != field.kind:
@@ -262,17 +274,27 @@ class FeatureSchema:
 
     def numeric_fields(self, group: Group) -> list[FieldSpec]:
         """Returns the numeric and dense fields of a group, in the order of its numeric tensor."""
-        return [field for field in self.fields if field.group == group and field.kind != "categorical"]
+        return [field for field in self.fields if field.group == group and field.kind in ("numeric", "dense")]
 
     def numeric_size(self, group: Group) -> int:
         """Returns the width of a group's numeric tensor: 1 per numeric field plus `size` per dense one."""
         return sum(field.size for field in self.numeric_fields(group))
 
+    @property
+    def has_history(self) -> bool:
+        """Whether there are history fields."""
+        return any(field.group == "history" for field in self.fields)
+
+    @property
+    def history_time(self) -> FieldSpec | None:
+        """The field that tells how long ago past items were."""
+        return next(iter(self.select("history", "time")), None)
+
     def position(self, name: str) -> int:
-        """Returns the (first) column of a field within its group's categorical or numeric tensor."""
+        """Returns the (first) column of a field within its group's tensor of ids, numbers or times."""
         field = self.field(name)
-        if field.kind == "categorical":
-            return self.select(field.group, "categorical").index(field)
+        if field.kind in ("categorical", "time"):
+            return self.select(field.group, field.kind).index(field)
         numeric = self.numeric_fields(field.group)
         return sum(other.size for other in numeric[: numeric.index(field)])
 
@@ -330,7 +352,7 @@ def _entry_differences(
         if name not in own:
             problems.append(f"{what} {name!r} is missing")
             continue
-        for key in (spec.name for spec in fields(entry) if spec.name != "num_embeddings"):
+        for key in (spec.name for spec in fields(entry) if spec.name not in SET_BY_FITTING):
             problems += _differences(f"{key} of {what} {name!r}", getattr(own[name], key), getattr(entry, key))
     # Columns of a batch's tensors are in this order.
     return problems or _differences(f"the order of {what}s", list(own), list(other))

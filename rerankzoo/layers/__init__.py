@@ -12,6 +12,7 @@ from rerankzoo.layers.embedding import (
     PackedEmbedding,
 )
 from rerankzoo.layers.feedback import FeedbackHead
+from rerankzoo.layers.history import HistoryEncoder, SetToListAttention, TargetAttention, ages, recency
 from rerankzoo.layers.induced_block import InducedBlock
 from rerankzoo.layers.interactions import PairInteractions
 from rerankzoo.layers.query_encoder import CandidateEncoder, QueryEncoder
@@ -39,6 +40,7 @@ __all__ = [
     "FeedbackHead",
     "FieldEmbedding",
     "GatedFieldNorm",
+    "HistoryEncoder",
     "InducedBlock",
     "InterFieldAttention",
     "MultiHeadAttention",
@@ -46,15 +48,19 @@ __all__ = [
     "PairInteractions",
     "PointerHead",
     "QueryEncoder",
+    "SetToListAttention",
+    "TargetAttention",
     "TokenBlock",
     "TransformerBlock",
     "UpstreamModel",
     "additive_mask",
+    "ages",
     "attend",
     "causal_mask",
     "gumbel_choices",
     "key_mask",
     "linear_function",
     "norm_function",
+    "recency",
     "upstream_rank",
 ]

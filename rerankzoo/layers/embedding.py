@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rerankzoo.layers.history import TargetAttention
 from rerankzoo.layers.transformer import softmax_of_few
 
 #: Of a batch, what the embeddings here take, in their order.
@@ -24,6 +25,8 @@ FEATURES = (
     "candidate_numeric",
     "history_categorical",
     "history_mask",
+    "history_numeric",
+    "history_time",
 )
 
 #: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
@@ -108,14 +111,17 @@ class FeatureEmbedding(nn.Module):
 
     The vector is a linear map of the concatenation of all field embeddings and numeric columns of the request, the
     candidate and the (averaged) history; it is computed group by group, so that the request is projected once and not
-    once per candidate. Numbers are `bounded`.
+    once per candidate. Numbers are `bounded`. With `history_heads` every candidate reads the past items for itself, by
+    target attention, instead of their mean.
 
     Args:
         num_embeddings: Number of ids of each categorical field that owns embeddings.
         owners: For `"request"`, `"candidate"` and `"history"`, the owning field of each categorical field.
-        num_numeric: For `"request"` and `"candidate"`, the number of numeric columns.
+        num_numeric: For each group, the number of numeric columns.
         embedding_size: E.
         hidden_size: D.
+        history_heads: Attention heads by which candidates read the history; 0: they are handed its mean.
+        timed: Whether the batch tells how long ago past items were; of use to attention only.
     """
 
     def __init__(
@@ -125,6 +131,8 @@ class FeatureEmbedding(nn.Module):
         num_numeric: Mapping[str, int],
         embedding_size: int,
         hidden_size: int,
+        history_heads: int = 0,
+        timed: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = PackedEmbedding(num_embeddings, owners, embedding_size)
@@ -137,6 +145,8 @@ class FeatureEmbedding(nn.Module):
         # A group without fields has no projection: a parameter that can get no gradient stops distributed training.
         self.request_projection = nn.Linear(widths["request"], hidden_size, bias=False) if widths["request"] else None
         self.history_projection = nn.Linear(widths["history"], hidden_size, bias=False) if widths["history"] else None
+        reads = history_heads and widths["history"]
+        self.history_attention = TargetAttention(hidden_size, history_heads, timed) if reads else None
 
     def forward(
         self,
@@ -146,6 +156,8 @@ class FeatureEmbedding(nn.Module):
         candidate_numeric: Tensor,
         history_categorical: Tensor | None = None,
         history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
     ) -> Tensor:
         """Embeds a batch.
 
@@ -156,12 +168,15 @@ class FeatureEmbedding(nn.Module):
             candidate_numeric: (B, N, F).
             history_categorical: (B, L, F) int64; required where there are history fields.
             history_mask: (B, L), True where an item is real.
+            history_numeric: (B, L, F); required where the history has numeric fields.
+            history_time: (B, L), how long ago; required where the layer is `timed`.
 
         Returns:
             (B, N, D).
         """
         candidates = self.join("candidate", candidate_categorical, candidate_numeric)
-        return self.project(candidates, request_categorical, request_numeric, history_categorical, history_mask)
+        history = (history_categorical, history_mask, history_numeric, history_time)
+        return self.project(candidates, request_categorical, request_numeric, *history)
 
     def project(
         self,
@@ -170,6 +185,8 @@ class FeatureEmbedding(nn.Module):
         request_numeric: Tensor,
         history_categorical: Tensor | None = None,
         history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
     ) -> Tensor:
         """The vectors (B, N, D) of candidates whose fields are joined already (B, N, `join`'s width)."""
         hidden = self.candidate_projection(candidates)
@@ -177,14 +194,22 @@ class FeatureEmbedding(nn.Module):
             request = self.join("request", request_categorical, request_numeric)
             hidden = hidden + self.request_projection(request).unsqueeze(1)
         if self.history_projection is not None:
-            history = mean_history(self.embedding, history_categorical, history_mask).flatten(-2)  # (B, F * E)
-            hidden = hidden + self.history_projection(history).unsqueeze(1)
+            history, mask = joined_history(self.embedding, history_categorical, history_mask, history_numeric)
+            if self.history_attention is None:
+                hidden = hidden + self.history_projection(mean_history(history, mask)).unsqueeze(1)
+            else:
+                past = self.history_projection(history)
+                hidden = hidden + self.history_attention(hidden, past, mask, history_time)
         return hidden
+
+    def past_items(self, categorical: Tensor | None, mask: Tensor | None, numeric: Tensor | None = None) -> Tensor:
+        """The vectors (B, L, D) of the user's past items one by one, of a schema that has history fields."""
+        history, _ = joined_history(self.embedding, categorical, mask, numeric)
+        return cast(nn.Linear, self.history_projection)(history)
 
     def join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
         """A group's embeddings (..., F * E) and `bounded` numbers side by side."""
-        embedded = self.embedding(categorical, group).flatten(-2)
-        return torch.cat([embedded, bounded(numeric, embedded.dtype)], dim=-1)
+        return join_fields(self.embedding, group, categorical, numeric)
 
 
 class FieldEmbedding(nn.Module):
@@ -192,14 +217,17 @@ class FieldEmbedding(nn.Module):
 
     A categorical field's embedding, a numeric field's number and a dense field's vector each pass through a linear map
     of that field's own; numbers are `bounded`. The fields of the request and of the (averaged) history are the same for
-    all candidates and are computed once per request.
+    all candidates and are computed once per request. With `reads_history` every candidate reads the past items for
+    itself, by target attention: what it has read is one more field of it.
 
     Args:
         num_embeddings: Number of ids of each categorical field that owns embeddings.
         owners: For `"request"`, `"candidate"` and `"history"`, the owning field of each categorical field.
-        numeric_sizes: For `"request"` and `"candidate"`, the number of columns of each numeric or dense field.
+        numeric_sizes: For each group, the number of columns of each numeric or dense field.
         embedding_size: E.
         field_size: D.
+        reads_history: Whether candidates read the history by attention, and are not handed its mean.
+        timed: Whether the batch tells how long ago past items were; of use to attention only.
     """
 
     def __init__(
@@ -209,6 +237,8 @@ class FieldEmbedding(nn.Module):
         numeric_sizes: Mapping[str, Sequence[int]],
         embedding_size: int,
         field_size: int,
+        reads_history: bool = False,
+        timed: bool = False,
     ) -> None:
         super().__init__()
         self.field_size = field_size
@@ -219,16 +249,21 @@ class FieldEmbedding(nn.Module):
             sizes = [*[embedding_size] * len(blocks), *numeric_sizes.get(group, ())]
             self.projections[group] = nn.ModuleList(nn.Linear(size, field_size) for size in sizes)
             self._runs[group] = [(size, len(list(run))) for size, run in groupby(sizes)]
+        reads = reads_history and self._runs.get("history")
+        self.history_attention = TargetAttention(field_size, 1, timed) if reads else None
+
+    def _num_fields(self, group: str) -> int:
+        return len(cast(nn.ModuleList, self.projections[group]))
 
     @property
     def num_candidate_fields(self) -> int:
         """Fields of a candidate."""
-        return len(cast(nn.ModuleList, self.projections["candidate"]))
+        return self._num_fields("candidate") + (self.history_attention is not None)
 
     @property
     def num_request_fields(self) -> int:
-        """Fields that all candidates of a request share: the request's and the history's."""
-        return sum(len(cast(nn.ModuleList, self.projections[group])) for group in ("request", "history"))
+        """Fields that all candidates of a request share: the request's, and the history's as far as it is averaged."""
+        return self._num_fields("request") + (self._num_fields("history") if self.history_attention is None else 0)
 
     def forward(
         self,
@@ -238,6 +273,8 @@ class FieldEmbedding(nn.Module):
         candidate_numeric: Tensor,
         history_categorical: Tensor | None = None,
         history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embeds a batch; see `FeatureEmbedding.forward` for the arguments.
 
@@ -245,21 +282,24 @@ class FieldEmbedding(nn.Module):
             The fields of the candidates (B, N, F, D), categorical ones first, and those of the requests (B, F', D),
             where F' may be 0.
         """
-        embedded = self.embedding(candidate_categorical, "candidate")
-        candidates = self._embed("candidate", embedded, candidate_numeric)
+        joined = join_fields(self.embedding, "candidate", candidate_categorical, candidate_numeric)
+        candidates = self._embed("candidate", joined)
         shared = [candidates.new_empty(candidates.shape[0], 0, self.field_size)]
         if self._runs["request"]:
-            shared.append(self._embed("request", self.embedding(request_categorical, "request"), request_numeric))
+            joined = join_fields(self.embedding, "request", request_categorical, request_numeric)
+            shared.append(self._embed("request", joined))
         if self._runs["history"]:
-            shared.append(self._embed("history", mean_history(self.embedding, history_categorical, history_mask)))
+            joined, mask = joined_history(self.embedding, history_categorical, history_mask, history_numeric)
+            if self.history_attention is None:
+                shared.append(self._embed("history", mean_history(joined, mask)))
+            else:
+                past = self._embed("history", joined).mean(-2)
+                read = self.history_attention(candidates.mean(-2), past, mask, history_time)
+                candidates = torch.cat([candidates, read.unsqueeze(-2)], dim=-2)
         return candidates, torch.cat(shared, dim=1)
 
-    def _embed(self, group: str, embedded: Tensor, numeric: Tensor | None = None) -> Tensor:
-        """(..., F, D) from the embeddings (..., F', E) of a group's categorical fields and its numeric columns."""
-        # Joined first: a part without fields stays in the graph, and so its parameters get a gradient.
-        joined = embedded.flatten(-2)
-        if numeric is not None:
-            joined = torch.cat([joined, bounded(numeric, embedded.dtype)], dim=-1)
+    def _embed(self, group: str, joined: Tensor) -> Tensor:
+        """(..., F, D) from a group's `join_fields`, where a part without fields keeps its parameters' gradients."""
         runs, maps = self._runs[group], list(cast(Iterable[nn.Linear], self.projections[group]))
         parts = joined.split([size * number for size, number in runs], dim=-1)
         ends = accumulate(number for _, number in runs)
@@ -287,21 +327,35 @@ def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
     return mapped.transpose(0, 1).view(*fields.shape[:-1], -1)
 
 
-def mean_history(embedding: PackedEmbedding, categorical: Tensor | None, mask: Tensor | None) -> Tensor:
-    """The mean embedding (B, F, E) of the user's past items; zeros without any.
+def join_fields(embedding: PackedEmbedding, group: str, categorical: Tensor, numeric: Tensor | None) -> Tensor:
+    """A group's embeddings (..., F * E) and `bounded` numbers, if there are any, side by side."""
+    embedded = embedding(categorical, group).flatten(-2)
+    return embedded if numeric is None else torch.cat([embedded, bounded(numeric, embedded.dtype)], dim=-1)
+
+
+def joined_history(
+    embedding: PackedEmbedding, categorical: Tensor | None, mask: Tensor | None, numeric: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`join_fields` of the user's past items (B, L, ...), and which of them are real (B, L).
 
     Args:
         embedding: Has the group `"history"`.
         categorical: (B, L, F) int64.
         mask: (B, L), True where an item is real.
+        numeric: (B, L, F), where there are numeric fields.
 
     Raises:
-        ValueError: If either is missing.
+        ValueError: If ids or mask are missing.
     """
     if categorical is None or mask is None:
         raise ValueError("this model has history fields: the batch needs history_categorical and history_mask")
-    total = (embedding(categorical, "history") * mask[..., None, None]).sum(1)
-    return total / mask.sum(1).clamp_min(1)[:, None, None]
+    return join_fields(embedding, "history", categorical, numeric), mask
+
+
+def mean_history(history: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B, K) of the user's past items (B, L, K) that are real (B, L); zeros without any."""
+    total = (history * mask[..., None]).sum(1)
+    return total / mask.sum(1).clamp_min(1)[:, None]
 
 
 class GatedFieldNorm(nn.Module):

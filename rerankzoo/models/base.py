@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from transformers.utils.type_validators import interval
 from rerankzoo.atomic_writing import CHECKSUMS_FILE, SAVED_MODEL, saved_over, verify_checksums, write_checksums
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.errors import RerankingDataError, UnreadableFileError
-from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.features.schema import FeatureSchema, Group
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
 from rerankzoo.layers import (
@@ -40,6 +40,7 @@ from rerankzoo.layers import (
     GatedFieldNorm,
     PackedEmbedding,
     QueryEncoder,
+    TargetAttention,
     TransformerBlock,
 )
 from rerankzoo.remote_code import OwnAutoMap, auto_map, write_module
@@ -111,6 +112,8 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
         hidden_dropout_prob: Probability of dropping a unit of a residual branch.
         attention_probs_dropout_prob: Probability of dropping an attention weight.
         initializer_range: Standard deviation of the embeddings at the start.
+        pool_history: Whether all candidates are handed the mean of the user's past items; if not, each reads them for
+            itself by target attention (`rerankzoo.layers.TargetAttention`).
 
     Raises:
         ValueError: If a name is unknown.
@@ -141,6 +144,7 @@ class RerankingConfig(OwnAutoMap, PreTrainedConfig):
     hidden_dropout_prob: float | int = probability_field(default=0.0)
     attention_probs_dropout_prob: float | int = probability_field(default=0.0)
     initializer_range: float | int = weight_field(default=0.1)
+    pool_history: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes the dataclass, and its annotations types again: `@strict` does not check those that are strings."""
@@ -413,9 +417,11 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
         return FeatureEmbedding(
             num_embeddings=num_embeddings,
             owners=owners,
-            num_numeric={group: self.schema.numeric_size(group) for group in ("request", "candidate")},
+            num_numeric={group: self.schema.numeric_size(group) for group in get_args(Group)},
             embedding_size=self.config.embedding_size,
             hidden_size=self.config.hidden_size,
+            history_heads=0 if self.config.pool_history else self.config.num_attention_heads,
+            timed=self.schema.history_time is not None,
         )
 
     def make_field_embedding(self, field_size: int) -> FieldEmbedding:
@@ -425,10 +431,12 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             num_embeddings=num_embeddings,
             owners=owners,
             numeric_sizes={
-                group: [field.size for field in self.schema.numeric_fields(group)] for group in ("request", "candidate")
+                group: [field.size for field in self.schema.numeric_fields(group)] for group in get_args(Group)
             },
             embedding_size=self.config.embedding_size,
             field_size=field_size,
+            reads_history=not self.config.pool_history,
+            timed=self.schema.history_time is not None,
         )
 
     def _categorical_layout(self, without: Collection[str] = ()) -> tuple[list[int], dict[str, list[int]]]:
@@ -481,6 +489,9 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             init.zeros_(module.gate_bias)
         elif isinstance(module, QueryEncoder):
             init.normal_(module.queries, mean=0.0, std=1.0)
+        elif isinstance(module, TargetAttention):
+            half_lives = torch.tensor(module.first_half_lives(), dtype=module.log_half_life.dtype)
+            init.copy_(module.log_half_life, half_lives.log())
         elif isinstance(module, PackedEmbedding):
             for group in module.owners:
                 buffer = module.get_buffer(f"{group}_offsets")
@@ -523,6 +534,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
         request_numeric: Tensor,
         history_categorical: Tensor | None = None,
         history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
         candidate_value: Tensor | None = None,
         slates: Tensor | None = None,
         feedback: Tensor | None = None,
@@ -542,6 +555,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             request_numeric: (B, F).
             history_categorical: (B, L, F) int64, where the schema has history fields.
             history_mask: (B, L).
+            history_numeric: (B, L, F), where the history has numeric fields.
+            history_time: (B, L), where it has times.
             candidate_value: (B, N, T), value of each target for each candidate.
             slates: (B, S, M'), logged or mined slates, M' at most the config's slate size; -100 pads.
             feedback: (B, S, M', T) in [0, 1], of logged slates.
@@ -565,6 +580,8 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             "request_numeric": request_numeric,
             "history_categorical": history_categorical,
             "history_mask": history_mask,
+            "history_numeric": history_numeric,
+            "history_time": history_time,
             "candidate_value": candidate_value,
             "slates": slates,
             "feedback": feedback,
@@ -596,6 +613,8 @@ class SlateEvaluator(RerankingPreTrainedModel):
         candidate_value: Tensor,
         history_categorical: Tensor | None = None,
         history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
         feedback: Tensor | None = None,
         **other: Tensor,
     ) -> EvaluatorOutput:
@@ -611,6 +630,8 @@ class SlateEvaluator(RerankingPreTrainedModel):
             candidate_value: (B, N, T), value of each target for each candidate.
             history_categorical: (B, L, F) int64, where the schema has history fields.
             history_mask: (B, L).
+            history_numeric: (B, L, F), where the history has numeric fields.
+            history_time: (B, L), where it has times.
             feedback: (B, S, M', T); in [0, 1] where probabilities are learned.
             **other: Further entries of the batch, for families that registered them.
 
@@ -628,6 +649,8 @@ class SlateEvaluator(RerankingPreTrainedModel):
             "request_numeric": request_numeric,
             "history_categorical": history_categorical,
             "history_mask": history_mask,
+            "history_numeric": history_numeric,
+            "history_time": history_time,
             "candidate_value": candidate_value,
             "slates": slates,
             "feedback": feedback,

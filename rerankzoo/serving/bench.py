@@ -240,7 +240,7 @@ def _export(
     name, sizes = f"{backend}-{load.slate_size}-{load.num_beams}", None
     if backend == "aoti":
         name = f"{name}-{load.num_candidates}-{load.batch_size}"
-        history = HISTORY_LENGTH if extractor.schema.select("history", "categorical") else None
+        history = HISTORY_LENGTH if extractor.schema.has_history else None
         sizes = GraphSizes(load.batch_size, load.num_candidates, history)
     graph = folder / name
     if not graph.is_dir():

@@ -126,7 +126,7 @@ def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None
         return
     if sizes is None:
         raise ExportError("format 'aoti' needs fixed sizes: batch size and number of candidates")
-    if bool(schema.select("history", "categorical")) != (sizes.history_length is not None):
+    if schema.has_history != (sizes.history_length is not None):
         need = "needs none" if sizes.history_length else "needs one"
         raise ExportError(f"history_length {sizes.history_length}: schema {schema.name!r} {need}")
     from torch._inductor.cpp_builder import get_cpp_compiler

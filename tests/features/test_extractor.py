@@ -44,7 +44,9 @@ def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
 
 def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
     batch = extractor(rows)
-    assert set(batch) == set(ENTRIES) - {"slate_weights", "slate_values", "soft_labels", "slate_length"}
+    assert set(batch) == set(ENTRIES) - {
+        *("slate_weights", "slate_values", "soft_labels", "slate_length", "history_numeric", "history_time")
+    }
     assert all(batch[key].is_contiguous() for key in batch)
     assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing
     assert batch["request_numeric"].tolist() == [[-1.0], [1.0]]  # 30 and 40: mean 35, std 5

@@ -74,7 +74,9 @@ def test_label_target_is_the_first_with_labels_of_candidates() -> None:
         ({"hash_size": 0}, ["hash_size", "0"]),
         ({"min_count": True}, ["min_count", "True"]),
         ({"shares": "g", "hash_size": 4}, ["shares", "hash_size=4"]),
-        ({"group": "history", "kind": "numeric"}, ["history", "'f'", "numeric"]),
+        ({"kind": "time"}, ["'f'", "history field", "'candidate'"]),
+        ({"group": "history", "kind": "time", "transforms": ["log1p"]}, ["'f'", "is time", "transforms"]),
+        ({"group": "history", "kind": "time", "time_unit": 0.0}, ["time_unit", "'f'", "positive", "0.0"]),
     ],
 )
 def test_contradictory_fields_are_refused(changes: dict[str, Any], words: list[str]) -> None:

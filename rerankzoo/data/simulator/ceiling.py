@@ -129,8 +129,10 @@ def fit_ceiling(table: pa.Table | Mapping[str, Any], settings: SimulatorSettings
         seed: Of the order of the requests.
 
     Raises:
-        ValueError: If the log has no requests.
+        ValueError: If the log has no requests, or interest in its world depends on a history, which the model lacks.
     """
+    if settings.interest_pull:
+        raise ValueError(f"the fitted model reads no histories, on which interest depends: {settings.interest_pull=}")
     seen, slates = _Features.of(table), torch.from_numpy(_array(table["slate"]))
     clicks = torch.from_numpy(_array(table["click"])).float()
     if not len(slates):

@@ -19,7 +19,8 @@ from rerankzoo.data.simulator.user_models import (
 
 _CASCADE = tuple(entry.name for entry in fields(CascadeUser))
 #: Left out of `dataset.json` at their defaults: the folders of the first simulator lack them.
-_ADDED = ("user", "exploration", "click_rate", "candidate_sets")
+_ADDED = {"user", "exploration", "click_rate", "candidate_sets"}
+_ADDED |= {"history_length", "interest_pull", "interest_half_life", "visit_gap"}
 _LOWEST_TEMPERATURE = 0.05  # below, probabilities of the logging policy underflow
 
 
@@ -56,6 +57,10 @@ class SimulatorSettings:
     exploration: float = 0.0  # share of the logged requests whose slate is drawn uniformly
     click_rate: float | None = None  # clicks per logged position, by which base_logit is chosen; None: it stays
     candidate_sets: int = 0  # sets of candidates that all requests share; 0: every request retrieves its own
+    history_length: int = 0  # L, earlier visits of every user, each with one click that the log carries
+    interest_pull: float = 0.0  # weight of an item clicked just now in a user's interest, whose taste has weight one
+    interest_half_life: float = 24.0  # hours until half of that is left
+    visit_gap: float = 24.0  # mean hours between two visits, exponentially distributed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", tuple(self.value_range))  # JSON has lists only
@@ -71,9 +76,9 @@ class SimulatorSettings:
         for name, value in vars(self).items():
             if (name.startswith("continue_") or name == "exploration") and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be a probability, got {value}")
-            if name.endswith(("_std", "_noise", "seed", "_sets")) and value < 0:
+            if name.endswith(("_std", "_noise", "seed", "_sets", "_pull", "history_length")) and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-            if name in ("num_users", "latent_size") and value <= 0:
+            if name in ("num_users", "latent_size", "interest_half_life", "visit_gap") and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         temperature = self.logging_temperature
         if temperature != 0 and not temperature >= _LOWEST_TEMPERATURE:
@@ -120,19 +125,32 @@ class SimulatorSettings:
         return cls.named("strong", **{**values, "user": user and user_model_from_dict(user)})  # the defaults
 
 
+_NO_EFFECTS: dict[str, Any] = {
+    **dict.fromkeys(("substitution", "complement", "lookahead"), 0.0),
+    **dict.fromkeys(("continue_without_click", "continue_after_click"), 0.85),
+}
+_WITH_HISTORY: dict[str, Any] = {
+    **_NO_EFFECTS,
+    "num_users": 10_000,
+    "history_length": 20,
+    "relevance_scale": 3.0,
+    "base_logit": -1.5,
+    "upstream_noise": 1.0,
+}
+
 SETTINGS: Mapping[str, SimulatorSettings] = MappingProxyType(
     {
         "strong": SimulatorSettings(),
         "medium": SimulatorSettings(substitution=1.0, complement=0.75, lookahead=0.35),
-        "control": SimulatorSettings(
-            substitution=0.0, complement=0.0, lookahead=0.0, continue_without_click=0.85, continue_after_click=0.85
-        ),
+        "control": SimulatorSettings(**_NO_EFFECTS),
         "large": SimulatorSettings(num_candidates=50, slate_size=6, retrieval_pool=200),
         "choice": SimulatorSettings(user=ChoiceUser(), base_logit=-0.3),
         "satiation": SimulatorSettings(user=SatiationUser(), base_logit=-1.2),
         "contrast": SimulatorSettings(user=ContrastUser(), base_logit=-1.5),
         "needs": SimulatorSettings(user=NeedsUser()),
         "weak": SimulatorSettings(substitution=0.4, complement=0.4, lookahead=0.15),
+        "drift": SimulatorSettings(**_WITH_HISTORY, interest_pull=2.0),
+        "steady": SimulatorSettings(**_WITH_HISTORY),
     }
 )
 """Named worlds; docs/simulator.md tells what each is for."""

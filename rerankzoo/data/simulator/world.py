@@ -7,6 +7,9 @@ An item's appeal to a user, the click logit that it has alone on a page, is
 with user and item vectors of length one, observed with noise, and a bias b_i that is observed nowhere: it can only be
 learned through the item id. Items are similar by S_ij = max(0, <v_i, v_j>), and some categories follow up others. What
 users make of a whole page is their user model's (`rerankzoo.data.simulator.user_models`).
+
+Where users have made earlier visits, u is their interest now: their taste, pulled towards what they have clicked, which
+fades with a known half-life. Their vector is then observed as it was before, the taste.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ BLOCK_SIZE = 1_000
 #: What the truth of a request depends on beside its candidates; no field of the schema.
 TRUTH_COLUMNS = frozenset({"user_id"})
 _STREAMS = MappingProxyType(
-    {"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4, "click rate": 5, "sets": 6}
+    {"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4, "click rate": 5, "sets": 6, "visits": 7}
 )
 _SPLITS = ("train", "validation", "test", "judge")
+_SEEN = 10  # random items, of which an earlier visit has clicked one
 _LOGITS = (-25.0, 25.0)  # between which base_logit is sought
 _CLOSE = 0.02  # of the click rate that was asked for, as a share of it
 
@@ -66,6 +70,7 @@ class Simulator:
         np.put_along_axis(self.complements, following, 1.0, axis=1)
         self.observed_users = self.user_vectors + settings.feature_noise * rng.normal(size=self.user_vectors.shape)
         self.observed_items = self.item_vectors + settings.feature_noise * rng.normal(size=self.item_vectors.shape)
+        self.visits = self._visit() if settings.history_length else None
         rng = self._stream("sets")  # each is what some user would be shown
         self.candidate_sets = self._retrieve(rng.integers(settings.num_users, size=settings.candidate_sets), rng)
         self.user_model = settings.user_model
@@ -102,10 +107,19 @@ class Simulator:
                 FieldSpec(name="affinity", group="candidate", kind="dense", size=size),
                 FieldSpec(name="value", group="candidate", kind="numeric", transforms=("standardize",)),
                 FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=("standardize",)),
+                *(() if self.visits is None else self._history_fields()),
             ),
             targets=(TargetSpec(name="click", value="value"),),
             upstream_score="upstream_score",
             propensity="propensity",
+        )
+
+    def _history_fields(self) -> tuple[FieldSpec, ...]:
+        return (
+            FieldSpec(name="history_item_id", group="history", kind="categorical", shares="item_id"),
+            FieldSpec(name="history_category", group="history", kind="categorical", shares="category"),
+            FieldSpec(name="history_embedding", group="history", kind="dense", size=self.settings.latent_size),
+            FieldSpec(name="history_time", group="history", kind="time"),
         )
 
     def requests(self, split: str, num_requests: int) -> pa.Table:
@@ -117,7 +131,8 @@ class Simulator:
 
         Returns:
             The table: `user_id`, the fields of `schema`, `slate`, `click` and `propensity`, the probability with which
-            the logging policy chose each position given the ones before. Candidates are in random order.
+            the logging policy chose each position given the ones before. Candidates are in random order. With a history
+            also what was clicked in earlier visits, `history_time` hours ago.
 
         Raises:
             ValueError: If the split is unknown or `num_requests` is negative.
@@ -198,6 +213,30 @@ class Simulator:
         """Draws clicks (B, S, M), float64, of one reading of each slate; see `expected_utility`."""
         audience = self.audience(user_ids, item_ids)
         return audience.user.sample_clicks(audience.requests, _checked_slates(slates, audience), rng)
+
+    def _visit(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lets all users make their earlier visits, which move their vectors; the items clicked, and hours since.
+
+        In each visit a user sees some random items and clicks the one that she then likes best, with Gumbel noise on
+        the appeal: `u = unit(taste + pull * sum_l 2^(-hours_l / half_life) v_l)`.
+
+        Returns:
+            (U, L) items and (U, L) hours, the newest last.
+        """
+        settings, rng = self.settings, self._stream("visits")
+        shape = (settings.num_users, settings.history_length)
+        gaps = rng.exponential(settings.visit_gap, size=shape)  # until the next visit, the last one until the request
+        clicked = np.empty(shape, dtype=np.int64)
+        tastes, pulled = self.user_vectors, np.zeros(self.user_vectors.shape)
+        for visit in range(settings.history_length):
+            seen = rng.integers(settings.num_items, size=(settings.num_users, _SEEN))
+            affinity = np.einsum("ud,usd->us", self.user_vectors, self.item_vectors[seen])
+            appeal = settings.relevance_scale * affinity + self.item_biases[seen] + rng.gumbel(size=seen.shape)
+            clicked[:, visit] = np.take_along_axis(seen, appeal.argmax(1)[:, None], axis=1)[:, 0]
+            left = np.exp2(-gaps[:, visit, None] / settings.interest_half_life)
+            pulled = left * (pulled + self.item_vectors[clicked[:, visit]])
+            self.user_vectors = _unit(tastes + settings.interest_pull * pulled)
+        return clicked, gaps[:, ::-1].cumsum(axis=1)[:, ::-1]
 
     def _stream(self, name: str, block: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
@@ -308,6 +347,14 @@ class Simulator:
             "click": clicks,
             "propensity": propensities,
         }
+        if self.visits is not None:
+            clicked, hours = (table[users] for table in self.visits)
+            columns |= {
+                "history_item_id": clicked,
+                "history_category": self.item_categories[clicked],
+                "history_embedding": self.observed_items[clicked],
+                "history_time": hours,
+            }
         return list_table(columns)
 
 
