@@ -40,7 +40,7 @@ from tests.families import CONFIGS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 #: Families that share a page.
-CLASSICS = ("dlcm", "gsf", "midnn", "setrank")
+CLASSICS = ("dlcm", "gsf", "midnn", "mir", "setrank")
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 

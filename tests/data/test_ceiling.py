@@ -71,3 +71,9 @@ def test_an_empty_log_is_refused() -> None:
     settings = SimulatorSettings()
     with pytest.raises(ValueError, match="there are no requests to fit a model to"):
         fit_ceiling(Simulator(settings).requests("train", 0), settings)
+
+
+def test_a_world_whose_interest_depends_on_histories_has_no_fitted_model() -> None:
+    settings = SimulatorSettings.named("drift", num_users=10)
+    with pytest.raises(ValueError, match=r"reads no histories.*interest_pull=2\.0"):
+        fit_ceiling(Simulator(settings).requests("train", 5), settings)

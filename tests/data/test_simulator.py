@@ -28,6 +28,7 @@ from rerankzoo.data.simulator import (
     write_simulator_folder,
 )
 from rerankzoo.errors import RerankingDataError
+from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.slates import all_slates, plackett_luce_propensities, plackett_luce_slates
 
@@ -73,7 +74,10 @@ REFERENCE = {
     "contrast": (52.8, 61.7, 66.7, 72.2, 94.0, 99.8),
     "needs": (60.3, 70.3, 75.7, 82.4, 99.4, 99.9),
     "weak": (62.3, 75.0, 83.3, 93.7, 97.5, 99.9),
+    "drift": (67.2, 77.3, 81.4, 100.0, 100.0, 100.0),
+    "steady": (65.0, 77.4, 81.0, 100.0, 100.0, 100.0),
 }
+WITHOUT_EFFECTS = ("control", "drift", "steady")  # of items on one another
 
 
 @pytest.mark.parametrize("setting", sorted(REFERENCE))
@@ -82,8 +86,8 @@ def test_policies_reach_the_reference_shares_of_the_optimum(setting: str) -> Non
     for policy, reference in zip(LADDER, REFERENCE[setting], strict=True):
         assert measured[policy] == pytest.approx(reference, abs=3.0), policy
     ladder = [measured[policy] for policy in ("random", "upstream", "oracle", "greedy")]
-    assert setting == "control" or [*ladder, 100.0] == sorted({*ladder, 100.0})
-    if setting not in ("control", "weak"):
+    assert setting in WITHOUT_EFFECTS or [*ladder, 100.0] == sorted({*ladder, 100.0})
+    if setting not in (*WITHOUT_EFFECTS, "weak"):
         assert measured["oracle"] < 85.0  # pointwise is clearly below the optimum
 
 
@@ -408,6 +412,33 @@ def test_world_is_as_described() -> None:
     assert simulator.item_biases.std() == pytest.approx(0.4, rel=0.1)
 
 
+def test_interest_is_the_taste_and_what_is_left_of_each_click() -> None:
+    drift = Simulator(SimulatorSettings.named("drift", num_users=40, interest_half_life=10.0))
+    steady = Simulator(SimulatorSettings.named("steady", num_users=40))
+    assert np.array_equal(drift.observed_users, steady.observed_users)  # of the taste
+    tastes, (clicked, hours) = steady.user_vectors, drift.visits
+    assert clicked.shape == hours.shape == (40, 20)
+    assert (np.diff(hours, axis=1) < 0).all()  # the newest last
+    assert (hours > 0).all()
+    assert hours[:, 0].mean() == pytest.approx(20 * 24.0, rel=0.1)
+    for user in range(40):
+        interest = tastes[user].copy()
+        for item, ago in zip(clicked[user], hours[user], strict=True):
+            interest += 2.0 * 0.5 ** (ago / 10.0) * drift.item_vectors[item]
+        np.testing.assert_allclose(drift.user_vectors[user], interest / np.linalg.norm(interest), rtol=1e-9)
+    # The truth follows interest, the log carries what moved it.
+    table = drift.requests("test", 5)
+    users, items, *_ = columns(table)
+    affinity = np.einsum("bd,bnd->bn", drift.user_vectors[users], drift.item_vectors[items])
+    appeal = drift.audience(users, items).requests.appeal
+    np.testing.assert_allclose(appeal, -1.5 + 3.0 * affinity + drift.item_biases[items])
+    np.testing.assert_array_equal(np.array(table["history_item_id"].to_pylist()), clicked[users])
+    np.testing.assert_allclose(np.array(table["history_time"].to_pylist()), hours[users], rtol=1e-6)
+    fitted = RerankingFeatureExtractor(drift.schema).fit(table)
+    assert fitted(table)["history_numeric"].shape == (5, 20, 8)
+    assert "history_time" not in Simulator(SimulatorSettings()).requests("test", 1).column_names
+
+
 def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
     settings = SimulatorSettings.named("medium", seed=4, num_items=50)
     write_simulator_folder(tmp_path, settings, num_train=30, num_validation=20, num_test=10)
@@ -421,7 +452,7 @@ def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
 
 def test_metadata_tell_a_user_model_and_leave_out_what_is_new_elsewhere() -> None:
     first = json.loads(json.dumps(SimulatorSettings.named("medium").to_dict()))
-    assert {"user", "exploration", "click_rate", "candidate_sets"}.isdisjoint(first)
+    assert {"user", "exploration", "click_rate", "candidate_sets", "history_length", "visit_gap"}.isdisjoint(first)
     settings = SimulatorSettings.named("choice", rivalry=0.7, seed=3, exploration=0.1)
     values = json.loads(json.dumps(settings.to_dict()))
     assert values["user"] == {"name": "choice", "rivalry": 0.7, "attention_decay": 0.75}
@@ -482,6 +513,8 @@ def test_from_metadata_refuses_other_folders(metadata: dict, message: str) -> No
         ({"seed": -1}, "seed must not be negative"),
         ({"candidate_sets": -1}, "candidate_sets must not be negative, got -1"),
         ({"exploration": 1.5}, "exploration must be a probability, got 1.5"),
+        ({"history_length": -1}, "history_length must not be negative, got -1"),
+        ({"interest_half_life": 0.0}, r"interest_half_life must be positive, got 0\.0"),
         ({"click_rate": 0.0}, "click_rate must be between 0 and 1, got 0.0"),
         (
             {"user": ChoiceUser(), "lookahead": 0.1},

@@ -78,7 +78,7 @@ def timed_batch(timed: RerankingFeatureExtractor, make_rows: Any) -> Batch:
 
 class TestMIRForReranking(ScorerTestSuite):
     model_class = MIRForReranking
-    config_values: ClassVar[dict[str, Any]] = {**TINY, "decay_size": 4}
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "num_hidden_layers": 1, "decay_size": 4}
 
 
 class TestMIRWithTimes(GeneratorVariantTestSuite):

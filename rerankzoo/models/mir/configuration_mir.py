@@ -24,7 +24,7 @@ class MIRConfig(ScoreAndSortConfig):
 
     model_type = "mir"
 
-    num_hidden_layers: int = size_field(default=1)
+    num_hidden_layers: int = size_field(default=2)
     num_history_layers: int = count_field(default=1)
     decay_size: int = size_field(default=32)
 
