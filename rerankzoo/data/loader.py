@@ -5,7 +5,7 @@ B requests of a batch, N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -147,17 +147,27 @@ class RequestLoader:
             slices = [(start, min(start + block, rows)) for start in starts[first : first + BUFFER_BATCHES].tolist()]
             index = np.concatenate([np.arange(*bounds) for bounds in slices])
             order = rng.permutation(len(index)) if self.shuffle else np.arange(len(index))
-            buffer: dict[str, Tensor] = {}
-            for chosen in np.split(order, range(block, len(order), block)):
+            shares = [batch[self.rank :: self.world_size] for batch in np.split(order, range(block, len(order), block))]
+            # Where this process has none of the last rows, it reads one of the others', to be made blank.
+            own = np.concatenate([share if len(share) else order[-1:] for share in shares])
+            buffer: Batch = {}
+            for place, share in enumerate(shares):
                 self._position += 1
                 if self._position <= skipped:
                     continue
                 if not buffer:
-                    buffer = self.extractor(pa.concat_tables([self.dataset[start:stop] for start, stop in slices]))
-                    buffer["request_index"] = torch.from_numpy(index)
-                share = chosen[self.rank :: self.world_size]
-                batch = trim(take(buffer, torch.from_numpy(share if len(share) else chosen[:1])))
+                    buffer = self._encode(slices, index, own if self.world_size > 1 else None)
+                first_row = place * self.batch_size
+                chosen = np.arange(first_row, first_row + max(1, len(share))) if self.world_size > 1 else share
+                batch = trim(take(buffer, torch.from_numpy(chosen)))
                 yield batch if len(share) else blank_request(batch)
+
+    def _encode(self, slices: Sequence[tuple[int, int]], index: np.ndarray, own: np.ndarray | None) -> Batch:
+        """The rows of some slices, or only the `own` ones among them, in their order."""
+        table = pa.concat_tables([self.dataset[start:stop] for start, stop in slices])
+        batch = self.extractor(table if own is None else table.take(own))
+        batch["request_index"] = torch.from_numpy(index if own is None else index[own])
+        return batch
 
 
 def blank_request(batch: Batch) -> dict[str, Tensor]:

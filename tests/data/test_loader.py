@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from rerankzoo.batch import take, trim
 from rerankzoo.data import loader as loader_module
 from rerankzoo.data.loader import RequestLoader, logged_utilities
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
@@ -94,6 +95,31 @@ def test_processes_share_the_batches_of_one(
         assert sorted(index for index in chain(*parts) if index >= 0) == sorted(whole)
         sizes = [len(part) for part in parts if part != [-1]]
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_process_reads_its_own_rows_only(
+    table: Dataset, extractor: RerankingFeatureExtractor, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And has of every batch what it would take of the one that a single process reads."""
+    wholes = list(RequestLoader(table, extractor, 8, shuffle=shuffle))
+    encoded: list[int] = []
+    original = RerankingFeatureExtractor.__call__
+
+    def counted(self: RerankingFeatureExtractor, rows: Any) -> Any:
+        encoded.append(len(rows))
+        return original(self, rows)
+
+    monkeypatch.setattr(RerankingFeatureExtractor, "__call__", counted)
+    for rank in range(4):
+        encoded.clear()
+        batches = list(RequestLoader(table, extractor, 2, shuffle=shuffle, rank=rank, world_size=4))
+        assert sum(encoded) <= sum(len(batch["candidate_mask"]) for batch in batches)
+        for whole, batch in zip(wholes, batches, strict=True):
+            if batch["request_index"].tolist() != [-1]:
+                expected = trim(take(whole, torch.arange(rank, len(whole["candidate_mask"]), 4)))
+                assert batch.keys() == expected.keys()
+                assert all(torch.equal(batch[name], value) for name, value in expected.items())
 
 
 def test_blank_request_has_the_keys_and_types_of_any_other(

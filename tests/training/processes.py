@@ -67,7 +67,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
             "GReFForReranking",
             "GSFForReranking",
             "GoalRankForReranking",
+            "MIRForReranking",
             "MiDNNForReranking",
+            "NLGRForReranking",
             "SetRankForReranking",
             "UniRankForReranking",
         )
