@@ -220,7 +220,7 @@ def _values(model: DeGReEvaluator, items: Tensor, slates: Tensor, candidate_valu
     for layer in model.layers:
         hidden = layer(hidden, mask=causal_mask(slates.shape[-1], hidden.device))
     states, own = hidden.unflatten(0, slates.shape[:2]), candidate_value[rows, slates]
-    return torch.stack([model.gains(states[..., t, :], t, own[..., t, :]) for t in range(slates.shape[-1])]).sum(0)
+    return torch.stack([model.gains(states[..., t, :], t, own[..., t, :])[0] for t in range(slates.shape[-1])]).sum(0)
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,13 @@ from rerankzoo.layers.feedback import FeedbackHead
 from rerankzoo.layers.history import HistoryEncoder, SetToListAttention, TargetAttention, ages, recency
 from rerankzoo.layers.induced_block import InducedBlock
 from rerankzoo.layers.interactions import PairInteractions
+from rerankzoo.layers.prefix_value import (
+    ExitValueHead,
+    FeedbackValueHead,
+    OrderedValueHead,
+    PrefixHead,
+    RegressionValueHead,
+)
 from rerankzoo.layers.query_encoder import CandidateEncoder, QueryEncoder
 from rerankzoo.layers.relaxation import gumbel_choices
 from rerankzoo.layers.transformer import (
@@ -36,18 +43,23 @@ __all__ = [
     "FEATURES",
     "Behaviour",
     "CandidateEncoder",
+    "ExitValueHead",
     "FeatureEmbedding",
     "FeedbackHead",
+    "FeedbackValueHead",
     "FieldEmbedding",
     "GatedFieldNorm",
     "HistoryEncoder",
     "InducedBlock",
     "InterFieldAttention",
     "MultiHeadAttention",
+    "OrderedValueHead",
     "PackedEmbedding",
     "PairInteractions",
     "PointerHead",
+    "PrefixHead",
     "QueryEncoder",
+    "RegressionValueHead",
     "SetToListAttention",
     "TargetAttention",
     "TokenBlock",

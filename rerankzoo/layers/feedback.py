@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.features.utility import candidate_utility, position_discount, position_utility
+from rerankzoo.features.utility import candidate_utility, position_utility
 from rerankzoo.losses import feedback_log_likelihood, mean_feedback_loss, slate_mean
 
 
@@ -47,23 +47,17 @@ class FeedbackHead(nn.Linear):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (..., T) from logits (..., T); of a conditional target, that it and all before it happen."""
-        alone = logits.sigmoid()
+        return self.joint(logits.sigmoid())
+
+    def joint(self, alone: Tensor) -> Tensor:
+        """Probabilities (..., T) of targets from those that each has given the one that it depends on."""
         if not self.is_conditional:
             return alone
         return torch.stack([alone[..., chain].prod(-1) for chain in self.chains], dim=-1)
 
-    def candidate_utility(self, logits: Tensor, value: Tensor, position: int | None = None) -> Tensor:
-        """Expected utility (...) of items with logits (..., T) and values (..., T).
-
-        Args:
-            logits: (..., T).
-            value: (..., T).
-            position: Where the items would stand, which the schema may discount; `None`: undiscounted.
-        """
-        utility = candidate_utility(self.probabilities(logits), value, self.schema)
-        if position is None:
-            return utility
-        return utility * position_discount(utility.new_tensor(position), self.schema)
+    def candidate_utility(self, logits: Tensor, value: Tensor) -> Tensor:
+        """Expected utility (...) of items with logits (..., T) and values (..., T), wherever they stand."""
+        return candidate_utility(self.probabilities(logits), value, self.schema)
 
     def position_utility(self, logits: Tensor, slates: Tensor, candidate_value: Tensor) -> Tensor:
         """Expected utility (B, S, M) of each position of slates (B, S, M) with logits (B, S, M, T); 0 at padding."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
-from rerankzoo.losses.feedback import feedback_log_likelihood, feedback_loss, mean_feedback_loss
+from rerankzoo.losses.feedback import exit_log_likelihood, feedback_log_likelihood, feedback_loss, mean_feedback_loss
 from rerankzoo.losses.flow import detailed_balance, group_balance, trajectory_balance
 from rerankzoo.losses.graph import graph_log_likelihood, log_transitions
 from rerankzoo.losses.group import advantages, group_loss, group_targets, standardised
@@ -22,6 +22,7 @@ from rerankzoo.losses.likelihood import (
     unlikelihood_loss,
 )
 from rerankzoo.losses.neighbours import neighbour_loss
+from rerankzoo.losses.ordered import ordered_regression_loss
 from rerankzoo.losses.policy import group_value_loss, policy_gradient_loss, returns_to_go
 from rerankzoo.losses.preference import dpo_loss, resorted_slates
 from rerankzoo.losses.ranking import (
@@ -43,6 +44,7 @@ __all__ = [
     "cumulative_regression_loss",
     "detailed_balance",
     "dpo_loss",
+    "exit_log_likelihood",
     "feedback_log_likelihood",
     "feedback_loss",
     "graph_log_likelihood",
@@ -62,6 +64,7 @@ __all__ = [
     "masked_slot_loss",
     "mean_feedback_loss",
     "neighbour_loss",
+    "ordered_regression_loss",
     "policy_gradient_loss",
     "position_log_likelihood",
     "resorted_slates",

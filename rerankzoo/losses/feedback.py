@@ -70,6 +70,37 @@ def mean_feedback_loss(log_likelihood: Tensor, mask: Tensor, num_targets: int) -
     return -log_likelihood.sum(-1) / num_targets / mask.sum(-1).clamp_min(1)
 
 
+@in_single_precision
+def exit_log_likelihood(log_stay: Tensor, log_leave: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of the last position that was seen, by the positions where the user might have left.
+
+    She goes on after every position above the last one seen, and leaves there; what she does behind the last one shown
+    nobody knows.
+
+    Args:
+        log_stay: (..., M), log-probability of going on after each position.
+        log_leave: (..., M), of leaving there.
+        seen: (..., M), True where a position is known to have been seen; those above it then were, too.
+        mask: (..., M), True where a position was shown.
+
+    Returns:
+        (..., M), in nats; 0 where nothing was to be decided, everywhere on a page of which nothing was seen.
+
+    References:
+        CAVE (arXiv 2508.02242), exit probabilities.
+
+    Example:
+        >>> stay = torch.tensor([0.9, 0.5, 0.5])
+        >>> shown = torch.tensor([True, True, True])
+        >>> exit_log_likelihood(stay.log(), (1 - stay).log(), torch.tensor([True, True, False]), shown).exp()
+        tensor([0.9000, 0.5000, 1.0000])
+    """
+    reached = (seen & mask).flip(-1).cumsum(-1).flip(-1) > 0
+    goes_on = F.pad(reached[..., 1:], (0, 1))
+    decided = reached & F.pad(mask[..., 1:], (0, 1))
+    return torch.where(goes_on, log_stay, log_leave).masked_fill(~decided, 0.0)
+
+
 def check_probabilities(feedback: Tensor) -> None:
     """Refuses feedback that a cross-entropy cannot learn.
 

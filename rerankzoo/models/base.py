@@ -34,6 +34,7 @@ from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
 from rerankzoo.layers import (
     FEATURES,
+    ExitValueHead,
     FeatureEmbedding,
     FeedbackHead,
     FieldEmbedding,
@@ -482,6 +483,8 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
         if isinstance(module, nn.Linear):
             # A fixed standard deviation, as large text models use, starves layers as narrow as ours.
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+            if isinstance(module, ExitValueHead):
+                init.zeros_(module.exits)
         elif isinstance(module, GatedFieldNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)

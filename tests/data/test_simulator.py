@@ -452,7 +452,7 @@ def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
 
 def test_metadata_tell_a_user_model_and_leave_out_what_is_new_elsewhere() -> None:
     first = json.loads(json.dumps(SimulatorSettings.named("medium").to_dict()))
-    assert {"user", "exploration", "click_rate", "candidate_sets", "history_length", "visit_gap"}.isdisjoint(first)
+    assert {"user", "exploration", "click_rate", "candidate_sets", "visit_gap", "logs_seen"}.isdisjoint(first)
     settings = SimulatorSettings.named("choice", rivalry=0.7, seed=3, exploration=0.1)
     values = json.loads(json.dumps(settings.to_dict()))
     assert values["user"] == {"name": "choice", "rivalry": 0.7, "attention_decay": 0.75}
@@ -470,6 +470,19 @@ def test_metadata_tell_a_user_model_and_leave_out_what_is_new_elsewhere() -> Non
     with pytest.raises(ValueError, match="user model 'choice' is ChoiceUser, it cannot be NeedsUser too"):
         register_user_model(type("NeedsUser", (NeedsUser,), {"name": "choice"}))
     assert USER_MODELS["choice"] is ChoiceUser
+
+
+def test_a_log_may_tell_what_was_seen() -> None:
+    plain, telling = Simulator(SMALL), Simulator(replace(SMALL, logs_seen=True))
+    table = telling.requests("train", BLOCK_SIZE)
+    assert table.drop_columns("seen").equals(plain.requests("train", BLOCK_SIZE))
+    assert [target.name for target in telling.schema.targets] == ["click", "seen"]
+    seen, clicks = (np.array(table[name].to_pylist()) for name in ("seen", "click"))
+    assert (np.diff(seen) <= 0).all()  # from the top, until she leaves
+    assert (seen[:, 0] == 1).all()
+    assert (clicks <= seen).all()
+    further = [seen[:, 1:][(seen[:, :-1] > 0) & (clicks[:, :-1] == clicked)].mean() for clicked in (0, 1)]
+    assert further == pytest.approx([0.75, 0.95], abs=0.05)
 
 
 def test_blocks_are_the_rows_of_the_table_one_after_another() -> None:
@@ -512,6 +525,7 @@ def test_from_metadata_refuses_other_folders(metadata: dict, message: str) -> No
         ({"logging_temperature": 0.01}, r"logging_temperature must be 0 or at least 0\.05, got 0\.01"),
         ({"seed": -1}, "seed must not be negative"),
         ({"candidate_sets": -1}, "candidate_sets must not be negative, got -1"),
+        ({"logs_seen": True, "user": ChoiceUser()}, "'choice' does not tell which positions are seen"),
         ({"exploration": 1.5}, "exploration must be a probability, got 1.5"),
         ({"history_length": -1}, "history_length must not be negative, got -1"),
         ({"interest_half_life": 0.0}, r"interest_half_life must be positive, got 0\.0"),

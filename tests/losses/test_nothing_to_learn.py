@@ -18,6 +18,7 @@ from rerankzoo.losses import (
     cumulative_regression_loss,
     detailed_balance,
     dpo_loss,
+    exit_log_likelihood,
     feedback_log_likelihood,
     feedback_loss,
     graph_log_likelihood,
@@ -36,6 +37,7 @@ from rerankzoo.losses import (
     masked_slot_loss,
     mean_feedback_loss,
     neighbour_loss,
+    ordered_regression_loss,
     policy_gradient_loss,
     position_log_likelihood,
     returns_to_go,
@@ -90,6 +92,9 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "likelihood of feedback of padding": lambda x: mean_feedback_loss(
         feedback_log_likelihood(x.view(1, 1, 2), torch.full((1, 1, 2), torch.nan), NONE[:, :1]), NONE[:, :1], 2
     ),
+    "count of padding": lambda x: ordered_regression_loss(x.view(1, 2, 1, 1), torch.full((1, 2, 1), torch.nan), NONE),
+    "exit from nothing": lambda x: exit_log_likelihood(x.view(1, 2), x.view(1, 2), NONE, TWO),
+    "exit from the last position": lambda x: exit_log_likelihood(x.view(1, 2), x.view(1, 2), ONE, ONE),
     "regression of padding": lambda x: cumulative_regression_loss(x.view(1, 2), torch.full((1, 2), torch.nan), NONE),
     "regression that is met": lambda x: cumulative_regression_loss(x.view(1, 2), torch.zeros(1, 2), TWO),
     "path of padding": lambda x: graph_log_likelihood(log_probs(x), log_transitions(torch.zeros(1, 3, 3)), PADDED),
@@ -169,6 +174,12 @@ SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
         0.25 * math.log(0.5) + 0.75 * math.log(1.5),
         [0.25, -0.25],
     ),
+    "counts": (
+        lambda x: ordered_regression_loss(x.view(1, 1, 2, 1), torch.tensor([[[1.0, 0.0]]]), TWO[:, :1]),
+        math.log(2),
+        [-0.25, 0.25],
+    ),
+    "exit": (lambda x: 1 + exit_log_likelihood(x.view(1, 2), x.view(1, 2), ONE, TWO).sum(-1), 1.0, [1.0, 0.0]),
     "regression": (
         lambda x: cumulative_regression_loss(x.view(1, 2), torch.tensor([[1.0, 2.0]]), TWO),
         (1 + 9) / 2,

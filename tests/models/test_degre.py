@@ -39,6 +39,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "feedback": {},
     "conditional": {"conditional_targets": {"order": "click"}},
     "cumulative_regression": {"value_head": "cumulative_regression"},
+    "ordered_regression": {"value_head": "ordered_regression"},
+    "exit": {"value_head": "exit", "conditional_targets": {"order": "click"}},
 }
 
 
@@ -119,6 +121,16 @@ class TestConditionalEvaluator(GeneratorVariantTestSuite):
 class TestRegressionEvaluator(GeneratorVariantTestSuite):
     model_class = DeGReEvaluator
     config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["cumulative_regression"]}
+
+
+class TestOrderedEvaluator(GeneratorVariantTestSuite):
+    model_class = DeGReEvaluator
+    config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["ordered_regression"]}
+
+
+class TestExitEvaluator(GeneratorVariantTestSuite):
+    model_class = DeGReEvaluator
+    config_values: ClassVar[dict[str, Any]] = {**TINY, **HEADS["exit"]}
 
 
 def config(extractor: RerankingFeatureExtractor, **values: Any) -> DeGReConfig:
@@ -224,6 +236,64 @@ def test_regression_loss_is_of_accumulated_rewards(extractor: RerankingFeatureEx
         assert output.utilities[row, number] == output.prefix_values[row, number, len(slate) - 1]
     assert output.loss.item() == pytest.approx(loss / 8, rel=1e-4)
     assert output.logits is None
+
+
+def test_counts_are_worth_what_they_grow_by(extractor: RerankingFeatureExtractor, mined_batch: Batch) -> None:
+    """Ordered regression: the expected count of a prefix is a sum of chances, of as many as it has positions."""
+    model, slates = evaluator(extractor, **HEADS["ordered_regression"]), mined_batch["slates"]
+    with torch.no_grad():
+        output = model(**mined_batch)
+        states = model._read(model._slate_items(mined_batch, slates))
+        chances = model.value_head(states).sigmoid().unflatten(-1, (2, 4))
+    loss = 0.0
+    for row, number, slate, slates_of_row in each_slate(mined_batch):
+        total, before, counted, questions = 0.0, [0.0, 0.0], [0.0, 0.0], 0.0
+        for position, item in enumerate(slate):
+            for target, weight in enumerate((1.0, 0.5 * mined_batch["candidate_value"][row, item, 1].item())):
+                p = chances[row, number, position, target].tolist()[: position + 1]
+                total += weight * (sum(p) - before[target])
+                before[target] = sum(p)
+                counted[target] += mined_batch["feedback"][row, number, position, target].item()
+                questions -= sum(math.log(q if counted[target] > i else 1 - q) for i, q in enumerate(p))
+            assert output.prefix_values[row, number, position].item() == pytest.approx(total, rel=1e-4, abs=1e-5)
+        loss += questions / (len(slate) * (len(slate) + 1)) / slates_of_row
+    assert output.loss.item() == pytest.approx(loss / 8, rel=1e-4)
+    assert output.logits is None
+    assert output.log_likelihoods is None
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0, 0.0), (2.0, -0.5, 0.7), (-30.0, 0.5, -0.5)])
+def test_who_leaves_earns_no_more(
+    extractor: RerankingFeatureExtractor, mined_batch: Batch, shares: tuple[float, ...]
+) -> None:
+    """The exit head: "click" tells what was seen, "order" happens there; with a gate of -30 only the Weibull leaves."""
+    model = evaluator(extractor, **HEADS["exit"])
+    with torch.no_grad():
+        model.value_head.exits.copy_(torch.tensor(shares))
+        output = model(**mined_batch)
+    gate, scale, shape = 1 / (1 + math.exp(-shares[0])), 4 * math.exp(shares[1]), math.exp(shares[2])
+    loss = 0.0
+    for row, number, slate, slates in each_slate(mined_batch):
+        stays, total, logged = 1.0, 0.0, 0.0
+        seen = mined_batch["feedback"][row, number, :, 0].tolist()
+        last = max((place for place, flag in enumerate(seen) if flag), default=-1)
+        for position, item in enumerate(slate):
+            p = output.logits[row, number, position].sigmoid().tolist()
+            price = mined_batch["candidate_value"][row, item, 1].item()
+            total += stays * (1 + 0.5 * price * p[1])
+            assert output.prefix_values[row, number, position].item() == pytest.approx(total, rel=1e-4)
+            found = output.probabilities[row, number, position].tolist()
+            assert found == pytest.approx([stays, stays * p[1]], rel=1e-4)
+            weary = 1 - math.exp(-(((position + 1) / scale) ** shape - (position / scale) ** shape))
+            leaves = gate * (1 - p[0]) + (1 - gate) * weary
+            stays *= 1 - leaves
+            if position <= last and position + 1 < len(slate):
+                logged += math.log(leaves if position == last else 1 - leaves)
+            if seen[position]:
+                logged += math.log(p[1] if mined_batch["feedback"][row, number, position, 1] else 1 - p[1])
+        assert output.log_likelihoods[row, number].item() == pytest.approx(logged, rel=1e-4, abs=1e-5)
+        loss -= logged / 2 / len(slate) / slates
+    assert output.loss.item() == pytest.approx(loss / 8, rel=1e-4)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -574,6 +644,13 @@ def test_config_refuses_values_out_of_range(key: str, value: Any) -> None:
 def test_config_refuses_targets_that_the_schema_lacks(extractor: RerankingFeatureExtractor) -> None:
     with pytest.raises(StrictDataclassError, match=r"\['buy'\].*\['click', 'order'\]"):
         config(extractor, conditional_targets={"buy": "click"})
+
+
+@pytest.mark.parametrize("parents", [None, {}, {"order": "click", "click": "seen"}])
+def test_an_exit_needs_a_target_that_was_seen(extractor: RerankingFeatureExtractor, parents: Any) -> None:
+    wanted = r"conditional_targets names \['seen'\]" if parents else r"\['click', 'order'\] depend on none"
+    with pytest.raises(StrictDataclassError, match=wanted):
+        config(extractor, value_head="exit", conditional_targets=parents)
 
 
 def test_config_refuses_to_learn_nothing() -> None:

@@ -20,7 +20,7 @@ from rerankzoo.data.simulator.user_models import (
 _CASCADE = tuple(entry.name for entry in fields(CascadeUser))
 #: Left out of `dataset.json` at their defaults: the folders of the first simulator lack them.
 _ADDED = {"user", "exploration", "click_rate", "candidate_sets"}
-_ADDED |= {"history_length", "interest_pull", "interest_half_life", "visit_gap"}
+_ADDED |= {"history_length", "interest_pull", "interest_half_life", "visit_gap", "logs_seen"}
 _LOWEST_TEMPERATURE = 0.05  # below, probabilities of the logging policy underflow
 
 
@@ -61,6 +61,7 @@ class SimulatorSettings:
     interest_pull: float = 0.0  # weight of an item clicked just now in a user's interest, whose taste has weight one
     interest_half_life: float = 24.0  # hours until half of that is left
     visit_gap: float = 24.0  # mean hours between two visits, exponentially distributed
+    logs_seen: bool = False  # whether the log tells which positions were seen, of a cascade
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", tuple(self.value_range))  # JSON has lists only
@@ -85,6 +86,8 @@ class SimulatorSettings:
             raise ValueError(f"logging_temperature must be 0 or at least {_LOWEST_TEMPERATURE}, got {temperature}")
         if self.click_rate is not None and not 0.0 < self.click_rate < 1.0:
             raise ValueError(f"click_rate must be between 0 and 1, got {self.click_rate}")
+        if self.logs_seen and not isinstance(self.user_model, CascadeUser):
+            raise ValueError(f"logs_seen: user model {self.user_model.name!r} does not tell which positions are seen")
         if self.user is not None:
             defaults = {entry.name: entry.default for entry in fields(self)}
             if changed := [name for name in _CASCADE if getattr(self, name) != defaults[name]]:

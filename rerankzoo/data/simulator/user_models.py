@@ -246,15 +246,20 @@ class CascadeUser(UserModel):
 
     def sample_clicks(self, requests: Requests, slates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """See `UserModel.sample_clicks`; position by position, as she reads."""
+        return self.read(requests, slates, rng)[0]
+
+    def read(self, requests: Requests, slates: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Clicks as of `sample_clicks`, and of the same reading 1 where a position was seen (B, S, M)."""
         probabilities = np.stack(self.attractions(requests, slates), axis=-1)
         wants, goes_on = rng.random(probabilities.shape), rng.random(probabilities.shape)
-        clicks, examined = np.zeros(probabilities.shape), np.ones(probabilities.shape[:-1], dtype=bool)
+        clicks, seen = np.zeros(probabilities.shape), np.zeros(probabilities.shape)
+        examined = np.ones(probabilities.shape[:-1], dtype=bool)
         for position in range(probabilities.shape[-1]):
             clicked = examined & (wants[..., position] < probabilities[..., position])
-            clicks[..., position] = clicked
+            clicks[..., position], seen[..., position] = clicked, examined
             continues = np.where(clicked, self.continue_after_click, self.continue_without_click)
             examined &= goes_on[..., position] < continues
-        return clicks
+        return clicks, seen
 
 
 @register_user_model

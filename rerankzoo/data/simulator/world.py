@@ -25,7 +25,7 @@ import pyarrow as pa
 from rerankzoo.data.folder import list_table, write_data_folder
 from rerankzoo.data.simulator.audience import Audience
 from rerankzoo.data.simulator.settings import SimulatorSettings
-from rerankzoo.data.simulator.user_models import Requests
+from rerankzoo.data.simulator.user_models import CascadeUser, Requests
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 from rerankzoo.slates import plackett_luce_propensities, plackett_luce_slates
@@ -94,7 +94,8 @@ class Simulator:
 
     @property
     def schema(self) -> FeatureSchema:
-        """The schema of the tables; a click earns the item's value."""
+        """The schema of the tables; a click earns the item's value, and being seen nothing."""
+        seen = (TargetSpec(name="seen", weight=0.0),) if self.settings.logs_seen else ()
         size = self.settings.latent_size
         return FeatureSchema(
             name="simulator",
@@ -109,7 +110,7 @@ class Simulator:
                 FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=("standardize",)),
                 *(() if self.visits is None else self._history_fields()),
             ),
-            targets=(TargetSpec(name="click", value="value"),),
+            targets=(TargetSpec(name="click", value="value"), *seen),
             upstream_score="upstream_score",
             propensity="propensity",
         )
@@ -130,9 +131,9 @@ class Simulator:
             num_requests: Rows of the table; a longer one begins with the rows of a shorter one.
 
         Returns:
-            The table: `user_id`, the fields of `schema`, `slate`, `click` and `propensity`, the probability with which
-            the logging policy chose each position given the ones before. Candidates are in random order. With a history
-            also what was clicked in earlier visits, `history_time` hours ago.
+            The table: `user_id`, the fields of `schema`, `slate`, the targets and `propensity`, the probability with
+            which the logging policy chose each position given the ones before. Candidates are in random order. With a
+            history also what was clicked in earlier visits, `history_time` hours ago.
 
         Raises:
             ValueError: If the split is unknown or `num_requests` is negative.
@@ -332,7 +333,10 @@ class Simulator:
         items = self._candidates(users, rng)
         audience = self.audience(users, items)
         upstream, slates, propensities = self._log(audience, rng)
-        clicks = audience.user.sample_clicks(audience.requests, slates[:, None], rng)[:, 0]
+        if isinstance(audience.user, CascadeUser):
+            clicks, seen = (drawn[:, 0] for drawn in audience.user.read(audience.requests, slates[:, None], rng))
+        else:
+            clicks = audience.user.sample_clicks(audience.requests, slates[:, None], rng)[:, 0]
         user_embedding, item_embedding = self.observed_users[users], self.observed_items[items]
         columns = {
             "user_id": users,
@@ -355,6 +359,8 @@ class Simulator:
                 "history_embedding": self.observed_items[clicked],
                 "history_time": hours,
             }
+        if self.settings.logs_seen:
+            columns["seen"] = seen
         return list_table(columns)
 
 

@@ -24,6 +24,9 @@ class DeGReConfig(PointerConfig, FeedbackConfig):
         value_head: How the evaluator values prefixes. `"feedback"`: one probability per feedback target and position, a
             prefix is worth the expected utility of its positions. `"cumulative_regression"`: the paper's, the reward
             accumulated over each prefix is regressed. The first is much better in truth (docs/models/degre.md).
+            `"ordered_regression"` (SORT-Gen): whether a prefix has at least 1, 2... clicks. `"exit"` (CAVE): feedback
+            of positions that are seen, and where the user leaves. One target tells which were seen, and
+            `conditional_targets` hangs all others on it, such as `{"click": "seen", "order": "click"}`.
 
     Raises:
         ValueError: If a name is unknown.
@@ -34,7 +37,19 @@ class DeGReConfig(PointerConfig, FeedbackConfig):
 
     field_size: int = size_field(default=16)
     guide: dict | None = None
-    value_head: Literal["feedback", "cumulative_regression"] = "feedback"
+    value_head: Literal["feedback", "cumulative_regression", "ordered_regression", "exit"] = "feedback"
+
+    def validate_value_head(self) -> None:
+        """Checks that the exit head knows what tells which positions were seen; called by the strict dataclass."""
+        if self.value_head != "exit" or self.feature_schema is None:
+            return
+        known = [target.name for target in self.schema.targets]
+        alone = [name for name in known if name not in (self.conditional_targets or {})]
+        if len(alone) != 1 or len(known) == 1:
+            raise ValueError(
+                "value_head 'exit' needs conditional_targets that hang all others on one target, that a position was "
+                f"seen; of {known}, {alone} depend on none"
+            )
 
 
 __all__ = ["DeGReConfig"]

@@ -11,6 +11,8 @@ Where this differs from the paper, or fills in what our sources (summaries and t
 - The evaluator's default head predicts feedback: one probability per target and position, and V of a prefix is the
   expected utility of its positions, weights and known values applied. The paper regresses the accumulated reward; that
   head is there too, and much worse in truth from the same logs. It predicts each position's increment of the value.
+- Two heads are other papers': SORT-Gen's ordered regression (arXiv 2505.07197) and an exit model after CAVE (arXiv
+  2508.02242); what differs from them is told in `rerankzoo.layers.prefix_value`.
 - "GLN" is a gated, normalised transform per field (`GatedFieldNorm`); the formula is ours.
 - Inter-field attention: the fields of an item attend to those of the item and of the request; the request's fields do
   not attend. An item's vector is a linear map of its fields plus one of the request's.
@@ -29,12 +31,20 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from rerankzoo.batch import Batch, gather_candidates, shown, widened
-from rerankzoo.features.utility import position_utility
+from rerankzoo.batch import Batch, gather_candidates, shown
 from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import check_positions, chosen_above
-from rerankzoo.layers import FeedbackHead, FieldEmbedding, GatedFieldNorm, InterFieldAttention
-from rerankzoo.losses import cumulative_regression_loss, slate_mean
+from rerankzoo.layers import (
+    ExitValueHead,
+    FeedbackHead,
+    FeedbackValueHead,
+    FieldEmbedding,
+    GatedFieldNorm,
+    InterFieldAttention,
+    OrderedValueHead,
+    PrefixHead,
+    RegressionValueHead,
+)
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator, features_of
 from rerankzoo.models.causal_trunk import keep_chosen, read_slates, step_candidates
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
@@ -113,37 +123,36 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         self.positions = nn.Embedding(config.slate_size, config.hidden_size)
         self.layers = self.make_blocks(config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.predicts_feedback = config.value_head == "feedback"
-        self.value_head: Any = (
-            FeedbackHead(config.hidden_size, self.schema, config.conditional_targets)
-            if self.predicts_feedback
-            else nn.Linear(config.hidden_size, 1)
-        )
+        self.value_head: Any = self._make_value_head(config)
         self.post_init()
+
+    def _make_value_head(self, config: DeGReConfig) -> PrefixHead:
+        size, schema, parents = config.hidden_size, self.schema, config.conditional_targets
+        if config.value_head == "exit":
+            return ExitValueHead(size, schema, parents or {}, config.slate_size)
+        if config.value_head == "ordered_regression":
+            return OrderedValueHead(size, schema, config.slate_size)
+        if config.value_head == "cumulative_regression":
+            return RegressionValueHead(size, schema)
+        return FeedbackValueHead(size, schema, parents)
 
     def compute(self, batch: Batch) -> EvaluatorOutput:
         """See `SlateEvaluator.compute`; logits only with the feedback head."""
-        slates, value, feedback = batch["slates"], batch["candidate_value"], batch.get("feedback")
-        predicted = self.value_head(self._read(self._slate_items(batch, slates)))  # (B, S, M, T or 1)
-        if self.predicts_feedback:
-            gains = self.value_head.position_utility(predicted, slates, value)
-        else:
-            gains = widened(predicted).squeeze(-1).masked_fill(~shown(slates), 0.0)
-        values = gains.cumsum(-1)  # padding adds nothing: the last one is the whole slate's
+        slates, head = batch["slates"], self.value_head
+        predicted = head(self._read(self._slate_items(batch, slates)))  # (B, S, M, K)
+        positions = torch.arange(slates.shape[2], dtype=torch.float32, device=slates.device)
+        before = head.carried(predicted, positions)
+        gains = head.gains(predicted, gather_candidates(batch["candidate_value"], slates), before, positions)
+        values = gains.masked_fill(~shown(slates), 0.0).cumsum(-1)  # the last one is the whole slate's
         output = EvaluatorOutput(
-            logits=predicted if self.predicts_feedback else None,
+            logits=predicted if isinstance(head, FeedbackHead) else None,
             utilities=values[..., -1],
             prefix_values=values,
-            probabilities=self.value_head.probabilities(predicted) if self.predicts_feedback else None,
+            probabilities=head.probabilities_after(predicted, before),
         )
-        if feedback is None:
+        if "feedback" not in batch:
             return output
-        if self.predicts_feedback:
-            logged = self.value_head.log_likelihood(predicted, feedback, slates)
-            output["log_likelihoods"], loss = logged.sum(-1), self.value_head.loss(logged, slates)
-        else:
-            rewards = position_utility(feedback, slates, value, self.schema)
-            loss = slate_mean(cumulative_regression_loss(values, rewards, slates >= 0), slates).mean()
+        loss, output["log_likelihoods"] = head.learn(predicted, values, batch)
         return EvaluatorOutput(loss=loss, loss_terms={self.config.value_head: loss}, **output)
 
     @property
@@ -172,21 +181,25 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         """States (B, S, M, D) of the positions of slates with these items, each from the items down to it."""
         return self.norm(read_slates(self.layers, self.positions, items, self.config._attn_implementation))
 
-    def gains(self, states: Tensor, position: int, candidate_value: Tensor) -> Tensor:
+    def gains(
+        self, states: Tensor, position: int, candidate_value: Tensor, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What candidates add to the value of a prefix as its next item.
 
         Args:
             states: (..., D), the last layer's states, before the norm.
             position: Where they would stand.
             candidate_value: (..., T).
+            before: (..., C), what the head carries from the items above; `None`: there are none.
 
         Returns:
-            (...).
+            The gains (...), and what the head carries on (..., C).
         """
-        predicted = self.value_head(self.norm(states))
-        if not self.predicts_feedback:
-            return widened(predicted).squeeze(-1)
-        return self.value_head.candidate_utility(predicted, candidate_value, position)
+        head, predicted = self.value_head, self.value_head(self.norm(states))
+        place = torch.tensor(float(position), device=states.device)
+        if before is None:
+            before = predicted.new_zeros(*predicted.shape[:-1], head.num_carried)
+        return head.gains(predicted, candidate_value, before, place), head.carry(predicted, before, place)
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`: the value of each prefix extended by each candidate."""
@@ -221,7 +234,10 @@ class DeGReEvaluatorScorer(Scorer):
         position = state.prefix.shape[1]
         check_positions(position + 1, self.model.config.slate_size)
         hidden, cache = step_candidates(self.layers, self.model.positions, state.memory["candidate_states"], state)
-        gains = self.model.gains(hidden, position, state.of_requests(state.memory["candidate_value"]))
+        above = state.cache.get("carried")
+        before = None if above is None else above.unsqueeze(1).expand(-1, hidden.shape[1], -1)
+        value = state.of_requests(state.memory["candidate_value"])
+        gains, cache["carries"] = self.model.gains(hidden, position, value, before)
         values = cache["values"] = state.cache["value"].unsqueeze(-1) + gains
         return values.masked_fill(~state.available, float("-inf")), cache
 
@@ -229,7 +245,8 @@ class DeGReEvaluatorScorer(Scorer):
         """See `Scorer.select`: the prefixes' keys and values, and of the candidates only the chosen one's."""
         chosen = index.clamp_min(0)
         rows = torch.arange(index.shape[0], device=index.device) if parent is None else parent
-        return {"value": cache["values"][rows, chosen], **keep_chosen(self.layers, cache, parent, rows, chosen)}
+        kept = {"value": cache["values"][rows, chosen], "carried": cache["carries"][rows, chosen]}
+        return {**kept, **keep_chosen(self.layers, cache, parent, rows, chosen)}
 
 
 # --- the generator --------------------------------------------------------------------------------------------------
