@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rerankzoo.metrics.classification import auc, calibration, gauc, grouped_auc, log_loss
-from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage
+from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage, order_distance
 from rerankzoo.metrics.intervals import (
     Estimate,
     Spread,
@@ -69,6 +69,7 @@ __all__ = [
     "mean_and_spread",
     "mean_interval",
     "ndcg_at_k",
+    "order_distance",
     "paired_bootstrap",
     "precision_at_k",
     "real_slates",

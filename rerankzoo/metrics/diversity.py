@@ -78,6 +78,25 @@ def distinct_2(slates: Tensor, items: Tensor, *, k: int, pool: Pool = "all") -> 
     return shares.sum() / max(1, shares.numel())
 
 
+def order_distance(slates: Tensor, others: Tensor, num_candidates: int) -> Tensor:
+    """POD: the share of the pairs of items that two slates order the other way round, between 0 and 1 (MG-E).
+
+    Pairs are of all items that one of the two shows; what a slate does not show stands below all that it shows, and of
+    two such items it says nothing (our reading, for slates of different items). `slates` (B, S, M) and `others`
+    (B, A, M) hold positions into `num_candidates` candidates. Returns (B, S, A); 0 without a pair.
+    """
+    number = torch.arange(num_candidates, device=slates.device)
+    shown, orders = [], []
+    for lists in (slates, others):
+        placed = lists.unsqueeze(-1) == number  # (B, S, M, N)
+        shown.append(placed.any(2))
+        rank = torch.where(shown[-1], placed.int().argmax(2), lists.shape[2])
+        orders.append((rank.unsqueeze(-1) - rank.unsqueeze(-2)).sign())  # (B, S, N, N)
+    opposite = (orders[0].unsqueeze(2) * orders[1].unsqueeze(1) < 0).sum((-1, -2))  # both halves: every pair twice
+    items = (shown[0].unsqueeze(2) | shown[1].unsqueeze(1)).sum(-1)
+    return opposite / (items * (items - 1)).clamp(min=1)
+
+
 def _top(slates: Tensor, features: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
     """Checks the inputs; returns the first k positions (B, min(k, M)) and their features (B, min(k, M), ...)."""
     check_number("k", k, k >= 1, "be at least 1")

@@ -17,10 +17,17 @@ from rerankzoo.training.objectives import (
 )
 from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
-from rerankzoo.training.slate_objectives import EvaluatorReward, FlowBalance, GroupRelative, Preference
+from rerankzoo.training.slate_objectives import (
+    Comprehensive,
+    EvaluatorReward,
+    FlowBalance,
+    GroupRelative,
+    Preference,
+)
 
 __all__ = [
     "Companion",
+    "Comprehensive",
     "EpochsByLog",
     "EvaluatorGradient",
     "EvaluatorReward",

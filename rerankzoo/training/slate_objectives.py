@@ -44,6 +44,7 @@ from rerankzoo.losses import (
     standardised,
     trajectory_balance,
 )
+from rerankzoo.metrics import order_distance
 from rerankzoo.training.objectives import START, Companion, Objective, ObjectiveOutput
 
 Advantage = Literal["slate", "position", "self_plus_difference", "decoupled"]
@@ -277,6 +278,55 @@ class GroupRelative(GroupObjective):
     def teach(self, model: Any, known: Batch, slates: Tensor, values: Tensor) -> Tensor:
         """See `SlateObjective.teach`."""
         return group_loss(model.log_likelihood(slates, **known).sum(-1), values, distinct(slates))
+
+
+class Comprehensive(GroupRelative):
+    """CLIG: a generator that is to find what is good and what the generators beside it do not find.
+
+    A slate's value is `V / deviation + w sum_a POD(l, l_a)`, l_a what the frozen generator a decodes greedily, POD the
+    share of pairs in another order (`rerankzoo.metrics.order_distance`). It is learned as `GroupRelative` does.
+
+    Args:
+        evaluator: See `SlateObjective`.
+        beside: Folders or Hub ids of the generators beside it, separated by commas.
+        gain_weight: w.
+        proposals: See `GroupObjective`.
+        supervised_weight: See `SlateObjective`.
+
+    Raises:
+        ValueError: If no generator is named, or the weight is negative.
+
+    References:
+        CLIG (arXiv 2504.15625), list comprehensiveness; its loss is not known to us, and this one is ours.
+    """
+
+    def __init__(
+        self,
+        evaluator: str | None,
+        beside: str,
+        gain_weight: float = 0.3,
+        proposals: str = "own=6,perturbed=2",
+        supervised_weight: float = 0.0,
+    ) -> None:
+        super().__init__(evaluator, proposals, supervised_weight)
+        if not all(beside.split(",")) or not 0 <= gain_weight < float("inf"):
+            raise ValueError(
+                f"expected generators and a finite gain_weight of 0 or more, got {beside!r}, {gain_weight}"
+            )
+        self.beside = beside
+        self.gain_weight = gain_weight
+
+    def declare(self) -> dict[str, Companion]:
+        """See `Objective.declare`."""
+        return super().declare() | {name: Companion(name) for name in self.beside.split(",")}
+
+    def teach(self, model: Any, known: Batch, slates: Tensor, values: Tensor) -> Tensor:
+        """See `SlateObjective.teach`."""
+        beside, size = [self.companions[name] for name in self.beside.split(",")], slates.shape[-1]
+        found = torch.stack([other.generate(**known, num_beams=1, slate_size=size) for other in beside], dim=1)
+        gain = order_distance(slates, found, known["candidate_mask"].shape[1]).sum(-1)
+        worth = standardised(values, distinct(slates)) + self.gain_weight * gain
+        return super().teach(model, known, slates, worth)
 
 
 class FlowBalance(GroupObjective):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage
+from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage, order_distance
 
 SLATES = torch.tensor([[0, 1, 2, -100], [2, -100, -100, -100], [3, 2, 1, 0]])
 CATEGORIES = torch.tensor([[4, 4, 5, 9], [4, 4, 5, 9], [1, 2, 1, 2]])
@@ -66,3 +66,13 @@ def test_bad_input_is_named():
         ilad(torch.tensor([[0, 4]]), CATEGORIES[:1], k=2)
     with pytest.raises(ValueError, match="expected 3 dimensions and 3 rows"):
         intra_list_distance(SLATES, CATEGORIES.float(), k=2)
+
+
+def test_order_distance_by_hand():
+    """Items that are not shown stand below all that are, and beside one another."""
+    slates = torch.tensor([[[0, 1, 2], [3, -100, -100]]])
+    others = torch.tensor([[[0, 1, 2], [2, 1, 0], [0, 1, 3], [3, 4, 5], [-100, -100, -100]]])
+    # Of 0, 1, 2 and 0, 1, 3 one pair of six is turned: 2 above 3. Of disjoint slates, the pairs of one item of each.
+    expected = [[0, 1, 1 / 6, 9 / 15, 0], [3 / 6, 3 / 6, 2 / 3, 0, 0]]
+    assert order_distance(slates, others, 6)[0].tolist() == [pytest.approx(row) for row in expected]
+    assert order_distance(slates[:, 1:], slates[:, 1:], 6).tolist() == [[[0.0]]]

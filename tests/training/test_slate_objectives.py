@@ -15,7 +15,7 @@ from torch import Tensor
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features import FeatureSchema, TargetSpec
 from rerankzoo.losses import group_loss
-from rerankzoo.training import EvaluatorReward, FlowBalance, GroupRelative, Preference
+from rerankzoo.training import Comprehensive, EvaluatorReward, FlowBalance, GroupRelative, Preference
 from rerankzoo.training.objectives import Companions
 from tests.training.test_objectives import BATCH, Plackett, Table
 
@@ -83,6 +83,27 @@ def test_proposals_join_the_group() -> None:
     group = torch.tensor([[[0, 1], [1, 2], [2, 1]]])
     expected = group_loss(likelihoods(model, group), mined(group)["slate_values"], torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(objective.loss(model, BATCH).loss, expected.mean())
+
+
+def test_what_others_do_not_find_is_worth_more() -> None:
+    """Values 11 and 9 are +1 and -1 deviations. Both others find [1, 2]: [0, 1] turns two of the three pairs round."""
+
+    class Other:
+        def generate(self, num_beams: int, slate_size: int, **batch: Tensor) -> Tensor:
+            assert (num_beams, slate_size) == (1, 2)
+            return torch.tensor([[1, 2]])
+
+    slates = torch.tensor([[[0, 1], [1, 2]]])
+    model = Generator([0.5, 0.0, -0.5], slates)
+    objective = Comprehensive("somewhere", "outputs/other,outputs/another", gain_weight=1.5, proposals="own=2")
+    assert {"evaluator", "outputs/other", "outputs/another"} == objective.declare().keys()
+    with_companions(objective, evaluator=Table(), **{"outputs/other": Other(), "outputs/another": Other()})
+    worth = torch.tensor([[1.0 + 1.5 * 2 * 2 / 3, -1.0]])
+    expected = group_loss(likelihoods(model, slates), worth, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(objective.loss(model, BATCH).loss, expected.mean())
+    for wrong in ({"beside": ""}, {"beside": "a,,b"}, {"beside": "a", "gain_weight": -1.0}):
+        with pytest.raises(ValueError, match="expected generators and a finite gain_weight"):
+            Comprehensive("somewhere", **wrong)
 
 
 # --- policy gradients -----------------------------------------------------------------------------------------------

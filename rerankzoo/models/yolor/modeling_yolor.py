@@ -9,6 +9,13 @@ Since c_k belongs to a set of items, all slates of n candidates need the context
 and what is left of a slate is a sum of looked-up vectors (`YOLOREvaluator.exhaustive_values`, which
 `rerankzoo.generation.exhaustive_search` uses).
 
+With `context: page` the context is PIER's (KDD 2023, arXiv 2302.03487, Meituan): self-attention among the items of the
+whole slate, and a page vector of what comes out, in which each position has a code of its own:
+
+    p_t = head(MLP(e_t + A x_{l_t} + B mean over s of code_s * state(l_s among the set of l)))
+
+What a state is of an item depends on the set, and the order enters with the codes alone: C(n, m) sets are read.
+
 B requests, N candidates, M positions, S slates, P listed slates, T targets, D hidden.
 
 Where this differs from the paper, or fills in what our sources (a note) do not state:
@@ -18,12 +25,16 @@ Where this differs from the paper, or fills in what our sources (a note) do not 
 - Slates need not have a power of two positions: parts are halved by rounding up and down, until they have two at most.
 - The loss on pairs is `-log sigmoid(V(better) - V(worse))` over a request's slates; the noted formula is no number.
 - Contexts are not masked at random in training.
+- Of PIER, whose public code we know by a description: one attention over item vectors, not one per field and then
+  among the fields; no target attention over past pages; the order enters the page vector in its selector's way (fixed
+  codes there, learned ones here). There is no selector: all slates are valued, and the loss has no term for one.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
+from typing import cast
 
 import numpy as np
 import torch
@@ -68,7 +79,7 @@ def subsets(num_candidates: int, slate_size: int, start: int, end: int) -> tuple
 
 @register_model
 class YOLOREvaluator(SlateEvaluator):
-    """YOLOR's evaluator; has `exhaustive_values` beside `score_slates`."""
+    """YOLOR's evaluator, or PIER's; has `exhaustive_values` beside `score_slates`."""
 
     config: YOLORConfig
     config_class = YOLORConfig
@@ -80,12 +91,13 @@ class YOLOREvaluator(SlateEvaluator):
     def __init__(self, config: YOLORConfig) -> None:
         super().__init__(config)
         size = config.hidden_size
-        self.scales = halvings(config.slate_size)
+        self.scales = halvings(config.slate_size)[: 1 if config.context == "page" else None]
         self.features = self.make_feature_embedding()
         self.network = nn.Linear(size, size)
         self.set_layers = self.make_blocks(len(self.scales))
         self.positions = nn.Embedding(config.slate_size, size)
         self.item = nn.Linear(size, size, bias=False)
+        self.codes = nn.Embedding(config.slate_size, size) if config.context == "page" else None
         self.contexts = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in self.scales)
         self.hidden = nn.Linear(size, size)
         self.heads = FeedbackHead(size, self.schema, config.conditional_targets)
@@ -114,6 +126,10 @@ class YOLOREvaluator(SlateEvaluator):
         """Logits (B, S, M, T) of slates of these items (B, S, M, D), which are real (B, S, M) or padding."""
         length = items.shape[2]
         hidden = self.item(items) + self.positions(torch.arange(length, device=items.device))
+        if self.codes is not None:
+            states, flat = self.states(0, items.flatten(0, 1), real.flatten(0, 1)), real.flatten(0, 1)
+            page = _mean(states * self.codes.weight[:length], flat)
+            return self._logits(hidden + self.contexts[0](page).view(*items.shape[:2], 1, -1))
         for scale, (parts, context) in enumerate(zip(self.scales, self.contexts, strict=True)):
             summed = []
             for start, end in parts:
@@ -122,14 +138,21 @@ class YOLOREvaluator(SlateEvaluator):
                     found = self.summary(scale, part.flatten(0, 1), real[:, :, start:end].flatten(0, 1))
                     summed.append(context(found).view(*items.shape[:2], 1, -1).expand_as(part))
             hidden = hidden + torch.cat(summed, dim=2)
-        return self.heads(F.gelu(self.hidden(F.gelu(hidden))))
+        return self._logits(hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., T) of (..., D)."""
+        logits: Tensor = self.heads(F.gelu(self.hidden(F.gelu(hidden))))
+        return logits
+
+    def states(self, scale: int, items: Tensor, real: Tensor) -> Tensor:
+        """States (R, K, D) of the items (R, K, D) of sets, which are real (R, K) or padding."""
+        layer: TransformerBlock = self.set_layers[scale]  # type: ignore[assignment]
+        return layer(items, mask=key_mask(real), implementation=self.config._attn_implementation)
 
     def summary(self, scale: int, items: Tensor, real: Tensor) -> Tensor:
         """c_k (R, D) of sets of items (R, K, D), which are real (R, K) or padding."""
-        layer: TransformerBlock = self.set_layers[scale]  # type: ignore[assignment]
-        states = layer(items, mask=key_mask(real), implementation=self.config._attn_implementation)
-        counted = real.unsqueeze(-1).to(states.dtype)
-        return (states * counted).sum(1) / counted.sum(1).clamp_min(1.0)
+        return _mean(self.states(scale, items, real), real)
 
     @torch.no_grad()
     def exhaustive_values(self, candidates: Tensor, slate_size: int, /, **batch: Tensor) -> Tensor:
@@ -151,19 +174,37 @@ class YOLOREvaluator(SlateEvaluator):
         self._check_length(every)
         items = gather_candidates(self.encode_items(known), candidates)  # (B, n, D)
         value = gather_candidates(known["candidate_value"], candidates)
-        own, summed = self.item(items), [items.new_zeros(()) for _ in range(slate_size)]
+        own = self.item(items)
+        summed = self._parts(items, slate_size) if self.codes is None else self._page(items, every)
+        utilities = items.new_zeros(len(items), len(every), dtype=torch.float32)
+        for place in range(slate_size):
+            hidden = own[:, every[:, place]] + self.positions.weight[place] + summed[place]
+            logits = self._logits(hidden)
+            earned = self.heads.candidate_utility(logits, value[:, every[:, place]])
+            utilities += earned * position_discount(earned.new_tensor(float(place)), self.schema)
+        return utilities
+
+    def _parts(self, items: Tensor, slate_size: int) -> list[Tensor]:
+        """What the parts of every slate add to each position, (B, P, D)."""
+        summed = [items.new_zeros(()) for _ in range(slate_size)]
         for scale, parts in enumerate(self.scales):
             for start, end in parts:
                 if start < slate_size:
                     part = self._looked_up(scale, items, slate_size, start, min(end, slate_size))
                     summed[start:end] = [known_so_far + part for known_so_far in summed[start:end]]
-        utilities = items.new_zeros(len(items), len(every), dtype=torch.float32)
-        for place in range(slate_size):
-            hidden = own[:, every[:, place]] + self.positions.weight[place] + summed[place]
-            logits = self.heads(F.gelu(self.hidden(F.gelu(hidden))))
-            earned = self.heads.candidate_utility(logits, value[:, every[:, place]])
-            utilities += earned * position_discount(earned.new_tensor(float(place)), self.schema)
-        return utilities
+        return summed
+
+    def _page(self, items: Tensor, every: Tensor) -> list[Tensor]:
+        """What the page vector of every slate (P, M) adds to each position, (B, P, D)."""
+        (sets, index), size = subsets(items.shape[1], every.shape[1], 0, every.shape[1]), every.shape[1]
+        sets, index = sets.to(items.device), index.to(items.device)
+        some = items[:, sets]  # (B, C, M, D)
+        real = torch.ones(some.shape[0] * some.shape[1], size, dtype=torch.bool, device=items.device)
+        states = self.states(0, some.flatten(0, 1), real).view(some.shape)
+        place = (sets[index].unsqueeze(1) == every.unsqueeze(-1)).int().argmax(-1)  # (P, M), of each item in its set
+        codes = cast(nn.Embedding, self.codes).weight
+        page = sum(states[:, index, place[:, position]] * codes[position] for position in range(size))
+        return [self.contexts[0](page / size)] * size
 
     def _looked_up(self, scale: int, items: Tensor, slate_size: int, start: int, end: int) -> Tensor:
         """What a part of every slate adds to its positions: (B, P, D)."""
@@ -172,6 +213,12 @@ class YOLOREvaluator(SlateEvaluator):
         real = torch.ones(some.shape[0] * some.shape[1], some.shape[2], dtype=torch.bool, device=items.device)
         contexts = self.contexts[scale](self.summary(scale, some.flatten(0, 1), real)).view(*some.shape[:2], -1)
         return contexts[:, index.to(items.device)]
+
+
+def _mean(states: Tensor, real: Tensor) -> Tensor:
+    """The mean (R, D) of the states (R, K, D) that are real (R, K)."""
+    counted = real.unsqueeze(-1).to(states.dtype)
+    return (states * counted).sum(1) / counted.sum(1).clamp_min(1.0)
 
 
 def _pair_loss(values: Tensor, earned: Tensor, real: Tensor) -> Tensor:
