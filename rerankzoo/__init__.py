@@ -38,6 +38,7 @@ _HOME = {
     "SimulatorDataModule": "rerankzoo.data.datamodule",
     "TargetSpec": "rerankzoo.features.schema",
     "UnreadableFileError": "rerankzoo.errors",
+    "example": "rerankzoo.shipped",
 }
 
 register_on_demand()

@@ -16,6 +16,8 @@ from pathlib import Path
 EXTRAS = (
     "datasets",
     "duckdb",
+    "fastapi",
+    "httptools",
     "jsonargparse",
     "lightgbm",
     "lightning",
@@ -24,8 +26,12 @@ EXTRAS = (
     "onnxruntime",
     "onnxscript",
     "pandas",
+    "prometheus_client",
     "pyarrow",
+    "pydantic",
     "torchmetrics",
+    "uvicorn",
+    "uvloop",
     "wandb",
 )
 #: Public names that train or read data sets.

@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 #: Packages whose import name is another, or that work without being imported.
-OTHER_NAMES = {"jsonargparse[signatures]": "jsonargparse"}
+OTHER_NAMES = {"jsonargparse[signatures]": "jsonargparse", "prometheus-client": "prometheus_client"}
 #: Of the extras, but the core's dependencies need them as well, so they are not missing without an extra.
 SHARED = {"markdown-it-py", "rich"}
 

@@ -15,6 +15,7 @@ LEVELS = {
     "atomic_writing": 0,
     "text_files": 0,
     "pages": 0,
+    "shipped": 0,
     "batch": 0,
     "slates": 1,
     "remote_code": 0,

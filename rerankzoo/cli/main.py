@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": ("rerankzoo.cli.evaluate:evaluate", "compare models with the upstream order and with the truth"),
     "benchmark": ("rerankzoo.cli.benchmark:benchmark", "train and evaluate models over several seeds"),
     "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
+    "serve": ("rerankzoo.cli.serve:serve", "answer requests over HTTP, in dynamic batches"),
     "card": ("rerankzoo.cli.card:card", "write the model card of a checkpoint from the data in its folder"),
     "push": ("rerankzoo.cli.push:push", "publish a checkpoint or data folder on the Hub"),
     "bench": ("rerankzoo.cli.bench:bench", "measure latency, throughput and memory of a model on this machine"),

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.errors import did_you_mean, shown
+from rerankzoo.shipped import shipped_folder
 
 
 def recipes_folder() -> Path:
-    """Where the recipes are: inside an installed package, or beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    """Where the recipes are."""
+    return shipped_folder("recipes")
 
 
 def list_recipes() -> list[str]:
