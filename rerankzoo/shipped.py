@@ -21,7 +21,7 @@ def example(name: str = "degre-simulator") -> Path:
     `requests.json` with a few raw requests.
 
     Args:
-        name: `"degre-simulator"` or `"nar4rec-simulator"`.
+        name: `"degre-simulator"`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

@@ -6,12 +6,21 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from rerankzoo import RerankingPipeline, example
+from rerankzoo.data.simulator import Simulator
 from rerankzoo.hub.card import CARD_FILE, RESULTS_FILE, CardDetails, write_card
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1] / "model_cards"
 CARDS = sorted(path for path in ROOT.rglob(CARD_FILE) if path.parent != ROOT)
@@ -96,6 +105,53 @@ def test_a_card_tells_all_that_is_asked_of_it(folder: Path) -> None:
 
 def test_there_is_nothing_but_text_without_places_of_a_machine() -> None:
     for path in ROOT.rglob("*.*"):
-        assert path.suffix in (".md", ".json", ".yaml"), path
+        if path.suffix == ".safetensors":
+            assert path.stat().st_size < 1_000_000, path
+            continue
+        assert path.suffix in (".md", ".json", ".yaml") or path.name == "modeling_rerankzoo.py", path
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"[\s\"'](/(?!>)\w+)+/", text), path
+
+
+EXAMPLES = sorted(path.parent for path in ROOT.glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=name)
+def test_an_example_is_what_its_card_says(folder: Path) -> None:
+    """Its weights, on the test requests of its world, reach the figure of the card."""
+    assert example(folder.name) == folder
+    pipeline = RerankingPipeline.from_pretrained(example(folder.name), evaluator=True)
+    about = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]
+    simulator = Simulator.from_metadata(about)
+    assert simulator is not None
+    requests = simulator.requests("test", about["rows"]["test"])
+    users, items = requests["user_id"].to_numpy(), np.array(requests["item_id"].to_pylist())
+    slates = np.array([[[item["index"] for item in slate]] for slate in pipeline(requests)])
+    best = simulator.all_utilities(users, items, slates.shape[-1]).max(axis=1)
+    reached = (simulator.expected_utility(users, items, slates)[:, 0] / best).mean()
+    [told] = [
+        result.metric_value
+        for result in ModelCard.load(folder / CARD_FILE).data.eval_results or []
+        if result.metric_name == "utility (greedy)"
+    ]
+    assert reached == pytest.approx(told, abs=0.003)  # a choice between near equals may fall otherwise elsewhere
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=name)
+def test_an_example_has_requests_that_it_takes(folder: Path) -> None:
+    pipeline = RerankingPipeline.from_pretrained(folder, evaluator=True)
+    requests = json.loads((folder / "requests.json").read_text(encoding="utf-8"))
+    slates = pipeline(requests, num_beams=4, num_return_sequences=4)
+    assert [len(slate) for slate in slates] == [4] * len(requests)
+
+
+def test_the_wheel_has_the_examples() -> None:
+    included = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = included["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {f"model_cards/{folder.name}" for folder in EXAMPLES} == {key for key in shipped if key != "recipes"}
+    assert all(target == f"rerankzoo/{source}" for source, target in shipped.items())
+
+
+def test_no_such_example() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no example 'degre-simulater'; did you mean 'degre-simulator'\?"):
+        example("degre-simulater")

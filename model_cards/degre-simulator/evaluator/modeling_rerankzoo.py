@@ -3,6 +3,8 @@
 They live in the package rerankzoo: pip install rerankzoo
 """
 
+from __future__ import annotations
+
 import rerankzoo
 
 
