@@ -39,7 +39,9 @@ LEVELS = {
     "serving": 8,
     "cli": 9,
 }
-SHARED_MODEL_FILES = {"base", "auto", "registry", "score_and_sort", "causal_trunk", "pointer_generator"}
+SHARED_MODEL_FILES = {
+    *("base", "auto", "registry", "score_and_sort", "causal_trunk", "pointer_generator", "recurrent_pointer")
+}
 
 
 def imported_modules(path: Path, module: str) -> list[str]:

@@ -36,7 +36,7 @@ from rerankzoo.layers.transformer import (
     linear_function,
     norm_function,
 )
-from rerankzoo.layers.upstream import UpstreamModel, upstream_rank
+from rerankzoo.layers.upstream import UpstreamModel, UpstreamRankEmbedding, upstream_rank
 
 __all__ = [
     "BEHAVIOURS",
@@ -65,6 +65,7 @@ __all__ = [
     "TokenBlock",
     "TransformerBlock",
     "UpstreamModel",
+    "UpstreamRankEmbedding",
     "additive_mask",
     "ages",
     "attend",

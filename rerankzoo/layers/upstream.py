@@ -30,6 +30,15 @@ def upstream_rank(scores: Tensor, mask: Tensor) -> Tensor:
     return (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(-1)  # (B, N, N): is k above i?
 
 
+class UpstreamRankEmbedding(nn.Embedding):
+    """A vector for each upstream rank; ranks beyond the last one share it."""
+
+    def of_scores(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Vectors (B, N, D) of the ranks of scores (B, N); see `upstream_rank`."""
+        vectors: Tensor = self(upstream_rank(scores, mask).clamp_max(self.num_embeddings - 1))
+        return vectors
+
+
 class UpstreamModel(nn.Module):
     """Predicts the upstream scores of candidates, of which a log holds many more than feedback.
 

@@ -32,6 +32,8 @@ from rerankzoo.losses.ranking import (
     listmle_loss,
     listnet_loss,
     softmax_ranking_loss,
+    step_cross_entropy,
+    step_hinge,
 )
 from rerankzoo.losses.regression import cumulative_regression_loss
 from rerankzoo.losses.slots import hidden_slots, masked_slot_loss
@@ -73,6 +75,8 @@ __all__ = [
     "soft_label_loss",
     "softmax_ranking_loss",
     "standardised",
+    "step_cross_entropy",
+    "step_hinge",
     "trajectory_balance",
     "unlikelihood_loss",
 ]

@@ -127,6 +127,63 @@ def lambda_loss(scores: Tensor, relevance: Tensor, mask: Tensor, k: int | None =
     return (weight * lost).sum((-1, -2)) / ideal.masked_fill(ideal == 0, 1.0)
 
 
+@in_single_precision
+def step_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of every step of a slate with what is relevant among the items left.
+
+    `sum_t 1/log2(t + 1) sum_i q_ti log(q_ti / softmax(s_t)_i)`, q_t = r_i / sum r over the items that are left at step
+    t: `softmax_ranking_loss` less the entropy of its targets, so that nothing is left to lose where they are met.
+
+    Args:
+        scores: (..., M, N), of the items at each step.
+        relevance: (..., N).
+        mask: (..., M, N), True where an item is left and its relevance known.
+
+    Returns:
+        (...), the sum over steps; a step without a relevant item counts 0.
+
+    References:
+        Bello et al., Seq2Slate: Re-ranking and Slate Optimization with RNNs (arXiv 1810.02019).
+
+    Example:
+        >>> left = torch.tensor([[True, True], [False, True]])  # the relevant one is chosen first
+        >>> step_cross_entropy(torch.zeros(2, 2), torch.tensor([1.0, 0.0]), left)  # log 2
+        tensor(0.6931)
+    """
+    relevance = _known(relevance.unsqueeze(-2), mask)
+    targets = _shares(relevance)
+    entropy = -torch.xlogy(targets, targets).sum(-1)
+    return _over_steps(_cross_entropy(scores, targets, mask) - entropy)
+
+
+@in_single_precision
+def step_hinge(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+    """Hinge loss of every step of a slate: the most relevant items left are to be 1 above the others.
+
+    `sum_t 1/log2(t + 1) max(0, 1 - min over the most relevant left of s_t + max over the others left of s_t)`: of
+    clicks the published loss; that of grades only the highest left counts as relevant is ours.
+
+    Args and shapes are those of `step_cross_entropy`; a step counts 0 where nothing relevant is left, or nothing else.
+
+    References:
+        Bello et al., Seq2Slate: Re-ranking and Slate Optimization with RNNs (arXiv 1810.02019).
+
+    Example:
+        >>> step_hinge(torch.tensor([[0.5, 0.0]]), torch.tensor([1.0, 0.0]), torch.tensor([[True, True]]))
+        tensor(0.5000)
+    """
+    relevance = _known(relevance.unsqueeze(-2), mask)
+    best = mask & (relevance > 0) & (relevance == relevance.amax(-1, keepdim=True))
+    far = torch.finfo(scores.dtype).max / 4  # and not infinite: the difference of two is to be a number
+    lowest, highest = scores.masked_fill(~best, far).amin(-1), scores.masked_fill(~mask | best, -far).amax(-1)
+    return _over_steps((1 - lowest + highest).clamp_min(0.0))
+
+
+def _over_steps(losses: Tensor) -> Tensor:
+    """The sum over steps (..., M), of which the first ones weigh most."""
+    return losses @ (1 / torch.arange(2, losses.shape[-1] + 2, device=losses.device, dtype=losses.dtype).log2())
+
+
 #: By the name that configs and recipes give them.
 RANKING_LOSSES: dict[str, Callable[..., Tensor]] = {
     "softmax": softmax_ranking_loss,
@@ -153,8 +210,12 @@ def _floored(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _cross_entropy(scores: Tensor, weights: Tensor, mask: Tensor, relevance: Tensor | None = None) -> Tensor:
     """Between weights, normalised, and the softmax of scores; 0 for a list without relevance (default: weights)."""
-    total = weights.sum(-1)
     told = ((weights if relevance is None else relevance) != 0).any(-1)
     log_probs = _floored(scores, mask).log_softmax(-1).masked_fill(~mask, 0.0)
-    loss = -(weights * log_probs).sum(-1) / total.masked_fill(total == 0, 1.0)
-    return loss.masked_fill(~told, 0.0)
+    return -(_shares(weights) * log_probs).sum(-1).masked_fill(~told, 0.0)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Weights (..., N) over their sum; 0 where that is."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.masked_fill(total == 0, 1.0)

@@ -28,7 +28,7 @@ from transformers.utils.type_validators import interval
 
 from rerankzoo.atomic_writing import CHECKSUMS_FILE, SAVED_MODEL, saved_over, verify_checksums, write_checksums
 from rerankzoo.batch import Batch, inputs
-from rerankzoo.errors import RerankingDataError, UnreadableFileError
+from rerankzoo.errors import RerankingDataError, SchemaError, UnreadableFileError
 from rerankzoo.features.schema import FeatureSchema, Group
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
@@ -466,6 +466,19 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
         for module in self.modules():
             if isinstance(module, FeedbackHead):
                 module.start_at(rates)
+
+    def upstream_score_column(self) -> int:
+        """Where the first stage's score stands in `candidate_numeric`.
+
+        Raises:
+            SchemaError: If the schema names none.
+        """
+        if self.schema.upstream_score is None:
+            raise SchemaError(
+                f"{type(self).__name__} reads the upstream list, but schema {self.schema.name!r} has no "
+                "upstream_score; name the numeric candidate field that holds the first stage's score"
+            )
+        return self.schema.position(self.schema.upstream_score)
 
     @property
     def num_positions(self) -> int | None:

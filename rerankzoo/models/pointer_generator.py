@@ -89,8 +89,8 @@ class PointerGenerator(SlateGenerator):
     """Candidate encoder, causal decoder, pointer over the candidates left.
 
     Mined slates are distilled; without them, logged slates with feedback are learned by likelihood if their utility
-    reaches the threshold. A family makes what it reads fields with, then calls `make_layers`; it may override `encode`,
-    `read`, `point`, `learn` and `scorer`.
+    reaches the threshold. A family makes what it reads fields with, then calls `make_layers`; it may override `embed`,
+    `encode`, `read`, `point`, `learn` and `scorer`.
     """
 
     config: Any
@@ -146,9 +146,14 @@ class PointerGenerator(SlateGenerator):
             return self._imitate(logits, batch)
         return None, {}
 
+    def embed(self, batch: Batch) -> Tensor:
+        """One vector per candidate (B, N, D), by itself: a family's `features` of its fields and the request's."""
+        vectors: Tensor = self.features(*features_of(batch))
+        return vectors
+
     def encode(self, batch: Batch) -> Encoded:
-        """Encodes requests, whose fields a family's `features` joins to one vector per candidate."""
-        states = self.encode_items(self.features(*features_of(batch)), batch["candidate_mask"])
+        """Encodes requests."""
+        states = self.encode_items(self.embed(batch), batch["candidate_mask"])
         return Encoded(states, torch.zeros_like(states[:, 0]), batch["candidate_mask"])
 
     def encode_items(self, items: Tensor, mask: Tensor) -> Tensor:

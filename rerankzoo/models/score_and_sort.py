@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
 from rerankzoo.errors import SchemaError
+from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import candidate_utility
 from rerankzoo.generation import Scorer, StaticScorer
 from rerankzoo.layers import FeedbackHead
@@ -51,6 +52,35 @@ def labelled_candidates(batch: Batch) -> tuple[Tensor, Tensor]:
     return items.unsqueeze(1), batch["candidate_feedback"].unsqueeze(1)
 
 
+def learned_lists(labels: str | None, batch: Batch, schema: FeatureSchema) -> tuple[Tensor, Tensor] | None:
+    """What to learn from: items (B, S, K) of lists, -100 elsewhere, and their feedback (B, S, K, T); `None` without.
+
+    Args:
+        labels: Whose, as of `ScoreAndSortConfig`.
+        batch: With its labels.
+        schema: Of the batch.
+
+    Raises:
+        SchemaError: If labels of candidates are to be learned, which a target that counts does not have.
+    """
+    shown = {"slates", "feedback"} <= batch.keys()
+    if labels == "slates" or (labels is None and shown):
+        return (batch["slates"], batch["feedback"]) if shown else None
+    if "candidate_feedback" not in batch:
+        return None
+    unlabelled = [one.name for one in schema.targets if one.candidate_feedback is None and one.weight]
+    if unlabelled:
+        raise SchemaError(f"targets {unlabelled} have no candidate_feedback to learn from; give them weight 0")
+    return labelled_candidates(batch)
+
+
+def check_ranks(loss: str, schema: FeatureSchema) -> None:
+    """Raises SchemaError where a loss is to rank by a utility that can be negative."""
+    negative = [target.name for target in schema.targets if target.weight < 0]
+    if negative:
+        raise SchemaError(f"loss {loss!r} ranks by utility, which targets {negative} can make negative")
+
+
 class ScoreAndSortModel(SlateGenerator):
     """Scores each candidate; greedy decoding sorts by the score.
 
@@ -67,9 +97,8 @@ class ScoreAndSortModel(SlateGenerator):
     def __init__(self, config: ScoreAndSortConfig) -> None:
         super().__init__(config)
         self.features = self.make_feature_embedding()
-        negative = [target.name for target in self.schema.targets if target.weight < 0]
-        if config.loss != BCE and negative:
-            raise SchemaError(f"loss {config.loss!r} ranks by utility, which targets {negative} can make negative")
+        if config.loss != BCE:
+            check_ranks(config.loss, self.schema)
 
     @property
     def num_positions(self) -> int | None:
@@ -81,19 +110,6 @@ class ScoreAndSortModel(SlateGenerator):
         size, ranks = self.config.hidden_size, self.config.loss != BCE
         self.heads = nn.Linear(size, 1) if ranks else FeedbackHead(size, self.schema)
         super().post_init()
-
-    def upstream_score_column(self) -> int:
-        """Where the first stage's score stands in `candidate_numeric`.
-
-        Raises:
-            SchemaError: If the schema names none.
-        """
-        if self.schema.upstream_score is None:
-            raise SchemaError(
-                f"{type(self).__name__} reads the upstream list, but schema {self.schema.name!r} has no "
-                "upstream_score; name the numeric candidate field that holds the first stage's score"
-            )
-        return self.schema.position(self.schema.upstream_score)
 
     @abstractmethod
     def encode_candidates(self, batch: Batch) -> Tensor:
@@ -112,24 +128,12 @@ class ScoreAndSortModel(SlateGenerator):
         scores = head.candidate_utility(logits, value) if head else logits.squeeze(-1)  # (B, N)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         matrix = scores.unsqueeze(1).expand(-1, self.config.slate_size, -1)  # (B, M, N)
-        lists = self._lists(batch)
+        lists = learned_lists(self.config.labels, batch, self.schema)
         if lists is None:
             return SlateModelOutput(logits=matrix, candidate_states=states)
         loss = self._loss(gather_candidates(logits, lists[0]), *lists, value)
         name = "feedback" if head else self.config.loss
         return SlateModelOutput(loss=loss, loss_terms={name: loss}, logits=matrix, candidate_states=states)
-
-    def _lists(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """What to learn from: items (B, S, K) of lists, and their feedback (B, S, K, T)."""
-        shown = {"slates", "feedback"} <= batch.keys()
-        if self.config.labels == "slates" or (self.config.labels is None and shown):
-            return (batch["slates"], batch["feedback"]) if shown else None
-        if "candidate_feedback" not in batch:
-            return None
-        unlabelled = [one.name for one in self.schema.targets if one.candidate_feedback is None and one.weight]
-        if unlabelled:
-            raise SchemaError(f"targets {unlabelled} have no candidate_feedback to learn from; give them weight 0")
-        return labelled_candidates(batch)
 
     def _loss(self, logits: Tensor, items: Tensor, feedback: Tensor, value: Tensor) -> Tensor:
         """The mean over requests, of the logits (B, S, K, T) of the items (B, S, K) of lists."""

@@ -15,6 +15,7 @@ from rerankzoo.training.objectives import (
     PropensityWeighted,
     Supervised,
 )
+from rerankzoo.training.off_policy import OffPolicyReinforce
 from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
 from rerankzoo.training.slate_objectives import (
@@ -38,6 +39,7 @@ __all__ = [
     "NeighbourReward",
     "Objective",
     "ObjectiveOutput",
+    "OffPolicyReinforce",
     "Preference",
     "PretrainedExport",
     "PropensityWeighted",

@@ -188,6 +188,23 @@ class Supervised(Objective):
         return output
 
 
+def check_supervised_weight(weight: float) -> None:
+    """Raises ValueError for a weight of the model's own loss that is negative or infinite."""
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"expected a finite supervised_weight of 0 or more, got {weight}")
+
+
+def with_supervised(
+    model: Any, batch: Batch, taught: Tensor, weight: float, metrics: dict[str, Tensor]
+) -> ObjectiveOutput:
+    """The output for a loss that taught a policy, with the model's own added; with weight 0 that is not computed."""
+    if not weight:
+        return ObjectiveOutput(loss=taught, loss_terms={"policy": taught}, metrics=metrics)
+    supervised = model(**batch).loss
+    loss = None if supervised is None else taught + weight * supervised
+    return ObjectiveOutput(loss=loss, loss_terms={"policy": taught, "supervised": supervised}, metrics=metrics)
+
+
 class PropensityWeighted(Objective):
     """The model's own loss, on requests drawn anew by the inverse of their slates' logging probabilities.
 
@@ -224,19 +241,28 @@ class PropensityWeighted(Objective):
 
     def chances(self, batch: Batch) -> Tensor:
         """With what chance each request (B) is drawn: they sum to 1; those without slates keep a weight of 1."""
-        if "propensity" not in batch:
-            raise RerankingDataError("the log has no propensities to weigh by", field="propensity")
-        shown, propensity = batch["slates"] >= 0, batch["propensity"]
-        wrong = shown & ~((propensity > 0) & (propensity <= 1))
-        if wrong.any():
-            row = int(wrong.flatten(1).any(1).nonzero()[0])
-            value = propensity[row][wrong[row]][0].item()
-            message = f"row {row} of a batch: expected a propensity in (0, 1], got {value}"
-            raise RerankingDataError(message, field="propensity")
-        rarity = -torch.where(shown, propensity, 1.0).double().log().sum(-1).mean(-1)  # of the log's slates, mostly one
+        rarity = -logging_log_probs(batch).sum(-1).mean(-1)  # of the log's slates, mostly one
         weights = (rarity - rarity.max()).exp()
         weights = weights.clamp_max(_largest(weights, self.clip))
         return weights / weights.sum()
+
+
+def logging_log_probs(batch: Batch) -> Tensor:
+    """Log-probability (B, S, M), in double precision, of each logged choice by the policy that logged it; 0 at padding.
+
+    Raises:
+        RerankingDataError: If the batch has no propensities, or one outside (0, 1].
+    """
+    if "propensity" not in batch:
+        raise RerankingDataError("the log has no propensities to weigh by", field="propensity")
+    shown, propensity = batch["slates"] >= 0, batch["propensity"]
+    wrong = shown & ~((propensity > 0) & (propensity <= 1))
+    if wrong.any():
+        row = int(wrong.flatten(1).any(1).nonzero()[0])
+        value = propensity[row][wrong[row]][0].item()
+        message = f"row {row} of a batch: expected a propensity in (0, 1], got {value}"
+        raise RerankingDataError(message, field="propensity")
+    return torch.where(shown, propensity, 1.0).double().log()
 
 
 def _largest(weights: Tensor, clip: float) -> Tensor:

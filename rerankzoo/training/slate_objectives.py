@@ -45,7 +45,7 @@ from rerankzoo.losses import (
     trajectory_balance,
 )
 from rerankzoo.metrics import order_distance
-from rerankzoo.training.objectives import START, Companion, Objective, ObjectiveOutput
+from rerankzoo.training.objectives import START, Companion, Objective, check_supervised_weight, with_supervised
 
 Advantage = Literal["slate", "position", "self_plus_difference", "decoupled"]
 Balance = Literal["group", "trajectory", "detailed"]
@@ -67,8 +67,7 @@ class SlateObjective(Objective):
     generators_only = True
 
     def __init__(self, evaluator: str | None, supervised_weight: float) -> None:
-        if not 0 <= supervised_weight < float("inf"):
-            raise ValueError(f"expected a finite supervised_weight of 0 or more, got {supervised_weight}")
+        check_supervised_weight(supervised_weight)
         self.evaluator = evaluator
         self.supervised_weight = supervised_weight
 
@@ -105,18 +104,11 @@ class SlateObjective(Objective):
         else:
             raise RerankingDataError("expected mined slates with values, or an evaluator", field="slate_values")
         taught = self.teach(model, known, slates, values).mean()
-        return self._with_supervised(model, batch, taught, {"value": self.reached(values)})
+        return with_supervised(model, batch, taught, self.supervised_weight, {"value": self.reached(values)})
 
     def reached(self, values: Tensor) -> Tensor:
         """What is watched of the values (B, S): their mean."""
         return values.mean()
-
-    def _with_supervised(self, model: Any, batch: Batch, taught: Tensor, metrics: dict[str, Tensor]) -> ObjectiveOutput:
-        if not self.supervised_weight:
-            return ObjectiveOutput(loss=taught, loss_terms={"policy": taught}, metrics=metrics)
-        supervised = model(**batch).loss
-        loss = None if supervised is None else taught + self.supervised_weight * supervised
-        return ObjectiveOutput(loss=loss, loss_terms={"policy": taught, "supervised": supervised}, metrics=metrics)
 
 
 class EvaluatorReward(SlateObjective):
@@ -438,7 +430,7 @@ class Preference(GroupObjective):
         else:
             resorted = resorted_slates(slates, utility)
             taught = self._prefer(model, known, resorted, slates, (resorted != slates).any(-1))
-        return self._with_supervised(model, batch, taught.mean(), {})
+        return with_supervised(model, batch, taught.mean(), self.supervised_weight, {})
 
     def teach(self, model: Any, known: Batch, slates: Tensor, values: Tensor) -> Tensor:
         """See `SlateObjective.teach`."""

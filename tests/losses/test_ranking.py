@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from rerankzoo.losses import (
     listmle_loss,
     listnet_loss,
     softmax_ranking_loss,
+    step_cross_entropy,
+    step_hinge,
 )
 
 ALL = torch.ones(3, dtype=torch.bool)
@@ -67,6 +70,47 @@ def test_lambda_loss_is_the_sum_over_all_pairs(k: int | None) -> None:
             weight = abs(g[a] - g[b]) * abs(discount[a] - discount[b])
             expected += weight * math.log1p(math.exp(s[low] - s[high])) / (ideal or 1.0)
         assert loss == pytest.approx(expected, rel=1e-5)
+
+
+#: Of two steps: the second item is chosen first.
+STEPS = torch.tensor([[math.log(1.0), math.log(2.0), math.log(5.0)], [math.log(3.0), 0.0, math.log(7.0)]])
+LEFT = torch.tensor([[True, True, True], [True, False, True]])
+
+
+def test_step_cross_entropy_by_hand() -> None:
+    found = step_cross_entropy(STEPS, torch.tensor([3.0, 1.0, 0.0]), LEFT).item()
+    first = 0.75 * math.log(0.75 / (1 / 8)) + 0.25 * math.log(0.25 / (2 / 8))  # targets over probabilities
+    second = math.log(1 / (3 / 10))
+    assert found == pytest.approx(first + second / math.log2(3))
+    met = step_cross_entropy(torch.tensor([[math.log(3.0), 0.0, -99.0]]), torch.tensor([3.0, 1.0, 0.0]), ALL)
+    assert met.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_step_hinge_by_hand() -> None:
+    scores = torch.tensor([[0.5, 0.2, 0.0], [0.4, 9.0, -1.0]])
+    assert step_hinge(scores, torch.tensor([1.0, 1.0, 0.0]), LEFT).item() == pytest.approx(1 - 0.2)  # both above 0
+    graded = step_hinge(scores, torch.tensor([1.0, 3.0, 0.0]), LEFT).item()
+    assert graded == pytest.approx(1 - 0.2 + 0.5)  # the second step is met: 0.4 stands 1.4 above
+    late = step_hinge(scores, torch.tensor([0.0, 1.0, 2.0]), LEFT).item()
+    assert late == pytest.approx((1 - 0.0 + 0.5) + (1 + 1 + 0.4) / math.log2(3))
+
+
+@pytest.mark.parametrize("loss", [step_cross_entropy, step_hinge])
+def test_lists_by_their_steps(loss: Any) -> None:
+    """Padding and what is not left may hold anything; gradients are those of the loss; lists may share steps."""
+    scores, gains, mask = drawn()
+    steps = torch.stack([scores, scores.flip(-1)], dim=1)  # (6, 2, 7)
+    left = mask.unsqueeze(1) & (torch.arange(7) != torch.tensor([[-1], [2]]))
+    expected = loss(steps, gains, left)
+    hidden = loss(steps.masked_fill(~left, 1e30), gains.masked_fill(~mask, torch.nan), left)
+    torch.testing.assert_close(hidden, expected)
+    both = loss(steps[:1].unsqueeze(1), gains[None, :2], left[None, :2] & left[0])
+    for row in range(2):
+        torch.testing.assert_close(both[0, row], loss(steps[0], gains[row], left[row] & left[0]))
+    steps = steps.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, gains.double(), left), steps)
+    with pytest.raises(ValueError, match="0 or more"):
+        loss(steps, -gains, left)
 
 
 @pytest.mark.parametrize("name", RANKING_LOSSES)

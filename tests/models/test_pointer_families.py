@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from rerankzoo.batch import inputs
+from rerankzoo.errors import RerankingDataError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation.rollouts import distinct
@@ -18,6 +21,7 @@ from rerankzoo.models.egrerank import EGRerankForReranking
 from rerankzoo.models.gfn4rec import GFN4RecForReranking
 from rerankzoo.models.goalrank import GoalRankForReranking
 from rerankzoo.models.gref import GReFForReranking
+from rerankzoo.models.seq2slate import Seq2SlateConfig, Seq2SlateForReranking
 from tests.models.common import GeneratorVariantTestSuite, ScorerTestSuite
 
 Batch = dict[str, Tensor]
@@ -171,3 +175,96 @@ def test_ordered_loss_by_hand(extractor: RerankingFeatureExtractor, batch: Batch
     assert output.loss_terms["ordered"].item() == pytest.approx(expected, rel=1e-5)
     total = output.loss_terms["likelihood"].item() + 2 * expected
     assert output.loss.item() == pytest.approx(total, rel=1e-5)
+
+
+# --- labels of items, step by step ----------------------------------------------------------------------------------
+
+
+class TestSeq2SlateForReranking(ScorerTestSuite):
+    model_class = Seq2SlateForReranking
+    config_values: ClassVar[dict[str, Any]] = {
+        **TINY,
+        "prefix": "shown",
+        "negatives": "all",
+        "max_position_embeddings": 3,
+    }
+
+
+class TestTransformerSeq2Slate(GeneratorVariantTestSuite):
+    model_class = Seq2SlateForReranking
+    config_values: ClassVar[dict[str, Any]] = {**TINY, "decoder": "transformer", "loss": "hinge", "negatives": "all"}
+
+
+@pytest.mark.parametrize("negatives", ["labelled", "all"])
+@pytest.mark.parametrize(("prefix", "labels"), [("own", "slates"), ("own", "candidates"), ("shown", "slates")])
+def test_step_losses_of_a_request_by_hand(
+    extractor: RerankingFeatureExtractor, batch: Batch, prefix: str, negatives: str, labels: str
+) -> None:
+    schema = replace(extractor.schema, targets=extractor.schema.targets[:1]) if labels == "candidates" else None
+    batch = batch if schema is None else {**batch, "candidate_value": batch["candidate_value"][..., :1],
+        "feedback": batch["feedback"][..., :1], "candidate_feedback": batch["candidate_feedback"][..., :1]}  # fmt: skip
+    config = Seq2SlateConfig(
+        feature_schema=(schema or extractor.schema).to_dict(), **TINY, prefix=prefix, negatives=negatives, labels=labels
+    )
+    torch.manual_seed(0)
+    model = Seq2SlateForReranking(config).eval()
+    row = 2  # of seven candidates
+    single = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+    slate = single["slates"][0, 0].tolist()
+    if labels == "candidates":
+        known = dict(enumerate(single["candidate_feedback"][0, :, 0].tolist()))
+    else:
+        paid = single["candidate_value"][0, slate] * single["feedback"][0, 0]
+        known = dict(zip(slate, (paid[:, 0] + 0.5 * paid[:, 1]).tolist(), strict=True))
+    above = slate if prefix == "shown" else model.generate(**single)[0].tolist()
+    with torch.no_grad():
+        steps = model(**{**inputs(single), "slates": torch.tensor([[above]])}).logits[0, 0]
+    expected = 0.0
+    for step, logits in enumerate(steps):
+        items = [item for item in range(7) if item not in above[:step] and (item in known or negatives == "all")]
+        total = sum(known.get(item, 0.0) for item in items)
+        log_probs = dict(zip(items, logits[items].log_softmax(0).tolist(), strict=True)) if items else {}
+        shares = {item: known[item] / total for item in items if known.get(item)}
+        loss = sum(share * (math.log(share) - log_probs[item]) for item, share in shares.items())
+        expected += loss / math.log2(step + 2)
+    assert expected > 0
+    output = model(**single)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert output.loss_terms.keys() == {"cross_entropy"}
+
+
+def test_what_seq2slate_needs(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    without = {name: tensor for name, tensor in batch.items() if name not in ("slates", "feedback")}
+    targets = (extractor.schema.targets[0], replace(extractor.schema.targets[1], weight=0.0))
+    schema = replace(extractor.schema, targets=targets).to_dict()
+    model = Seq2SlateForReranking(Seq2SlateConfig(feature_schema=schema, prefix="shown"))
+    with pytest.raises(RerankingDataError, match="expected slates to stand above the steps"):
+        model(**without)
+    with pytest.raises(StrictDataclassError, match="prefix 'shown' needs slates that were shown"):
+        Seq2SlateConfig(prefix="shown", labels="candidates")
+    assert make(Seq2SlateForReranking, extractor)(**inputs(batch)).loss is None
+    assert make(Seq2SlateForReranking, extractor, loss="likelihood")(**batch).loss_terms.keys() == {"likelihood"}
+    targets = (replace(extractor.schema.targets[0], weight=-1.0), extractor.schema.targets[1])
+    schema = replace(extractor.schema, targets=targets).to_dict()
+    with pytest.raises(ValueError, match=r"loss 'hinge' ranks by utility, which targets \['click'\] can make negative"):
+        Seq2SlateForReranking(Seq2SlateConfig(feature_schema=schema, loss="hinge"))
+
+
+def test_lstm_decoder_is_torch_s(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    model = make(Seq2SlateForReranking, extractor)
+    cell = torch.nn.LSTMCell(32, 32)
+    with torch.no_grad():
+        order = torch.arange(128).view(4, 32)[[0, 1, 3, 2]].flatten()  # of the gates
+        cell.weight_ih.copy_(model.lstm.input.weight[order])
+        cell.bias_ih.copy_(model.lstm.input.bias[order])
+        cell.weight_hh.copy_(model.lstm.recurrent.weight[order])
+        cell.bias_hh.zero_()
+        encoded = model.encode(inputs(batch))
+        slates = model.generate(**batch)
+        found = model.read(encoded, slates.unsqueeze(1))[:, 0]
+        for row, (size, slate) in enumerate(zip(batch["candidate_mask"].sum(1).tolist(), slates.tolist(), strict=True)):
+            items, state = [encoded.states[row, :size].mean(0), *encoded.states[row, slate[: min(size, 4) - 1]]], None
+            for position, item in enumerate(items):
+                state = cell(item.unsqueeze(0), state)
+                expected = model.decoder_norm(state[0][0])
+                torch.testing.assert_close(found[row, position], expected, rtol=1e-5, atol=1e-5)

@@ -15,7 +15,14 @@ from torch import Tensor
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features import FeatureSchema, TargetSpec
 from rerankzoo.losses import group_loss
-from rerankzoo.training import Comprehensive, EvaluatorReward, FlowBalance, GroupRelative, Preference
+from rerankzoo.training import (
+    Comprehensive,
+    EvaluatorReward,
+    FlowBalance,
+    GroupRelative,
+    OffPolicyReinforce,
+    Preference,
+)
 from rerankzoo.training.objectives import Companions
 from tests.training.test_objectives import BATCH, Plackett, Table
 
@@ -216,3 +223,69 @@ def test_the_reference_stays_where_training_started() -> None:
     objective = with_companions(Preference(pairs="evaluator"), start=copy.deepcopy(model))
     assert objective.start_name() == "start"
     assert objective.loss(model, mined()).loss.item() == pytest.approx(math.log(2))
+
+
+# --- what another policy has shown ----------------------------------------------------------------------------------
+
+
+def off_policy(batch: dict[str, Any], model: Generator, **options: Any) -> tuple[Any, Tensor]:
+    """The output of a policy gradient, and the gradient of the scores."""
+    output = OffPolicyReinforce(**options).loss(model, batch)
+    output.loss.backward()
+    return output, model.scores.grad
+
+
+@pytest.mark.parametrize("credit", ["slate", "cascade"])
+def test_off_policy_gradient_is_that_of_the_self_normalised_estimate(credit: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    slates = EVERY[0].repeat(5, 1).unsqueeze(1)  # thirty requests of one slate
+    feedback = torch.rand(30, 1, 2, 1, generator=generator)
+    propensity = 0.2 + 0.8 * torch.rand(30, 1, 2, generator=generator)
+    mask = MASK.expand(30, -1)
+    batch = {"slates": slates, "feedback": feedback, "propensity": propensity, "candidate_mask": mask}
+    batch["candidate_value"] = torch.ones(30, 3, 1)
+    model = Generator([0.5, 0.0, -0.5])
+    output, gradient = off_policy(batch, model, clip=1e9, credit=credit)
+    exact = Generator([0.5, 0.0, -0.5])
+    ratios = (exact.log_likelihood(slates, mask) - propensity.log())[:, 0]
+    weights = ratios.sum(-1, keepdim=True).exp().expand(-1, 2) if credit == "slate" else ratios.cumsum(-1).exp()
+    earned = feedback[:, 0, :, 0]
+    estimate = ((weights * earned).sum(0) / weights.sum(0)).sum()
+    (-estimate).backward()
+    assert output.metrics["value"].item() == pytest.approx(estimate.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, exact.scores.grad, rtol=1e-4, atol=1e-6)
+    effective = (weights.sum(0) ** 2 / (weights**2).sum(0) / 30).mean().item()
+    assert output.metrics["effective"].item() == pytest.approx(effective, rel=1e-5)
+    assert output.metrics["clipped"].item() == 0
+
+
+def test_clipped_weights_by_hand() -> None:
+    log_ratios = torch.tensor([[[math.log(2.0), math.log(3.0)]], [[math.log(0.5), 0.0]]]).double()  # 6 and 0.5
+    earned = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]]).double()
+    shown = torch.tensor([[[True, True]], [[True, False]]])
+    gained, metrics = OffPolicyReinforce(clip=4.0).advantages(log_ratios, earned * shown, shown)
+    base = 4 * 1 / 4.5  # of the first position; nothing is earned at the second
+    assert gained[:, 0, 0].tolist() == pytest.approx([4 * (1 - base) * 2 / 4.5, 0.5 * -base * 2 / 4.5])
+    assert metrics["clipped"].item() == pytest.approx(2 / 3)
+    assert metrics["effective"].item() == pytest.approx((4.5**2 / (16.25 * 2) + 1) / 2)
+    assert metrics["value"].item() == pytest.approx(base)
+    gained, metrics = OffPolicyReinforce(clip=4.0, credit="cascade").advantages(log_ratios, earned * shown, shown)
+    base = 2 * 1 / 2.5
+    assert gained[0, 0].tolist() == pytest.approx([2 * (1 - base) * 2 / 2.5, 0.0])
+    assert metrics["clipped"].item() == pytest.approx(1 / 3)
+
+
+def test_a_log_that_off_policy_learning_cannot_use() -> None:
+    model, batch = Generator([0.5, 0.0, -0.5]), {**BATCH, "slates": EVERY}
+    with pytest.raises(RerankingDataError, match="feedback"):
+        OffPolicyReinforce().loss(model, batch)
+    known = {**batch, "feedback": torch.ones(1, 6, 2, 1), "candidate_value": torch.ones(1, 3, 1)}
+    with pytest.raises(RerankingDataError, match="no propensities"):
+        OffPolicyReinforce().loss(model, known)
+    for wrong in ({"clip": 0.0}, {"credit": "position"}, {"supervised_weight": -1.0}):
+        with pytest.raises(ValueError, match="expected a"):
+            OffPolicyReinforce(**wrong)
+    empty = {**known, "slates": torch.full_like(EVERY, -100), "propensity": torch.zeros(1, 6, 2)}
+    output, gradient = off_policy(empty, model)
+    assert output.loss.item() == 0
+    assert not gradient.any()

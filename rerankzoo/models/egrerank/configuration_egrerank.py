@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from huggingface_hub.dataclasses import strict
 
-from rerankzoo.models.pointer_generator import PointerConfig
+from rerankzoo.models.recurrent_pointer import RecurrentPointerConfig
 
 
 @strict
-class EGRerankConfig(PointerConfig):
-    """Sizes and supervised losses of `EGRerankForReranking`; see also `PointerConfig`.
+class EGRerankConfig(RecurrentPointerConfig):
+    """Sizes and supervised losses of `EGRerankForReranking`; see `RecurrentPointerConfig`.
 
-    Args:
-        decoder: What reads the slate so far: a causal Transformer that looks at the candidates, too, or the `"lstm"` of
-            the published model, for which `num_decoder_layers` counts nothing.
+    The published model has the decoder `"lstm"`.
     """
 
     model_type = "egrerank"
-
-    decoder: Literal["transformer", "lstm"] = "transformer"
 
 
 __all__ = ["EGRerankConfig"]

@@ -30,13 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch
-from rerankzoo.errors import SchemaError
 from rerankzoo.features.utility import position_utility
 from rerankzoo.generation import Cache, Scorer, ScorerState
 from rerankzoo.generation.scorer import check_positions, remaining_log_probs
-from rerankzoo.layers.upstream import upstream_rank
+from rerankzoo.layers import UpstreamRankEmbedding
 from rerankzoo.losses import dpo_loss, slate_mean
-from rerankzoo.models.base import features_of
 from rerankzoo.models.gref.configuration_gref import GReFConfig
 from rerankzoo.models.pointer_generator import Encoded, PointerGenerator, choice_log_probs
 from rerankzoo.models.registry import register_model
@@ -63,25 +61,17 @@ class GReFForReranking(PointerGenerator):
 
     def __init__(self, config: GReFConfig) -> None:
         super().__init__(config)
-        if self.schema.upstream_score is None:
-            raise SchemaError(
-                f"GReF reads the upstream order, but schema {self.schema.name!r} has no upstream_score; name the "
-                "numeric candidate field that holds the first stage's score"
-            )
-        self.upstream_column = self.schema.position(self.schema.upstream_score)
+        self.upstream_column = self.upstream_score_column()
         self.features = self.make_feature_embedding()
-        self.ranks = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.ranks = UpstreamRankEmbedding(config.max_position_embeddings, config.hidden_size)
         self.make_layers()
         self.heads = nn.Linear(config.hidden_size, config.num_heads * config.hidden_size)
         self.post_init()
 
-    def encode(self, batch: Batch) -> Encoded:
-        """See `PointerGenerator.encode`."""
-        mask = batch["candidate_mask"]
-        rank = upstream_rank(batch["candidate_numeric"][..., self.upstream_column], mask)
-        ranks = self.ranks(rank.clamp_max(self.config.max_position_embeddings - 1))
-        states = self.encode_items(self.features(*features_of(batch)) + ranks, mask)
-        return Encoded(states, torch.zeros_like(states[:, 0]), mask)
+    def embed(self, batch: Batch) -> Tensor:
+        """See `PointerGenerator.embed`; with the upstream rank."""
+        scores = batch["candidate_numeric"][..., self.upstream_column]
+        return super().embed(batch) + self.ranks.of_scores(scores, batch["candidate_mask"])
 
     def point(self, hidden: Tensor, encoded: Encoded, slates: Tensor) -> Tensor:
         """See `PointerGenerator.point`: every H-th position is read for itself and the H - 1 below it."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rerankzoo.batch import Batch
-from rerankzoo.layers import key_mask, upstream_rank
+from rerankzoo.layers import UpstreamRankEmbedding, key_mask
 from rerankzoo.models.base import features_of
 from rerankzoo.models.prm.configuration_prm import PRMConfig
 from rerankzoo.models.registry import register_model
@@ -51,7 +51,7 @@ class PRMForReranking(ScoreAndSortModel):
     def __init__(self, config: PRMConfig) -> None:
         super().__init__(config)
         self.upstream_column = self.upstream_score_column()
-        self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.positions = UpstreamRankEmbedding(config.max_position_embeddings, config.hidden_size)
         self.layers = self.make_blocks(config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.post_init()
@@ -59,9 +59,8 @@ class PRMForReranking(ScoreAndSortModel):
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: attention among the candidates, each with its upstream rank."""
         mask = batch["candidate_mask"]
-        rank = upstream_rank(batch["candidate_numeric"][..., self.upstream_column], mask)
-        hidden = self.features(*features_of(batch))
-        hidden = hidden + self.positions(rank.clamp_max(self.config.max_position_embeddings - 1))
+        ranks = self.positions.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
+        hidden = self.features(*features_of(batch)) + ranks
         for layer in self.layers:
             hidden = layer(hidden, mask=key_mask(mask), implementation=self.config._attn_implementation)
         return self.norm(hidden)

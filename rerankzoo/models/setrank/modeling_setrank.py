@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from rerankzoo.batch import Batch
-from rerankzoo.layers import InducedBlock, key_mask, upstream_rank
+from rerankzoo.layers import InducedBlock, UpstreamRankEmbedding, key_mask
 from rerankzoo.models.base import features_of
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -52,7 +52,7 @@ class SetRankForReranking(ScoreAndSortModel):
         self.ranks = None
         if config.max_position_embeddings:
             self.upstream_column = self.upstream_score_column()
-            self.ranks = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.ranks = UpstreamRankEmbedding(config.max_position_embeddings, config.hidden_size)
         if config.num_inducing_points:
             self.layers = nn.ModuleList(self._make_induced_block() for _ in range(config.num_hidden_layers))
         else:
@@ -82,8 +82,7 @@ class SetRankForReranking(ScoreAndSortModel):
         mask = batch["candidate_mask"]
         hidden = self.features(*features_of(batch))
         if self.ranks is not None:
-            rank = upstream_rank(batch["candidate_numeric"][..., self.upstream_column], mask)
-            hidden = hidden + self.ranks(rank.clamp_max(self.ranks.num_embeddings - 1))
+            hidden = hidden + self.ranks.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
         for layer in self.layers:
             hidden = layer(hidden, mask=key_mask(mask), implementation=self.config._attn_implementation)
         return self.norm(hidden)
