@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.lightning import RecipeParser
 from rerankzoo.cli.recipes import find_recipe
-from rerankzoo.cli.runs import Trained, console, mine_once, total, train, train_members
+from rerankzoo.cli.runs import Trained, console, mine_once, origin_of_figures, total, train, train_members
 from rerankzoo.cli.trying import log_likelihoods, parse_choice
 from rerankzoo.errors import RecipeError, did_you_mean, shown
 from rerankzoo.evaluation import (
@@ -27,6 +27,7 @@ from rerankzoo.evaluation import (
     write_report,
     write_worlds,
 )
+from rerankzoo.evaluation.board import BoardRow, append_rows, board_rows, has_model, read_board, serving_costs
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import SlateGenerationMixin
 from rerankzoo.mining import MiningSettings, mine_folder
@@ -165,6 +166,11 @@ class Benchmark:
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
+    def of_world(self, name: str) -> Benchmark:
+        """The same benchmark of the models of one of its worlds."""
+        models = self.worlds[name].models
+        return self if models is None else self.only([model for model in models if model in self.models])
+
     def only(self, names: Sequence[str]) -> Benchmark:
         """The same benchmark of some of its models."""
         if unknown := [name for name in names if name not in self.models]:
@@ -226,6 +232,7 @@ class _Run:
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
         self.evaluators: dict[str | None, Trained] = {}
         self.runs: dict[str | None, tuple[EvaluationRun, dict[str, float]]] = {}
+        self.loaded: dict[str, tuple[Any, RerankingFeatureExtractor, EvaluationRun]] = {}
         self.chosen: dict[str, str] = {}  # by the evaluator's name, what held-out feedback preferred
 
     def evaluate(self, name: str, entry: Entry) -> Evaluation:
@@ -244,7 +251,22 @@ class _Run:
         evaluation = evaluation.with_metrics(name, quality)
         for decoding, asked in evaluation.protocol["decodings"].items():
             evaluation = evaluation.with_metrics(name, _cost(entry, asked, costs), decoding)
-        return evaluation if entry.evaluator is None else evaluation.with_own_evaluator()
+        if entry.evaluator is not None:
+            evaluation = evaluation.with_own_evaluator()
+        self.loaded[name] = (model, extractor, run)
+        return evaluation
+
+    def board_rows(self, name: str, entry: Entry, **origin: str) -> list[BoardRow]:
+        """Trains and judges one model, and measures what it costs to serve."""
+        evaluation = self.evaluate(name, entry)
+        model, extractor, run = self.loaded.pop(name)
+        batch = extractor(run.splits["test"].with_format("arrow")[:32])
+        size, costs = evaluation.protocol["slate_size"], {}
+        for asked in entry.named_decodings() or ():
+            told = evaluation.row(name, asked.name).metrics.get("cpu_seconds")
+            known = {} if told is None else {"training_cpu_seconds": round(told, 1)}
+            costs[name, asked.name] = {**known, **serving_costs(model, batch, asked, size, run.evaluator)}
+        return board_rows(evaluation, costs, **origin)
 
     def _evaluator(self, name: str | None) -> Trained | None:
         """The evaluator of that name; `None`: the one of all models, if there is one."""
@@ -330,6 +352,8 @@ def benchmark(
     models: list[str] | None = None,
     worlds: list[str] | None = None,
     device: str = "auto",
+    board: Path | None = None,
+    shard: str = "0/1",
 ) -> None:
     """Trains and evaluates models over several seeds.
 
@@ -345,6 +369,10 @@ def benchmark(
         worlds: Only these of the file's worlds (default: all).
         device: Where models are evaluated, such as cpu or cuda:1; auto: the accelerator where there is one. (For the
             training: --trainer.accelerator.)
+        board: File of a board, to which the rows of each model are added when it is measured; what is there is not
+            measured again. The models need named decodings, the benchmark worlds.
+        shard: i/k: with --board, only every k-th world and seed, from the i-th on; for several processes or machines
+            with a file each.
     """
     asked = Benchmark.from_yaml(find_recipe(file))
     asked = asked.only(models) if models else asked
@@ -354,13 +382,19 @@ def benchmark(
     if not asked.worlds:
         _measure(asked, out, seeds, options, device)
         return
+    if board is not None:
+        runs = [(name, seed) for name in worlds or asked.worlds for seed in range(seeds)]
+        if options:
+            raise RecipeError(f"board: its rows are of the benchmark file as it is, got {' '.join(options)}")
+        for name, seed in runs[slice(*_shard(shard))]:
+            fill_board(asked, file, name, seed, out, board, device)
+        return
     found: dict[str, list[Evaluation]] = {}
     notes: dict[str, dict[str, str]] = {}
     for name in worlds or asked.worlds:
         console.rule(f"world {name}")
-        world = asked.worlds[name]
-        there = asked.only(world.models) if world.models else asked
-        found[name], notes[name] = _measure(there, out / name, seeds, [*world.arguments, *options], device)
+        arguments = [*asked.worlds[name].arguments, *options]
+        found[name], notes[name] = _measure(asked.of_world(name), out / name, seeds, arguments, device)
         paths = write_worlds(found, asked.pointwise, notes, out)
     print("written:", ", ".join(map(str, paths.values())))
 
@@ -378,3 +412,37 @@ def _measure(
     print_table(evaluations)
     print("written:", ", ".join(map(str, paths.values())))
     return evaluations, {f"chosen, seed {run.seed}": ", ".join(run.chosen.values()) for run in runs if run.chosen}
+
+
+def _shard(text: str) -> tuple[int, None, int]:
+    """Of "i/k", what `slice` takes: from i on, every k-th."""
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+        raise RecipeError(f"shard: expected i/k with 0 <= i < k, such as 0/4, got {text!r}")
+    return int(number), None, int(total)
+
+
+def fill_board(
+    asked: Benchmark, file: str, world: str, seed: int, out: Path, board: Path, device: str = "auto"
+) -> None:
+    """Adds the rows of a world and seed that a board has not.
+
+    Args:
+        asked: The benchmark, of the models that are wanted.
+        file: Its name.
+        world: One of its worlds.
+        seed: Of the run.
+        out: Folder for checkpoints.
+        board: The file.
+        device: Where models are evaluated.
+    """
+    there = asked.of_world(world)
+    run = _Run(there, out / world / f"seed-{seed}", seed, asked.worlds[world].arguments, device)
+    for name, entry in there.models.items():
+        if entry.decodings is None:
+            raise RecipeError(f"models.{name}: a board needs named decodings")
+        if board.is_file() and has_model(read_board([board]), world, seed, name):
+            console.print(f"{board} has {name} in {world}, seed {seed}")
+            continue
+        append_rows(board, run.board_rows(name, entry, benchmark=file, world=world, **origin_of_figures()))
+        console.print(f"added to {board}: {name} in {world}, seed {seed}")

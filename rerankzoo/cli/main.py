@@ -36,6 +36,7 @@ COMMANDS = {
     "rerank": ("rerankzoo.cli.rerank:rerank", "order the items of all requests of Parquet files, here or on Ray"),
     "evaluate": ("rerankzoo.cli.evaluate:evaluate", "compare models with the upstream order and with the truth"),
     "benchmark": ("rerankzoo.cli.benchmark:benchmark", "train and evaluate models over several seeds"),
+    "board": ("rerankzoo.cli.board:ACTIONS", "write the page of a board of benchmarks, or make a row of it again"),
     "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
     "serve": ("rerankzoo.cli.serve:serve", "answer requests over HTTP, in dynamic batches"),
     "card": ("rerankzoo.cli.card:card", "write the model card of a checkpoint from the data in its folder"),

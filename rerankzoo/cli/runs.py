@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+import rerankzoo
 from rerankzoo.atomic_writing import write_json
 from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.lightning import command_line
@@ -20,6 +23,7 @@ from rerankzoo.data.folder import METADATA_FILE
 from rerankzoo.generation import EvaluatorEnsemble
 from rerankzoo.mining import mine_folder
 from rerankzoo.models.auto import load_checkpoint
+from rerankzoo.serving.bench import describe_machine
 from rerankzoo.training.resuming import newest_checkpoint
 
 console = Console(stderr=True)
@@ -116,3 +120,14 @@ def total(parts: Iterable[float | None]) -> float | None:
     """The sum of CPU seconds; `None` where one of them is not known."""
     known = list(parts)
     return None if None in known else sum(part for part in known if part is not None)
+
+
+def origin_of_figures() -> dict[str, str]:
+    """The code's commit, or the version where it is no checkout, and the machine."""
+    package = Path(rerankzoo.__file__).parent
+    git = shutil.which("git")
+    told = [git or "", "-C", str(package), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(told, capture_output=True, text=True, check=False) if git else None
+    machine = describe_machine()
+    place = f"{machine.get('processor', 'unknown')}, {machine['cores']} cores, {machine['threads']} threads"
+    return {"commit": (found and found.stdout.strip()) or rerankzoo.__version__, "machine": place}

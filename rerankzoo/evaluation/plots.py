@@ -55,6 +55,33 @@ def write_curve(
     return save(draw_curve(aggregate(evaluations), points, axis, metrics, log=log), Path(out_dir) / "curve.png")
 
 
+def draw_pareto(worlds: Mapping[str, Sequence[Summary]], cost: str) -> Figure:
+    """Draws true utility against a cost of serving, a panel for each world; what nothing beats in both is joined.
+
+    Args:
+        worlds: The rows of each world.
+        cost: A metric of theirs, in milliseconds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(worlds), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(worlds), squeeze=False)[0]
+    for axes, (world, lines) in zip(panels, worlds.items(), strict=True):
+        known = [line for line in lines if cost in line.metrics]
+        points = sorted((line.metrics[cost].mean, 100 * line.metrics["utility"].mean, line.key) for line in known)
+        axes.plot([point[0] for point in points], [point[1] for point in points], "o", color=_COLOURS["evaluator"])
+        front = [point for n, point in enumerate(points) if all(point[1] > other[1] for other in points[:n])]
+        axes.step([point[0] for point in front], [point[1] for point in front], where="post", color=_LINE, linewidth=1)
+        for place, utility, key in points:
+            text = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 6, "color": _FAINT}
+            axes.annotate(", ".join(key), (place, utility), **text)
+        axes.set(xscale="log", xlabel="CPU ms of one request")
+        axes.set_title(world, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(_TITLES["utility"])
+    return figure
+
+
 def draw_search(values: Mapping[int, float], importances: Mapping[str, float], metric: str, mode: str) -> Figure:
     """Draws a search for settings: the metric of each trial by its number and the best so far; what it depended on.
 

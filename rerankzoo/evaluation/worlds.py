@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,21 @@ def summarise(evaluations: Sequence[Evaluation], pointwise: Collection[str]) -> 
         evaluations: Of one world, with the truth.
         pointwise: The models that only sort.
     """
-    sorting, rows, told = {UPSTREAM, *((model, "greedy") for model in pointwise)}, unique_rows(evaluations), []
+    rows = with_shares(unique_rows(evaluations), pointwise)
+    return summarize(row.without(lambda name: name not in _SHOWN) for row in rows)
+
+
+def with_shares(rows: Sequence[Row], pointwise: Collection[str]) -> list[Row]:
+    """The rows of one world with the share of the gap that each closes, where there is a gap and a share to tell."""
+    sorting, told = {UPSTREAM, *((model, "greedy") for model in pointwise)}, []
     for seed in dict.fromkeys(row.seed for row in rows):
-        same = {row.key: row.metrics for row in rows if row.seed == seed}
-        best = max(metrics["utility"] for key, metrics in same.items() if key in sorting)
-        gap = same[CEILING]["utility"] - best if CEILING in same else 0.0
-        for key, metrics in same.items():
-            known = {name: metrics[name] for name in _SHOWN if name in metrics}
-            if gap >= SMALLEST_GAP and key not in INFORMED:
-                known["share"] = (metrics["utility"] - best) / gap
-            told.append(Row(*key, seed, known))
-    return summarize(told)
+        same = {row.key: row for row in rows if row.seed == seed}
+        best = max((row.metrics["utility"] for key, row in same.items() if key in sorting), default=0.0)
+        gap = same[CEILING].metrics["utility"] - best if CEILING in same else 0.0
+        for key, row in same.items():
+            share = (row.metrics["utility"] - best) / gap if gap >= SMALLEST_GAP and key not in INFORMED else None
+            told.append(row if share is None else replace(row, metrics={**row.metrics, "share": share}))
+    return told
 
 
 def write_worlds(

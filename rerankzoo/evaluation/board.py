@@ -1,0 +1,291 @@
+"""The board: one row for each model, decoding, world and seed, in a file that grows, and a page made of it alone.
+
+A row keeps the utility of every request, so that models measured at different times, by different people, are compared
+in pairs; ranks are told apart only where the 95 % intervals of such differences leave out 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rerankzoo.atomic_writing import write_text
+from rerankzoo.batch import Batch, take, trim
+from rerankzoo.errors import UnreadableFileError, in_one_line
+from rerankzoo.evaluation.policies import Decoding, decoder
+from rerankzoo.evaluation.report import Shown, spread_text
+from rerankzoo.evaluation.results import BASELINES, INFORMED, Evaluation, Key, Row, Summary, summarize
+from rerankzoo.evaluation.worlds import with_shares
+from rerankzoo.metrics import paired_bootstrap
+from rerankzoo.pages import bullets, table
+
+#: Raised when rows of before are no longer comparable.
+PROTOCOL_VERSION = 1
+_STEPS = 10_000  # of the optimum: utilities of single requests are kept as whole numbers of so many
+
+#: What is shown: a metric or cost, its heading, how it is written.
+_COLUMNS = {
+    "utility": ("utility, %", Shown()),
+    "share": ("share of the gap, %", Shown(significant=0)),
+    "true_hr@1%": ("true HR@1%", Shown(significant=0)),
+    "true_hr@10%": ("true HR@10%", Shown(significant=0)),
+    "hr@1%": ("own HR@1%", Shown(better=None, significant=0)),
+    "gap": ("gap", Shown(better=None, significant=0)),
+    "ild": ("ILD", Shown(1.0, 3, None, 3)),
+    "coverage": ("coverage, %", Shown(better=None, significant=0)),
+    "training_cpu_seconds": ("training, CPU s", Shown(1.0, 0, "min", 1)),
+    "serving_ms_1": ("CPU ms, batch 1", Shown(1.0, 2, "min", 2)),
+    "serving_ms_32": ("CPU ms, batch 32", Shown(1.0, 2, "min", 2)),
+    "evaluator_slates": ("valued by an evaluator, a request", Shown(1.0, 0, None, 1)),
+    "parameters": ("parameters", Shown(1.0, 0, None, 1)),
+}
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """What one model with one decoding did in one world with one seed.
+
+    Attributes:
+        benchmark: The benchmark file that makes the row again.
+        world: One of its worlds.
+        seed: Of the world and of the training.
+        model: One of its models, or a baseline.
+        decoding: One of the model's decodings.
+        metrics: As of `Evaluation`, fractions.
+        costs: `training_cpu_seconds` of all that the row needs; `serving_ms_1` and `serving_ms_32`, CPU milliseconds of
+            a batch of so many requests; `evaluator_slates`, how many slates or prefixes an evaluator values for a
+            request; `parameters` of the model.
+        requests: Identifies the requests.
+        utilities: Of every request, in ten-thousandths of its optimum.
+        commit: Of the code.
+        machine: Where it ran.
+        protocol: Version of what a row is.
+    """
+
+    benchmark: str
+    world: str
+    seed: int
+    model: str
+    decoding: str
+    metrics: dict[str, float]
+    costs: dict[str, float] = field(default_factory=dict)
+    requests: str = ""
+    utilities: list[int] = field(default_factory=list)
+    commit: str = ""
+    machine: str = ""
+    protocol: int = PROTOCOL_VERSION
+
+    @property
+    def place(self) -> tuple[str, int, str, str]:
+        """What there is one row of."""
+        return self.world, self.seed, self.model, self.decoding
+
+
+def board_rows(evaluation: Evaluation, costs: Mapping[Key, Mapping[str, float]], **origin: Any) -> list[BoardRow]:
+    """The rows of an evaluation with the truth.
+
+    Args:
+        evaluation: Of one model, with its baselines.
+        costs: Of the rows that have some.
+        **origin: `benchmark`, `world`, `commit`, `machine`.
+
+    Raises:
+        ValueError: If the truth is not known.
+    """
+    if evaluation.primary != "utility":
+        raise ValueError(f"a board needs the true utility, the primary metric is {evaluation.primary!r}")
+    return [
+        BoardRow(
+            seed=row.seed,
+            model=row.model,
+            decoding=row.decoding,
+            metrics={name: round(value, 6) for name, value in row.metrics.items() if name != "cpu_seconds"},
+            costs=dict(costs.get(row.key, {})),
+            requests=evaluation.requests,
+            utilities=(evaluation.per_request[row.key] * _STEPS).round().int().tolist(),
+            **origin,
+        )
+        for row in evaluation.rows
+    ]
+
+
+def serving_costs(model: Any, batch: Batch, decoding: Decoding, slate_size: int, evaluator: Any) -> dict[str, float]:
+    """CPU milliseconds of a batch of one request and of 32, the least of five; and what an evaluator values for it.
+
+    Args:
+        model: The generator, or an evaluator that searches.
+        batch: 32 requests.
+        decoding: How it is asked.
+        slate_size: M.
+        evaluator: What chooses, if the decoding says so.
+    """
+    policy, costs = decoder(model, decoding, slate_size, evaluator), {}
+    for count in (1, 32):
+        part, seconds = trim(take(batch, slice(0, count))), []
+        for _ in range(6):  # the first one warms up
+            start = time.process_time()
+            policy(part, 0)
+            seconds.append(time.process_time() - start)
+        costs[f"serving_ms_{count}"] = round(1000 * min(seconds[1:]), 3)
+    valued = int(decoding.parameters.get("num_return_sequences") or 1) if decoding.use_evaluator else 0
+    if hasattr(model, "score_slates"):
+        size, width = batch["candidate_mask"].shape[1], int(decoding.parameters.get("num_beams", 1))
+        valued += sum(min(width, math.perm(size, step)) * (size - step) for step in range(min(slate_size, size)))
+    return {**costs, "evaluator_slates": valued, "parameters": sum(weight.numel() for weight in model.parameters())}
+
+
+def read_board(paths: Iterable[Path]) -> list[BoardRow]:
+    """Reads the rows of one or several files, such as those of the shards of a run; equal rows are one.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        UnreadableFileError: If a line is no row, is of another protocol, or contradicts another one.
+    """
+    rows: dict[Any, BoardRow] = {}
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            place = f"{path}, line {number}"
+            try:
+                row = BoardRow(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UnreadableFileError(f"{place} is no row of a board: {in_one_line(error)}") from error
+            if row.protocol != PROTOCOL_VERSION:
+                raise UnreadableFileError(f"{place}: protocol {row.protocol}, expected {PROTOCOL_VERSION}")
+            known = rows.setdefault(row.place, row)
+            if (known.requests, known.utilities) != (row.requests, row.utilities):
+                raise UnreadableFileError(f"{place}: {row.place} is there already, with other figures")
+    return list(rows.values())
+
+
+def append_rows(path: Path, rows: Iterable[BoardRow]) -> None:
+    """Adds rows to a file, which is made if it is missing; those of a place that is there are left out."""
+    known = read_board([path]) if path.is_file() else []
+    places = {row.place for row in known}
+    lines = [json.dumps(asdict(row)) for row in [*known, *(row for row in rows if row.place not in places)]]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def has_model(rows: Iterable[BoardRow], world: str, seed: int, model: str) -> bool:
+    """Whether a model's rows of a world and seed are there."""
+    return any((row.world, row.seed, row.model) == (world, seed, model) for row in rows)
+
+
+def difference(one: BoardRow, other: BoardRow) -> float:
+    """The largest difference of two rows in the utility of a request, in shares of the optimum; 0: the same.
+
+    Raises:
+        ValueError: If they are of other requests.
+    """
+    if one.requests != other.requests:
+        raise ValueError(f"rows of different requests: {one.requests} and {other.requests}")
+    return max(abs(a - b) for a, b in zip(one.utilities, other.utilities, strict=True)) / _STEPS
+
+
+def summaries(rows: Sequence[BoardRow], pointwise: Collection[str]) -> list[Summary]:
+    """Mean and spread over the seeds of the rows of one world, with the share of the gap, the best first."""
+    told = [Row(row.model, row.decoding, row.seed, _short(row)) for row in rows]
+    return sorted(summarize(with_shares(told, pointwise)), key=lambda line: -line.metrics["utility"].mean)
+
+
+def _short(row: BoardRow) -> dict[str, float]:
+    """Metrics and costs, without the size of the slates in their names."""
+    names = {name: name.partition("@")[0] if name.startswith(("ild@", "coverage@")) else name for name in row.metrics}
+    return {**{names[name]: value for name, value in row.metrics.items()}, **row.costs}
+
+
+def ranks(rows: Sequence[BoardRow]) -> dict[Key, int]:
+    """The rank of every model and decoding of one world: 1 + how many are better, with an interval that leaves out 0.
+
+    Compared on the requests of the seeds that both have. What knows more than a log tells has no rank.
+    """
+    by_key: dict[Key, dict[int, torch.Tensor]] = {}
+    for row in rows:
+        key = (row.model, row.decoding)
+        if key not in INFORMED:
+            by_key.setdefault(key, {})[row.seed] = torch.tensor(row.utilities, dtype=torch.float64)
+    return {key: 1 + sum(_is_better(by_key[other], by_key[key]) for other in by_key) for key in by_key}
+
+
+def _is_better(one: Mapping[int, torch.Tensor], other: Mapping[int, torch.Tensor]) -> bool:
+    same = sorted(one.keys() & other.keys())
+    if not same:
+        return False
+    first, second = (torch.cat([side[seed] for seed in same]) for side in (one, other))
+    return bool(first.mean() > second.mean()) and paired_bootstrap(first, second, num_resamples=2_000).low > 0
+
+
+def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:
+    """The page of a board: what was run, a table for each world, and whether the order holds from world to world.
+
+    Args:
+        rows: Of any number of worlds, seeds and models.
+        pointwise: The models that only sort: where the gap of a world begins.
+    """
+    worlds = list(dict.fromkeys(row.world for row in rows))
+    parts = [_told(rows)]
+    tables = {}
+    for world in worlds:
+        there = [row for row in rows if row.world == world]
+        lines, rank = summaries(there, pointwise), ranks(there)
+        seeds = sorted({row.seed for row in there})
+        requests = len(there[0].utilities)
+        parts.append(f"## {world}\n\nSeeds {', '.join(map(str, seeds))}, {requests} test requests each.")
+        parts.append(_table(lines, rank))
+        tables[world] = {line.key: line.metrics["utility"].mean for line in lines if line.key not in BASELINES}
+    if agreement := _agreement(tables):
+        parts.append(f"## Does the order hold from world to world?\n\n{agreement}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(rows: Sequence[BoardRow]) -> str:
+    runs = {(row.world, row.model) for row in rows if (row.model, row.decoding) not in BASELINES}
+    worlds, models = sorted({world for world, _ in runs}), sorted({model for _, model in runs})
+    missing = [f"{model} in {world}" for world in worlds for model in models if (world, model) not in runs]
+    lines = [
+        f"{len(rows)} rows of {len(models)} models in {len(worlds)} worlds, protocol {PROTOCOL_VERSION}",
+        f"by `{'`, `'.join(sorted({row.benchmark for row in rows}))}`",
+        f"on {'; '.join(sorted({row.machine for row in rows} - {''})) or 'an unknown machine'}",
+        f"code: {', '.join(sorted({row.commit for row in rows} - {''})) or 'not told'}",
+    ]
+    if missing:
+        lines.append(f"not run: {', '.join(missing)}")
+    return bullets(lines)
+
+
+def _table(lines: Sequence[Summary], rank: Mapping[Key, int]) -> str:
+    shown = {name: entry for name, entry in _COLUMNS.items() if any(name in line.metrics for line in lines)}
+    cells = []
+    for line in lines:
+        figures = [_cell(line, name, how, lines) for name, (_, how) in shown.items()]
+        cells.append([str(rank.get(line.key, "")), line.model, line.decoding, *figures])
+    return table(["rank", "model", "decoding", *(text for text, _ in shown.values())], cells, len(shown))
+
+
+def _cell(line: Summary, name: str, how: Shown, lines: Sequence[Summary]) -> str:
+    text = spread_text(line.metrics.get(name), how)
+    rivals = [other.metrics[name].mean for other in lines if other.key not in BASELINES and name in other.metrics]
+    if how.better is None or not text or line.key in BASELINES or len(rivals) < 2:
+        return text
+    best = (max if how.better == "max" else min)(rivals)
+    return f"**{text}**" if line.metrics[name].mean == best else text
+
+
+def _agreement(tables: Mapping[str, Mapping[Key, float]]) -> str:
+    """Spearman's correlation of the models' utilities between each two worlds that share three models or more."""
+    cells = []
+    names = list(tables)
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            shared = [key for key in tables[one] if key in tables[other]]
+            if len(shared) >= 3:
+                figures = torch.tensor([[tables[world][key] for key in shared] for world in (one, other)])
+                order = figures.argsort(-1).argsort(-1).double()
+                cells.append([one, other, str(len(shared)), f"{torch.corrcoef(order)[0, 1]:.2f}"])
+    return table(["world", "world", "rows", "Spearman"], cells, 2) if cells else ""
