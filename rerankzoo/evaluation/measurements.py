@@ -21,6 +21,7 @@ from rerankzoo import metrics
 from rerankzoo.batch import Batch, take
 from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.schema import FeatureSchema
+from rerankzoo.generation.diverse import diversity_fields, item_vectors
 from rerankzoo.metrics import RankEstimate
 
 _SHARES = {"hr@1%": 0.01, "hr@10%": 0.10}
@@ -86,10 +87,8 @@ class Measurements:
         self._slates.append(slates)
         self._add_values(batch, slates, seed)
         self._add_label_metrics(batch, slates)
-        spans = [(self.schema.position(name), self.schema.field(name).size) for name in diversity_fields(self.schema)]
-        if spans and self.slate_size > 1:
-            columns = [column for first, size in spans for column in range(first, first + size)]
-            self._add_column("ild", slates, metrics.intra_list_distance, batch["candidate_numeric"][..., columns].cpu())
+        if diversity_fields(self.schema) and self.slate_size > 1:
+            self._add_column("ild", slates, metrics.intra_list_distance, item_vectors(batch, self.schema).cpu())
         self.num_requests += len(slates)
 
     def _add_values(self, batch: Batch, slates: Tensor, seed: int) -> None:
@@ -195,13 +194,3 @@ class Measurements:
                 numbers = [getattr(rate, end) for rate in rates]
                 found[f"{prefix}{name}{suffix}"] = torch.tensor(numbers, dtype=torch.float64)
         return found
-
-
-def diversity_fields(schema: FeatureSchema) -> list[str]:
-    """The candidate fields whose vectors measure diversity: the dense ones; without any, the numeric ones.
-
-    The upstream score says how good an item is, not what it is, and is left out.
-    """
-    dense = [spec.name for spec in schema.select("candidate", "dense")]
-    numeric = [spec.name for spec in schema.select("candidate", "numeric") if spec.name != schema.upstream_score]
-    return dense or numeric

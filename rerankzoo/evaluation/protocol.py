@@ -19,13 +19,14 @@ from rerankzoo.batch import to_device
 from rerankzoo.data.loader import RequestLoader, slate_lengths
 from rerankzoo.evaluation.evaluator_quality import device_of
 from rerankzoo.evaluation.logged import LoggedTable
-from rerankzoo.evaluation.measurements import Catalogue, Measurements, diversity_fields
+from rerankzoo.evaluation.measurements import Catalogue, Measurements
 from rerankzoo.evaluation.policies import Decoding, baselines, decoder
 from rerankzoo.evaluation.results import LAMBDAMART, Evaluation, Row
 from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
 from rerankzoo.evaluation.yardsticks import LambdaMART
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Evaluator, SchemaBound
+from rerankzoo.generation.diverse import diversity_fields
 from rerankzoo.models.base import RerankingPreTrainedModel
 from rerankzoo.slates import cut_slates, with_slate_lengths
 

@@ -8,6 +8,7 @@ from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints.constraint import AtLeast, AtMost, Boost, Constraint, Exclude, MinDistance, Pin
 from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
+from rerankzoo.generation.diverse import DiverseGenerationConfig, diverse_search, item_vectors
 from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
 from rerankzoo.generation.evaluator_search import EvaluatorLocalSearch, exhaustive_search, local_search
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
@@ -23,6 +24,7 @@ __all__ = [
     "Cache",
     "Constraint",
     "Decoded",
+    "DiverseGenerationConfig",
     "Evaluator",
     "EvaluatorEnsemble",
     "EvaluatorLocalSearch",
@@ -42,8 +44,10 @@ __all__ = [
     "beam_search",
     "bind",
     "contrastive_search",
+    "diverse_search",
     "exhaustive_search",
     "greedy_search",
+    "item_vectors",
     "local_search",
     "sample_slates",
 ]

@@ -17,7 +17,17 @@ from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
 from rerankzoo.errors import SchemaError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import candidate_utility
-from rerankzoo.generation import Scorer, StaticScorer
+from rerankzoo.generation import (
+    Decoded,
+    DiverseGenerationConfig,
+    RerankingGenerationConfig,
+    Scorer,
+    SlateRules,
+    StaticScorer,
+    diverse_search,
+    item_vectors,
+)
+from rerankzoo.generation.diverse import VARIETIES
 from rerankzoo.layers import FeedbackHead
 from rerankzoo.losses import RANKING_LOSSES, feedback_loss, slate_mean
 from rerankzoo.models.base import RerankingConfig, SlateGenerator, SlateModelOutput
@@ -92,6 +102,8 @@ class ScoreAndSortModel(SlateGenerator):
     """
 
     config: ScoreAndSortConfig
+    generation_config_class = DiverseGenerationConfig
+    strategies = (*SlateGenerator.strategies, *VARIETIES)
     learns_from: ClassVar[frozenset[str]] = frozenset({"slates", "parts", "candidates"})
 
     def __init__(self, config: ScoreAndSortConfig) -> None:
@@ -153,3 +165,11 @@ class ScoreAndSortModel(SlateGenerator):
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         output: Any = self.compute(inputs(batch))
         return output.logits[:, 0], output.candidate_states
+
+    def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
+        """See `SlateGenerationMixin.decode`; for variety, items are what the schema's fields say (`item_vectors`)."""
+        kind = config.strategy
+        if kind not in VARIETIES:
+            return super().decode(batch, config, rules)
+        size, diversity = config.slate_size or self.config.slate_size, float(getattr(config, f"{kind}_diversity"))
+        return diverse_search(self.scorer(), batch, size, kind, diversity, item_vectors(batch, self.schema), rules)

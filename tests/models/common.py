@@ -63,6 +63,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "contrastive of all": {"penalty_alpha": 0.3},
     "sample": {"do_sample": True, "temperature": 1.5},
     "sample of the best": {"do_sample": True, "top_k": 2},
+    "mmr": {"mmr_diversity": 0.4},
+    "dpp": {"dpp_diversity": 0.4},
 }
 #: Calls that give several slates; the first word is the strategy.
 SEVERAL: dict[str, dict[str, Any]] = {"beam": {"num_beams": 6}, "sample": {"do_sample": True}}
