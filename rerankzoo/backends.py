@@ -25,6 +25,9 @@ Format = Literal["onnx", "aoti"]
 Backend = Literal["eager", "onnx", "aoti"]
 METADATA_NAME: Final = "export.json"
 GRAPH_NAMES: Final[dict[Format, str]] = {"onnx": "model.onnx", "aoti": "model.pt2"}
+#: The graph with features: raw columns in. Nothing here runs it: `rerankzoo.serving.graph_client` does, without torch.
+FEATURE_GRAPH_NAME: Final = "model_with_features.onnx"
+CLIENT_NAME: Final = "graph_client.py"
 OUTPUT_NAMES: Final = ("slates", "scores", "step_scores")
 
 #: From the batch's input tensors, by their keys, to slates (B, M), scores (B,) and step scores (B, M).
@@ -61,6 +64,7 @@ class GraphMetadata:
         decoding: The decoding parameters that are part of the graph.
         fingerprint: Of the model's schema.
         sizes: `None` where batch, candidates and history may have any.
+        features: What the graph with features takes and gives, if there is one.
     """
 
     format: Format
@@ -68,6 +72,7 @@ class GraphMetadata:
     decoding: dict[str, Any]
     fingerprint: str
     sizes: GraphSizes | None = None
+    features: dict[str, Any] | None = None
 
     @staticmethod
     def decoding_of(config: RerankingGenerationConfig) -> dict[str, Any]:

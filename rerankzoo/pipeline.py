@@ -15,7 +15,7 @@ from torch import nn
 from transformers.utils import CONFIG_NAME
 
 from rerankzoo.atomic_writing import SAVED_MODEL, saved_over
-from rerankzoo.backends import METADATA_NAME, Backend, ExportedModel
+from rerankzoo.backends import CLIENT_NAME, METADATA_NAME, Backend, ExportedModel
 from rerankzoo.batch import to_device
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError
 from rerankzoo.features.extractor import Encoded, RerankingFeatureExtractor
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 128  # requests decoded together: the activations of more outgrow a CPU's cache
 _CHUNK_CANDIDATES = _CHUNK * 256  # padded: of requests with thousands of candidates, fewer are decoded together
 #: What an earlier save or export may have left in a folder, as patterns.
-_EARLIER = (*SAVED_MODEL, "config.json", EVALUATOR_FOLDER, METADATA_NAME, "model.onnx*", "model.pt2")
+_EARLIER = (*SAVED_MODEL, "config.json", EVALUATOR_FOLDER, METADATA_NAME, "model*.onnx*", "model.pt2", CLIENT_NAME)
 
 OnError = Literal["raise", "skip", "report"]
 RerankedItem = dict[str, Any]

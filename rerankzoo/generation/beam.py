@@ -77,7 +77,7 @@ def _totals(rows: Rows, scores: Tensor) -> Tensor:
     """The score (R, N) of each prefix extended by each candidate; -inf for those that do not exist."""
     total, sums = rows.total.unsqueeze(-1), rows.scorer.kind == "log_prob"
     if rows.rules is not None:
-        by_request = rows.state.prefix.unflatten(0, (len(rows.rules.length), -1))
+        by_request = rows.state.prefix.unflatten(0, (rows.rules.length.shape[0], -1))
         boost = rows.rules.boosts(by_request).view(-1, 1)
         total, scores = total + boost, scores if sums else scores + boost
     extended = total + scores if sums else scores.masked_fill(total == NEVER, NEVER)

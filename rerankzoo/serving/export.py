@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +19,56 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from rerankzoo.atomic_writing import write_atomically
-from rerankzoo.backends import GRAPH_NAMES, OUTPUT_NAMES, ExportedModel, Format, GraphMetadata, GraphSizes
-from rerankzoo.batch import Batch, entry_of
+from rerankzoo.backends import (
+    CLIENT_NAME,
+    FEATURE_GRAPH_NAME,
+    GRAPH_NAMES,
+    OUTPUT_NAMES,
+    ExportedModel,
+    Format,
+    GraphMetadata,
+    GraphSizes,
+)
+from rerankzoo.batch import Batch, entry_of, inputs
 from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.generation import RerankingGenerationConfig, SlateGenerationOutput
 from rerankzoo.models.base import SlateGenerator
-from rerankzoo.serving.random_inputs import random_batch
+from rerankzoo.serving import graph_client
+from rerankzoo.serving.feature_graph import with_features
+from rerankzoo.serving.graph_client import GraphClient
+from rerankzoo.serving.graph_rules import DEMANDS, GraphRules, no_demands
+from rerankzoo.serving.random_inputs import random_batch, random_requests, spoil_requests
 
 #: Largest difference between the scores of graph and model, absolute and relative.
 TOLERANCE = 1e-4
+_AXES = {"B": "requests", "N": "candidates", "L": "history"}  # that may have any size
 
 
 class SlateGraph(nn.Module):
     """A model with its decoding (whose `slate_size` counts), as one function of the batch's input tensors."""
 
-    def __init__(self, model: SlateGenerator, config: RerankingGenerationConfig) -> None:
+    def __init__(
+        self, model: SlateGenerator, config: RerankingGenerationConfig, limit_field: str | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.limit_field = limit_field
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Slates (B, M), scores (B,) and step scores (B, M); the loop over positions is unrolled when traced."""
-        decoded = self.model.decode(batch, self.config)
+        known = {name: tensor for name, tensor in batch.items() if name not in DEMANDS}
+        decoded = self.model.decode(known, self.config, self._rules(batch))
         return decoded.slates[:, 0], decoded.scores[:, 0], decoded.step_scores[:, 0]
+
+    def _rules(self, batch: Batch) -> GraphRules | None:
+        if "exclude" not in batch:
+            return None
+        if self.limit_field is None:
+            return GraphRules(batch, None)
+        return GraphRules(batch, batch["candidate_categorical"][..., self.model.schema.position(self.limit_field)])
 
 
 def export_model(
@@ -51,6 +78,7 @@ def export_model(
     format: Format,  # noqa: A002  (the command's own word)
     generation_config: RerankingGenerationConfig | None = None,
     sizes: GraphSizes | None = None,
+    features: FeatureOptions | None = None,
 ) -> Path:
     """Writes a folder from which `RerankingPipeline.from_pretrained(out, backend=...)` serves.
 
@@ -66,6 +94,7 @@ def export_model(
             fixed sizes, for this kind of machine; needs a C++ compiler.
         generation_config: The decoding, any but sampling; default: the model's own.
         sizes: For `"aoti"` only.
+        features: For `"onnx"`: writes a second graph, which takes raw columns.
 
     Returns:
         The folder.
@@ -87,6 +116,8 @@ def export_model(
         raise ExportError(f"a graph returns one slate per request, not {config.num_return_sequences}")
     config = config.merged(slate_size=config.slate_size or model.config.slate_size, return_dict_in_generate=False)
     _check_sizes(schema, format, sizes)
+    if features is not None:
+        features.check(schema)
     model = copy.deepcopy(model).eval().cpu().float()
     model.generation_config = config
     # No dynamic size of the traced batch is 1, which is never dynamic, or less than what a search can use.
@@ -99,6 +130,7 @@ def export_model(
         raise ExportError(f"{type(model).__name__} cannot decode like this: {error}") from error
 
     def write(target: Path) -> None:
+        description: dict[str, Any] | None = None
         model.save_pretrained(target)
         extractor.save_pretrained(target)
         path = target / GRAPH_NAMES[format]
@@ -106,17 +138,44 @@ def export_model(
             program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
             if format == "onnx":
                 _write_onnx(program, batch, path)
+                description = None if features is None else _write_features(model, extractor, batch, target, features)
             else:
                 from torch._inductor import aoti_compile_and_package
 
                 # Weights are constants: their layout is chosen now, and not again in every call.
                 aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
         decoding = GraphMetadata.decoding_of(config)
-        GraphMetadata(format, tuple(batch), decoding, schema.fingerprint or "", sizes).save(target)
-        check_graph(ExportedModel.from_pretrained(target, format), model, extractor)
+        GraphMetadata(format, tuple(batch), decoding, schema.fingerprint or "", sizes, description).save(target)
+        exported = ExportedModel.from_pretrained(target, format)
+        check_graph(exported, model, extractor)
+        if features is not None:
+            check_feature_graph(GraphClient(target), exported, extractor)
 
     write_atomically(folder, write)
     return folder
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """What the graph with features takes beside raw columns.
+
+    Args:
+        constraints: Whether it takes `exclude` and `pin`.
+        limit_field: A categorical candidate field, of whose values a slate shows `at_most` so many; with `constraints`.
+    """
+
+    constraints: bool = False
+    limit_field: str | None = None
+
+    def check(self, schema: FeatureSchema) -> None:
+        """Raises an `ExportError` if a schema has no such field."""
+        if self.limit_field is None:
+            return
+        if not self.constraints:
+            raise ExportError(f"limit_field {self.limit_field!r} needs constraints")
+        known = [field.name for field in schema.select("candidate", "categorical")]
+        if self.limit_field not in known:
+            raise ExportError(f"limit_field must be one of the categorical fields {known}, got {self.limit_field!r}")
 
 
 def _check_sizes(schema: FeatureSchema, format: Format, sizes: GraphSizes | None) -> None:  # noqa: A002
@@ -148,9 +207,10 @@ def _trace(graph: SlateGraph, batch: dict[str, Tensor], dynamic: bool) -> Export
         raise ExportError(f"an axis of {type(graph.model).__name__}'s graph is frozen: {error}") from error
 
 
-def _dynamic_axes(name: str) -> tuple[int, ...]:
-    """The axes of an input that may have any size: requests, candidates, history."""
-    return tuple(number for number, axis in enumerate(entry_of(name).axes) if axis in "BNL")
+def _dynamic_axes(name: str) -> dict[int, str]:
+    """The axes of an input that may have any size, and their names."""
+    axes = (DEMANDS.get(name) or entry_of(name)).axes
+    return {number: _AXES[axis] for number, axis in enumerate(axes) if axis in _AXES}
 
 
 def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Path) -> None:
@@ -161,11 +221,43 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
     converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
     graph = converted.model.graph
-    axes = {**{entry: _dynamic_axes(entry.name) for entry in graph.inputs}, **dict.fromkeys(graph.outputs, (0,))}
+    axes = {entry: _dynamic_axes(entry.name) for entry in graph.inputs}
+    axes |= {entry: {0: _AXES["B"]} for entry in graph.outputs}
     for entry, dynamic in axes.items():
         if frozen := [axis for axis in dynamic if isinstance(entry.shape[axis], int)]:
             raise ExportError(f"axes {frozen} of {entry.name!r} are frozen: its shape is {entry.shape}")
+    for value in (output for node in graph.all_nodes() for output in node.outputs if output not in axes):
+        value.shape = None  # in torch's own names of the axes; a runtime infers it
+    for entry, dynamic in axes.items():
+        for axis, name in dynamic.items():
+            entry.shape[axis] = name
     converted.save(path)
+
+
+def _write_features(
+    model: SlateGenerator,
+    extractor: RerankingFeatureExtractor,
+    batch: Mapping[str, Tensor],
+    target: Path,
+    options: FeatureOptions,
+) -> dict[str, Any]:
+    """Writes the graph with features, from that of the model or one with demands, and its client; describes it."""
+    size = int(model.generation_config.slate_size or model.config.slate_size)
+    source, out = target / GRAPH_NAMES["onnx"], target / FEATURE_GRAPH_NAME
+    if options.constraints:
+        demanding = {**batch, **no_demands(batch, size, options.limit_field is not None)}
+        graph, source = SlateGraph(model, model.generation_config, options.limit_field), out
+        _write_onnx(_trace(graph, demanding, dynamic=True), demanding, out)
+    inputs = with_features(source, out, extractor, size)
+    shutil.copyfile(graph_client.__file__, target / CLIENT_NAME)
+    shape = ["requests", size]
+    outputs = [
+        {"name": "slates", "type": "int64", "shape": shape, "meaning": "candidate at each position; -100 for none"},
+        {"name": "scores", "type": "float", "shape": ["requests"], "meaning": "of each slate, by the model's scorer"},
+        {"name": "step_scores", "type": "float", "shape": shape, "meaning": "of each choice, by the model's scorer"},
+    ]
+    item_id = extractor.schema.item_id
+    return {"graph": FEATURE_GRAPH_NAME, "item_id": item_id, "slate_size": size, "inputs": inputs, "outputs": outputs}
 
 
 @contextmanager
@@ -208,6 +300,24 @@ def check_graph(exported: ExportedModel, model: SlateGenerator, extractor: Reran
             raise ExportError(f"the graph cannot run on {place}: {error}") from error
         if differences := _differences(decoded, expected, beams="num_beams" in decoding):
             raise ExportError(f"on {place}, {differences}")
+
+
+def check_feature_graph(client: GraphClient, exported: ExportedModel, extractor: RerankingFeatureExtractor) -> None:
+    """Compares a graph with features with extractor and graph, on random requests with unknown ids and missing values.
+
+    Slates must be identical and scores equal up to `TOLERANCE`, as in `check_graph`.
+
+    Raises:
+        ExportError: If they differ.
+    """
+    for seed, sizes in enumerate([(1, 20, 3), (1, 1, 1), (17, 31, 6)], start=1):
+        requests = spoil_requests(extractor, random_requests(extractor, *sizes, seed=seed, ragged=True), seed)
+        batch: dict[str, Any] = inputs(extractor(requests))
+        expected = exported.generate(**batch, return_dict_in_generate=True)
+        outputs = client.session.run(OUTPUT_NAMES, client.arrays(requests))
+        decoded = SlateGenerationOutput(**dict(zip(OUTPUT_NAMES, map(torch.from_numpy, outputs), strict=True)))
+        if differences := _differences(decoded, expected, beams="num_beams" in exported.metadata.decoding):
+            raise ExportError(f"with features, {differences}")
 
 
 def _differences(decoded: Any, expected: Any, beams: bool) -> str | None:

@@ -75,3 +75,30 @@ def random_requests(
                 request[name] = column[0] if field.group == "request" else list(column)
         requests.append(request)
     return requests
+
+
+def spoil_requests(
+    extractor: RerankingFeatureExtractor, requests: list[dict[str, Any]], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Requests with a fifth of their values missing, or ids that no vocabulary has, where a request may have these."""
+    schema, rng = extractor.schema, np.random.default_rng(seed)
+    required = {schema.item_id, *(target.value for target in schema.targets)}
+    required |= {field.name for field in schema.fields if field.kind == "time"}
+
+    def spoil(value: Any, instead: list[Any]) -> Any:
+        return instead[rng.integers(len(instead))] if instead and rng.random() < 0.2 else value
+
+    spoiled = []
+    for request in requests:
+        other = dict(request)
+        for field in schema.fields:
+            instead: list[Any] = []
+            if field.kind == "categorical":
+                text = isinstance(extractor.example_values(field, 1)[0], str)
+                instead = ["неизвестно-\U0001f98a" if text else int(rng.integers(1 << 62))]
+            for name in field.sources:
+                choices, value = instead if name in required else [None, *instead], request[name]
+                many = field.group != "request"
+                other[name] = [spoil(one, choices) for one in value] if many else spoil(value, choices)
+        spoiled.append(other)
+    return spoiled

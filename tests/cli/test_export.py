@@ -28,6 +28,8 @@ def root(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.TempPath
         (["generator", "--format", "onnx", "--num-candidates", "50"], "leave out --num-candidates"),
         (["generator", "--format", "aoti"], "format aoti needs --num-candidates"),
         (["generator", "--format", "onnx", "--num-beams", "3", "--penalty-alpha", "0.1"], "one decoding strategy"),
+        (["generator", "--format", "onnx", "--limit-field", "brand"], "are of the graph that --with-features writes"),
+        (["generator", "--format", "aoti", "--num-candidates", "9", "--with-features"], "only an ONNX graph"),
         (["generator", "--format", "onnx", "--slate-size", "0"], "--slate-size: expected PositiveInt, got '0'"),
     ],
 )

@@ -28,7 +28,8 @@ def model_folder(extractor: RerankingFeatureExtractor, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="session")
 def onnx_folder(model_folder: Path) -> Path:
-    """The model exported with greedy decoding of three positions, by the command."""
+    """The model exported with greedy decoding of three positions, with features and demands, by the command."""
     out = model_folder.with_name("onnx")
-    assert main(["export", str(model_folder), "--format", "onnx", "--slate-size", "3", "--out", str(out)]) == 0
+    options = ["--format", "onnx", "--slate-size", "3", "--with-features", "--limit-field", "brand"]
+    assert main(["export", str(model_folder), *options, "--out", str(out)]) == 0
     return out

@@ -49,7 +49,14 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.slow
 def test_folder_holds_graph_and_checkpoint(onnx_folder: Path) -> None:
-    more = ["SHA256SUMS", "model.onnx", "modeling_rerankzoo.py", "vocabularies.safetensors"]
+    more = [
+        "SHA256SUMS",
+        "graph_client.py",
+        "model.onnx",
+        "model_with_features.onnx",
+        "modeling_rerankzoo.py",
+        "vocabularies.safetensors",
+    ]
     assert sorted(path.name for path in onnx_folder.iterdir()) == sorted([*FILES, *more])
     assert sorted(path.name for path in onnx_folder.parent.iterdir()) == ["model", "onnx"]  # nothing temporary is left
     metadata = GraphMetadata.load(onnx_folder / "export.json")
@@ -115,10 +122,9 @@ def test_every_axis_of_the_graph_is_named(onnx_folder: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
     for entry in session.get_inputs():
-        named = [
-            axis for axis, size in zip(ENTRIES[entry.name].axes, entry.shape, strict=True) if isinstance(size, str)
-        ]
-        assert named == [axis for axis in ENTRIES[entry.name].axes if axis in "BNL"], entry.name
+        names = {"B": "requests", "N": "candidates", "L": "history"}
+        expected = [names[axis] for axis in ENTRIES[entry.name].axes if axis in names]
+        assert [size for size in entry.shape if isinstance(size, str)] == expected, entry.name
     assert [entry.name for entry in session.get_outputs()] == ["slates", "scores", "step_scores"]
 
 

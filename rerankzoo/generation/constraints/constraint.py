@@ -195,7 +195,7 @@ def constraint_list(constraints: Any) -> list[Constraint]:
 
 def mask_of(items: Tensor, num_candidates: int) -> Tensor:
     """(P, N), True for the candidates that are among items (P, K); -100 is none."""
-    mask = torch.zeros(len(items), num_candidates + 1, dtype=torch.bool, device=items.device)
+    mask = torch.zeros(items.shape[0], num_candidates + 1, dtype=torch.bool, device=items.device)
     return mask.scatter(1, items.masked_fill(items < 0, num_candidates), True)[:, :num_candidates]
 
 
