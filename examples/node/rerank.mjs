@@ -127,6 +127,10 @@ export class GraphClient {
 if (import.meta.filename === process.argv[1] || process.argv[1]?.endsWith("rerank.mjs")) {
   const { default: ort } = await import("onnxruntime-node");
   const client = await GraphClient.load(ort, process.argv[2]);
-  const answers = await client.rerank(JSON.parse(readFileSync(0, "utf8")));
+  const requests = JSON.parse(readFileSync(0, "utf8"));
+  const answers = [];
+  for (let start = 0; start < requests.length; start += 32) {
+    answers.push(...(await client.rerank(requests.slice(start, start + 32))));
+  }
   process.stdout.write(JSON.stringify(answers));
 }

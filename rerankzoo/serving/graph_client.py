@@ -26,6 +26,7 @@ MISSING = {"double": "NaN", "int64": "-9223372036854775808", "string": "\uffff"}
 NO_PIN = -100
 NO_LIMIT = 1 << 40
 _FLOAT32_MAX = 3.4028234663852886e38
+_TOGETHER = 32  # requests of the standard input in one call: memory is bounded
 _MARKERS: dict[str, Any] = {"double": np.nan, "int64": int(MISSING["int64"]), "string": MISSING["string"]}
 _DTYPES: dict[str, Any] = {"double": np.float64, "int64": np.int64, "string": object}
 _TAKEN: dict[str, set[type]] = {
@@ -227,8 +228,9 @@ def _error(field: str, row: int | None, message: str) -> ValueError:
 
 def main() -> None:
     """Requests from the standard input, their items to the standard output."""
-    client = GraphClient(Path(__file__).parent)
-    json.dump(client(json.load(sys.stdin)), sys.stdout, ensure_ascii=False)
+    client, requests = GraphClient(Path(__file__).parent), json.load(sys.stdin)
+    parts = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
+    json.dump([items for part in parts for items in client(part)], sys.stdout, ensure_ascii=False)
 
 
 if __name__ == "__main__":
