@@ -1,4 +1,4 @@
-"""Two equally good slates per request that share no position: which generators mix them?
+"""Two equally good slates per request that share no position: which generators mix them, and which students of them?
 
 Every request has candidates of two brands, numbered from 0, and two more of other brands. Its log shows the numbered
 ones of one of the two brands in their order, of either as often. A slate that is neither of the two mixes them.
@@ -18,9 +18,13 @@ import torch
 from rerankzoo.batch import take
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
 from rerankzoo.models.congrats import CongratsConfig, CongratsForReranking
+from rerankzoo.models.goalrank import GoalRankConfig, GoalRankForReranking
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecForReranking
+from rerankzoo.training import SequenceDistillation, Supervised
+from rerankzoo.training.objectives import Companions
 
 SIZE, BRANDS = 4, 4
+TEACHER = "a pointer generator"
 SCHEMA = FeatureSchema(
     name="modes",
     item_id="item_id",
@@ -69,15 +73,17 @@ def share_of_modes(slates: torch.Tensor, rows: list[dict[str, Any]]) -> float:
     return sum(found) / len(found)
 
 
-def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int) -> Any:
-    """The model, after so many steps of Adam."""
+def train(model: Any, batch: dict[str, torch.Tensor], steps: int, seed: int, teacher: Any = None) -> Any:
+    """The model, after so many steps of Adam; with a teacher, of distillation."""
+    objective = Supervised() if teacher is None else SequenceDistillation("teacher")
+    objective.companions = Companions(generator=teacher)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
     for _ in range(steps):
         rows = torch.randint(len(batch["candidate_mask"]), (64,), generator=generator)
         optimizer.zero_grad()
-        model(**take(batch, rows)).loss.backward()
+        objective.loss(model, take(batch, rows)).loss.backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -93,19 +99,22 @@ def main() -> None:
         "NAR4Rec": (NAR4RecForReranking, NAR4RecConfig, {"contrastive_weight": 0.0}),
         "CONGRATS": (CongratsForReranking, CongratsConfig, {}),
         "CONGRATS, items at ends": (CongratsForReranking, CongratsConfig, {"items_at_ends": True}),
+        TEACHER: (GoalRankForReranking, GoalRankConfig, {}),
+        f"NAR4Rec, student of {TEACHER}": (NAR4RecForReranking, NAR4RecConfig, {"contrastive_weight": 0.0}),
     }
     print("| model | seed | paths | greedy | drawn | CPU s |\n|---|---:|---|---:|---:|---:|")
     for seed in range(arguments.seeds):
         rows, fresh = requests(4000, seed), requests(500, seed + 1000)
         extractor = RerankingFeatureExtractor(SCHEMA).fit(rows)
-        batch, test = extractor(rows), extractor(fresh)
+        batch, test, teacher = extractor(rows), extractor(fresh), None
         for name, (kind, config, values) in kinds.items():
             torch.manual_seed(seed)
             start, model = (
                 time.process_time(),
                 kind(config(feature_schema=extractor.schema.to_dict(), **SIZES, **values)),
             )
-            train(model, batch, arguments.steps, seed)
+            train(model, batch, arguments.steps, seed, teacher if name.endswith(TEACHER) else None)
+            teacher = model if name == TEACHER else teacher
             spent = time.process_time() - start
             for paths in ("look_ahead", "marginal") if kind is CongratsForReranking else ("",):
                 model.config.path_decoding = paths

@@ -19,7 +19,7 @@ from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints.constraint import Constraint
 from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
-from rerankzoo.generation.scorer import Evaluator, Scorer, log_likelihood
+from rerankzoo.generation.scorer import Evaluator, Scorer, log_distributions, of_choices
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
 from rerankzoo.slates import cut_slates
 
@@ -187,7 +187,17 @@ class SlateGenerationMixin(SchemaBound):
         Returns:
             (B, S, M); 0 at padding, -inf where a candidate cannot stand.
         """
-        return log_likelihood(self.scorer(), inputs(batch), slates)
+        return of_choices(self.log_distributions(slates, **batch), slates)
+
+    def log_distributions(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        """Log-probability of every candidate at each position of given slates, given the items above it.
+
+        What `log_likelihood` takes the choices' from. Slates (B, S, M) hold indexes into the candidates, -100 pads.
+
+        Returns:
+            (B, S, M, N), -inf where a candidate cannot stand; without meaning at padding.
+        """
+        return log_distributions(self.scorer(), inputs(batch), slates)
 
     def adjust_generation_fn(
         self, generation_config: Any, from_auto_class: bool, from_pipeline: str | None, path: Any, /, **kwargs: Any

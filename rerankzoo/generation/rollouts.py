@@ -42,19 +42,22 @@ def parse_proposals(text: str, known: bool = False) -> dict[str, int]:
     return sources
 
 
-def draw_slates(model: Any, batch: Batch, num_slates: int) -> Tensor:
+def draw_slates(model: Any, batch: Batch, num_slates: int, temperature: float = 1.0) -> Tensor:
     """Draws slates from a generator's own distribution, without dropout and whatever its decoding parameters are.
 
     Args:
         model: The generator; its mode is restored.
         batch: What is known of the requests (see `rerankzoo.batch.inputs`).
         num_slates: S, drawn independently for each request.
+        temperature: Above 0; below 1 sharpens the distribution.
 
     Returns:
         (B, S, M), -100 pads. Drawn with torch's global random state.
     """
     training = model.training
-    config = model.generation_config_class(do_sample=True, num_return_sequences=num_slates)
+    config = model.generation_config_class(
+        do_sample=True, num_return_sequences=num_slates, temperature=float(temperature)
+    )
     model.eval()
     try:
         slates: Tensor = model.generate(generation_config=config, **batch)

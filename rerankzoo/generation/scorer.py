@@ -187,22 +187,21 @@ def chosen_above(slates: Tensor, num_candidates: int) -> Tensor:
     return (chosen.cumsum(2) - chosen.long()) > 0
 
 
-def log_likelihood(scorer: Scorer, batch: Batch, slates: Tensor) -> Tensor:
-    """Log-probability of each choice of given slates; see `SlateGenerationMixin.log_likelihood`."""
+def log_distributions(scorer: Scorer, batch: Batch, slates: Tensor) -> Tensor:
+    """What each choice of given slates is drawn from; see `SlateGenerationMixin.log_distributions`."""
     state = scorer.start(batch)
     logits = scorer.matrix(state, slates.shape[-1])
     if logits is not None:
         available = state.available[:, None, None] & ~chosen_above(slates, state.available.shape[1])
-        log_probs = remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
-        return of_choices(log_probs, slates)
+        return remaining_log_probs(logits[:, None, : slates.shape[-1]].expand(available.shape), available)
     parent: Tensor | None = state.request.repeat_interleave(slates.shape[1])
     positions = []
     for index in slates.flatten(0, 1).unbind(-1):  # (B * S,)
         scores, cache = scorer.step(state)
         log_probs = scores if scorer.kind == "log_prob" else remaining_log_probs(scores, state.available)
-        positions.append(of_choices(take_rows(log_probs, parent), index))
+        positions.append(take_rows(log_probs, parent))
         state, parent = scorer.extend(state, cache, parent, index), None
-    return torch.stack(positions, dim=-1).unflatten(0, slates.shape[:2])
+    return torch.stack(positions, dim=1).unflatten(0, slates.shape[:2])
 
 
 def of_choices(log_probs: Tensor, choices: Tensor) -> Tensor:

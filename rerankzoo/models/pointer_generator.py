@@ -185,11 +185,12 @@ class PointerGenerator(SlateGenerator):
         logits = self.pointer(hidden.flatten(1, 2), encoded.states, encoded.mask).unflatten(1, hidden.shape[1:3])
         return logits.masked_fill(chosen_above(slates, encoded.mask.shape[1]), torch.finfo(logits.dtype).min)
 
-    def log_likelihood(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
-        """See `SlateGenerationMixin.log_likelihood`; all positions in one pass, with dropout in training mode."""
+    def log_distributions(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
+        """See `SlateGenerationMixin.log_distributions`; all positions in one pass, with dropout in training mode."""
         self._check_length(slates)
         encoded = self.encode(inputs(batch))
-        return choice_log_probs(self.point(self.read(encoded, slates), encoded, slates), encoded.mask, slates)
+        logits = self.point(self.read(encoded, slates), encoded, slates)
+        return remaining_log_probs(logits, _left(encoded.mask, slates))
 
     def distil(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of mined slates and its terms, from the logits (B, S, M, N) of `point`."""
@@ -217,8 +218,12 @@ class PointerGenerator(SlateGenerator):
 
 def choice_log_probs(logits: Tensor, mask: Tensor, slates: Tensor) -> Tensor:
     """Log-probability (B, S, M) of each choice of slates (B, S, M), by logits (B, S, M, N) and the candidates' mask."""
-    available = mask[:, None, None] & ~chosen_above(slates, mask.shape[1])
-    return of_choices(remaining_log_probs(logits, available), slates)
+    return of_choices(remaining_log_probs(logits, _left(mask, slates)), slates)
+
+
+def _left(mask: Tensor, slates: Tensor) -> Tensor:
+    """(B, S, M, N), True where a candidate is real and stands nowhere further up."""
+    return mask[:, None, None] & ~chosen_above(slates, mask.shape[1])
 
 
 class PointerScorer(Scorer):

@@ -18,6 +18,7 @@ from rerankzoo.training.objectives import (
 from rerankzoo.training.off_policy import OffPolicyReinforce
 from rerankzoo.training.predictions import SlateWriter
 from rerankzoo.training.resuming import ExactResume, WholeCheckpointIO
+from rerankzoo.training.sequence_distillation import SequenceDistillation
 from rerankzoo.training.slate_objectives import (
     Comprehensive,
     EvaluatorReward,
@@ -44,6 +45,7 @@ __all__ = [
     "PretrainedExport",
     "PropensityWeighted",
     "RerankingModule",
+    "SequenceDistillation",
     "SlateWriter",
     "Supervised",
     "WarmWeightAveraging",

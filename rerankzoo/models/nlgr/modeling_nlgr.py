@@ -13,6 +13,7 @@ Where this differs from the paper, or fills in what our sources (its abstract, a
 - Both choices read one small Transformer: at each slot a query that sees the other slots' items and all candidates,
   but not its own slot's item (the paper's masked position), for every slot at once. Where to edit also reads the slot's
   item. The paper has attention per field, pooled, and MLPs.
+- Where to edit also goes by the item choice: the less probable the item that is there, the more there is to gain.
 - The user is the averaged history, as in this zoo's others; the paper attends to sessions of past lists.
 - A candidate that stands in the list already may be chosen: the two change places. The paper's neighbours replace an
   item only, so that a swap takes two edits.
@@ -141,10 +142,12 @@ class NLGRForReranking(ScoreAndSortModel):
                 implementation=self.config._attn_implementation,
             )
         query, item = self.norm(hidden).unflatten(0, slates.shape[:2]).chunk(2, dim=2)  # (B, S, M, D) each
-        where = remaining_log_probs(self.position_choice(torch.cat([query, item], dim=-1)).squeeze(-1), real)
         what = self.item_choice(query.flatten(1, 2), states, candidate_mask).unflatten(1, slates.shape[1:])
         available = candidate_mask[:, None, None] & real.unsqueeze(-1)
-        return where, remaining_log_probs(what, available.expand(what.shape))
+        what = remaining_log_probs(what, available.expand(what.shape))
+        surprise = -of_choices(what, slates)  # of what stands there, -log p: the more, the more there is to gain
+        where = self.position_choice(torch.cat([query, item], dim=-1)).squeeze(-1) + surprise
+        return remaining_log_probs(where, real), what
 
     @staticmethod
     def _sight(real: Tensor) -> Tensor:
