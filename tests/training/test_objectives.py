@@ -88,8 +88,9 @@ class Plackett(nn.Module):
     """A generator that draws candidates by fixed scores: (1, S, 2) of three candidates."""
 
     class generation_config_class:
-        def __init__(self, do_sample: bool, num_return_sequences: int) -> None:
+        def __init__(self, do_sample: bool, num_return_sequences: int, temperature: float) -> None:
             assert do_sample
+            assert temperature == 1
             self.num_slates = num_return_sequences
 
     def __init__(self, scores: list[float], slates: Tensor | None = None) -> None:
