@@ -120,7 +120,7 @@ def running(name: str, code: str, *arguments: str, work: Path) -> Iterator[Serve
                 process.kill()
 
 
-def _wait(port: int, started: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def _wait(port: int, started: subprocess.Popen[bytes], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and started.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

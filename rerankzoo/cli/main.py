@@ -39,6 +39,7 @@ COMMANDS = {
     "board": ("rerankzoo.cli.board:ACTIONS", "write the page of a board of benchmarks, or make a row of it again"),
     "export": ("rerankzoo.cli.export:export", "write a model with its decoding as one graph: ONNX, AOTInductor"),
     "serve": ("rerankzoo.cli.serve:serve", "answer requests over HTTP, in dynamic batches"),
+    "demo": ("rerankzoo.cli.demo:demo", "show a page to play with a model"),
     "card": ("rerankzoo.cli.card:card", "write the model card of a checkpoint from the data in its folder"),
     "push": ("rerankzoo.cli.push:push", "publish a checkpoint or data folder on the Hub"),
     "bench": ("rerankzoo.cli.bench:bench", "measure latency, throughput and memory of a model on this machine"),

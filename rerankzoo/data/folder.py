@@ -147,6 +147,15 @@ def read_parquet(path: Path) -> pa.Table:
         return pq.read_table(path, page_checksum_verification=True)
 
 
+def first_rows(folder: Path, split: str, count: int) -> pa.Table:
+    """The first rows of a split; a `FileNotFoundError` if there is none."""
+    files = split_files(folder, split)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no {split} split")
+    with pq.ParquetFile(files[0]) as file:
+        return pa.Table.from_batches([next(file.iter_batches(count))])
+
+
 def split_files(folder: Path, split: str) -> list[Path]:
     """The Parquet files of a split, in the order of the numbers in their names; empty if there is none.
 

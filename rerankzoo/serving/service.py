@@ -71,7 +71,7 @@ class Service:
             version = folder_digest(Path(model)) if os.path.isdir(model) else str(loaded.model.config._commit_hash)
         pipeline = cast(MonitoredPipeline, loaded)
         pipeline(random_requests(pipeline.extractor, 1, 2))
-        pipeline.monitor(self.metrics, None if settings.reference is None else reference_requests(settings.reference))
+        pipeline.monitor(self.metrics, _reference_requests(settings.reference))
         return Loaded(pipeline, version)
 
     def _answer(self, calls: Sequence[RerankCall]) -> list[tuple[Answer, str]]:
@@ -198,23 +198,16 @@ def app_of_environment() -> FastAPI:
     return create_app(Service(ServiceSettings(**json.loads(os.environ[SETTINGS_VARIABLE]))))
 
 
+def _reference_requests(folder: str | None) -> Any:
+    if folder is None:
+        return None
+    from rerankzoo.data.folder import first_rows  # needs Arrow, which a service without a reference does without
+
+    return first_rows(Path(folder), "train", _REFERENCE_ROWS)
+
+
 def _copied(path: str, target: Path) -> str:
     return path if not os.path.isdir(path) else str(shutil.copytree(path, target))
-
-
-def reference_requests(folder: str) -> Any:
-    """The first requests of a data folder's train split, as an Arrow table."""
-    # A service without a reference does without Arrow.
-    from pyarrow import Table
-    from pyarrow.parquet import ParquetFile
-
-    from rerankzoo.data.folder import split_files
-
-    files = split_files(Path(folder), "train")
-    if not files:
-        raise FileNotFoundError(f"{folder} has no train split")
-    with ParquetFile(files[0]) as file:
-        return Table.from_batches([next(file.iter_batches(_REFERENCE_ROWS))])
 
 
 def folder_stamp(folder: str) -> tuple[tuple[Any, ...], ...]:
