@@ -43,6 +43,11 @@ def recency(age: Tensor, half_life: Tensor, mask: Tensor) -> Tensor:
     return torch.exp2(-age.float() / half_life.float()).masked_fill(~mask, 0.0)
 
 
+def split_heads(items: Tensor, num_heads: int) -> Tensor:
+    """(B, L, D) to (B, H, L, D/H)."""
+    return items.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 class TargetAttention(nn.Module):
     """Every candidate reads the user's past items for itself.
 
@@ -73,9 +78,9 @@ class TargetAttention(nn.Module):
         self.log_half_life = nn.Parameter(torch.tensor(self.first_half_lives()).log())
 
     def first_half_lives(self) -> list[float]:
-        """Where the heads' half-lives start: each at twice that of the one before."""
+        """Where the heads' half-lives start: each at four times that of the one before."""
         first = FIRST_TIME if self.timed else FIRST_COUNT
-        return [first * 2.0 ** (head - (self.num_heads - 1) / 2) for head in range(self.num_heads)]
+        return [first * 4.0 ** (head - (self.num_heads - 1) / 2) for head in range(self.num_heads)]
 
     def forward(self, candidates: Tensor, history: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
         """Reads the history.
@@ -97,15 +102,12 @@ class TargetAttention(nn.Module):
         age = ages(mask, times if self.timed else None)
         left = recency(age, self.log_half_life.exp().view(-1, 1, 1), mask).transpose(0, 1).unsqueeze(2)  # (B, H, 1, L)
         left = left.to(history.dtype)
-        key, value = self._heads(self.key_value(self.memory_norm(history))).chunk(2, dim=1)
-        query = self._heads(self.query(self.query_norm(candidates)))
+        projected = split_heads(self.key_value(self.memory_norm(history)), 2 * self.num_heads)
+        key, value = projected.chunk(2, dim=1)
+        query = split_heads(self.query(self.query_norm(candidates)), self.num_heads)
         weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).sigmoid() * left  # (B, H, N, L)
         read = weights @ value / (1 + left.sum(-1, keepdim=True))
         return self.output(read.transpose(1, 2).flatten(2))
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        """(B, L, k * D) to (B, k * H, L, D/H)."""
-        return projected.unflatten(-1, (-1, self.query.out_features // self.num_heads)).transpose(1, 2)
 
 
 class HistoryEncoder(nn.Module):
@@ -118,13 +120,13 @@ class HistoryEncoder(nn.Module):
 
     def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
         super().__init__()
-        self.age = nn.Linear(1, hidden_size)
+        self.age = nn.Parameter(torch.zeros(hidden_size))  # a large one at the start would drown the items
         self.layers = layers
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, history: Tensor, mask: Tensor, age: Tensor, implementation: str = "sdpa") -> Tensor:
         """Encodes past items (B, L, D) of these `ages` (B, L) to (B, L, D); `mask` (B, L) is True where one is real."""
-        history = history + self.age(torch.log1p(age).unsqueeze(-1).to(history.dtype))
+        history = history + torch.log1p(age).unsqueeze(-1).to(history.dtype) * self.age
         attended = key_mask(mask)
         for layer in self.layers:
             history = layer(history, mask=attended, implementation=implementation)
@@ -132,14 +134,16 @@ class HistoryEncoder(nn.Module):
 
 
 class SetToListAttention(nn.Module):
-    """A set and a list read each other by the affinity of their items, as far as those of the list are not forgotten.
+    """A set and a list read each other by affinities of their items, as far as those of the list are not forgotten.
 
     Args:
         hidden_size: D.
+        num_heads: H affinities of a pair, each of its own part of the items' vectors; divides D.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.affinity = nn.Linear(hidden_size, hidden_size, bias=False)
         self.of_set, self.of_list = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size)
         self.set_weight, self.list_weight = (nn.Linear(hidden_size, 1, bias=False) for _ in range(2))
@@ -159,12 +163,15 @@ class SetToListAttention(nn.Module):
         Returns:
             What each candidate has read of the list (B, N, D), and what is taken of the set and of the list (B, D).
         """
-        affinity = self.affinity(past) @ candidates.transpose(1, 2) / math.sqrt(past.shape[-1]) * left.unsqueeze(-1)
-        affinity = affinity.masked_fill(~mask.unsqueeze(1), 0.0)  # (B, L, N)
+        own, query = (split_heads(part, self.num_heads) for part in (candidates, self.affinity(past)))
+        affinity = query @ own.transpose(-1, -2) / math.sqrt(query.shape[-1]) * left[:, None, :, None]
+        affinity = affinity.masked_fill(~mask[:, None, None], 0.0)  # (B, H, L, N)
         one, other = self.of_set(candidates), self.of_list(past)
         total, number = 1 + left.sum(1).view(-1, 1, 1), mask.sum(1).clamp_min(1).view(-1, 1, 1)
-        read = torch.tanh(one + affinity.transpose(1, 2) @ other / total)
-        known = torch.tanh(other + affinity @ one / number)
+        read = affinity.transpose(-1, -2) @ split_heads(other, self.num_heads)
+        known = affinity @ split_heads(one, self.num_heads)
+        read = torch.tanh(one + read.transpose(1, 2).flatten(2) / total)
+        known = torch.tanh(other + known.transpose(1, 2).flatten(2) / number)
         return (
             read,
             _weighted(candidates, self.set_weight(read).squeeze(-1), mask),

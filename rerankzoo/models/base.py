@@ -39,6 +39,7 @@ from rerankzoo.layers import (
     FeedbackHead,
     FieldEmbedding,
     GatedFieldNorm,
+    HistoryEncoder,
     PackedEmbedding,
     QueryEncoder,
     TargetAttention,
@@ -505,6 +506,8 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             init.zeros_(module.gate_bias)
         elif isinstance(module, QueryEncoder):
             init.normal_(module.queries, mean=0.0, std=1.0)
+        elif isinstance(module, HistoryEncoder):
+            init.zeros_(module.age)
         elif isinstance(module, TargetAttention):
             half_lives = torch.tensor(module.first_half_lives(), dtype=module.log_half_life.dtype)
             init.copy_(module.log_half_life, half_lives.log())

@@ -27,7 +27,7 @@ def test_target_attention_by_hand(timed: bool) -> None:
     layer = TargetAttention(6, num_heads=2, timed=timed)
     candidates, history = torch.randn(3, 2, 6), torch.randn(3, 3, 6)
     found = layer(candidates, history, MASK, TIMES if timed else None)
-    half_lives = [half_life * (1.0 if timed else 8.0) for half_life in (2**-0.5, 2**0.5)]
+    half_lives = [half_life * (1.0 if timed else 8.0) for half_life in (0.5, 2.0)]
 
     def read(row: int, candidate: int) -> Tensor:
         query = layer.query(layer.query_norm(candidates[row, candidate]))
@@ -56,6 +56,7 @@ def test_target_attention_needs_its_times() -> None:
 def test_history_encoder_without_layers_tells_ages() -> None:
     torch.manual_seed(0)
     layer, history = HistoryEncoder(torch.nn.ModuleList(), 4), torch.randn(3, 3, 4)
+    torch.nn.init.normal_(layer.age)
     found = layer(history, MASK, TIMES)
-    expected = layer.norm(history + math.log(5.0) * layer.age.weight[:, 0] + layer.age.bias)
+    expected = layer.norm(history + math.log(5.0) * layer.age)
     torch.testing.assert_close(found[0, 0], expected[0, 0])

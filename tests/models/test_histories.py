@@ -182,13 +182,14 @@ def test_mir_s_set_to_list_attention_by_hand(timed: RerankingFeatureExtractor, t
         read, of_set, of_list = layer(candidates, mask, past, past_mask, left)
         for row in range(len(mask)):
             set_, list_, fresh = candidates[row, mask[row]], past[row, past_mask[row]], left[row, past_mask[row]]
-            affinity = (
-                torch.stack([fresh[at] * (set_ @ layer.affinity(list_[at])) / 32**0.5 for at in range(len(list_))])
-                if len(list_)
-                else torch.zeros(0, len(set_))
-            )
-            own = torch.tanh(layer.of_set(set_) + affinity.T @ layer.of_list(list_) / (1 + fresh.sum()))
-            other = torch.tanh(layer.of_list(list_) + affinity @ layer.of_set(set_) / len(set_))
+            own, other = layer.of_set(set_), layer.of_list(list_)
+            one, two = own.clone(), other.clone()
+            for part in (slice(0, 16), slice(16, 32)):  # of two heads
+                for at, left_of_it in enumerate(fresh):
+                    affinity = left_of_it * (set_[:, part] @ layer.affinity(list_[at])[part]) / 4.0  # (N,)
+                    one[:, part] += affinity.unsqueeze(-1) * other[at, part] / (1 + fresh.sum())
+                    two[at, part] += affinity @ own[:, part] / len(set_)
+            own, other = torch.tanh(one), torch.tanh(two)
             torch.testing.assert_close(read[row, mask[row]], own, rtol=1e-5, atol=1e-5)
             expected = layer.set_weight(own).softmax(0).T @ set_
             torch.testing.assert_close(of_set[row], expected[0], rtol=1e-5, atol=1e-5)
@@ -200,7 +201,7 @@ def test_mir_tells_half_lives_in_the_unit_of_the_data(timed: RerankingFeatureExt
     model = MIRForReranking(MIRConfig(feature_schema=timed.schema.to_dict(), **TINY))
     unit = timed.schema.history_time.time_unit
     torch.nn.init.zeros_(model.decay.weight)
-    torch.nn.init.constant_(model.decay.logarithm, float(np.log(3.0)))
+    torch.nn.init.constant_(model.decay.logarithm, float(np.log(3.0)) / 8)
     torch.testing.assert_close(model.half_lives(**timed_batch), torch.full((8,), 3.0 * unit))
 
 

@@ -4,7 +4,7 @@ Multi-Level Interaction Reranking with User Behavior History (SIGIR 2022, arXiv 
 (intra-set), so do past items (intra-list); *set-to-list attention* then lets both read each other by an affinity that
 fades with time:
 
-    C_li = 2^(-age_l / T) q_l W v_i / sqrt(D)                  T = exp(network(user))
+    C_li = 2^(-age_l / T) q_l W v_i / sqrt(D)                  T = exp(8 network(user))
     h_i  = tanh(W_v v_i + sum_l C_li W_q q_l / (1 + sum_l 2^(-age_l / T)))
     g_l  = tanh(W_q q_l + sum_i C_li W_v v_i / N)
     score_i = network(LN([x_i, h_i, sum_j a_j v_j, sum_l b_l q_l])),  a = softmax_j(w . h_j),  b = softmax_l(u . g_l)
@@ -17,7 +17,8 @@ state:
 - Both implementations give every candidate attention rows of its own, one by weights as wide as the list, which breaks
   the invariance that the paper claims. Here the rows are shared, and a candidate's own reading h_i stands beside them;
   sums over the history and over the candidates are divided, so that their lengths do not matter. This is our proposal.
-- Affinity is that of items; that of pairs of their fields (a convolution over them) is left out.
+- A pair has one affinity for each attention head, of that part of both vectors, which reads the same part of `W_q q_l`;
+  in the implementations it has one, and one more of pairs of fields, by a convolution, which is left out.
 - The decay is exponential in time, `2^(-age / T)`, and multiplies the affinity, so that T is a half-life in the data's
   own unit (`half_lives`). The implementations have `exp(theta * position)` and `exp(-theta * log2(gap + 1))`, and add
   the affinity without decay. Where nobody knows times, an item's age is the number of later ones.
@@ -45,6 +46,7 @@ from rerankzoo.models.mir.configuration_mir import MIRConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
 
+_STEP = 8.0  # by which a parameter moves the logarithm of a half-life: far, in as few steps as other parameters need
 _FARTHEST = 8.0  # of the logarithm of a half-life from 0
 
 
@@ -75,7 +77,7 @@ class MIRForReranking(ScoreAndSortModel):
         self.intra_set = CandidateEncoder(self.make_blocks(config.num_hidden_layers), size)
         self.intra_list = HistoryEncoder(self.make_blocks(config.num_history_layers), size)
         self.decay = HalfLife(self.features.widths["request"], config.decay_size, self.timed)
-        self.attention = SetToListAttention(size)
+        self.attention = SetToListAttention(size, config.num_attention_heads)
         self.norm = nn.LayerNorm(4 * size)
         self.network = nn.Linear(4 * size, size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -87,7 +89,7 @@ class MIRForReranking(ScoreAndSortModel):
         if isinstance(module, HalfLife):
             init.constant_(module.logarithm, module.first())
             if module.weight is not None:
-                init.constant_(module.weight, 0.01)  # about the same for all users
+                init.constant_(module.weight, 0.001)  # about the same for all users
 
     def half_lives(self, **batch: Tensor) -> Tensor:
         """How long it takes until a past item counts half, for each user (B,), in the unit of the data's times.
@@ -136,15 +138,15 @@ class HalfLife(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size)) if user_size else None
 
     def first(self) -> float:
-        """Where the logarithm starts."""
-        return math.log(FIRST_TIME if self.timed else FIRST_COUNT)
+        """Where the logarithm starts, in steps: where the newest items count most."""
+        return math.log((FIRST_TIME if self.timed else FIRST_COUNT) / 4) / _STEP
 
     def forward(self, user: Tensor) -> Tensor:
         """Half-lives (B, 1), positive, of users (B, `user_size`)."""
-        logarithm = self.logarithm.expand(user.shape[0])
+        told = self.logarithm.expand(user.shape[0])
         if self.network is not None and self.weight is not None:
-            logarithm = logarithm + F.gelu(self.network(user)) @ self.weight
-        return logarithm.float().clamp(-_FARTHEST, _FARTHEST).exp().unsqueeze(-1)
+            told = told + F.gelu(self.network(user)) @ self.weight
+        return (_STEP * told.float()).clamp(-_FARTHEST, _FARTHEST).exp().unsqueeze(-1)
 
 
 __all__ = ["MIRForReranking"]
