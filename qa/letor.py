@@ -40,14 +40,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--splits", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first split: others to choose settings by")
     parser.add_argument("--recipe", default="letor/pointwise.yaml")
     parser.add_argument("--k", type=int, default=5)
     arguments, further = parser.parse_known_args()
     torch.set_num_threads(1)
     schema = FeatureSchema.from_yaml(arguments.data / SCHEMA_FILE)
     queries = pa.concat_tables([read_parquet(arguments.data / f"{split}.parquet") for split in SPLITS])
-    found = [measure(arguments, further, queries, schema, seed) for seed in range(arguments.splits)]
-    show(found, arguments.k)
+    seeds = range(arguments.first, arguments.first + arguments.splits)
+    show({seed: measure(arguments, further, queries, schema, seed) for seed in seeds}, arguments.k)
 
 
 def measure(
@@ -79,12 +80,12 @@ def measure(
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def show(found: list[dict], k: int) -> None:
+def show(measured: dict[int, dict], k: int) -> None:
     """Prints a line for each split, the means and the difference."""
-    names = (LAMBDAMART[0], _OURS[0])
+    names, found = (LAMBDAMART[0], _OURS[0]), list(measured.values())
     means = {name: [100 * fmean(one[name].values()) for one in found] for name in names}
-    for seed in range(len(found)):
-        print(f"split {seed}: " + ", ".join(f"{name} {means[name][seed]:.1f}" for name in names))
+    for number, seed in enumerate(measured):
+        print(f"split {seed}: " + ", ".join(f"{name} {means[name][number]:.1f}" for name in names))
     for name in names:
         spread = stdev(means[name]) if len(found) > 1 else 0.0
         print(f"{name}: NDCG@{k} {fmean(means[name]):.1f} ± {spread:.1f}")

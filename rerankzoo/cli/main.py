@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_told = isinstance(error, OSError | RecipeError | NonFiniteLossError) or disk_error(error) is not None
         if not is_told and not hub_errors.is_refusal(error):
             raise
-        text = name_output(error) or in_one_line(error, limit=2000)
+        text = name_output(error) or in_one_line(error, limit=8000)
         print(f"rerankzoo {command}: {hub_errors.redact(text)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0

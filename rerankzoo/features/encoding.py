@@ -8,12 +8,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rerankzoo.errors import SchemaMismatchError, in_one_line, shown
 from rerankzoo.features.schema import FLOAT32_MAX, FeatureSchema, FieldSpec, Group
@@ -31,6 +32,8 @@ FIRST_ID = 2
 _MAX_TABLE_SLOTS_PER_VALUE = 16
 _MIN_TABLE_SLOTS = 1 << 20
 _SLICE_ROWS = 16_384  # that are fitted at once
+_MOST_RANKED = 20_000  # values of a column that its quantiles are taken from
+_LEVELS = np.linspace(0, 1, 257)  # of the quantiles that are kept
 
 
 class IntegerVocabulary:
@@ -200,6 +203,7 @@ class NumberEncoder:
 
     spec: FieldSpec
     statistics: FloatArray | None  # (2, size), what "standardize" subtracts and divides by; None while fitting
+    quantiles: FloatArray | None = None  # (257, size) of "quantile"; None while fitting
 
     def __call__(self, column: Column) -> FloatArray:
         """Returns (n, size) transformed values, 0 where missing."""
@@ -211,7 +215,7 @@ class NumberEncoder:
         return values
 
     def transform(self, column: Column) -> tuple[FloatArray, BoolArray | None]:
-        """Applies the transforms; without statistics (while fitting) those before "standardize".
+        """Applies the transforms, up to one that is to be fitted yet.
 
         Returns (n, size) float64 and the mask of missing entries (their values are arbitrary).
         """
@@ -229,6 +233,10 @@ class NumberEncoder:
                 values = values if missing is None else np.where(missing, 0, values)
                 self._refuse(column, values, values <= -1, "log1p needs a value above -1, got {}")
                 values = np.log1p(values)
+            elif name == "quantile":
+                if self.quantiles is None:
+                    break
+                values = normal_scores(values, self.quantiles)
             elif self.statistics is None:
                 break
             else:
@@ -267,9 +275,11 @@ def time_unit(statistics: FloatArray) -> float:
     return float(statistics[0, 0]) or 1.0
 
 
-def number_encoder(spec: FieldSpec, statistics: FloatArray | None) -> NumberEncoder:
+def number_encoder(
+    spec: FieldSpec, statistics: FloatArray | None, quantiles: FloatArray | None = None
+) -> NumberEncoder:
     """The encoder of a field that is not categorical."""
-    return (TimeEncoder if spec.kind == "time" else NumberEncoder)(spec, statistics)
+    return (TimeEncoder if spec.kind == "time" else NumberEncoder)(spec, statistics, quantiles)
 
 
 def depth_of(spec: FieldSpec) -> int:
@@ -366,6 +376,45 @@ class Moments:
         return np.stack([self.mean, np.where(std > 0, std, 1.0)])
 
 
+class Quantiles:
+    """Quantiles of (n, size) values: of all, or of a sample that is drawn by the hash of a value's number."""
+
+    def __init__(self, size: int) -> None:
+        self.seen, self.limit = 0, 1 << 62
+        self.keys, self.values = np.empty(0, np.int64), np.empty((0, size))
+
+    def update(self, values: FloatArray, missing: BoolArray | None) -> None:
+        """Adds values, except where `missing`."""
+        keys = hash_integers(np.arange(self.seen, self.seen + len(values)), 1 << 62)
+        self.seen += len(values)
+        kept = keys < self.limit
+        known = values[kept] if missing is None else np.where(missing[kept], np.nan, values[kept])
+        self.keys, self.values = np.concatenate([self.keys, keys[kept]]), np.concatenate([self.values, known])
+        while len(self.keys) > _MOST_RANKED:
+            self.limit //= 2
+            kept = self.keys < self.limit
+            self.keys, self.values = self.keys[kept], self.values[kept]
+
+    def quantiles(self) -> FloatArray:
+        """(257, size); 0 for a column without values."""
+        columns = [column[~np.isnan(column)] for column in self.values.T]
+        return np.stack([np.quantile(one if len(one) else np.zeros(1), _LEVELS) for one in columns], axis=1)
+
+
+def normal_scores(values: FloatArray, quantiles: FloatArray) -> FloatArray:
+    """Values (n, size) by their place among quantiles (257, size), as standard normal scores, at most 2.9 in size.
+
+    Between two quantiles the place is interpolated; equal values get the middle of the places that they take.
+    """
+    places = np.empty_like(values, dtype=np.float64)
+    for column, known in enumerate(quantiles.T):
+        first = -np.interp(-values[:, column], -known[::-1], -_LEVELS[::-1])
+        places[:, column] = (first + np.interp(values[:, column], known, _LEVELS)) / 2
+    edge = _LEVELS[1] / 2
+    scores: FloatArray = torch.special.ndtri(torch.from_numpy(places.clip(edge, 1 - edge))).numpy()
+    return scores
+
+
 def pack(parts: list[npt.NDArray[Any]], layout: Ragged, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Joins (total,) and (total, size) parts along a last dimension and pads: (B, width, sum of sizes)."""
     sizes = [1 if part.ndim == 1 else part.shape[1] for part in parts]
@@ -391,6 +440,7 @@ class FittedState:
     vocabularies: dict[str, Vocabulary]  # of those of them that do not hash
     #: Of times and of the fields with "standardize", (2, size): mean and standard deviation.
     statistics: dict[str, FloatArray]
+    quantiles: dict[str, FloatArray] = field(default_factory=dict)  # of the fields with "quantile", (257, size)
 
     @cached_property
     def schema(self) -> FeatureSchema:
@@ -426,7 +476,7 @@ class FittedState:
 
     def _encoder(self, spec: FieldSpec) -> IdEncoder | NumberEncoder:
         if spec.kind != "categorical":
-            return number_encoder(spec, self.statistics.get(spec.name))
+            return number_encoder(spec, self.statistics.get(spec.name), self.quantiles.get(spec.name))
         owner = self.declared.owner(spec)
         return IdEncoder(owner.hash_size or 0, self.vocabularies.get(owner.name), self.types[owner.name])
 
@@ -454,15 +504,18 @@ class FittedState:
             name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()
         }
         digests = {name: vocabulary_digest(vocabulary) for name, vocabulary in self.vocabularies.items()}
-        return {"types": self.types, "statistics": statistics, "vocabulary_digests": digests}
+        found = {"types": self.types, "statistics": statistics, "vocabulary_digests": digests}
+        ranked = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in self.quantiles.items()}
+        return found | ({"quantile_digests": ranked} if ranked else {})
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Returns the vocabularies as named arrays."""
-        return {
+        """Returns the vocabularies and quantiles as named arrays."""
+        arrays = {
             f"{part}/{name}": array
             for name, vocabulary in self.vocabularies.items()
             for part, array in vocabulary.to_arrays().items()
         }
+        return arrays | {f"quantiles/{name}": values for name, values in self.quantiles.items()}
 
     @classmethod
     def restore(
@@ -481,6 +534,10 @@ class FittedState:
                 statistics={
                     name: np.array([entry["mean"], entry["std"]], np.float64) for name, entry in scaled.items()
                 },
+                quantiles={
+                    spec.name: _saved_quantiles(spec, arrays, data["quantile_digests"][spec.name])
+                    for spec in _ranked_fields(declared)
+                },
             )
         except SchemaMismatchError:
             raise
@@ -495,6 +552,18 @@ def _vocabulary_owners(schema: FeatureSchema) -> list[FieldSpec]:
 
 def _scaled_fields(schema: FeatureSchema) -> list[FieldSpec]:
     return [spec for spec in schema.fields if "standardize" in spec.transforms or spec.kind == "time"]
+
+
+def _ranked_fields(schema: FeatureSchema) -> list[FieldSpec]:
+    return [spec for spec in schema.fields if "quantile" in spec.transforms]
+
+
+def _saved_quantiles(spec: FieldSpec, arrays: Mapping[str, npt.NDArray[Any]], digest: Any) -> FloatArray:
+    values = arrays[f"quantiles/{spec.name}"]
+    shape, expected = (values.dtype, *values.shape), (np.float64, len(_LEVELS), spec.size)
+    if shape != expected or hashlib.sha256(values.tobytes()).hexdigest() != digest:
+        raise SchemaMismatchError(f"the quantiles of field {spec.name!r} are not those this extractor was saved with")
+    return values
 
 
 def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest: Any) -> Vocabulary:
@@ -516,8 +585,9 @@ def _saved_vocabulary(name: str, arrays: Mapping[str, npt.NDArray[Any]], digest:
 def fit_state(
     declared: FeatureSchema, table: Table, known_types: Mapping[str, IdType | None] | None = None
 ) -> FittedState:
-    """Reads all rows once, in slices, and returns what was learned; categorical fields must have the known types."""
+    """Reads all rows, in slices, and returns what was learned; categorical fields must have the known types."""
     owners, scaled = _vocabulary_owners(declared), _scaled_fields(declared)
+    quantiles = _fit_quantiles(declared, table)
     types = {spec.name: (known_types or {}).get(spec.name) for spec in owners}
     counts = {spec.name: Counter[Any]() for spec in owners if spec.hash_size is None}
     moments = {spec.name: Moments(spec.size) for spec in scaled}
@@ -530,13 +600,25 @@ def fit_state(
                 _count(column, counts[spec.name])
         for spec in scaled:
             column = read_field(rows, spec)
-            moments[spec.name].update(*number_encoder(spec, None).transform(column))
+            moments[spec.name].update(*number_encoder(spec, None, quantiles.get(spec.name)).transform(column))
     vocabularies: dict[str, Vocabulary] = {}
     for name, numbers in counts.items():
         known = sorted(value for value, number in numbers.items() if number >= declared.field(name).min_count)
         vocabularies[name] = (StringVocabulary if types[name] == "string" else IntegerVocabulary)(known)
     statistics = {name: moment.statistics() for name, moment in moments.items()}
-    return FittedState(declared=declared, types=types, vocabularies=vocabularies, statistics=statistics)
+    return FittedState(
+        declared=declared, types=types, vocabularies=vocabularies, statistics=statistics, quantiles=quantiles
+    )
+
+
+def _fit_quantiles(declared: FeatureSchema, table: Table) -> dict[str, FloatArray]:
+    """Of the fields with "quantile", by a reading of their own: what comes after it is fitted to what it makes."""
+    ranked = {spec.name: (spec, Quantiles(spec.size)) for spec in _ranked_fields(declared)}
+    for start in range(0, table.rows if ranked else 0, _SLICE_ROWS):
+        rows = table.slice(start, min(start + _SLICE_ROWS, table.rows))
+        for spec, found in ranked.values():
+            found.update(*NumberEncoder(spec, None).transform(read_field(rows, spec)))
+    return {name: found.quantiles() for name, (_, found) in ranked.items()}
 
 
 def _count(column: Column, counts: Counter[Any]) -> None:

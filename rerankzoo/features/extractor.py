@@ -223,7 +223,8 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             vocabularies={
                 name: extended_vocabulary(known, new.vocabularies[name]) for name, known in state.vocabularies.items()
             },
-            statistics=new.statistics if update_statistics else state.statistics,
+            statistics=(new if update_statistics else state).statistics,
+            quantiles=(new if update_statistics else state).quantiles,
         )
         return extractor
 
@@ -241,9 +242,10 @@ class RerankingFeatureExtractor(OwnAutoMap, FeatureExtractionMixin):
             moved = known is not None and not begins_with(after.vocabularies[name], known)
             if moved or type_before not in (None, after.types.get(name)):
                 problems.append(f"field {name!r} has other ids")
-        for name, statistics in before.statistics.items():
-            if not other_statistics and not np.array_equal(statistics, after.statistics[name]):
-                problems.append(f"field {name!r} is standardised otherwise")
+        for part, what in {"quantiles": "ranked", "statistics": "standardised"}.items():
+            for name, fitted in ({} if other_statistics else getattr(before, part)).items():
+                if not np.array_equal(fitted, getattr(after, part)[name]):
+                    problems.append(f"field {name!r} is {what} otherwise")
         if problems:
             message = f"schema {self._declared.name!r} was fitted on other data: {'; '.join(problems)}"
             raise SchemaMismatchError(message)

@@ -18,7 +18,7 @@ from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
 Kind = Literal["categorical", "numeric", "dense", "time"]
-Transform = Literal["log1p", "signed_log1p", "standardize"]
+Transform = Literal["log1p", "signed_log1p", "quantile", "standardize"]
 Discount = Literal["none", "log2"]
 Gain = Literal["linear", "exponential"]
 
@@ -52,8 +52,8 @@ class FieldSpec:
         hash_size: Categorical: hash values into this many buckets instead of keeping a vocabulary.
         min_count: Categorical: values seen less often than this while fitting become "unknown".
         shares: Categorical: use the vocabulary (and so the embedding rows) of the field of this name.
-        transforms: Numeric and dense, applied in order: `"log1p"`, `"signed_log1p"` (of the size, with the sign), and
-            `"standardize"`.
+        transforms: Numeric and dense, applied in order: `"log1p"`, `"signed_log1p"` (of the size, with the sign),
+            `"quantile"` (the place among the training rows' values, as a standard normal score), and `"standardize"`.
         clip: Numeric and dense: raw values are clipped to this range before the transforms.
         size: Dense: the length of the vector.
         columns: Dense: the numeric columns that are the vector, each with one number where the vector's column would
@@ -106,6 +106,9 @@ class FieldSpec:
             require_choice(transform, get_args(Transform), f"transform of field {self.name!r}")
         if len(set(self.transforms)) != len(self.transforms):
             raise SchemaError(f"field {self.name!r} repeats a transform: {list(self.transforms)}")
+        fitted = [transform for transform in self.transforms if transform in ("quantile", "standardize")]
+        if fitted == ["standardize", "quantile"]:
+            raise SchemaError(f"transforms of field {self.name!r}: quantile comes before standardize")
         if self.columns:
             self._check_columns()
         if self.clip is not None:

@@ -567,6 +567,55 @@ def test_what_is_wrong_is_refused_and_nothing_written(fault: str, frames: Frames
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "log.yaml"}
 
 
+#: Faults of one log, each in rows of its own: a request has four.
+TOGETHER: dict[str, Callable[[Frames], None]] = {
+    "request_id', row 100: request missing": at("impressions", "request_id", None, 100),
+    "sku', row 104: item missing": at("impressions", "sku", None, 104),
+    "click', row 108: feedback missing": at("impressions", "click", None, 108),
+    "order', row 112: feedback is no finite number": at("impressions", "order", np.inf, 112),
+    "click', row 117: feedback on an item that was not shown": lambda frames: (
+        at("impressions", "position", None, 117)(frames), at("impressions", "click", 1, 117)(frames)
+    ),
+    "order', row 108: feedback missing": at("impressions", "order", None, 108),
+    "position', row 124: positions repeated": at("impressions", "position", 1, 125),
+    "propensity', row 128: propensity outside (0, 1]": at("impressions", "propensity", 7.0, 128),
+    "position', row 132: rows of one item contradict": append("impressions", 132, position=99),
+    "click', row 140: rows of one item contradict": append("impressions", 140, click=9),
+    "propensity', row 144: rows of one item contradict": append("impressions", 144, propensity=0.111),
+    "order', row 148: rows of one item contradict": append("impressions", 148, order=9),
+    "user_id', row 152: request of several users": at("impressions", "user_id", "u99", 153),
+    "page', row 156: changes within a request": at("impressions", "page", "p9", 157),
+    "hour', row 160: changes within a request": at("impressions", "hour", 99, 161),
+    "sku', row 164: shown item is not among the candidates": at("impressions", "sku", "s999", 164),
+    "score', row 9: no finite float32 number": at("candidates", "score", np.inf, 9),
+    "sku', row 6: items repeated": append("items", 6),
+    "user_id', row 6: users repeated": append("users", 6),
+    "price', row 7: value of a target missing": at("items", "price", None, 7),
+    "rows repeated (": append("impressions", 172),
+    "positions missing (": at("impressions", "position", 9, 176),
+    "requests that last (": at("impressions", "shown_at", pd.Timestamp(2026, 5, 3, 12), 180),
+    "candidates of unknown requests (": append("candidates", request_id="nobody's"),
+    "candidates repeated (": append("candidates", 12),
+    "users missing (": lambda frames: frames["impressions"].__setitem__(
+        "user_id", frames["impressions"]["user_id"].mask(frames["impressions"].index.isin(range(184, 188)))
+    ),
+}  # fmt: skip
+
+
+def test_all_faults_of_one_log_are_told_together(
+    frames: Frames, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = save(apply(frames, lambda planted: [plant(planted) for plant in TOGETHER.values()]), tmp_path / "raw")
+    read_spec(tmp_path)
+    options = [word for name, table in vars(tables).items() if table for word in (f"--{name}", table)]
+    out = ["--schema", str(tmp_path / "log.yaml"), "--out", str(tmp_path / "out")]
+    assert main(["prepare", "log", *options, *out]) == 2
+    told = capsys.readouterr().err
+    assert [fault for fault in TOGETHER if fault not in told] == []
+    assert told.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "log.yaml"}
+
+
 @pytest.mark.parametrize("fault", REPORTED)
 def test_what_is_suspicious_is_reported(fault: str, frames: Frames, tmp_path: Path) -> None:
     plant, count = REPORTED[fault]

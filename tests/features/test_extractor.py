@@ -8,6 +8,8 @@ import math
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import datasets
@@ -480,6 +482,53 @@ def test_transforms_by_hand() -> None:
     vectors = [[1, 10], [3, 10], None]
     assert numbers(vectors, kind="dense", size=2, transforms=("standardize",)) == [[-1, 0], [1, 0], [0, 0]]
     assert numbers([True, False], kind="numeric") == [[1], [0]]
+
+
+def test_quantiles_by_hand() -> None:
+    places = [0.5 / 256, 0.5, 1 - 0.5 / 256]  # the ends by half a level
+    low, middle, high = (NormalDist().inv_cdf(place) for place in places)
+    found = numbers([1, 10, 1e6, None], kind="numeric", transforms=("quantile",))
+    assert found == [[pytest.approx(low)], [middle], [pytest.approx(high)], [0]]
+    tied = numbers([0, 0, 0, 7, 9], kind="numeric", transforms=("quantile",))  # 0 takes the places 0 to 1/2
+    assert tied[:3] == [[pytest.approx(NormalDist().inv_cdf(0.25), abs=1e-6)]] * 3
+    assert tied[3] == [pytest.approx(NormalDist().inv_cdf(0.75), abs=1e-6)]
+    scaled = numbers([1, 10, 1e6], kind="numeric", transforms=("quantile", "standardize"))
+    assert scaled == [[pytest.approx(-(1.5**0.5))], [0], [pytest.approx(1.5**0.5)]]
+    vectors = [[1, 5], [2, 5], [3, None], None]
+    found = numbers(vectors, kind="dense", size=2, transforms=("quantile",))
+    assert found == [[pytest.approx(low), 0], [0, 0], [pytest.approx(high), 0], [0, 0]]
+
+
+def test_quantiles_of_many_values_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerankzoo.features.encoding._MOST_RANKED", 2_000)
+    values = np.random.default_rng(0).permutation(10_000) / 10_000
+    tables = [{"item": np.arange(10_000).reshape(shape), "x": values.reshape(shape)} for shape in ((10, -1), (500, -1))]
+    fitted = RerankingFeatureExtractor(single_field(kind="numeric", transforms=("quantile",))).fit(tables[0])
+    batch = fitted(tables[0])["candidate_numeric"].flatten().double()
+    assert (torch.special.ndtr(batch) - torch.from_numpy(values)).abs().max() < 0.05
+    monkeypatch.setattr("rerankzoo.features.encoding._SLICE_ROWS", 7)
+    again = RerankingFeatureExtractor(fitted.schema).fit(tables[1])
+    assert again.schema.fingerprint == fitted.schema.fingerprint  # the sample knows neither rows nor slices
+
+
+def test_quantiles_are_saved_and_kept(tmp_path: Path) -> None:
+    spec = single_field(kind="numeric", transforms=("quantile", "standardize"))
+    data, other = ({"item": [0, 1, 2, 3], "x": values} for values in ([1, 2, 3, 9], [5, 6, 70, 80]))
+    extractor = RerankingFeatureExtractor(spec).fit(data)
+    extractor.save_pretrained(tmp_path)
+    loaded = RerankingFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.schema == extractor.schema
+    assert same(loaded(other), extractor(other))
+    assert same(extractor.extend(other)(other), extractor(other))
+    updated = extractor.extend(other, update_statistics=True)
+    assert same(updated(other), RerankingFeatureExtractor(spec).fit(other)(other))
+    with pytest.raises(SchemaMismatchError, match="field 'x' is ranked otherwise"):
+        updated.check_extends(extractor)
+    arrays = load_file(tmp_path / "vocabularies.safetensors")
+    arrays["quantiles/x"][3] += 1
+    save_file(arrays, tmp_path / "vocabularies.safetensors")
+    with pytest.raises(SchemaMismatchError, match="quantiles of field 'x' are not those"):
+        RerankingFeatureExtractor.from_pretrained(tmp_path)
 
 
 def test_min_count_and_hashing() -> None:

@@ -69,6 +69,7 @@ def test_label_target_is_the_first_with_labels_of_candidates() -> None:
         ({"clip": (0.0, 1.0)}, ["'f'", "clip"]),
         ({"kind": "numeric", "transforms": ("log",)}, ["transform", "'log'", "log1p"]),
         ({"kind": "numeric", "transforms": ("log1p", "log1p")}, ["repeats", "log1p"]),
+        ({"kind": "numeric", "transforms": ("standardize", "quantile")}, ["quantile comes before standardize"]),
         ({"kind": "numeric", "clip": (1.0, 1.0)}, ["clip", "(1.0, 1.0)"]),
         ({"kind": "numeric", "clip": (1.0,)}, ["clip", "(1.0,)"]),
         ({"hash_size": 0}, ["hash_size", "0"]),

@@ -64,14 +64,28 @@ def check_log(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[Finding
     """Runs all checks that fit the log.
 
     Raises:
-        RerankingDataError: For the first fault that makes the data wrong; names field, row and values.
+        RerankingDataError: For all faults together that make the data wrong; names field, row and values of each.
     """
-    found = [finding for relation, checks in _checks(plan) for finding in _run(connection, relation, checks)]
+    faults: list[RerankingDataError] = []
+    found = [one for relation, checks in _checks(plan) for one in _run(connection, relation, checks, faults)]
+    if faults:
+        raise _as_one(faults, [one for one in found if one.count])
     return [*found, *_clocks(connection), *_order(connection, plan), *_sampled(connection, plan)]
 
 
-def _run(connection: duckdb.DuckDBPyConnection, relation: str, checks: list[_Check]) -> Iterator[Finding]:
-    """Counts what meets the conditions, in one pass; then looks for examples."""
+def _as_one(faults: list[RerankingDataError], suspicious: list[Finding]) -> RerankingDataError:
+    """An error about the first fault that tells the others, and what else was found until then."""
+    first, *others = faults
+    text = "; ".join([first.message, *map(str, others)])
+    if suspicious:
+        text += "; suspicious: " + ", ".join(f"{one.name} ({one.count:,})" for one in suspicious)
+    return RerankingDataError(text, field=first.field, row=first.row)
+
+
+def _run(
+    connection: duckdb.DuckDBPyConnection, relation: str, checks: list[_Check], faults: list[RerankingDataError]
+) -> Iterator[Finding]:
+    """Counts what meets the conditions, in one pass; then looks for examples. What refuses the log joins the faults."""
     if not checks:
         return
     counts = ", ".join(f"count(*) FILTER (WHERE {check.condition})" for check in checks)
@@ -80,10 +94,10 @@ def _run(connection: duckdb.DuckDBPyConnection, relation: str, checks: list[_Che
         rows = connection.execute(query).fetchall() if count else []
         told = [(row, ", ".join(map(shown, values))) for row, *values in rows]
         if count and check.field is not None:
-            raise RerankingDataError(
-                f"{check.name}: {told[0][1]} ({count:,} in all)", field=check.field, row=told[0][0]
-            )
-        yield Finding(check.name, int(count), check.text, tuple(f"row {row}: {text}" for row, text in told))
+            text = f"{check.name}: {told[0][1]} ({count:,} in all)"
+            faults.append(RerankingDataError(text, field=check.field, row=told[0][0]))
+        else:
+            yield Finding(check.name, int(count), check.text, tuple(f"row {row}: {text}" for row, text in told))
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
@@ -224,7 +238,8 @@ def _candidate_checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:
     text = "the first row of each is kept"
     yield twice, [_Check("candidates repeated", "true", "__request, __item, __second", text)]
     missing = "(SELECT i.* FROM impressions i ANTI JOIN candidates c USING (__request, __item))"
-    yield missing, [_wrong("shown item is not among the candidates", item, "true", "__request, __item")]
+    named = "__request IS NOT NULL AND __item IS NOT NULL"
+    yield missing, [_wrong("shown item is not among the candidates", item, named, "__request, __item")]
 
 
 def _key_checks(plan: Plan, table: str, field: str, key: str, used: bool) -> Iterator[tuple[str, list[_Check]]]:
@@ -261,7 +276,7 @@ def _clocks(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
     margin = 10 * (high - low) + 86_400
     far = f"epoch(__time) NOT BETWEEN {low - margin} AND {high + margin}"
     text = "more than ten times the log's length away from it"
-    yield from _run(connection, "requests", [_Check("times far from the others", far, "__request, __time", text)])
+    yield from _run(connection, "requests", [_Check("times far from the others", far, "__request, __time", text)], [])
     steps = "(SELECT *, lag(__time) OVER (ORDER BY __row) AS __before FROM requests)"
     back = "__before - __time > INTERVAL 1 HOUR"
     count, total = _ask(connection, f"SELECT count(*) FILTER (WHERE {back}), count(*) FROM {steps}")
@@ -269,7 +284,7 @@ def _clocks(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
         yield Finding("rows that are not in the order of time", int(count), "clock jumps were not looked for")
         return
     text = "the time goes back by more than an hour, in rows that are in its order otherwise"
-    yield from _run(connection, steps, [_Check("clock jumps", back, "__request, __before, __time", text)])
+    yield from _run(connection, steps, [_Check("clock jumps", back, "__request, __before, __time", text)], [])
 
 
 def _order(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Iterator[Finding]:

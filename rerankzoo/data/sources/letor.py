@@ -95,7 +95,7 @@ def convert_letor(
 def letor_schema(size: int) -> FeatureSchema:
     """The schema of folders of this many features."""
     features = FieldSpec(
-        name="features", group="candidate", kind="dense", size=size, transforms=("signed_log1p", "standardize")
+        name="features", group="candidate", kind="dense", size=size, transforms=("quantile", "standardize")
     )
     target = TargetSpec(name="relevance", candidate_feedback="grade", gain="exponential")
     return FeatureSchema(
