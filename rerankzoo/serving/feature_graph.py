@@ -2,6 +2,7 @@
 
 What the nodes compute is what `rerankzoo.features.encoding` computes, in the same double precision. Two things a graph
 cannot do: hash a string (the hash is its input instead), and refuse a value (`graph_client.py` does, by `export.json`).
+The transform `quantile` is refused: ONNX has neither a sorted search nor the normal distribution's quantile.
 B requests, N candidates, L history items, F fields, T targets.
 """
 
@@ -217,6 +218,8 @@ class FeatureGraph:
         missing, zero = self._op("IsNaN", values), self._constant(0, np.float64)
         values = self._op("Where", missing, zero, values)
         specs = [encode.spec for encode in encoders for _ in range(encode.spec.size)]
+        if ranked := [spec.name for spec in specs if "quantile" in spec.transforms]:
+            raise ExportError(f"field {ranked[0]!r}: the transform 'quantile' has no form in a graph yet")
         if any(spec.clip for spec in specs):
             low, high = zip(*(spec.clip or (-math.inf, math.inf) for spec in specs), strict=True)
             values = self._op("Max", values, self._constant(low, np.float64))

@@ -429,6 +429,14 @@ def test_candidates_of_no_category_are_not_limited() -> None:
     assert greedy([4.0, 3.0, 2.0, 1.0], GraphRules(batch, torch.tensor([[1, 1, 0, 0]])), 3) == [0, 2, 3]
 
 
+def test_a_transform_without_nodes_is_refused(tmp_path: Path) -> None:
+    price = FieldSpec(name="price", group="candidate", kind="numeric", transforms=("quantile",))
+    schema = FeatureSchema(name="ranked", item_id="sku", fields=(price,))
+    extractor = RerankingFeatureExtractor(schema).fit([{"sku": [1, 2], "price": [1.0, 2.0]}])
+    with pytest.raises(ExportError, match="field 'price': the transform 'quantile'"):
+        mirror(extractor, tmp_path / "graph")
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
