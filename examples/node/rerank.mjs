@@ -83,7 +83,7 @@ export class GraphClient {
 
   static async load(ort, folder) {
     const description = JSON.parse(readFileSync(join(folder, "export.json"), "utf8")).features;
-    const options = { intraOpNumThreads: 1, executionProviders: ["cpu"] };
+    const options = { intraOpNumThreads: 1, graphOptimizationLevel: "extended", executionProviders: ["cpu"] };
     return new GraphClient(ort, description, await ort.InferenceSession.create(join(folder, description.graph), options));
   }
 

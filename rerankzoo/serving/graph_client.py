@@ -54,6 +54,8 @@ class GraphClient:
         self.inputs: list[dict[str, Any]] = self.description["inputs"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Other layouts of memory, which the highest level tries, are for images.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         graph = str(path / self.description["graph"])
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
