@@ -1,9 +1,11 @@
-"""What searches that ask an evaluator alone find, by the truth, and how often they ask it.
+"""What searches that ask an evaluator alone find, by the truth, and how often they ask it; beside generators.
 
-Requests of a simulated world, an evaluator that was trained on its log: beams over the values of prefixes, the best of
-uniformly drawn slates, local search from the upstream order and from drawn slates, and all slates.
+Requests of a simulated world, an evaluator that was trained on its log or is the truth: beams over the values of
+prefixes, the best of uniformly drawn slates, local search from the upstream order and from drawn slates, all slates.
+Of every generator: what it decodes, and what a model that edits makes of it.
 
-python -m qa.evaluator_search EVALUATOR DATA [--requests 200]
+python -m qa.evaluator_search EVALUATOR DATA [--requests 200] [--models MODEL...]
+python -m qa.evaluator_search truth DATA --models MODEL...
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from torch import Tensor
 
 from rerankzoo.batch import Batch, inputs
 from rerankzoo.data.simulator.evaluator import SimulatorEvaluator
-from rerankzoo.generation import exhaustive_search, local_search
+from rerankzoo.generation import SlateGenerationMixin, exhaustive_search, local_search
 from rerankzoo.generation.rollouts import upstream_slates
-from rerankzoo.models.auto import load_evaluator
+from rerankzoo.models.auto import load_checkpoint, load_evaluator
 from rerankzoo.slates import uniform_slates
+from rerankzoo.training.objectives import TRUTH
 
 
 class Counted:
@@ -44,10 +47,13 @@ def best_of(evaluator: Counted, batch: Batch, slates: Tensor) -> Tensor:
     return slates[torch.arange(len(slates)), evaluator.score_slates(slates, **batch).argmax(-1)]
 
 
-def searches(evaluator: Counted, batch: Batch, size: int) -> dict[str, Any]:
+def searches(evaluator: Counted, batch: Batch, size: int, generators: dict[str, Any]) -> dict[str, Any]:
     """Slates (B, M) by search; called one by one."""
     model, mask = evaluator.evaluator, batch["candidate_mask"]
     start = upstream_slates(batch, size, model.schema)
+    known = {name: generator.generate(**batch).unsqueeze(1) for name, generator in generators.items()}
+    known |= {"uniform": uniform_slates(mask, size, 1, torch.Generator().manual_seed(0))}
+    editors = {name: generator for name, generator in generators.items() if hasattr(generator, "edit_path")}
 
     def drawn(number: int) -> Tensor:
         return uniform_slates(mask, size, number, torch.Generator().manual_seed(0))
@@ -64,7 +70,21 @@ def searches(evaluator: Counted, batch: Batch, size: int) -> dict[str, Any]:
         },
         **{f"upstream, {steps} steps": lambda steps=steps: climbed(start, steps) for steps in (1, 2, 4, 20)},
         "4 drawn, 20 steps each": lambda: climbed(drawn(4), 20),
-        "beam of 8": lambda: model.generate(**batch, num_beams=8, slate_size=size),
+        **(
+            {"beam of 8": lambda: model.generate(**batch, num_beams=8, slate_size=size)}
+            if isinstance(model, SlateGenerationMixin)
+            else {}
+        ),
+        **{name: lambda slates=slates: slates[:, 0] for name, slates in known.items()},
+        **{f"{name}, up to 20 steps": lambda slates=slates: climbed(slates, 20) for name, slates in known.items()},
+        **{
+            f"{name}, edited by {editor}": lambda slates=slates, editor=editor: (
+                editors[editor].edit_path(slates, 6, **batch).slates[:, -1]
+            )
+            for editor in editors
+            for name, slates in known.items()
+            if name != editor
+        },
         "all slates": lambda: exhaustive_search(evaluator, batch, size).slates[:, 0],
     }
 
@@ -75,16 +95,22 @@ def main() -> None:
     parser.add_argument("evaluator")
     parser.add_argument("data", type=Path)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--models", nargs="*", default=[])
     arguments = parser.parse_args()
-    model, extractor = load_evaluator(arguments.evaluator)
+    loaded = {name: load_checkpoint(name) for name in arguments.models}
+    model, extractor = (
+        next(iter(loaded.values())) if arguments.evaluator == TRUTH else load_evaluator(arguments.evaluator)
+    )
     batch = inputs(extractor(pq.read_table(arguments.data / "test.parquet").slice(0, arguments.requests)))
     metadata = json.loads((arguments.data / "dataset.json").read_text(encoding="utf-8"))
     truth, size = SimulatorEvaluator.from_metadata(metadata, extractor.schema), model.config.slate_size
+    model = truth if arguments.evaluator == TRUTH else model
+    generators = {name: found.model for name, found in loaded.items()}
     optimum = exhaustive_search(truth, batch, size).scores[:, 0].mean()
     beams = [min(8, math.perm(batch["candidate_mask"].shape[1], place)) for place in range(size)]
     prefixes = sum(width * (batch["candidate_mask"].shape[1] - place) for place, width in enumerate(beams))
     print("| search | true utility | by the evaluator | asked per request |\n|---|---:|---:|---:|")
-    for name, search in searches(evaluator := Counted(model), batch, size).items():
+    for name, search in searches(evaluator := Counted(model), batch, size, generators).items():
         evaluator.asked = 0
         with torch.inference_mode():
             slates = search()
