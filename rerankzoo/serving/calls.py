@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rerankzoo import generation
 from rerankzoo.errors import InfeasibleConstraintError, RerankingDataError, shown
@@ -18,12 +18,25 @@ MAX_REQUESTS = 1024
 #: What one call may cost the others: the largest values of decoding parameters.
 MAX_PARAMETERS = {"slate_size": 100, "num_beams": 64, "num_return_sequences": 64}
 
+_MAX_NAMES = 32  # of parameters, and of what a call or a constraint has
+# Lists are bounded and end at their first error: of a long list of wrong entries pydantic would tell each.
 ItemId = int | str
-Items = list[ItemId] | list[list[ItemId]]
+Ids = Annotated[list[ItemId], Field(max_length=10_000, fail_fast=True)]
+Items = Ids | Annotated[list[Ids], Field(max_length=MAX_REQUESTS, fail_fast=True)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_length(cls, data: Any) -> Any:
+        """Of a million unknown names pydantic would tell each."""
+        for entry in (data, data.get("parameters")) if isinstance(data, dict) else ():
+            if isinstance(entry, dict) and len(entry) > _MAX_NAMES:
+                raise ValueError(f"at most {_MAX_NAMES} names are allowed here, got {len(entry)}")
+        return data
 
 
 class _Constraint(_Strict):
@@ -48,23 +61,23 @@ class PinSpec(_Constraint):
 
     type: Literal["Pin"]
     items: Items
-    position: int
+    position: Count
 
 
 class AtMostSpec(_Constraint):
     """At most so many items of each value of a field, in the slate or in any `window` positions."""
 
     type: Literal["AtMost"]
-    limit: int
+    limit: Count
     categories: str
-    window: int | None = None
+    window: Count | None = None
 
 
 class MinDistanceSpec(_Constraint):
     """Two items of one value of a field stand at least so many positions apart."""
 
     type: Literal["MinDistance"]
-    distance: int
+    distance: Count
     categories: str
 
 
@@ -72,7 +85,7 @@ class AtLeastSpec(_Constraint):
     """At least so many of these items."""
 
     type: Literal["AtLeast"]
-    count: int
+    count: Count
     items: Items
 
 
@@ -96,7 +109,7 @@ class RerankCall(_Strict):
     """
 
     requests: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_REQUESTS)
-    constraints: list[AnyConstraint] = []
+    constraints: list[AnyConstraint] = Field([], max_length=32)
     parameters: dict[str, bool | int | float | str] = {}
     on_error: Literal["raise", "report"] = "raise"
 

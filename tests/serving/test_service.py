@@ -249,6 +249,17 @@ GOOD = object()  # stands for a good request
             (None, 0),
             "names no candidate of the request",
         ),
+        (
+            b'{"requests": [{}], %s}' % b",".join(b'"%d": 0' % at for at in range(2000)),
+            (None, None),
+            "at most 32 names",
+        ),
+        ({"requests": [GOOD], "parameters": {str(at): None for at in range(2000)}}, (None, None), "at most 32 names"),
+        (
+            {"requests": [GOOD], "constraints": [{"type": "AtMost", "limit": 10**30, "categories": "brand"}]},
+            ("constraints.0.AtMost.limit", None),
+            "less than or equal",
+        ),
         (b'{"requests": [', (None, None), "Invalid JSON"),
         (b"[" * 5000, (None, None), "Invalid JSON"),
         (b"\xff\x00", (None, None), "Invalid JSON"),
@@ -269,6 +280,15 @@ def test_what_cannot_be_used_is_told_with_its_place(
 def small(model_folder: Path) -> Iterator[Server]:
     with running(model_folder, max_candidates=8, max_body=50_000) as started:
         yield started
+
+
+def test_a_long_list_of_wrong_entries_is_told_in_short(small: Server) -> None:
+    for items in ([0.5] * 8000, [[0.5]] * 5000):
+        call = {"requests": [{}], "constraints": [{"type": "Exclude", "items": items}]}
+        status, answer = small(call)
+        assert status == 422
+        assert len(answer["detail"]) < 10
+    assert len(small({"requests": [1] * 9000})[1]["detail"]) == 1
 
 
 def test_others_are_answered_where_that_is_asked_for(server: Server, requests: list[Any]) -> None:
