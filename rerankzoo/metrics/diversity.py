@@ -1,7 +1,8 @@
 """Variety within slates (intra-list distance, distinct categories) and across requests (coverage, distinct pairs).
 
 `slates` (B, M) int64 are positions into the row's candidates, -100 pads; `k` is the cut-off, in positions. A pair with
-a padded position does not count. All functions raise ValueError on bad options, shapes, slates and displayed entries.
+a padded position does not count. All functions but `order_distance`, which is asked in every training step, raise
+ValueError on bad options, shapes, slates and displayed entries.
 """
 
 from __future__ import annotations
