@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -123,11 +121,11 @@ def total(parts: Iterable[float | None]) -> float | None:
 
 
 def origin_of_figures() -> dict[str, str]:
-    """The code's commit, or the version where it is no checkout, and the machine."""
-    package = Path(rerankzoo.__file__).parent
-    git = shutil.which("git")
-    told = [git or "", "-C", str(package), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(told, capture_output=True, text=True, check=False) if git else None
+    """The code's commit, or the version where it is no checkout of git, and the machine."""
+    git = Path(rerankzoo.__file__).parents[1] / ".git"
+    head = (git / "HEAD").read_text(encoding="utf-8").strip() if (git / "HEAD").is_file() else ""
+    branch = git / head.removeprefix("ref: ")
+    commit = branch.read_text(encoding="utf-8")[:10] if head.startswith("ref: ") and branch.is_file() else ""
     machine = describe_machine()
     place = f"{machine.get('processor', 'unknown')}, {machine['cores']} cores, {machine['threads']} threads"
-    return {"commit": (found and found.stdout.strip()) or rerankzoo.__version__, "machine": place}
+    return {"commit": commit or rerankzoo.__version__, "machine": place}

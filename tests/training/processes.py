@@ -70,6 +70,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
             "MIRForReranking",
             "MiDNNForReranking",
             "NLGRForReranking",
+            "Seq2SlateForReranking",
             "SetRankForReranking",
             "UniRankForReranking",
         )
