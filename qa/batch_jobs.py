@@ -1,6 +1,6 @@
 """Requests a second of `rerankzoo rerank`: two Ray workers beside one local process, on the same files.
 
-    python -m qa.batch_jobs                 # 16 files of 4,000 requests, 50 candidates, slates of 6
+    python -m qa.batch_jobs                 # 64 files of 4,000 requests, 50 candidates, slates of 6
     python -m qa.batch_jobs --files 8 --requests 2000
 
 What is compared is written by both, and must be equal byte for byte. Ray is started before the clock, the workers load
@@ -57,7 +57,7 @@ def measure(folder: Path, files: int, requests: int, workers: int) -> None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--files", type=int, default=16)
+    parser.add_argument("--files", type=int, default=64)
     parser.add_argument("--requests", type=int, default=4000, help="of each file")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
