@@ -53,6 +53,10 @@ class Workers:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker must not be negative, got {self.gpus_per_worker}")
+        if self.engine == "local":
+            for name, value in {"address": None, "num_workers": 1, "gpus_per_worker": 0}.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} is of the engine 'ray', got {getattr(self, name)!r} with 'local'")
 
 
 def run_units(

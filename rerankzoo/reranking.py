@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +20,15 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.backends import Backend
 from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.generation import Constraint
+from rerankzoo.mining import weights_digest
+from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.pipeline import OnError, RerankingPipeline
 
 #: In the folder that is written: with what it was begun.
@@ -65,16 +67,25 @@ class RerankFile:
             RerankingDataError: If a request cannot be used and `on_error` is "raise"; it names the file.
         """
         source, target, seed = unit
-        count = 0
-        with fsspec.open(source, "rb") as stream, _written_whole(target) as place:
+        files, path = fsspec.core.url_to_fs(target)
+        with fsspec.open(source, "rb") as stream:
             file = pq.ParquetFile(stream)
             schema = self.schema(file.schema_arrow, source)
-            with pq.ParquetWriter(place, schema) as writer:
-                for batch in file.iter_batches(self.batch_size):
-                    torch.manual_seed(_number(f"{seed}-{count}"))
-                    writer.write_table(self.rerank(pa.table(batch), schema, source, count))
-                    count += batch.num_rows
-        return count
+
+            def write(place: Any) -> None:
+                first = 0
+                with pq.ParquetWriter(place, schema) as writer:
+                    for batch in file.iter_batches(self.batch_size):
+                        torch.manual_seed(_number(f"{seed}-{first}"))
+                        writer.write_table(self.rerank(pa.table(batch), schema, source, first))
+                        first += batch.num_rows
+
+            if isinstance(files, LocalFileSystem):
+                write_atomically(Path(path), write)
+            else:
+                with files.transaction, files.open(path, "wb") as target_stream:
+                    write(target_stream)
+            return int(file.metadata.num_rows)
 
     def schema(self, requests: pa.Schema, source: str) -> pa.Schema:
         """The columns that are written, with their types."""
@@ -157,7 +168,8 @@ def rerank_folder(
     Raises:
         FileNotFoundError: If there are no such files.
         RerankingDataError: If a request cannot be used, a column is missing, or the folder was begun with other
-            settings.
+            settings or weights.
+        OutputError: If a file cannot be written; those that are finished stay.
         ValueError: If a setting is invalid.
     """
     if batch_size < 1:
@@ -173,6 +185,8 @@ def rerank_folder(
         "parameters": parameters,
     }
     asked = {**work, "constraints": list(map(repr, constraints)), "seed": seed, "model": model, "requests": requests}
+    if backend == "eager":
+        asked["weights"] = weights_digest(load_checkpoint(model, AutoModelForReranking).model)
     files, folder = fsspec.core.url_to_fs(out)
     _begin(files, folder, {**asked, **options, "threads_per_worker": workers.threads_per_worker})
     places = {name: posixpath.relpath(name, root) for name in names}
@@ -214,19 +228,6 @@ def _worker(model: str, options: Mapping[str, Any], work: Mapping[str, Any]) -> 
 
 def _number(seed: str) -> int:
     return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
-
-
-@contextmanager
-def _written_whole(target: str) -> Iterator[str]:
-    """Yields a local path; what is written there takes the target's place, unless there is an error."""
-    files, path = fsspec.core.url_to_fs(target)
-    files.makedirs(posixpath.dirname(path), exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="rerankzoo-") as folder:
-        local = str(Path(folder, "part.parquet"))
-        yield local
-        beside = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{Path(folder).name}")
-        files.put_file(local, beside)
-        files.mv(beside, path)
 
 
 def _begin(files: Any, folder: str, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -140,6 +141,8 @@ def test_settings_that_are_invalid(
         ({"engine": "spark"}, "engine must be one of local, ray, got 'spark'"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
         ({"gpus_per_worker": -1}, "gpus_per_worker must not be negative, got -1"),
+        ({"num_workers": 4}, "num_workers is of the engine 'ray', got 4 with 'local'"),
+        ({"address": "auto"}, "address is of the engine 'ray', got 'auto' with 'local'"),
     ],
 )
 def test_workers_that_are_invalid(options: dict[str, Any], message: str) -> None:
@@ -158,6 +161,48 @@ def test_command_line(checkpoint: str, requests: Path, tmp_path: Path, capsys: p
     assert "24 requests" in capsys.readouterr().out
     rerank_folder(checkpoint, str(requests), str(tmp_path / "other"), num_beams=2)
     assert written(out) == written(tmp_path / "other")
+
+
+def test_command_line_keeps_constraints(
+    checkpoint: str, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('[{"type": "Exclude", "items": [1, 2, 3]}]', encoding="utf-8")
+    command = ["rerank", checkpoint, "--requests", str(requests), "--constraints", str(rules), "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    rerank_folder(checkpoint, str(requests), str(tmp_path / "other"), constraints=[Exclude([1, 2, 3])])
+    assert written(tmp_path / "out") == written(tmp_path / "other")
+    rules.write_text('[{"type": "Exclude", "item": [1]}]', encoding="utf-8")
+    assert main([*command, str(tmp_path / "wrong")]) == 2
+    assert "rules.json" in capsys.readouterr().err
+    assert main([*command[:4], "--out", str(tmp_path / "wrong"), "--num-workers", "4"]) == 2
+    assert "num_workers is of the engine 'ray', got 4 with 'local'" in capsys.readouterr().err
+
+
+def test_other_weights_are_no_continuation(
+    checkpoint: str, extractor: RerankingFeatureExtractor, requests: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    rerank_folder(str(model), str(requests), str(tmp_path / "out"))
+    torch.manual_seed(1)
+    config = PointwiseConfig(feature_schema=extractor.schema.to_dict(), hidden_size=8, slate_size=4)
+    PointwiseForReranking(config).save_pretrained(model)
+    with pytest.raises(RerankingDataError, match=r"field 'weights': .* was begun with"):
+        rerank_folder(str(model), str(requests), str(tmp_path / "out"))
+
+
+def test_a_failed_file_leaves_nothing(checkpoint: str, requests: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(requests / "a.parquet").to_pylist()
+    rows[-1]["price"] = rows[-1]["price"][:-1]
+    pq.write_table(pa.Table.from_pylist(rows), requests / "a.parquet")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(requests), "/failed/requests", recursive=True)
+    for source, out in ((str(requests), str(tmp_path / "out")), ("memory://failed/requests", "memory://failed/out")):
+        with pytest.raises(RerankingDataError, match="price"):
+            rerank_folder(checkpoint, source, out, batch_size=2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORD_FILE]
+    assert [name.rpartition("/")[2] for name in memory.find("/failed/out")] == [RECORD_FILE]
 
 
 class DiesOnce:

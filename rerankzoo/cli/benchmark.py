@@ -232,11 +232,14 @@ class _Run:
         self.options = [option.replace("{seed}", str(seed)) for option in (*benchmark.arguments, *further)]
         self.evaluators: dict[str | None, Trained] = {}
         self.runs: dict[str | None, tuple[EvaluationRun, dict[str, float]]] = {}
-        self.loaded: dict[str, tuple[Any, RerankingFeatureExtractor, EvaluationRun]] = {}
         self.chosen: dict[str, str] = {}  # by the evaluator's name, what held-out feedback preferred
 
     def evaluate(self, name: str, entry: Entry) -> Evaluation:
         """Trains and judges one model."""
+        return self._judged(name, entry)[0]
+
+    def _judged(self, name: str, entry: Entry) -> tuple[Evaluation, Any, RerankingFeatureExtractor, EvaluationRun]:
+        """The evaluation of one model, the model with its extractor, and what judged it."""
         evaluator = self._evaluator(entry.evaluator)
         trained, seconds = self._train(name, entry, evaluator)
         if entry.evaluator not in self.runs:
@@ -253,13 +256,11 @@ class _Run:
             evaluation = evaluation.with_metrics(name, _cost(entry, asked, costs), decoding)
         if entry.evaluator is not None:
             evaluation = evaluation.with_own_evaluator()
-        self.loaded[name] = (model, extractor, run)
-        return evaluation
+        return evaluation, model, extractor, run
 
     def board_rows(self, name: str, entry: Entry, **origin: str) -> list[BoardRow]:
         """Trains and judges one model, and measures what it costs to serve."""
-        evaluation = self.evaluate(name, entry)
-        model, extractor, run = self.loaded.pop(name)
+        evaluation, model, extractor, run = self._judged(name, entry)
         batch = extractor(run.splits["test"].with_format("arrow")[:32])
         size, costs = evaluation.protocol["slate_size"], {}
         for asked in entry.named_decodings() or ():

@@ -60,6 +60,10 @@ def mine(
     names = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
     MiningSettings(slate_size=1, **{name: settings[name] for name in names & set(settings)})  # before anything is read
     asked = Workers(**{entry.name: settings.pop(entry.name) for entry in fields(Workers) if entry.name in settings})
+    if asked.engine == "local" and asked != Workers():
+        raise RecipeError(
+            f"threads_per_worker is of the engine 'ray' here, got {asked.threads_per_worker} with 'local'"
+        )
     workers = None if asked.engine == "local" else asked
     quiet()
     fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)

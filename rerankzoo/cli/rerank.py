@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
@@ -11,8 +12,11 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rerankzoo.backends import Backend
 from rerankzoo.cli.options import choose_device, takes
 from rerankzoo.engines import Workers
+from rerankzoo.errors import RecipeError, in_one_line
+from rerankzoo.generation import Constraint
 from rerankzoo.pipeline import OnError
 from rerankzoo.reranking import rerank_folder
+from rerankzoo.text_files import read_json
 
 
 @takes(Workers)
@@ -24,6 +28,7 @@ def rerank(
     evaluator: str | None = None,
     backend: Backend = "eager",
     device: str = "cpu",
+    constraints: Path | None = None,
     keep: list[str] | None = None,
     on_error: OnError = "raise",
     batch_size: PositiveInt = 1024,
@@ -46,6 +51,8 @@ def rerank(
         evaluator: Folder or Hub id of an evaluator that chooses; beside: the one beside the model.
         backend: Of eager, onnx, aoti.
         device: Where the models go, such as cuda.
+        constraints: JSON file with what all slates must keep, as a call of `rerankzoo serve` tells it, such as
+            [{"type": "AtMost", "limit": 2, "categories": "category"}].
         keep: Columns of the requests that are written, too, such as request_id.
         on_error: What becomes of a request that cannot be used: raise, report (in a column `error`) or skip.
         batch_size: Rows that are read and reranked together.
@@ -66,6 +73,7 @@ def rerank(
             evaluator=True if evaluator == "beside" else evaluator,
             backend=backend,
             device=str(choose_device(device)),
+            constraints=_read_constraints(constraints) if constraints else (),
             keep=keep or (),
             on_error=on_error,
             batch_size=batch_size,
@@ -75,3 +83,16 @@ def rerank(
             **{name: value for name, value in asked.items() if value is not None},
         )
     print(f"{done:,} requests; written: {out}")
+
+
+def _read_constraints(path: Path) -> list[Constraint]:
+    try:
+        from pydantic import TypeAdapter
+
+        from rerankzoo.serving.calls import AnyConstraint
+    except ImportError as error:
+        raise RecipeError(f"--constraints needs {error.name}: pip install 'rerankzoo[serve]'") from error
+    try:
+        return [entry.build() for entry in TypeAdapter(list[AnyConstraint]).validate_python(read_json(path))]
+    except ValueError as error:
+        raise RecipeError(f"{path}: {in_one_line(error)}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +113,8 @@ class _Search:
         except ImportError as error:
             raise ImportError("rerankzoo tune needs Optuna: pip install 'rerankzoo[tune]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._command({key: next(_examples(entry)) for key, entry in self.space.items()})  # a wrong key ends it here
+        first = {key: entry.get("choices", [entry.get("low")])[0] for key, entry in self.space.items()}
+        self._command(first)  # a wrong key ends it here
         self.out.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             storage=f"sqlite:///{self.out / STUDY_FILE}",
@@ -203,10 +204,6 @@ class _Search:
 
 def _are_ends(low: Any, high: Any) -> bool:
     return all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) and low < high
-
-
-def _examples(entry: Mapping[str, Any]) -> Iterator[Any]:
-    yield from entry.get("choices", [entry.get("low")])
 
 
 def _suggest(trial: optuna.Trial, key: str, entry: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchmetrics.functional import spearman_corrcoef
 
 from rerankzoo.atomic_writing import write_text
 from rerankzoo.batch import Batch, take, trim
@@ -285,7 +286,6 @@ def _agreement(tables: Mapping[str, Mapping[Key, float]]) -> str:
         for other in names[number + 1 :]:
             shared = [key for key in tables[one] if key in tables[other]]
             if len(shared) >= 3:
-                figures = torch.tensor([[tables[world][key] for key in shared] for world in (one, other)])
-                order = figures.argsort(-1).argsort(-1).double()
-                cells.append([one, other, str(len(shared)), f"{torch.corrcoef(order)[0, 1]:.2f}"])
+                first, second = (torch.tensor([tables[world][key] for key in shared]) for world in (one, other))
+                cells.append([one, other, str(len(shared)), f"{float(spearman_corrcoef(first, second)):.2f}"])
     return table(["world", "world", "rows", "Spearman"], cells, 2) if cells else ""
