@@ -28,7 +28,7 @@ from rerankzoo.pipeline import RerankingPipeline
 console = Console()
 
 #: Requests that are diagnosed: for a verdict in seconds.
-_DIAGNOSED = 5_000
+_DIAGNOSED = 10_000
 #: What is trained, what is said of it, and how it decodes.
 STORY = "quickstart.yaml"
 
