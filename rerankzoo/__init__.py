@@ -18,6 +18,7 @@ _HOME = {
     "Boost": "rerankzoo.generation",
     "EvaluatorEnsemble": "rerankzoo.generation",
     "EvaluatorLocalSearch": "rerankzoo.generation",
+    "ExhaustiveSearch": "rerankzoo.generation",
     "Exclude": "rerankzoo.generation",
     "FeatureSchema": "rerankzoo.features.schema",
     "FieldSpec": "rerankzoo.features.schema",

@@ -29,12 +29,13 @@ from rerankzoo.evaluation import (
 )
 from rerankzoo.evaluation.board import BoardRow, append_rows, board_rows, has_model, read_board, serving_costs
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.generation import SlateGenerationMixin
+from rerankzoo.generation import ExhaustiveSearch, GeneratorPool, SlateGenerationMixin
 from rerankzoo.mining import MiningSettings, mine_folder
 from rerankzoo.models.registry import model_class
 from rerankzoo.text_files import read_yaml
 
 _ANY_DATA = tuple(f"--data.init_args.{name}" for name in ("batch_size", "eval_batch_size", "seed"))  # not of a source
+_EVALUATOR = "evaluator"  # the one of all models, in `{evaluator}`
 _TUNING_REQUESTS = 500  # of the validation split, for alpha
 _NAME = re.compile(r"\w[\w .+@=,-]*")  # of a model, an evaluator, a setting of mining: it becomes a folder's
 _MINING = {*inspect.signature(mine_folder).parameters, *(entry.name for entry in fields(MiningSettings))}
@@ -71,7 +72,8 @@ class Entry:
     """One model of a benchmark."""
 
     recipe: str | None = None  # of the generator; `None`: the evaluator itself is the model, and searches
-    arguments: list[str] = field(default_factory=list)  # added to the recipe's; `{evaluator}`: its checkpoint
+    arguments: list[str] = field(default_factory=list)  # added to the recipe's; `{NAME}`: the checkpoint of that model
+    generators: list[str] = field(default_factory=list)  # instead of a recipe, models of the benchmark that propose
     mine: dict[str, int | float | str] | None = None  # as of `mine_folder`; `None`: it learns from the log itself
     evaluator: str | None = None  # which of the `evaluators` mines, values and chooses; `None`: the one of all models
     decodings: dict[str, dict[str, Any]] | None = None  # with `evaluator: true` where it chooses; `None`: the usual
@@ -84,12 +86,20 @@ class Entry:
             find_recipe(self.recipe)
         elif self.decodings is None or self.mine is not None:
             raise RecipeError("without a recipe it needs decodings, and no mine")
+        if self.generators and self.recipe is not None:
+            raise RecipeError(f"generators: a pool has no recipe, got {self.recipe!r}")
+        if _EVALUATOR in self.generators:
+            raise RecipeError("generators: the evaluator chooses among their slates, and is none of them")
         for name, value in (self.mine or {}).items():
             if name not in _MINING:
                 raise RecipeError(f"mine.{name}: unknown setting{did_you_mean(name, _MINING)}")
             _folder_name(str(value), f"mine.{name}")
         for decoding in self.named_decodings() or ():
             decoding.check(_generator_class(self.recipe))
+
+    def needs(self, name: str) -> bool:
+        """Whether another model, or the evaluator, must be trained before."""
+        return name in self.generators or any(f"{{{name}}}" in argument for argument in self.arguments)
 
     def mined_folder(self) -> str:
         """The name of the folder of its mined slates: models that learn the same share it."""
@@ -128,6 +138,7 @@ class Benchmark:
     """A benchmark file."""
 
     models: dict[str, Entry]
+    companions: dict[str, Entry] = field(default_factory=dict)  # models that others need; no rows of the table
     evaluator: EvaluatorSpec | None = None  # values the slates of all models, chooses among slates and mines
     judge: EvaluatorSpec | None = None  # an independent one, trained on another log of the same simulated world
     evaluators: dict[str, EvaluatorSpec] = field(default_factory=dict)  # for the slates of models that name one only
@@ -139,13 +150,22 @@ class Benchmark:
     lambdamart: bool = False  # whether LightGBM's LambdaMART is one (extra "yardsticks")
 
     def __post_init__(self) -> None:
-        for name, entry in self.models.items():
+        for name, entry in self.every.items():
             if entry.evaluator is not None and entry.evaluator not in self.evaluators:
                 near = did_you_mean(entry.evaluator, self.evaluators)
                 raise RecipeError(f"models.{name}.evaluator: no {entry.evaluator!r} in evaluators{near}")
             searches = entry.mine is not None or entry.recipe is None
             if searches and self.evaluator is None and entry.evaluator is None:
                 raise RecipeError(f"models.{name} needs an evaluator; the benchmark names none")
+            before = list(self.every)[: list(self.every).index(name)]
+            for other in (*entry.generators, *filter(entry.needs, self.every)):
+                if other != _EVALUATOR and other not in before:
+                    raise RecipeError(f"models.{name} needs {other!r}, which must stand before it; there are {before}")
+
+    @property
+    def every(self) -> dict[str, Entry]:
+        """All models; what one needs stands before it."""
+        return {**self.companions, **self.models}
 
     @classmethod
     def from_yaml(cls, path: Path) -> Benchmark:
@@ -176,7 +196,12 @@ class Benchmark:
         if unknown := [name for name in names if name not in self.models]:
             near = did_you_mean(unknown[0], self.models)
             raise RecipeError(f"unknown models {unknown}; there are {list(self.models)}{near}")
-        return replace(self, models={name: entry for name, entry in self.models.items() if name in names})
+        needed = set(names)
+        for name, entry in reversed(self.every.items()):
+            needed |= {other for other in self.every if name in needed and entry.needs(other)}
+        models = {name: entry for name, entry in self.models.items() if name in names}
+        companions = {name: entry for name, entry in self.every.items() if name in needed and name not in models}
+        return replace(self, models=models, companions=companions)
 
 
 def _part(key: str, value: Any) -> Any:
@@ -189,8 +214,8 @@ def _part(key: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise RecipeError(f"{key}: expected true or false, got {shown(value)}")
         return value
-    kind = {"models": Entry, "curve": Curve, "worlds": World}.get(key, EvaluatorSpec)
-    if key not in ("models", "evaluators", "worlds"):
+    kind = {"models": Entry, "companions": Entry, "curve": Curve, "worlds": World}.get(key, EvaluatorSpec)
+    if key not in ("models", "companions", "evaluators", "worlds"):
         return _parsed(kind, value, key)
     if not isinstance(value, Mapping):
         raise RecipeError(f"{key}: expected {key} by name, got {shown(value)}")
@@ -245,7 +270,7 @@ class _Run:
         if entry.evaluator not in self.runs:
             self.runs[entry.evaluator] = self._evaluation_run(entry.evaluator, evaluator, trained)
         run, quality = self.runs[entry.evaluator]
-        model = run.evaluator if trained is evaluator else trained.load(self.device)
+        model = run.evaluator if trained is evaluator else self._load(entry, trained)
         extractor = RerankingFeatureExtractor.from_pretrained(trained.folder)
         with console.status(f"evaluating {name}, seed {self.seed}"):
             evaluation = run.evaluate(name, model, extractor, self.seed, entry.named_decodings(), _TUNING_REQUESTS)
@@ -253,7 +278,8 @@ class _Run:
         evaluation = evaluation.with_protocol(training_cpu_seconds={name: costs}, evaluator_quality=quality)
         evaluation = evaluation.with_metrics(name, quality)
         for decoding, asked in evaluation.protocol["decodings"].items():
-            evaluation = evaluation.with_metrics(name, _cost(entry, asked, costs), decoding)
+            uses = asked["evaluator"] or self._taught(entry)
+            evaluation = evaluation.with_metrics(name, _cost(costs, uses), decoding)
         if entry.evaluator is not None:
             evaluation = evaluation.with_own_evaluator()
         return evaluation, model, extractor, run
@@ -297,18 +323,48 @@ class _Run:
 
     def _train(self, name: str, entry: Entry, evaluator: Trained | None) -> tuple[Trained, dict[str, float | None]]:
         """The model, and the CPU seconds of its stages."""
+        others: dict[str, Trained] = {}
+        seconds: dict[str, float | None] = {}
+        for other in self._needs(entry):
+            its = self.benchmark.every[other]
+            others[other], stages = self._train(other, its, self._evaluator(its.evaluator))
+            # By name, for two models may need a third one, which costs once.
+            seconds |= {stage if ": " in stage else f"{other}: {stage}": cost for stage, cost in stages.items()}
+        if entry.generators:
+            pool = [others[other] for other in entry.generators]
+            return replace(pool[0], folders=tuple(one.folder for one in pool)), seconds
         if entry.recipe is None and evaluator is not None:
             return evaluator, {}
-        seconds, options = {}, self.options
+        options = self.options
         if entry.mine is not None and evaluator is not None:
             mined = self.root / entry.mined_folder()
             seconds["mining"] = mine_once(evaluator, mined, **entry.mine)
             kept = [option for option in options if not option.startswith("--data") or option.startswith(_ANY_DATA)]
             options = [f"--data.init_args.path={mined}", f"--data.init_args.extractor={mined}", *kept]
-        place = str(evaluator and evaluator.folder)
-        options = [*options, *(argument.replace("{evaluator}", place) for argument in entry.arguments)]
+        places = {_EVALUATOR: evaluator, **others}
+        arguments = list(entry.arguments)
+        for other, made in places.items():
+            arguments = [argument.replace(f"{{{other}}}", str(made and made.folder)) for argument in arguments]
+        options = [*options, *arguments]
         trained = train(str(entry.recipe), self.root / name, self.seed, options)
         return trained, {**seconds, "generator": trained.cpu_seconds}
+
+    def _needs(self, entry: Entry) -> list[str]:
+        """The models that must be trained before."""
+        return [other for other in self.benchmark.every if other != _EVALUATOR and entry.needs(other)]
+
+    def _taught(self, entry: Entry) -> bool:
+        """Whether the evaluator had a part in a model's training, or is the model."""
+        every = self.benchmark.every
+        mined = entry.mine is not None or (entry.recipe is None and not entry.generators)
+        return mined or entry.needs(_EVALUATOR) or any(self._taught(every[other]) for other in self._needs(entry))
+
+    def _load(self, entry: Entry, trained: Trained) -> Any:
+        """What is asked for slates: an evaluator that scores no prefixes looks through all of them."""
+        if entry.generators:
+            return GeneratorPool([replace(trained, folders=(one,)).load(self.device) for one in trained.folders]).eval()
+        model = trained.load(self.device)
+        return model if isinstance(model, SlateGenerationMixin) else ExhaustiveSearch([model]).eval()
 
     def _evaluation_run(
         self, name: str | None, evaluator: Trained | None, trained: Trained
@@ -327,10 +383,9 @@ class _Run:
         return run, run.quality(run.evaluator, evaluator.data.extractor, size)[0]
 
 
-def _cost(entry: Entry, decoding: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, float]:
+def _cost(seconds: Mapping[str, float | None], evaluator: bool) -> dict[str, float]:
     """CPU seconds of all that one row needs: of the evaluator's training only where it taught, chooses or searches."""
-    uses = entry.recipe is None or entry.mine is not None or decoding["evaluator"]
-    needed = total(cost for stage, cost in seconds.items() if uses or stage != "evaluator")
+    needed = total(cost for stage, cost in seconds.items() if evaluator or stage != _EVALUATOR)
     return {} if needed is None else {"cpu_seconds": needed}
 
 

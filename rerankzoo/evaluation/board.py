@@ -24,6 +24,7 @@ from rerankzoo.evaluation.policies import Decoding, decoder
 from rerankzoo.evaluation.report import Shown, spread_text
 from rerankzoo.evaluation.results import BASELINES, INFORMED, Evaluation, Key, Row, Summary, summarize
 from rerankzoo.evaluation.worlds import with_shares
+from rerankzoo.generation import ExhaustiveSearch
 from rerankzoo.metrics import paired_bootstrap
 from rerankzoo.pages import bullets, table
 
@@ -136,7 +137,9 @@ def serving_costs(model: Any, batch: Batch, decoding: Decoding, slate_size: int,
             seconds.append(time.process_time() - start)
         costs[f"serving_ms_{count}"] = round(1000 * min(seconds[1:]), 3)
     valued = int(decoding.parameters.get("num_return_sequences") or 1) if decoding.use_evaluator else 0
-    if hasattr(model, "score_slates"):
+    if isinstance(model, ExhaustiveSearch):
+        valued += math.perm(batch["candidate_mask"].shape[1], slate_size)
+    elif hasattr(model, "score_slates"):
         size, width = batch["candidate_mask"].shape[1], int(decoding.parameters.get("num_beams", 1))
         valued += sum(min(width, math.perm(size, step)) * (size - step) for step in range(min(slate_size, size)))
     return {**costs, "evaluator_slates": valued, "parameters": sum(weight.numel() for weight in model.parameters())}

@@ -10,7 +10,12 @@ from rerankzoo.generation.constraints.rules import SlateRules, bind
 from rerankzoo.generation.contrastive import contrastive_search
 from rerankzoo.generation.diverse import DiverseGenerationConfig, diverse_search, item_vectors
 from rerankzoo.generation.ensembles import EvaluatorEnsemble, GeneratorPool
-from rerankzoo.generation.evaluator_search import EvaluatorLocalSearch, exhaustive_search, local_search
+from rerankzoo.generation.evaluator_search import (
+    EvaluatorLocalSearch,
+    ExhaustiveSearch,
+    exhaustive_search,
+    local_search,
+)
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
 from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
@@ -29,6 +34,7 @@ __all__ = [
     "EvaluatorEnsemble",
     "EvaluatorLocalSearch",
     "Exclude",
+    "ExhaustiveSearch",
     "GeneratorPool",
     "MatrixScorer",
     "MinDistance",

@@ -103,3 +103,27 @@ def exhaustive_search(evaluator: Evaluator, batch: Batch, slate_size: int, max_s
         chosen = listed.gather(1, index.unsqueeze(-1).expand(-1, 1, length))[:, 0]
         slates[rows], utilities[rows] = F.pad(chosen, (0, slate_size - length), value=PADDING), best.float()
     return Decoded(slates.unsqueeze(1), utilities, torch.zeros(slates.shape, device=sizes.device).unsqueeze(1))
+
+
+class ExhaustiveSearch(Ensemble):
+    """The slates that an evaluator values most of all there are, for small requests; it needs to score no prefixes.
+
+    Args:
+        members: The evaluator.
+        max_slates: ValueError in `generate` where a request has more slates.
+    """
+
+    options = ("max_slates",)
+
+    def __init__(self, members: Sequence[Any], max_slates: int = 20_000) -> None:
+        if len(members) != 1:
+            raise ValueError(f"expected one evaluator, got {len(members)}")
+        super().__init__(members)
+        self.max_slates = max_slates
+
+    def decode(self, batch: Batch, config: RerankingGenerationConfig, rules: SlateRules | None = None) -> Decoded:
+        """See `SlateGenerationMixin.decode`; ValueError for constraints and for several slates of a request."""
+        if rules is not None or config.num_return_sequences not in (None, 1):
+            raise ValueError("a search of all slates returns the best one, and keeps no constraints")
+        size = config.slate_size or self.config.slate_size
+        return exhaustive_search(self.members[0], batch, size, self.max_slates)  # type: ignore[arg-type]

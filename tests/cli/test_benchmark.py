@@ -117,6 +117,16 @@ def test_a_benchmark_file_is_read(tmp_path: Path) -> None:
         ({"evaluator": {"recipe": EVALUATOR, "choose": "behaviour"}}, "evaluator: .*expected KEY=A,B"),
         ({"worlds": {"a": {"setting": "choice"}}}, r"worlds\.a\.setting: unknown key"),
         ({"ceiling": 1}, "ceiling: expected true or false, got 1"),
+        (
+            {"models": {"a": {"generators": ["b"], "decodings": GREEDY}, "b": {"recipe": GENERATOR}}},
+            r"models\.a needs 'b', which must stand before it; there are \[\]",
+        ),
+        (
+            {"models": {"a": {"recipe": GENERATOR, "arguments": ["--x={b}"]}, "b": {"recipe": GENERATOR}}},
+            r"models\.a needs 'b', which must stand before it",
+        ),
+        ({"models": {"a": {"recipe": GENERATOR, "generators": ["b"]}}}, r"models\.a: generators: a pool has no recipe"),
+        ({"models": {"a": {"generators": ["evaluator"], "decodings": GREEDY}}}, "evaluator chooses among their slates"),
         ({"modells": {}}, r"benchmark\.modells: unknown key; did you mean 'models'\?"),
     ],
 )
@@ -187,6 +197,49 @@ def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: p
     assert main([*command, *options]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == weights
     assert json.loads((out / "results.json").read_text())["rows"] == first["rows"]
+
+
+def test_what_a_model_needs_comes_with_it(tmp_path: Path) -> None:
+    models = {
+        "a": {"recipe": GENERATOR},
+        "b": {"recipe": GENERATOR, "arguments": ["--x={a}"]},
+        "c": {"recipe": GENERATOR},
+        "d": {"generators": ["b", "c"], "decodings": GREEDY},
+    }
+    found = Benchmark.from_yaml(write(tmp_path, models=models))
+    assert list(found.only(["c"]).every) == ["c"]
+    pool = found.only(["d"])
+    assert (list(pool.models), list(pool.companions)) == (["d"], ["a", "b", "c"])
+    assert list(pool.only(["d"]).every) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.slow
+def test_students_pools_and_evaluators_by_their_own_search(tmp_path: Path) -> None:
+    student = [
+        "--model.init_args.objective=rerankzoo.training.SequenceDistillation",
+        "--model.init_args.objective.init_args.generator={teacher}",
+    ]
+    proposals = {"4 samples": {"do_sample": True, "num_return_sequences": 2, "evaluator": True}}
+    models = {
+        "student": {"recipe": "nar4rec/simulator.yaml", "arguments": student, "decodings": GREEDY},
+        "pool": {"generators": ["teacher", "student"], "decodings": proposals},
+        "yolor": {"recipe": "yolor/evaluator-simulator.yaml", "decodings": {"all slates": {}}},
+    }
+    companions = {"teacher": {"recipe": GENERATOR, "mine": {"num_requests": 16, "keep": 2}}}
+    without = {"judge": None, "curve": None, "evaluators": {}}
+    path, out = write(tmp_path, models=models, companions=companions, **without), tmp_path / "out"
+    options = [f"{name}={value}" for name, value in TINY.items()]
+    assert main(["benchmark", str(path), "--seeds=1", f"--out={out}", "--models", "pool", "yolor", *options]) == 0
+    rows = {row["model"]: row["metrics"] for row in json.loads((out / "results.json").read_text())["rows"]}
+    assert not rows.keys() & {"teacher", "student"}
+    costs = {
+        one.parent.name: json.loads(one.read_text())["cpu_seconds"]
+        for one in (out / "seed-0").glob("*/cpu_seconds.json")
+    }
+    mined = json.loads(next((out / "seed-0").glob("mined*.json")).read_text())["cpu_seconds"]
+    everything = costs["evaluator"] + mined + costs["teacher"] + costs["student"]
+    assert rows["pool"]["cpu_seconds"] == pytest.approx(everything)
+    assert rows["yolor"]["cpu_seconds"] == pytest.approx(costs["yolor"])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerankzoo import EvaluatorLocalSearch
+from rerankzoo import EvaluatorLocalSearch, ExhaustiveSearch
 from rerankzoo.batch import gather_candidates
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import Exclude, exhaustive_search, local_search
@@ -98,3 +98,29 @@ def test_refuses_constraints_and_other_members(search: EvaluatorLocalSearch, bat
         search.generate(**batch, constraints=Exclude(torch.zeros_like(batch["candidate_mask"])))
     with pytest.raises(ValueError, match="expected a generator, an evaluator and steps, got 1 and 4"):
         EvaluatorLocalSearch([search.members[0]])
+
+
+def test_a_search_of_all_slates_travels_as_one_folder(
+    search: EvaluatorLocalSearch, batch: Batch, tmp_path: Path
+) -> None:
+    evaluator = search.members[1]
+    every = ExhaustiveSearch([evaluator], max_slates=10_000).eval()
+    found = every.generate(**batch, return_dict_in_generate=True)
+    expected = exhaustive_search(evaluator, batch, evaluator.config.slate_size)
+    assert torch.equal(found.slates, expected.slates[:, 0])
+    assert torch.equal(found.scores, expected.scores[:, 0])
+    assert every.generate(**batch, slate_size=2).shape[1] == 2
+    every.save_pretrained(tmp_path)
+    assert torch.equal(ExhaustiveSearch.from_pretrained(tmp_path).generate(**batch), found.slates)
+
+
+def test_a_search_of_all_slates_refuses_what_it_cannot(search: EvaluatorLocalSearch, batch: Batch) -> None:
+    every = ExhaustiveSearch([search.members[1]])
+    with pytest.raises(ValueError, match="returns the best one, and keeps no constraints"):
+        every.generate(**batch, constraints=Exclude(torch.zeros_like(batch["candidate_mask"])))
+    with pytest.raises(ValueError, match="returns the best one"):
+        every.generate(**batch, num_beams=2, num_return_sequences=2)
+    with pytest.raises(ValueError, match="above max_slates 2"):
+        ExhaustiveSearch([search.members[1]], max_slates=2).generate(**batch)
+    with pytest.raises(ValueError, match="expected one evaluator, got 2"):
+        ExhaustiveSearch(search.members)
