@@ -40,7 +40,7 @@ def simulator(
     *,
     out: Path,
     setting: Literal[
-        "strong", "medium", "control", "large", "choice", "satiation", "contrast", "needs", "weak"
+        "strong", "medium", "control", "large", "choice", "satiation", "contrast", "needs", "weak", "decoys"
     ] = "strong",
     constant: list[str] | None = None,
     seed: NonNegativeInt = 0,

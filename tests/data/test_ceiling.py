@@ -17,11 +17,11 @@ from rerankzoo.slates import all_slates
 SEEN = ("user_embedding", "item_id", "item_embedding", "category", "value")
 
 
-@pytest.mark.parametrize("setting", ["choice", "satiation"])
+@pytest.mark.parametrize("setting", ["choice", "satiation", "decoys"])
 def test_a_fitted_model_chooses_better_than_the_pointwise_oracle(setting: str) -> None:
     settings = SimulatorSettings.named(setting)
     simulator = Simulator(settings)
-    fitted = fit_ceiling(simulator.requests("train", 3_000), settings)
+    fitted = fit_ceiling(simulator.requests("train", 5_000 if setting == "decoys" else 3_000), settings)
     test = simulator.requests("test", 100)
     users, items = test["user_id"].to_numpy(), np.array(test["item_id"].to_pylist())
     best = simulator.all_utilities(users, items, 4).max(1)

@@ -18,6 +18,7 @@ from rerankzoo.data.simulator import (
     USER_MODELS,
     ChoiceUser,
     ContrastUser,
+    DecoyUser,
     NeedsUser,
     Requests,
     SatiationUser,
@@ -73,6 +74,7 @@ REFERENCE = {
     "satiation": (58.4, 67.7, 74.1, 81.8, 92.1, 98.7),
     "contrast": (52.8, 61.7, 66.7, 72.2, 94.0, 99.8),
     "needs": (60.3, 70.3, 75.7, 82.4, 99.4, 99.9),
+    "decoys": (58.4, 68.1, 73.7, 78.9, 100.0, 100.0),
     "weak": (62.3, 75.0, 83.3, 93.7, 97.5, 99.9),
     "drift": (67.2, 77.3, 81.4, 100.0, 100.0, 100.0),
     "steady": (65.0, 77.4, 81.0, 100.0, 100.0, 100.0),
@@ -86,7 +88,8 @@ def test_policies_reach_the_reference_shares_of_the_optimum(setting: str) -> Non
     for policy, reference in zip(LADDER, REFERENCE[setting], strict=True):
         assert measured[policy] == pytest.approx(reference, abs=3.0), policy
     ladder = [measured[policy] for policy in ("random", "upstream", "oracle", "greedy")]
-    assert setting in WITHOUT_EFFECTS or [*ladder, 100.0] == sorted({*ladder, 100.0})
+    top = [] if setting == "decoys" else [100.0]  # there what is worth most does not depend on the slate
+    assert setting in WITHOUT_EFFECTS or [*ladder, *top] == sorted({*ladder, *top})
     if setting not in (*WITHOUT_EFFECTS, "weak"):
         assert measured["oracle"] < 85.0  # pointwise is clearly below the optimum
 
@@ -117,7 +120,7 @@ def test_the_first_worlds_are_what_they_were() -> None:
     np.testing.assert_allclose([upstream.sum(), utility], FIRST_BLOCK["sums"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("setting", ["strong", "choice", "satiation", "contrast", "needs"])
+@pytest.mark.parametrize("setting", ["strong", "choice", "satiation", "contrast", "needs", "decoys"])
 def test_likelihood_is_a_distribution_whose_marginals_are_the_expected_clicks(setting: str) -> None:
     simulator = Simulator(SimulatorSettings.named(setting))
     users, items, *_ = columns(simulator.requests("test", 9))
@@ -129,12 +132,17 @@ def test_likelihood_is_a_distribution_whose_marginals_are_the_expected_clicks(se
     np.testing.assert_allclose(chances.sum(0), 1.0, rtol=1e-12)
     listed = UserModel.expected_clicks(audience.user, audience.requests, slates)
     np.testing.assert_allclose(audience.user.expected_clicks(audience.requests, slates), listed, rtol=1e-9)
-    # The same formula reads tensors, of the items of one slate a request.
-    order = np.array([9, 3, 1, 6])
-    tensors = Requests(*(torch.from_numpy(part) for part in simulator.audience(users, items[:, order]).requests))
-    clicks = [torch.full((9, 1), click) for click in (0.0, 1.0, 0.0, 0.0)]
+    # The same formula reads tensors, of a slate for each request, and of the items of one slate where they are enough.
+    order, clicks = torch.tensor([9, 3, 1, 6]), [torch.full((9, 1), click) for click in (0.0, 1.0, 0.0, 0.0)]
+    expected = chances[ways.index((0.0, 1.0, 0.0, 0.0)), :, 1]
+    tensors = Requests(*(torch.from_numpy(part) for part in audience.requests))
+    fitted = audience.user.likelihood(tensors, order.expand(9, 1, 4), clicks)
+    np.testing.assert_allclose(fitted[:, 0], expected, rtol=1e-6)
+    shown = simulator.audience(users, items[:, order.numpy()]).requests
+    tensors = Requests(*(torch.from_numpy(part) for part in shown))
     fitted = audience.user.likelihood(tensors, torch.arange(4)[None], clicks)
-    np.testing.assert_allclose(fitted[:, 0], chances[ways.index((0.0, 1.0, 0.0, 0.0)), :, 1], rtol=1e-6)
+    same = np.allclose(fitted[:, 0], expected, rtol=1e-6)
+    assert same != audience.user.reads_candidates
 
 
 def test_pointwise_is_optimal_without_listwise_effects() -> None:
@@ -200,6 +208,22 @@ def test_contrast_by_hand() -> None:
     middle = sigmoid(0.2 - 2.0 * 0.6 * np.tanh(0.9) + 2.0 * 0.8 * np.tanh(1.4))
     last = sigmoid(-1.2 - 2.0 * 0.8 * np.tanh(1.4))
     assert expected_clicks(user, [0, 2, 1]) == pytest.approx([first, 0.8 * middle, 0.64 * last], rel=1e-12)
+
+
+def test_decoys_by_hand() -> None:
+    user = DecoyUser(comparison=2.0, focus=5.0, attention_decay=0.8)
+    mean = 3.5 / 3  # of the values 1, 2, 0.5
+    weights = [1.0, np.exp(5.0 * 0.6)]  # items 1 and 2, beside item 0
+    reference = (weights[0] * 2.0 + weights[1] * 0.5) / sum(weights)
+    first = sigmoid(1.1 + 2.0 * (reference - mean))
+    weights = [np.exp(5.0 * 0.6), np.exp(5.0 * 0.8)]  # items 0 and 1, beside item 2
+    reference = (weights[0] * 1.0 + weights[1] * 2.0) / sum(weights)
+    second = 0.8 * sigmoid(0.2 + 2.0 * (reference - mean))
+    assert expected_clicks(user, [0, 2]) == pytest.approx([first, second], rel=1e-12)  # item 1 is a decoy, not shown
+    alone = hand_made(user).expected_clicks(np.array([0]), np.array([[2]]), np.array([[[0]]]))
+    assert alone.item() == pytest.approx(sigmoid(0.2), rel=1e-12)
+    stand_alone = hand_made(user).audience(np.array([0]), np.array([[0, 1, 2]])).stand_alone()
+    assert stand_alone[0].tolist() == pytest.approx([sigmoid(1.1), 2 * sigmoid(-1.2), 0.5 * sigmoid(0.2)], rel=1e-12)
 
 
 def test_choice_and_needs_by_hand() -> None:

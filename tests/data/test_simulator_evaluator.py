@@ -38,7 +38,7 @@ def test_it_says_what_the_simulator_says() -> None:
         other.score_slates(slates, **batch)
 
 
-@pytest.mark.parametrize("world", ["strong", "satiation", "contrast", "choice"])
+@pytest.mark.parametrize("world", ["strong", "satiation", "contrast", "choice", "decoys"])
 def test_soft_slates_of_one_candidate_per_position_are_worth_what_slates_are(world: str) -> None:
     simulator = Simulator(SimulatorSettings.named(world, num_users=50, num_items=60))
     table = simulator.requests("train", 5)

@@ -41,8 +41,13 @@ class Audience(NamedTuple):
         return np.concatenate([part.expected_utility(slates) for part in parts])
 
     def stand_alone(self) -> np.ndarray:
-        """The utilities (B, N) of pages of one item."""
-        return self.expected_utility(np.arange(self.requests.appeal.shape[1])[:, None])
+        """The utilities (B, N) of pages of one item, where it is the only candidate."""
+        shape = self.requests.appeal.shape
+        alone = Requests(
+            *(values.reshape(-1, 1) for values in self.requests[:3]),
+            *(values[:, :: shape[1] + 1].reshape(-1, 1) for values in self.requests[3:]),
+        )
+        return self._replace(requests=alone).expected_utility(np.zeros((1, 1), dtype=np.int64)).reshape(shape)
 
     def pointwise(self, slate_size: int) -> np.ndarray:
         """The slates (B, M) that sort the candidates by their stand-alone utility."""

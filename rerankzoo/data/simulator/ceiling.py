@@ -137,19 +137,22 @@ def fit_ceiling(table: pa.Table | Mapping[str, Any], settings: SimulatorSettings
     clicks = torch.from_numpy(_array(table["click"])).float()
     if not len(slates):
         raise ValueError("there are no requests to fit a model to")
-    seen, world = seen.shown(slates), _World(settings, clicks.mean())
+    if settings.user_model.reads_candidates:
+        pages = slates[:, None]
+    else:  # what was not shown need not be looked at
+        seen, pages = seen.shown(slates), torch.arange(slates.shape[1]).expand(len(slates), 1, -1)
+    world = _World(settings, clicks.mean())
     generator = torch.Generator().manual_seed(seed)
     steps = max(_LEAST_STEPS, _EPOCHS * len(slates) // _BATCH_SIZE)
     optimizer = torch.optim.Adam(world.parameters(), _LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
-    page = torch.arange(slates.shape[1])[None]
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         while len(order) < min(_BATCH_SIZE, len(slates)):
             order = torch.cat([order, torch.randperm(len(slates), generator=generator)])
         rows, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
         positions = clicks[rows].T[..., None].unbind()
-        likelihood = world.user().likelihood(world.requests(seen.rows(rows)), page, positions)
+        likelihood = world.user().likelihood(world.requests(seen.rows(rows)), pages[rows], positions)
         loss = -likelihood.clamp_min(_SMALLEST).log().mean() + world.penalty() / len(slates)
         optimizer.zero_grad()
         loss.backward()

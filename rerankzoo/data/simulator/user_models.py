@@ -23,6 +23,7 @@ from torch import Tensor
 #: A numpy array, or a tensor while a model of this form is fitted.
 Array = Any
 Kind = Literal["positive", "probability"]
+_NEVER = 1e6  # off a logit, so that its softmax is 0
 
 
 class Requests(NamedTuple):
@@ -54,6 +55,8 @@ class UserModel(ABC):
 
     #: Under which `dataset.json` tells it; see `register_user_model`.
     name: ClassVar[str]
+    #: Whether candidates that are not shown matter: a log's slates alone then do not tell what users reacted to.
+    reads_candidates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -136,13 +139,22 @@ def user_model_from_dict(values: Mapping[str, Any]) -> UserModel:
 def take(table: Array, index: Array) -> Array:
     """(B, S) of a table (B, K), by an index (B, S), or (S,) shared by all rows."""
     if isinstance(table, Tensor):
-        return table[:, torch.as_tensor(index)]
+        index = torch.as_tensor(index)
+        return table[:, index] if index.ndim == 1 else table.gather(1, index)
     return np.take(table, index, axis=1) if index.ndim == 1 else np.take_along_axis(table, index, axis=1)
 
 
 def sigmoid(logits: Array) -> Array:
     """The logistic function."""
     return torch.sigmoid(logits) if isinstance(logits, Tensor) else 1.0 / (1.0 + np.exp(-logits))
+
+
+def softmax(logits: Array) -> Array:
+    """The softmax over the last axis."""
+    if isinstance(logits, Tensor):
+        return torch.softmax(logits, dim=-1)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
 
 
 class Page:
@@ -316,9 +328,20 @@ class SatiationUser(UserModel):
         return clicks
 
 
+class IndependentUser(UserModel):
+    """Looks at every position by itself: what a subclass says of the clicks' probabilities is all there is to know."""
+
+    def likelihood(self, requests: Requests, slates: Array, clicks: Sequence[Array | float]) -> Array:
+        """See `UserModel.likelihood`."""
+        chance = 1.0
+        for probability, click in zip(self.expected_clicks(requests, slates), clicks, strict=True):
+            chance = chance * (click * probability + (1.0 - click) * (1.0 - probability))
+        return chance
+
+
 @register_user_model
 @dataclass(frozen=True, kw_only=True)
-class ContrastUser(UserModel):
+class ContrastUser(IndependentUser):
     """Compares every item with its neighbours: beside a worse item of its kind it shines, beside a better one it pales.
 
         x_t = a[l_t] + lk * sum_{|s-t|=1} S[l_t, l_s] * tanh(a[l_t] - a[l_s])
@@ -346,12 +369,35 @@ class ContrastUser(UserModel):
             clicks.append(self.attention_decay**position * sigmoid(logit))
         return clicks
 
-    def likelihood(self, requests: Requests, slates: Array, clicks: Sequence[Array | float]) -> Array:
-        """See `UserModel.likelihood`."""
-        chance = 1.0
-        for probability, click in zip(self.expected_clicks(requests, slates), clicks, strict=True):
-            chance = chance * (click * probability + (1.0 - click) * (1.0 - probability))
-        return chance
+
+@register_user_model
+@dataclass(frozen=True, kw_only=True)
+class DecoyUser(IndependentUser):
+    """Knows all candidates, and finds an item cheap whose like is dear: a decoy works from the list, shown or not.
+
+        r_i = sum_{j != i} w_ij value_j / sum_{j != i} w_ij,  w_ij = exp(lf * S_ij)
+        x_t = a[l_t] + lk * (r[l_t] - mean value of the candidates)
+        P(click at t) = decay^(t-1) * sigmoid(x_t)
+
+    r_i is the reference price, what the candidates most like item i cost; an only candidate has none. What an item is
+    worth does not depend on the slate, so that sorting reaches the optimum, and depends on the list of candidates.
+    """
+
+    name: ClassVar[str] = "decoys"
+    reads_candidates: ClassVar[bool] = True
+    comparison: float = constant(4.0, "positive")
+    focus: float = constant(10.0, "positive")
+    attention_decay: float = constant(0.85, "probability")
+
+    def expected_clicks(self, requests: Requests, slates: Array) -> list[Array]:
+        """See `UserModel.expected_clicks`."""
+        page, size = Page(requests, slates), requests.appeal.shape[1]
+        similar = self.focus * requests.similarity.reshape(-1, size, size)
+        itself = torch.eye(size) if isinstance(similar, Tensor) else np.eye(size)
+        dearer = requests.value - requests.value.mean(1)[:, None]
+        reference = (softmax(similar - _NEVER * itself) * dearer[:, None]).sum(2)
+        appeal = requests.appeal + self.comparison * reference
+        return [self.attention_decay**position * sigmoid(page.at(appeal, position)) for position in range(len(page))]
 
 
 @register_user_model
