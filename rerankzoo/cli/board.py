@@ -10,18 +10,19 @@ from rerankzoo.cli.benchmark import Benchmark, fill_board
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.errors import RecipeError
 from rerankzoo.evaluation.board import BoardRow, board_page, difference, read_board, summaries
-from rerankzoo.evaluation.plots import draw_pareto, save
+from rerankzoo.evaluation.plots import draw_pareto, draw_worlds, save
 
 _BEGIN, _END = "<!-- board -->", "<!-- /board -->"
 
 
-def render(*, results: list[Path], page: Path, picture: Path | None = None) -> None:
+def render(*, results: list[Path], page: Path, picture: Path | None = None, bars: Path | None = None) -> None:
     """Writes the tables of a board into a page, between two comments that it must have, and draws utility and cost.
 
     Args:
         results: Files of rows, such as those of the shards of a run.
         page: A Markdown file with the lines `<!-- board -->` and `<!-- /board -->`.
-        picture: PNG file for the picture.
+        picture: PNG file for the utility against the time that a request takes.
+        bars: PNG file for the utility in every world.
     """
     rows = read_board(results)
     pointwise = _pointwise(rows)
@@ -32,10 +33,12 @@ def render(*, results: list[Path], page: Path, picture: Path | None = None) -> N
         raise RecipeError(f"{page}: expected the lines {_BEGIN} and {_END}")
     write_text(page, f"{before}{begin}\n{board_page(rows, pointwise)}{end}{after}")
     print(f"{len(rows)} rows; written: {page}")
+    worlds = dict.fromkeys(row.world for row in rows)
+    lines = {world: summaries([row for row in rows if row.world == world], pointwise) for world in worlds}
     if picture is not None:
-        worlds = dict.fromkeys(row.world for row in rows)
-        lines = {world: summaries([row for row in rows if row.world == world], pointwise) for world in worlds}
         print(f"written: {save(draw_pareto(lines, 'serving_ms_1'), picture)}")
+    if bars is not None:
+        print(f"written: {save(draw_worlds(lines), bars)}")
 
 
 def check(*, results: list[Path], world: str, seed: int, model: str, out: Path | None = None) -> None:

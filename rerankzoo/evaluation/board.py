@@ -25,7 +25,7 @@ from rerankzoo.evaluation.report import Shown, spread_text
 from rerankzoo.evaluation.results import BASELINES, INFORMED, Evaluation, Key, Row, Summary, summarize
 from rerankzoo.evaluation.worlds import with_shares
 from rerankzoo.generation import ExhaustiveSearch
-from rerankzoo.metrics import paired_bootstrap
+from rerankzoo.metrics import Estimate, paired_bootstrap
 from rerankzoo.pages import bullets, table
 
 #: Raised when rows of before are no longer comparable.
@@ -209,20 +209,40 @@ def ranks(rows: Sequence[BoardRow]) -> dict[Key, int]:
 
     Compared on the requests of the seeds that both have. What knows more than a log tells has no rank.
     """
-    by_key: dict[Key, dict[int, torch.Tensor]] = {}
+    told = {key: seeds for key, seeds in _by_key(rows).items() if key not in INFORMED}
+    gains = {key: [_gain(told[other], told[key]) for other in told if other != key] for key in told}
+    return {key: 1 + sum(gain is not None and gain.low > 0 for gain in gains[key]) for key in told}
+
+
+def gains(rows: Sequence[BoardRow], pointwise: Collection[str]) -> dict[Key, Estimate]:
+    """What every row of one world has above the first of a pointwise ranker, as shares of the optimum.
+
+    Compared on the requests of the seeds that both have, with 95 % intervals over requests.
+    """
+    told = _by_key(rows)
+    reference = next((key for key in told if key[0] in pointwise), None)
+    if reference is None:
+        return {}
+    found = {key: _gain(seeds, told[reference]) for key, seeds in told.items() if key != reference}
+    return {key: gain for key, gain in found.items() if gain is not None}
+
+
+def _by_key(rows: Sequence[BoardRow]) -> dict[Key, dict[int, torch.Tensor]]:
+    """The utilities of requests, by model and decoding and by seed."""
+    found: dict[Key, dict[int, torch.Tensor]] = {}
     for row in rows:
-        key = (row.model, row.decoding)
-        if key not in INFORMED:
-            by_key.setdefault(key, {})[row.seed] = torch.tensor(row.utilities, dtype=torch.float64)
-    return {key: 1 + sum(_is_better(by_key[other], by_key[key]) for other in by_key) for key in by_key}
+        utilities = torch.tensor(row.utilities, dtype=torch.float64) / _STEPS
+        found.setdefault((row.model, row.decoding), {})[row.seed] = utilities
+    return found
 
 
-def _is_better(one: Mapping[int, torch.Tensor], other: Mapping[int, torch.Tensor]) -> bool:
+def _gain(one: Mapping[int, torch.Tensor], other: Mapping[int, torch.Tensor]) -> Estimate | None:
+    """The mean difference on the requests of the seeds that both have; `None`: there are none."""
     same = sorted(one.keys() & other.keys())
     if not same:
-        return False
+        return None
     first, second = (torch.cat([side[seed] for seed in same]) for side in (one, other))
-    return bool(first.mean() > second.mean()) and paired_bootstrap(first, second, num_resamples=2_000).low > 0
+    return paired_bootstrap(first, second, num_resamples=2_000)
 
 
 def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:
@@ -241,7 +261,7 @@ def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:
         seeds = sorted({row.seed for row in there})
         requests = len(there[0].utilities)
         parts.append(f"## {world}\n\nSeeds {', '.join(map(str, seeds))}, {requests} test requests each.")
-        parts.append(_table(lines, rank))
+        parts.append(_table(lines, rank, gains(there, pointwise)))
         tables[world] = {line.key: line.metrics["utility"].mean for line in lines if line.key not in BASELINES}
     if agreement := _agreement(tables):
         parts.append(f"## Does the order hold from world to world?\n\n{agreement}")
@@ -263,13 +283,21 @@ def _told(rows: Sequence[BoardRow]) -> str:
     return bullets(lines)
 
 
-def _table(lines: Sequence[Summary], rank: Mapping[Key, int]) -> str:
+def _table(lines: Sequence[Summary], rank: Mapping[Key, int], gain: Mapping[Key, Estimate]) -> str:
     shown = {name: entry for name, entry in _COLUMNS.items() if any(name in line.metrics for line in lines)}
     cells = []
     for line in lines:
         figures = [_cell(line, name, how, lines) for name, (_, how) in shown.items()]
-        cells.append([str(rank.get(line.key, "")), line.model, line.decoding, *figures])
-    return table(["rank", "model", "decoding", *(text for text, _ in shown.values())], cells, len(shown))
+        above = _interval(gain[line.key]) if line.key in gain else ""
+        cells.append([str(rank.get(line.key, "")), line.model, line.decoding, figures[0], above, *figures[1:]])
+    first, *others = (text for text, _ in shown.values())
+    heads = ["rank", "model", "decoding", first, "above pointwise, points (95 %)", *others]
+    return table(heads, cells, len(shown) + 1)
+
+
+def _interval(gain: Estimate) -> str:
+    mean, low, high = Shown().text(gain.mean, gain.low, gain.high, sign="+")
+    return f"{mean} ({low} to {high})"
 
 
 def _cell(line: Summary, name: str, how: Shown, lines: Sequence[Summary]) -> str:

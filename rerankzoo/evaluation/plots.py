@@ -82,6 +82,19 @@ def draw_pareto(worlds: Mapping[str, Sequence[Summary]], cost: str) -> Figure:
     return figure
 
 
+def draw_worlds(worlds: Mapping[str, Sequence[Summary]], metric: str = "utility") -> Figure:
+    """Draws a metric as horizontal bars, a panel for each world, each in the order of its own rows."""
+    from matplotlib.figure import Figure
+
+    longest = max(map(len, worlds.values()))
+    figure = Figure(figsize=(6.0 * len(worlds), 1.0 + 0.3 * longest), layout="constrained")
+    for axes, (world, lines) in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds.items(), strict=True):
+        rows = [line for line in lines if metric in line.metrics]
+        _draw_bars(axes, rows, *_bars(rows, metric), shown_as(metric))
+        axes.set_title(f"{world}: {_TITLES.get(metric, metric)}", loc="left", fontsize=10)
+    return figure
+
+
 def draw_search(values: Mapping[int, float], importances: Mapping[str, float], metric: str, mode: str) -> Figure:
     """Draws a search for settings: the metric of each trial by its number and the best so far; what it depended on.
 

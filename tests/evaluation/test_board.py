@@ -13,7 +13,16 @@ import yaml
 
 from rerankzoo.cli.main import main
 from rerankzoo.errors import UnreadableFileError
-from rerankzoo.evaluation.board import BoardRow, append_rows, board_page, difference, ranks, read_board, summaries
+from rerankzoo.evaluation.board import (
+    BoardRow,
+    append_rows,
+    board_page,
+    difference,
+    gains,
+    ranks,
+    read_board,
+    summaries,
+)
 
 
 def row(model: str, utilities: list[int], seed: int = 0, decoding: str = "greedy", **values: Any) -> BoardRow:
@@ -70,6 +79,16 @@ def test_ranks_only_where_intervals_tell() -> None:
         ("other", "greedy"): 1,
     }
     assert ranks([*ROWS, row("one", spread(7000, 3), seed=1)])[("one", "greedy")] == 1  # no other has that seed
+
+
+def test_gains_over_the_pointwise_ranker() -> None:
+    found = gains(ROWS, ["pointwise"])
+    assert ("pointwise", "greedy") not in found
+    assert found["one", "greedy"].mean == pytest.approx(0.2001, abs=1e-3)
+    assert found["one", "greedy"].low < 0.2001 < found["one", "greedy"].high
+    assert found["upstream", "sort"].high < 0
+    assert gains(ROWS, []) == {}
+    assert ("one", "greedy") not in gains([*ROWS[:3], replace(ROWS[3], seed=1)], ["pointwise"])
 
 
 def test_share_of_the_gap() -> None:
@@ -145,7 +164,10 @@ def test_benchmark_fills_a_board(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert costs["pointwise", "greedy"]["serving_ms_32"] > 0
     assert all(len(row.utilities) == 12 for row in rows)
     page.write_text("# Board\n<!-- board -->\nold\n<!-- /board -->\nend\n", encoding="utf-8")
-    assert main(["board", "render", f"--results={board}", f"--page={page}", f"--picture={tmp_path / 'p.png'}"]) == 0
+    pictures = [tmp_path / "p.png", tmp_path / "b.png"]
+    draw = [f"--picture={pictures[0]}", f"--bars={pictures[1]}"]
+    assert main(["board", "render", f"--results={board}", f"--page={page}", *draw]) == 0
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     text = page.read_text(encoding="utf-8")
     assert "old" not in text
     assert text.endswith("<!-- /board -->\nend\n")
