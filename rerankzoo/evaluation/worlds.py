@@ -27,12 +27,16 @@ _SHOWN = {"utility": "utility", "true_hr@1%": "true HR@1%", "share": "share of t
 def summarise(evaluations: Sequence[Evaluation], pointwise: Collection[str]) -> list[Summary]:
     """Mean and spread over the seeds of one world of every row: utility, HR@1 % and the share of the gap closed.
 
+    Of real logs, whose truth is not known, the primary metric.
+
     Args:
-        evaluations: Of one world, with the truth.
+        evaluations: Of one world.
         pointwise: The models that only sort.
     """
-    rows = with_shares(unique_rows(evaluations), pointwise)
-    return summarize(row.without(lambda name: name not in _SHOWN) for row in rows)
+    rows, shown = unique_rows(evaluations), {evaluation.primary for evaluation in evaluations}
+    if "utility" in shown:
+        rows, shown = with_shares(rows, pointwise), {*_SHOWN}
+    return summarize(row.without(lambda name: name not in shown) for row in rows)
 
 
 def with_shares(rows: Sequence[Row], pointwise: Collection[str]) -> list[Row]:
@@ -68,15 +72,18 @@ def write_worlds(
             rows.append({"world": world, "model": line.model, "decoding": line.decoding} | figures)
     parts = []
     for world in dict.fromkeys(row["world"] for row in rows):
-        cells = [[row["model"], row["decoding"], *_figures(row)] for row in rows if row["world"] == world]
+        same = [row for row in rows if row["world"] == world]
+        known = dict.fromkeys(name for row in same for name, figure in row.items() if isinstance(figure, dict))
+        names = list(_SHOWN if "utility" in known else known)
+        cells = [[row["model"], row["decoding"], *(_figure(row.get(name)) for name in names)] for row in same]
         told = "\n".join(f"{key}: {value}" for key, value in notes.get(world, {}).items())
-        parts += [f"## {world}", table(["model", "decoding", *_SHOWN.values()], cells, len(_SHOWN)), told]
+        headings = (_SHOWN.get(name, name) for name in names)
+        parts += [f"## {world}", table(["model", "decoding", *headings], cells, len(names)), told]
     write_json(file, {"rows": rows, "notes": notes})
     write_text(out / "worlds.md", "\n\n".join(filter(None, parts)) + "\n")
     return {"worlds": out / "worlds.md", "worlds.json": file}
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
-    """The cells of a row of `worlds.json`."""
-    spreads = [Spread(**row[name]) if name in row else None for name in _SHOWN]
-    return [spread_text(spread, Shown(significant=0)) for spread in spreads]
+def _figure(told: Mapping[str, Any] | None) -> str:
+    """A cell, of what `worlds.json` tells."""
+    return spread_text(Spread(**told) if told else None, Shown(significant=0))

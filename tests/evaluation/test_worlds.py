@@ -57,3 +57,20 @@ def test_worlds_measured_before_stay(tmp_path: Path) -> None:
     assert "| ours | greedy | 70.0 | 35.0 |  |" in text
     assert "| ours | greedy | 30.0 | 15.0 |  |" in text
     assert "20.0" not in text
+
+
+def test_logs_without_truth_are_told_by_their_primary_metric(tmp_path: Path) -> None:
+    rows = [Row(*key, 0, {"ndcg@4": value, "recall@4": 0.1}) for key, value in [(UPSTREAM, 0.5), (("a", "b"), 0.625)]]
+    real = Evaluation(rows, {}, "ndcg@4", {}, "requests")
+    worlds = {"log": [real], "flat": [evaluation(0, upstream=0.9, ours=0.7)]}
+    text = write_worlds(worlds, [], {}, tmp_path)["worlds"].read_text(encoding="utf-8")
+    lines = [
+        "## log",
+        "",
+        "| model | decoding | ndcg@4 |",
+        "|---|---|---:|",
+        "| upstream | sort | 50.0 |",
+        "| a | b | 62.5 |",
+    ]
+    assert "\n".join(lines) in text
+    assert "| ours | greedy | 70.0 | 35.0 |  |" in text
