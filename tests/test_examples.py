@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rerankzoo import RerankingPipeline
+from rerankzoo.cli.main import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,3 +72,21 @@ def test_serve(tmp_path: Path) -> None:
 
 def test_own_log(tmp_path: Path) -> None:
     assert len({item["item_id"] for item in run("own_log", tmp_path)}) == 3
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads((EXAMPLES / "from_my_log_to_a_slate.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in cells)
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    for number, source in enumerate(code):
+        commands = [shlex.split(line[1:]) for line in source.splitlines() if line.startswith("!")]
+        assert all(command[0] == "rerankzoo" and main(command[1:]) == 0 for command in commands)
+        cell = tmp_path / f"cell_{number}.py"
+        lines = [line for line in source.replace("pages = 6_000", "pages = 300").splitlines() if line[:1] != "!"]
+        cell.write_text("\n".join(lines), encoding="utf-8")
+        known |= runpy.run_path(str(cell), init_globals=known)
+    assert len({item["item_id"] for item in known["slate"]}) == 4
+    assert len(known["different"]) == 4
