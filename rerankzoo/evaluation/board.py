@@ -24,7 +24,7 @@ from rerankzoo.evaluation.policies import Decoding, decoder
 from rerankzoo.evaluation.report import Shown, spread_text
 from rerankzoo.evaluation.results import BASELINES, INFORMED, Evaluation, Key, Row, Summary, summarize
 from rerankzoo.evaluation.worlds import with_shares
-from rerankzoo.generation import ExhaustiveSearch
+from rerankzoo.generation import ExhaustiveSearch, GeneratorPool
 from rerankzoo.metrics import Estimate, paired_bootstrap
 from rerankzoo.pages import bullets, table
 
@@ -136,7 +136,8 @@ def serving_costs(model: Any, batch: Batch, decoding: Decoding, slate_size: int,
             policy(part, 0)
             seconds.append(time.process_time() - start)
         costs[f"serving_ms_{count}"] = round(1000 * min(seconds[1:]), 3)
-    valued = int(decoding.parameters.get("num_return_sequences") or 1) if decoding.use_evaluator else 0
+    proposals = len(model.members) if isinstance(model, GeneratorPool) else 1
+    valued = proposals * int(decoding.parameters.get("num_return_sequences") or 1) if decoding.use_evaluator else 0
     if isinstance(model, ExhaustiveSearch):
         valued += math.perm(batch["candidate_mask"].shape[1], slate_size)
     elif hasattr(model, "score_slates"):

@@ -13,6 +13,7 @@ import yaml
 
 from rerankzoo.cli.main import main
 from rerankzoo.errors import UnreadableFileError
+from rerankzoo.evaluation import Decoding
 from rerankzoo.evaluation.board import (
     BoardRow,
     append_rows,
@@ -21,8 +22,13 @@ from rerankzoo.evaluation.board import (
     gains,
     ranks,
     read_board,
+    serving_costs,
     summaries,
 )
+from rerankzoo.features import RerankingFeatureExtractor
+from rerankzoo.generation import ExhaustiveSearch, GeneratorPool
+from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
+from rerankzoo.models.yolor import YOLORConfig, YOLOREvaluator
 
 
 def row(model: str, utilities: list[int], seed: int = 0, decoding: str = "greedy", **values: Any) -> BoardRow:
@@ -181,3 +187,21 @@ def test_benchmark_fills_a_board(tmp_path: Path, capsys: pytest.CaptureFixture[s
     errors = capsys.readouterr().err
     assert "shard: expected i/k with 0 <= i < k, such as 0/4, got '2/2'" in errors
     assert "board: its rows are of the benchmark file as it is" in errors
+
+
+def test_what_an_evaluator_values_for_a_request(
+    extractor: RerankingFeatureExtractor, batch: dict[str, torch.Tensor]
+) -> None:
+    config = {"feature_schema": extractor.schema.to_dict(), "slate_size": 3}
+    members = [PointwiseForReranking(PointwiseConfig(**config, hidden_size=8)).eval() for _ in range(3)]
+    evaluator = YOLOREvaluator(YOLORConfig(**config, hidden_size=8)).eval()
+    drawn = Decoding("drawn", {"do_sample": True, "num_return_sequences": 5}, use_evaluator=True)
+    size = batch["candidate_mask"].shape[1]
+
+    def valued(model: Any, decoding: Decoding) -> float:
+        return serving_costs(model, batch, decoding, 3, evaluator)["evaluator_slates"]
+
+    assert valued(members[0], Decoding("greedy", {})) == 0
+    assert valued(members[0], drawn) == 5
+    assert valued(GeneratorPool(members), drawn) == 15
+    assert valued(ExhaustiveSearch([evaluator]), Decoding("all slates", {})) == size * (size - 1) * (size - 2)
