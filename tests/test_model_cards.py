@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from rerankzoo import RerankingPipeline, example
 from rerankzoo.data.simulator import Simulator
+from rerankzoo.evaluation.results import BASELINES
 from rerankzoo.hub.card import CARD_FILE, RESULTS_FILE, CardDetails, write_card
 
 if sys.version_info >= (3, 11):
@@ -34,7 +35,10 @@ def name(path: Path) -> str:
 
 def details(folder: Path) -> CardDetails:
     """What `rerankzoo card` was told beside the licence and the name, which it finds in the card."""
-    return CardDetails(repo_id=f"ORG/{folder.relative_to(ROOT).parts[0]}")
+    rows = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["rows"]
+    called = [row["model"] for row in rows if (row["model"], row["decoding"]) not in BASELINES]
+    own = called[0] if folder.name != "evaluator" else None
+    return CardDetails(repo_id=f"ORG/{folder.relative_to(ROOT).parts[0]}", results_name=own)
 
 
 def test_there_are_cards() -> None:

@@ -28,7 +28,7 @@ from rerankzoo.text_files import read_yaml
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
-_BASELINES = ("upstream", "random", "logged", "oracle", "correctly specified")
+_BASELINES = ("upstream", "random", "logged", "LambdaMART", "oracle", "correctly specified")
 #: Of results: where files lay on the machine that evaluated, and what it took there.
 _OF_MACHINE = ("model", "evaluator", "judge_model", "training_cpu_seconds", "cpu_seconds")
 
@@ -43,7 +43,8 @@ class CardDetails:
         license: Identifier of the Hub, such as `"apache-2.0"`.
         datasets: Datasets on the Hub that the model was trained on.
         results_name: The model's name in `results.json`; default: the model type. Of an evaluator, whose own search may
-            have another name there, the default means the generator whose slates it values.
+            have another name there, the default means the generator whose slates it values: of its type, or the only
+            one.
     """
 
     repo_id: str | None = None
@@ -84,7 +85,8 @@ def _render(folder: Path, details: CardDetails) -> ModelCard:
     given = details.name or (None if old.model_name == architecture else old.model_name)
     name = given or (details.repo_id.split("/")[-1] if details.repo_id else architecture)
     # An evaluator is of the same model type as the generator whose slates it values.
-    results_name, own = details.results_name or model_type, not values or details.results_name is not None
+    valued = _valued(results, model_type) if values else model_type
+    results_name, own = details.results_name or valued, not values or details.results_name is not None
     data = ModelCardData(
         library_name="rerankzoo",
         tags=["reranking", "recommender-systems", model_type, "evaluator" if values else "generator"],
@@ -113,6 +115,12 @@ def _render(folder: Path, details: CardDetails) -> ModelCard:
         results=_results(results, results_name, own) if results else None,
         latency=read_object(folder / "bench.json"),
     )
+
+
+def _valued(results: Mapping[str, Any], model_type: str) -> str:
+    """The generator in results whose slates an evaluator values: that of its type, or the only one."""
+    models = {row["model"] for row in results.get("rows", [])} - set(_BASELINES)
+    return next(iter(models)) if len(models) == 1 else model_type
 
 
 def _results(results: Mapping[str, Any], name: str, own: bool) -> dict[str, Any]:
