@@ -9,13 +9,20 @@ from rerankzoo.atomic_writing import write_text
 from rerankzoo.cli.benchmark import Benchmark, fill_board
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.errors import RecipeError
-from rerankzoo.evaluation.board import BoardRow, board_page, difference, read_board, summaries
+from rerankzoo.evaluation.board import BoardRow, board_page, difference, overview, read_board, summaries
 from rerankzoo.evaluation.plots import draw_pareto, draw_worlds, save
 
 _BEGIN, _END = "<!-- board -->", "<!-- /board -->"
 
 
-def render(*, results: list[Path], page: Path, picture: Path | None = None, bars: Path | None = None) -> None:
+def render(
+    *,
+    results: list[Path],
+    page: Path,
+    picture: Path | None = None,
+    bars: Path | None = None,
+    rows: list[str] | None = None,
+) -> None:
     """Writes the tables of a board into a page, between two comments that it must have, and draws utility and cost.
 
     Args:
@@ -23,18 +30,20 @@ def render(*, results: list[Path], page: Path, picture: Path | None = None, bars
         page: A Markdown file with the lines `<!-- board -->` and `<!-- /board -->`.
         picture: PNG file for the utility against the time that a request takes.
         bars: PNG file for the utility in every world.
+        rows: Only these, as MODEL/DECODING, in one table of all worlds.
     """
-    rows = read_board(results)
-    pointwise = _pointwise(rows)
+    told = read_board(results)
+    pointwise = _pointwise(told)
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not (begin and end):
         raise RecipeError(f"{page}: expected the lines {_BEGIN} and {_END}")
-    write_text(page, f"{before}{begin}\n{board_page(rows, pointwise)}{end}{after}")
-    print(f"{len(rows)} rows; written: {page}")
-    worlds = dict.fromkeys(row.world for row in rows)
-    lines = {world: summaries([row for row in rows if row.world == world], pointwise) for world in worlds}
+    tables = f"{overview(told, [_key(row) for row in rows])}\n" if rows else board_page(told, pointwise)
+    write_text(page, f"{before}{begin}\n{tables}{end}{after}")
+    print(f"{len(told)} rows; written: {page}")
+    worlds = dict.fromkeys(row.world for row in told)
+    lines = {world: summaries([row for row in told if row.world == world], pointwise) for world in worlds}
     if picture is not None:
         print(f"written: {save(draw_pareto(lines, 'serving_ms_1'), picture)}")
     if bars is not None:
@@ -67,6 +76,13 @@ def check(*, results: list[Path], world: str, seed: int, model: str, out: Path |
             "the same" if not largest else f"utility differs by {100 * mean:.2f}, of one request by {100 * largest:.2f}"
         )
         print(f"{model}, {row.decoding}, {world}, seed {seed}: {text} (in % of the optimum)")
+
+
+def _key(text: str) -> tuple[str, str]:
+    model, slash, decoding = text.partition("/")
+    if not (model and slash and decoding):
+        raise RecipeError(f"rows: expected MODEL/DECODING, got {text!r}")
+    return model, decoding
 
 
 def _pointwise(rows: list[BoardRow]) -> list[str]:

@@ -246,6 +246,43 @@ def _gain(one: Mapping[int, torch.Tensor], other: Mapping[int, torch.Tensor]) ->
     return paired_bootstrap(first, second, num_resamples=2_000)
 
 
+def overview(rows: Sequence[BoardRow], keys: Sequence[Key] = ()) -> str:
+    """One table of the true utility in every world, the best of each in bold.
+
+    Args:
+        rows: Of any number of worlds, seeds and models.
+        keys: Which models and decodings, in this order; none: all, those with the highest mean over the worlds first.
+
+    Raises:
+        ValueError: If there is no such model and decoding.
+    """
+    shown = _COLUMNS["utility"][1]
+    worlds = list(dict.fromkeys(row.world for row in rows))
+    told = {
+        world: {line.key: line for line in summaries([r for r in rows if r.world == world], ())} for world in worlds
+    }
+    known = list(dict.fromkeys(key for lines in told.values() for key in lines))
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(f"no rows of {', '.join(unknown[0])}; there are {'; '.join(map(', '.join, known))}")
+    cells = [
+        [
+            *key,
+            *(
+                _cell(told[world][key], "utility", shown, [*told[world].values()]) if key in told[world] else ""
+                for world in worlds
+            ),
+        ]
+        for key in keys or sorted(known, key=lambda key: _standing(told, key))
+    ]
+    return table(["model", "decoding", *worlds], cells, len(worlds))
+
+
+def _standing(told: Mapping[str, Mapping[Key, Summary]], key: Key) -> float:
+    """Where a row stands: the more worlds and the higher the mean, the lower."""
+    means = [lines[key].metrics["utility"].mean for lines in told.values() if key in lines]
+    return -len(means) - sum(means) / len(means)
+
+
 def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:
     """The page of a board: what was run, a table for each world, and whether the order holds from world to world.
 
@@ -255,6 +292,8 @@ def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:
     """
     worlds = list(dict.fromkeys(row.world for row in rows))
     parts = [_told(rows)]
+    if len(worlds) > 1:
+        parts.append(f"## All worlds\n\nTrue utility in % of the best slate.\n\n{overview(rows)}")
     tables = {}
     for world in worlds:
         there = [row for row in rows if row.world == world]

@@ -20,6 +20,7 @@ from rerankzoo.evaluation.board import (
     board_page,
     difference,
     gains,
+    overview,
     ranks,
     read_board,
     serving_costs,
@@ -118,6 +119,25 @@ def test_page() -> None:
     assert "**1.00**" in lines[0]
 
 
+def test_one_table_of_all_worlds() -> None:
+    rows = [*ROWS, *(replace(row, world="weak") for row in ROWS[:4])]
+    lines = overview(rows).splitlines()
+    assert lines[0] == "| model | decoding | strong | weak |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| correctly specified",
+        "| one",
+        "| pointwise",
+        "| upstream",
+        "| other",
+    ]
+    assert lines[3].count("**") == 4
+    some = overview(rows, [("upstream", "sort"), ("other", "greedy")]).splitlines()[2:]
+    assert some[0].startswith("| upstream | sort | 50.")
+    assert some[1].endswith(" |  |")
+    with pytest.raises(ValueError, match=r"no rows of two, greedy; there are .*one, greedy"):
+        overview(rows, [("two", "greedy")])
+
+
 def test_difference() -> None:
     one, other = row("one", [5000, 6000]), row("one", [5000, 6100])
     assert difference(one, one) == 0
@@ -176,6 +196,12 @@ def test_benchmark_fills_a_board(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     text = page.read_text(encoding="utf-8")
     assert "old" not in text
+    short = tmp_path / "short.md"
+    short.write_text("<!-- board -->\n<!-- /board -->\n", encoding="utf-8")
+    few = ["board", "render", f"--results={board}", f"--page={short}", "--rows", "upstream/sort", "evaluator/beam 3"]
+    assert main(few) == 0
+    assert len(short.read_text(encoding="utf-8").splitlines()) == 6
+    assert main([*few, "beam 3"]) == 2
     assert text.endswith("<!-- /board -->\nend\n")
     assert "| evaluator | beam 3 |" in text
     check = ["board", "check", f"--results={board}", "--world=strong", "--seed=0", "--model=pointwise"]
