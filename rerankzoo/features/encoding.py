@@ -33,7 +33,7 @@ _MAX_TABLE_SLOTS_PER_VALUE = 16
 _MIN_TABLE_SLOTS = 1 << 20
 _SLICE_ROWS = 16_384  # that are fitted at once
 _MOST_RANKED = 20_000  # values of a column that its quantiles are taken from
-_LEVELS = np.linspace(0, 1, 257)  # of the quantiles that are kept
+LEVELS = np.linspace(0, 1, 257)  # of the quantiles that are kept
 
 
 class IntegerVocabulary:
@@ -398,7 +398,7 @@ class Quantiles:
     def quantiles(self) -> FloatArray:
         """(257, size); 0 for a column without values."""
         columns = [column[~np.isnan(column)] for column in self.values.T]
-        return np.stack([np.quantile(one if len(one) else np.zeros(1), _LEVELS) for one in columns], axis=1)
+        return np.stack([np.quantile(one if len(one) else np.zeros(1), LEVELS) for one in columns], axis=1)
 
 
 def normal_scores(values: FloatArray, quantiles: FloatArray) -> FloatArray:
@@ -408,9 +408,9 @@ def normal_scores(values: FloatArray, quantiles: FloatArray) -> FloatArray:
     """
     places = np.empty_like(values, dtype=np.float64)
     for column, known in enumerate(quantiles.T):
-        first = -np.interp(-values[:, column], -known[::-1], -_LEVELS[::-1])
-        places[:, column] = (first + np.interp(values[:, column], known, _LEVELS)) / 2
-    edge = _LEVELS[1] / 2
+        first = -np.interp(-values[:, column], -known[::-1], -LEVELS[::-1])
+        places[:, column] = (first + np.interp(values[:, column], known, LEVELS)) / 2
+    edge = LEVELS[1] / 2
     scores: FloatArray = torch.special.ndtri(torch.from_numpy(places.clip(edge, 1 - edge))).numpy()
     return scores
 
@@ -560,7 +560,7 @@ def _ranked_fields(schema: FeatureSchema) -> list[FieldSpec]:
 
 def _saved_quantiles(spec: FieldSpec, arrays: Mapping[str, npt.NDArray[Any]], digest: Any) -> FloatArray:
     values = arrays[f"quantiles/{spec.name}"]
-    shape, expected = (values.dtype, *values.shape), (np.float64, len(_LEVELS), spec.size)
+    shape, expected = (values.dtype, *values.shape), (np.float64, len(LEVELS), spec.size)
     if shape != expected or hashlib.sha256(values.tobytes()).hexdigest() != digest:
         raise SchemaMismatchError(f"the quantiles of field {spec.name!r} are not those this extractor was saved with")
     return values

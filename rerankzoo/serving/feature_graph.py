@@ -2,7 +2,6 @@
 
 What the nodes compute is what `rerankzoo.features.encoding` computes, in the same double precision. Two things a graph
 cannot do: hash a string (the hash is its input instead), and refuse a value (`graph_client.py` does, by `export.json`).
-The transform `quantile` is refused: ONNX has neither a sorted search nor the normal distribution's quantile.
 B requests, N candidates, L history items, F fields, T targets.
 """
 
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from rerankzoo.batch import PADDING
 from rerankzoo.errors import ExportError
 from rerankzoo.features.encoding import (
     FIRST_ID,
+    LEVELS,
     MISSING_ID,
     UNKNOWN_ID,
     IdEncoder,
@@ -46,6 +47,19 @@ _MEANINGS = {
 }
 _TYPES = {"bool": 9, "double": 11, "int64": 7, "string": 8}  # as onnx.TensorProto has them
 _MADE = ("categorical", "numeric", "time")  # tensors of fields
+#: Rational approximations of the normal distribution's quantile, the highest power first: near the middle, and of tails
+#: down to exp(-32). Moshier, Cephes mathematical library, `ndtri`, which torch has, too.
+NDTRI = {
+    "P0": (-59.9633501014107895267, 98.0010754185999661536, -56.6762857469070293439, 13.9312609387279679503,
+           -1.23916583867381258016),
+    "Q0": (1.0, 1.95448858338141759834, 4.67627912898881538453, 86.3602421390890590575, -225.462687854119370527,
+           200.260212380060660359, -82.0372256168333339912, 15.9056225126211695515, -1.18331621121330003142),
+    "P1": (4.05544892305962419923, 31.5251094599893866154, 57.1628192246421288162, 44.0805073893200834700,
+           14.6849561928858024014, 2.18663306850790267539, -0.140256079171354495875, -0.0350424626827848203418,
+           -0.000857456785154685413611),
+    "Q1": (1.0, 15.7799883256466749731, 45.3907635128879210584, 41.3172038254672030440, 15.0425385692907503408,
+           2.50464946208309415979, -0.142182922854787788574, -0.0380806407691578277194, -0.000933259480895457427372),
+}  # fmt: skip
 _ML, _ML_VERSION = "ai.onnx.ml", 2
 _FLOAT, _INT64, _UINT64 = 1, _TYPES["int64"], 13
 
@@ -218,8 +232,6 @@ class FeatureGraph:
         missing, zero = self._op("IsNaN", values), self._constant(0, np.float64)
         values = self._op("Where", missing, zero, values)
         specs = [encode.spec for encode in encoders for _ in range(encode.spec.size)]
-        if ranked := [spec.name for spec in specs if "quantile" in spec.transforms]:
-            raise ExportError(f"field {ranked[0]!r}: the transform 'quantile' has no form in a graph yet")
         if any(spec.clip for spec in specs):
             low, high = zip(*(spec.clip or (-math.inf, math.inf) for spec in specs), strict=True)
             values = self._op("Max", values, self._constant(low, np.float64))
@@ -258,6 +270,12 @@ class FeatureGraph:
             moved = self._log1p(values) if name == "log1p" else self._log1p(self._op("Abs", values))
             moved = moved if name == "log1p" else self._op("Mul", self._op("Sign", values), moved)
             values = moved if all(concerned) else self._op("Where", self._constant(concerned, np.bool_), moved, values)
+        if "quantile" in names:
+            concerned = [name == "quantile" for name in names]
+            known = [np.zeros((len(LEVELS), encode.spec.size)) if encode.quantiles is None else encode.quantiles
+                     for encode in encoders]  # fmt: skip
+            moved = self._normal_scores(values, np.concatenate(known, 1))
+            values = moved if all(concerned) else self._op("Where", self._constant(concerned, np.bool_), moved, values)
         if "standardize" in names:
             fitted = [np.tile([[0.0], [1.0]], encode.spec.size) if encode.statistics is None else encode.statistics
                       for encode in encoders]  # fmt: skip
@@ -266,6 +284,51 @@ class FeatureGraph:
             values = self._op("Sub", values, self._constant(mean, np.float64))
             values = self._op("Div", values, self._constant(std, np.float64))
         return values
+
+    def _normal_scores(self, values: str, quantiles: npt.NDArray[Any]) -> str:
+        """`encoding.normal_scores` of (..., F), with the quantiles (257, F)."""
+        double, edge = partial(self._constant, dtype=np.float64), LEVELS[1] / 2
+        below, upto = (self._place(values, quantiles, comparison) for comparison in ("Greater", "GreaterOrEqual"))
+        place = self._op("Mul", self._op("Add", below, upto), double(0.5))
+        place = self._op("Min", self._op("Max", place, double(edge)), double(1 - edge))
+        centred = self._op("Sub", place, double(0.5))
+        square = self._op("Mul", centred, centred)
+        ratio = self._op("Div", self._polynomial(square, NDTRI["P0"]), self._polynomial(square, NDTRI["Q0"]))
+        middle = self._op("Add", centred, self._op("Mul", centred, self._op("Mul", square, ratio)))
+        middle = self._op("Mul", middle, double(math.sqrt(2 * math.pi)))
+        tail = self._op("Min", place, self._op("Sub", double(1), place))
+        x = self._op("Sqrt", self._op("Mul", double(-2), self._op("Log", tail)))
+        z = self._op("Div", double(1), x)
+        ratio = self._op("Div", self._polynomial(z, NDTRI["P1"]), self._polynomial(z, NDTRI["Q1"]))
+        size = self._op("Sub", self._op("Sub", x, self._op("Mul", self._op("Log", x), z)), self._op("Mul", z, ratio))
+        outer = self._op("Mul", self._op("Sign", centred), size)
+        return self._op("Where", self._op("Greater", tail, double(math.exp(-2))), middle, outer)
+
+    def _place(self, values: str, quantiles: npt.NDArray[Any], comparison: str) -> str:
+        """Where values stand among their quantiles, from 0 to 1; with `Greater` the first of equal ones."""
+        count, size = quantiles.shape
+        table = self._constant(quantiles.T.reshape(-1), np.float64)
+        alone = self._op("Unsqueeze", values, self._constant([-1]))
+        passed = self._op("Cast", self._op(comparison, alone, self._constant(quantiles.T, np.float64)), to=_INT64)
+        passed = self._op("ReduceSum", passed, self._constant([-1]), keepdims=0)
+        upper = self._op("Min", self._op("Max", passed, self._constant(1)), self._constant(count - 1))
+        upper_index = self._op("Add", upper, self._constant(np.arange(size) * count))
+        low = self._op("Gather", table, self._op("Sub", upper_index, self._constant(1)))
+        width = self._op("Sub", self._op("Gather", table, upper_index), low)
+        share = self._op("Div", self._op("Sub", values, low), width)
+        before = self._op("Cast", self._op("Sub", upper, self._constant(1)), to=_TYPES["double"])
+        place = self._op("Div", self._op("Add", before, share), self._constant(count - 1, np.float64))
+        for end, at in ((0, 0.0), (count, 1.0)):  # of what lies outside, the share has no meaning
+            outside = self._op("Equal", passed, self._constant(end))
+            place = self._op("Where", outside, self._constant(at, np.float64), place)
+        return place
+
+    def _polynomial(self, x: str, coefficients: Sequence[float]) -> str:
+        """By Horner's rule, the highest power first."""
+        value = self._constant(coefficients[0], np.float64)
+        for coefficient in coefficients[1:]:
+            value = self._op("Add", self._op("Mul", value, x), self._constant(coefficient, np.float64))
+        return value
 
     def _log1p(self, values: str) -> str:
         """log(1 + x), which ONNX lacks, as exact as numpy's.
@@ -288,6 +351,8 @@ def lower_bounds(encode: NumberEncoder) -> list[float | None]:
         return [None] * spec.size
     bound = np.full(spec.size, -1.0)
     for name in reversed(spec.transforms[: spec.transforms.index("log1p")]):  # all of them grow
+        if name == "quantile":
+            raise ExportError(f"field {spec.name!r}: log1p after quantile has no form in a graph with features")
         if name == "signed_log1p":
             bound = np.sign(bound) * np.expm1(np.abs(bound))
         elif encode.statistics is not None:

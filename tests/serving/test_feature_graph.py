@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rerankzoo import RerankingPipeline
 from rerankzoo.batch import PADDING, entry_of, inputs
 from rerankzoo.errors import ExportError, RerankingDataError
 from rerankzoo.features import FeatureSchema, FieldSpec, RerankingFeatureExtractor, TargetSpec
+from rerankzoo.features.schema import Transform
 from rerankzoo.generation import AtMost, Exclude, Pin
 from rerankzoo.serving import FeatureOptions, export_model
 from rerankzoo.serving.feature_graph import with_features
@@ -41,11 +43,11 @@ RICH = FeatureSchema(
     item_id="sku",
     fields=(
         FieldSpec(name="city", group="request", kind="categorical"),
-        FieldSpec(name="mood", group="request", kind="dense", size=2, transforms=("standardize",)),
+        FieldSpec(name="mood", group="request", kind="dense", size=2, transforms=("quantile", "standardize")),
         FieldSpec(name="sku", group="candidate", kind="categorical"),
         FieldSpec(name="shop", group="candidate", kind="categorical", hash_size=7),
         FieldSpec(name="stock", group="candidate", kind="numeric", transforms=NUMBERS, clip=(1.0, 50.0)),
-        FieldSpec(name="margin", group="candidate", kind="numeric", transforms=("signed_log1p",)),
+        FieldSpec(name="margin", group="candidate", kind="numeric", transforms=("signed_log1p", "quantile")),
         FieldSpec(name="rare", group="candidate", kind="numeric", transforms=("log1p",)),
         FieldSpec(name="size", group="candidate", kind="dense", columns=("width", "height"), transforms=("log1p",)),
         FieldSpec(name="seen", group="history", kind="categorical", shares="sku"),
@@ -429,12 +431,29 @@ def test_candidates_of_no_category_are_not_limited() -> None:
     assert greedy([4.0, 3.0, 2.0, 1.0], GraphRules(batch, torch.tensor([[1, 1, 0, 0]])), 3) == [0, 2, 3]
 
 
-def test_a_transform_without_nodes_is_refused(tmp_path: Path) -> None:
-    price = FieldSpec(name="price", group="candidate", kind="numeric", transforms=("quantile",))
-    schema = FeatureSchema(name="ranked", item_id="sku", fields=(price,))
-    extractor = RerankingFeatureExtractor(schema).fit([{"sku": [1, 2], "price": [1.0, 2.0]}])
-    with pytest.raises(ExportError, match="field 'price': the transform 'quantile'"):
-        mirror(extractor, tmp_path / "graph")
+def ranked(*transforms: Transform) -> RerankingFeatureExtractor:
+    """An extractor of the rich schema with other transforms of `margin`, half of whose values are ties."""
+    kept = [field for field in RICH.fields if field.name != "margin"]
+    margin = FieldSpec(name="margin", group="candidate", kind="numeric", transforms=transforms)
+    rng = np.random.default_rng(0)
+    row = rich_row(rng, 1200)
+    row["margin"] = [*rng.lognormal(size=600).tolist(), *[0.0] * 400, *[3.5] * 200]
+    return RerankingFeatureExtractor(replace(RICH, fields=(*kept, margin))).fit([row])
+
+
+def test_places_among_quantiles_with_ties_and_beyond_the_ends(tmp_path: Path) -> None:
+    extractor = ranked("quantile")
+    known = extractor._fitted_state().quantiles["margin"][:, 0]
+    margins = [*known, *(known[1:] + known[:-1]) / 2, -1.0, 0.0, 3.5, 1e300, -1e300, 1e-300, 4.0]
+    row = rich_row(np.random.default_rng(1), len(margins)) | {"margin": [float(margin) for margin in margins]}
+    made = run_mirror(mirror(extractor, tmp_path / "graph"), [row])["candidate_numeric"]
+    torch.testing.assert_close(made, extractor([row])["candidate_numeric"], rtol=1e-6, atol=1e-6)
+    assert 2.8 < made[..., -1].max() < 2.9
+
+
+def test_a_bound_behind_quantiles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="field 'margin': log1p after quantile"):
+        mirror(ranked("quantile", "log1p"), tmp_path / "graph")
 
 
 @pytest.mark.parametrize(
