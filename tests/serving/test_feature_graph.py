@@ -444,7 +444,7 @@ def ranked(*transforms: Transform) -> RerankingFeatureExtractor:
 def test_places_among_quantiles_with_ties_and_beyond_the_ends(tmp_path: Path) -> None:
     extractor = ranked("quantile")
     known = extractor._fitted_state().quantiles["margin"][:, 0]
-    margins = [*known, *(known[1:] + known[:-1]) / 2, -1.0, 0.0, 3.5, 1e300, -1e300, 1e-300, 4.0]
+    margins = [*known, *(known[1:] + known[:-1]) / 2, -1.0, 0.0, 3.5, 1e30, -1e30, 1e-30, 4.0]
     row = rich_row(np.random.default_rng(1), len(margins)) | {"margin": [float(margin) for margin in margins]}
     made = run_mirror(mirror(extractor, tmp_path / "graph"), [row])["candidate_numeric"]
     torch.testing.assert_close(made, extractor([row])["candidate_numeric"], rtol=1e-6, atol=1e-6)
