@@ -25,7 +25,7 @@ from rerankzoo.evaluation.report import Shown, spread_text
 from rerankzoo.evaluation.results import BASELINES, INFORMED, Evaluation, Key, Row, Summary, summarize
 from rerankzoo.evaluation.worlds import with_shares
 from rerankzoo.generation import ExhaustiveSearch, GeneratorPool
-from rerankzoo.metrics import Estimate, paired_bootstrap
+from rerankzoo.metrics import Estimate, Resampled, resample
 from rerankzoo.pages import bullets, table
 
 #: Raised when rows of before are no longer comparable.
@@ -210,9 +210,10 @@ def ranks(rows: Sequence[BoardRow]) -> dict[Key, int]:
 
     Compared on the requests of the seeds that both have. What knows more than a log tells has no rank.
     """
-    told = {key: seeds for key, seeds in _by_key(rows).items() if key not in INFORMED}
-    gains = {key: [_gain(told[other], told[key]) for other in told if other != key] for key in told}
-    return {key: 1 + sum(gain is not None and gain.low > 0 for gain in gains[key]) for key in told}
+    told = _Comparisons(rows)
+    keys = [key for key in told.utilities if key not in INFORMED]
+    better = {key: [told.gain(other, key) for other in keys if other != key] for key in keys}
+    return {key: 1 + sum(gain is not None and gain.low > 0 for gain in better[key]) for key in keys}
 
 
 def gains(rows: Sequence[BoardRow], pointwise: Collection[str]) -> dict[Key, Estimate]:
@@ -220,30 +221,34 @@ def gains(rows: Sequence[BoardRow], pointwise: Collection[str]) -> dict[Key, Est
 
     Compared on the requests of the seeds that both have, with 95 % intervals over requests.
     """
-    told = _by_key(rows)
-    reference = next((key for key in told if key[0] in pointwise), None)
+    told = _Comparisons(rows)
+    reference = next((key for key in told.utilities if key[0] in pointwise), None)
     if reference is None:
         return {}
-    found = {key: _gain(seeds, told[reference]) for key, seeds in told.items() if key != reference}
+    found = {key: told.gain(key, reference) for key in told.utilities if key != reference}
     return {key: gain for key, gain in found.items() if gain is not None}
 
 
-def _by_key(rows: Sequence[BoardRow]) -> dict[Key, dict[int, torch.Tensor]]:
-    """The utilities of requests, by model and decoding and by seed."""
-    found: dict[Key, dict[int, torch.Tensor]] = {}
-    for row in rows:
-        utilities = torch.tensor(row.utilities, dtype=torch.float64) / _STEPS
-        found.setdefault((row.model, row.decoding), {})[row.seed] = utilities
-    return found
+class _Comparisons:
+    """Pairs of the rows of one world, compared on the requests of the seeds that both have."""
 
+    def __init__(self, rows: Sequence[BoardRow]) -> None:
+        self.utilities: dict[Key, dict[int, torch.Tensor]] = {}
+        for row in rows:
+            utilities = torch.tensor(row.utilities, dtype=torch.float64) / _STEPS
+            self.utilities.setdefault((row.model, row.decoding), {})[row.seed] = utilities
+        self._known: dict[tuple[Key, tuple[int, ...]], Resampled] = {}
 
-def _gain(one: Mapping[int, torch.Tensor], other: Mapping[int, torch.Tensor]) -> Estimate | None:
-    """The mean difference on the requests of the seeds that both have; `None`: there are none."""
-    same = sorted(one.keys() & other.keys())
-    if not same:
-        return None
-    first, second = (torch.cat([side[seed] for seed in same]) for side in (one, other))
-    return paired_bootstrap(first, second, num_resamples=2_000)
+    def gain(self, one: Key, other: Key) -> Estimate | None:
+        """The mean difference; `None`: they share no seed."""
+        seeds = tuple(sorted(self.utilities[one].keys() & self.utilities[other].keys()))
+        return self._drawn(one, seeds).minus(self._drawn(other, seeds)) if seeds else None
+
+    def _drawn(self, key: Key, seeds: tuple[int, ...]) -> Resampled:
+        if (key, seeds) not in self._known:
+            every = torch.cat([self.utilities[key][seed] for seed in seeds])
+            self._known[key, seeds] = resample(every, num_resamples=2_000)
+        return self._known[key, seeds]
 
 
 def overview(rows: Sequence[BoardRow], keys: Sequence[Key] = ()) -> str:

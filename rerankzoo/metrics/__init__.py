@@ -16,11 +16,13 @@ from rerankzoo.metrics.classification import auc, calibration, gauc, grouped_auc
 from rerankzoo.metrics.diversity import distinct_2, ilad, intra_list_distance, item_coverage, order_distance
 from rerankzoo.metrics.intervals import (
     Estimate,
+    Resampled,
     Spread,
     bootstrap_mean,
     mean_and_spread,
     mean_interval,
     paired_bootstrap,
+    resample,
     wilson_interval,
 )
 from rerankzoo.metrics.ranking import (
@@ -49,6 +51,7 @@ __all__ = [
     "Estimate",
     "RankEstimate",
     "RequestMean",
+    "Resampled",
     "Spread",
     "all_slates",
     "auc",
@@ -76,6 +79,7 @@ __all__ = [
     "recall_at_k",
     "reciprocal_rank_at_k",
     "regret_ratio",
+    "resample",
     "sampled_hit_rate",
     "uniform_slates",
     "utility_share",

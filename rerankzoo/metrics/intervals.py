@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,19 +47,42 @@ class Spread:
 def bootstrap_mean(values: Tensor, num_resamples: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13) of values (B,)."""
     values = _vector("values", values)
-    check_number("num_resamples", num_resamples, num_resamples >= 1, "be at least 1")
     check_fraction("confidence", confidence)
-    generator = torch.Generator().manual_seed(seed)
-    size = values.numel()
     largest = values.abs().max().item()
     unit = largest if largest > _LARGE else 1.0
-    values = values / unit
+    drawn = resample(values / unit, num_resamples, seed)
+    low, high = _percentiles(drawn.means, confidence)
+    return Estimate(drawn.mean * unit, low * unit, high * unit, drawn.num_requests)
+
+
+class Resampled(NamedTuple):
+    """A mean over requests, and over requests drawn anew: what is compared with many others is drawn once."""
+
+    mean: float
+    means: Tensor  # (R,); the draws depend on the seed and the number of requests alone
+    num_requests: int
+
+    def minus(self, other: Resampled, confidence: float = 0.95) -> Estimate:
+        """What `paired_bootstrap` says of the two, resampled as often and with the same seed."""
+        low, high = _percentiles(self.means - other.means, confidence)
+        return Estimate(self.mean - other.mean, low, high, self.num_requests)
+
+
+def resample(values: Tensor, num_resamples: int = 10_000, seed: int = 0) -> Resampled:
+    """The means of values (B,) over B requests drawn anew."""
+    values = _vector("values", values)
+    check_number("num_resamples", num_resamples, num_resamples >= 1, "be at least 1")
+    generator, size = torch.Generator().manual_seed(seed), values.numel()
     means = torch.empty(num_resamples, dtype=torch.float64)
     for part in means.split(max(1, _CHUNK_ENTRIES // size)):
         part.copy_(values[torch.randint(size, (len(part), size), generator=generator)].mean(1))
+    return Resampled(values.mean().item(), means, size)
+
+
+def _percentiles(means: Tensor, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Estimate(values.mean().item() * unit, low * unit, high * unit, size)
+    return low, high
 
 
 def paired_bootstrap(

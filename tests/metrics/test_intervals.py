@@ -14,6 +14,7 @@ from rerankzoo.metrics.intervals import (
     mean_and_spread,
     mean_interval,
     paired_bootstrap,
+    resample,
     wilson_interval,
 )
 
@@ -55,6 +56,15 @@ def test_pairing_removes_the_spread_between_requests():
     assert 0.03 < difference.low < difference.mean < difference.high < 0.08
     swapped = paired_bootstrap(difficulty, difficulty + 0.05 + noise, num_resamples=2000)
     assert swapped.low == pytest.approx(-difference.high)
+
+
+def test_what_is_compared_often_is_drawn_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 80, generator=generator, dtype=torch.float64)
+    expected = paired_bootstrap(one, other, num_resamples=500)
+    found = resample(one, 500).minus(resample(other, 500))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high), abs=1e-12)
+    assert found.num_requests == 80
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
