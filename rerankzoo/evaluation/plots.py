@@ -24,6 +24,7 @@ _TITLES = {
     "value": "Utility predicted by the evaluator",
 }
 _COLOURS = {"baseline": "#c3c9d1", "model": "#a3c9ec", "evaluator": "#5a9fdc"}
+_TOLD_APART = 1.0  # points of utility between names along the front
 _LINE, _TEXT, _FAINT = "#c2522d", "#24292f", "#57606a"
 
 
@@ -62,37 +63,46 @@ def draw_pareto(worlds: Mapping[str, Sequence[Summary]], cost: str) -> Figure:
         worlds: The rows of each world.
         cost: A metric of theirs, in milliseconds.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * len(worlds), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(worlds), squeeze=False)[0]
+    figure, panels = _panels(len(worlds), width=5.6, height=4.0)
     for axes, (world, lines) in zip(panels, worlds.items(), strict=True):
         known = [line for line in lines if cost in line.metrics]
         points = sorted((line.metrics[cost].mean, 100 * line.metrics["utility"].mean, line.key) for line in known)
-        axes.plot([point[0] for point in points], [point[1] for point in points], "o", color=_COLOURS["evaluator"])
+        colours = [_COLOURS["evaluator" if "evaluator" in key[1] else "model"] for _, _, key in points]
+        axes.scatter([point[0] for point in points], [point[1] for point in points], c=colours, s=26)
         front = [point for n, point in enumerate(points) if all(point[1] > other[1] for other in points[:n])]
         axes.step([point[0] for point in front], [point[1] for point in front], where="post", color=_LINE, linewidth=1)
-        for place, utility, key in points:
-            text = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 6, "color": _FAINT}
-            axes.annotate(", ".join(key), (place, utility), **text)
-        axes.set(xscale="log", xlabel="CPU ms of one request")
+        for (place, utility, key), following in zip(front, [*front[1:], None], strict=True):
+            if following and following[1] - utility < _TOLD_APART:
+                continue
+            text = ", ".join(key)
+            axes.annotate(text, (place, utility), xytext=(5, -9), textcoords="offset points", fontsize=7, color=_TEXT)
+        axes.set(xscale="log", xlabel="CPU ms of one request", ylabel="true utility, %")
         axes.set_title(world, loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(_TITLES["utility"])
     return figure
 
 
 def draw_worlds(worlds: Mapping[str, Sequence[Summary]], metric: str = "utility") -> Figure:
     """Draws a metric as horizontal bars, a panel for each world, each in the order of its own rows."""
-    from matplotlib.figure import Figure
-
-    longest = max(map(len, worlds.values()))
-    figure = Figure(figsize=(6.0 * len(worlds), 1.0 + 0.3 * longest), layout="constrained")
-    for axes, (world, lines) in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds.items(), strict=True):
+    figure, panels = _panels(len(worlds), width=7.2, height=1.0 + 0.3 * max(map(len, worlds.values())))
+    for axes, (world, lines) in zip(panels, worlds.items(), strict=True):
         rows = [line for line in lines if metric in line.metrics]
         _draw_bars(axes, rows, *_bars(rows, metric), shown_as(metric))
-        axes.set_title(f"{world}: {_TITLES.get(metric, metric)}", loc="left", fontsize=10)
+        axes.set_title(world, loc="left", fontsize=11)
+    figure.suptitle(_TITLES.get(metric, metric), fontsize=12)
     return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels of a size in inches, two to a row."""
+    from matplotlib.figure import Figure
+
+    rows, columns = -(-count // 2), min(count, 2)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
 
 
 def draw_search(values: Mapping[int, float], importances: Mapping[str, float], metric: str, mode: str) -> Figure:
