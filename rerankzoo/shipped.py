@@ -21,7 +21,7 @@ def example(name: str = "degre-simulator") -> Path:
     `requests.json` with a few raw requests.
 
     Args:
-        name: `"degre-simulator"`.
+        name: Such as `"degre-simulator"` or `"goalrank-simulator"`; the error of another one lists all.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

@@ -231,3 +231,24 @@ def test_what_an_evaluator_values_for_a_request(
     assert valued(members[0], drawn) == 5
     assert valued(GeneratorPool(members), drawn) == 15
     assert valued(ExhaustiveSearch([evaluator]), Decoding("all slates", {})) == size * (size - 1) * (size - 2)
+
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "board" / "results.jsonl"
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if "\n<!-- board -->\n" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_pages_are_rendered_from_the_results(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    shown = text[text.index("<!-- board -->") :].splitlines()
+    rows = ["/".join(cell.strip() for cell in line.split("|")[1:3]) for line in shown if line.startswith("| ")][1:]
+    copy = tmp_path / page.name
+    copy.write_text(text, encoding="utf-8")
+    some = ["--rows", *rows] if page.name != "board.md" else []
+    assert main(["board", "render", "--results", str(RESULTS), "--page", str(copy), *some]) == 0
+    assert copy.read_text(encoding="utf-8") == text
