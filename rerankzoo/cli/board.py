@@ -47,7 +47,7 @@ def render(
     if picture is not None:
         print(f"written: {save(draw_pareto(lines, 'serving_ms_1'), picture)}")
     if bars is not None:
-        print(f"written: {save(draw_worlds(lines), bars)}")
+        print(f"written: {save(draw_worlds(lines), bars, dpi=90)}")
 
 
 def check(*, results: list[Path], world: str, seed: int, model: str, out: Path | None = None) -> None:

@@ -37,9 +37,9 @@ class Point:
     at: float  # where on the axis; several models at one place of a line are not meant
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, dpi: int = 160) -> Path:
     """Writes a picture in one step, into a folder that is made if it is missing."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
     return path
 
 
