@@ -44,6 +44,12 @@ def ladder(
     return found
 
 
+def clicked(setting: str, seed: int, click_rate: float | None) -> float:
+    """Clicks per logged position, in %."""
+    log = Simulator(SimulatorSettings.named(setting, seed=seed, click_rate=click_rate)).requests("train", 4_000)
+    return 100 * float(np.mean(log.column("click").to_pylist()))
+
+
 def main() -> None:
     """Prints a row for each world, the mean over its seeds."""
     listed = [name for name, settings in SETTINGS.items() if settings.num_candidates <= 10]
@@ -61,7 +67,8 @@ def main() -> None:
         for name in seeds[0]:
             utility, hits = np.mean([one[name] for one in seeds], axis=0)
             cells.append(f"{name} {utility:.1f} ({hits:.0f})")
-        print(f"{setting}: {', '.join(cells)}", flush=True)
+        clicks = np.mean([clicked(setting, seed, asked.click_rate) for seed in range(asked.seeds)])
+        print(f"{setting}, clicks {clicks:.1f}: {', '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

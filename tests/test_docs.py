@@ -214,7 +214,7 @@ def test_page_runs(page: Path, quickstart: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run_page(page, tmp_path)
+    assert run_page(page, tmp_path) == sum(bool(block.mark) for block in blocks(page)) > 0
 
 
 @pytest.mark.slow
@@ -223,13 +223,17 @@ def test_hub_pages_run(
 ) -> None:
     shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
     for page in HUB_PAGES:
-        call = f"run_page(pathlib.Path({str(page)!r}), pathlib.Path({str(tmp_path)!r}))"
-        client(f"import pathlib\nfrom tests.test_docs import run_page\n{call}", cache=page.stem)
+        call = f"print('blocks:', run_page(pathlib.Path({str(page)!r}), pathlib.Path({str(tmp_path)!r})))"
+        done = client(f"import pathlib\nfrom tests.test_docs import run_page\n{call}", cache=page.stem)
+        marked = sum(bool(block.mark) for block in blocks(page))
+        assert marked > 0
+        assert done.stdout.splitlines()[-1] == f"blocks: {marked}"
 
 
-def run_page(page: Path, folder: Path) -> None:
-    """Runs a page's blocks in a folder, which is the working directory."""
+def run_page(page: Path, folder: Path) -> int:
+    """Runs a page's marked blocks in a folder, which is the working directory; returns how many there were."""
     variables: dict[str, Any] = {}
+    done = 0
     for block in blocks(page):
         if block.mark.startswith("file: "):
             path = folder / block.mark.removeprefix("file: ")
@@ -243,6 +247,8 @@ def run_page(page: Path, folder: Path) -> None:
         elif block.mark == "run":
             for line in block.text.replace("\\\n", " ").splitlines():
                 run_command(shlex.split(line, comments=True))
+        done += bool(block.mark)
+    return done
 
 
 def run_command(words: list[str]) -> None:

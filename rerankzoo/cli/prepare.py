@@ -39,9 +39,7 @@ def _constant(text: str) -> tuple[str, Any]:
 def simulator(
     *,
     out: Path,
-    setting: Literal[
-        "strong", "medium", "control", "large", "choice", "satiation", "contrast", "needs", "weak", "decoys"
-    ] = "strong",
+    setting: str = "strong",
     constant: list[str] | None = None,
     seed: NonNegativeInt = 0,
     **sizes: Any,
@@ -50,7 +48,7 @@ def simulator(
 
     Args:
         out: The data folder to make.
-        setting: Which named world, that is, how its users read a page.
+        setting: Which named world, that is, how its users read a page; the error of another one lists all.
         constant: NAME=VALUE of the world, its users or its logger, where it differs from the setting's, such as
             click_rate=0.02 or exploration=0.05; may be repeated.
         seed: Of everything drawn at random.

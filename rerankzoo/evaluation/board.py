@@ -282,10 +282,10 @@ def overview(rows: Sequence[BoardRow], keys: Sequence[Key] = ()) -> str:
     return table(["model", "decoding", *worlds], cells, len(worlds))
 
 
-def _standing(told: Mapping[str, Mapping[Key, Summary]], key: Key) -> float:
-    """Where a row stands: the more worlds and the higher the mean, the lower."""
+def _standing(told: Mapping[str, Mapping[Key, Summary]], key: Key) -> tuple[int, float]:
+    """What sorts a row: those of more worlds come first, and of these the higher means."""
     means = [lines[key].metrics["utility"].mean for lines in told.values() if key in lines]
-    return -len(means) - sum(means) / len(means)
+    return -len(means), -sum(means)
 
 
 def board_page(rows: Sequence[BoardRow], pointwise: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rerankzoo.cli.benchmark import Benchmark, join_options
+from rerankzoo.cli.benchmark import Benchmark, _cost, _Run, join_options
 from rerankzoo.cli.main import main
 from rerankzoo.errors import RecipeError
 from rerankzoo.generation import RerankingGenerationConfig
@@ -211,6 +211,24 @@ def test_what_a_model_needs_comes_with_it(tmp_path: Path) -> None:
     pool = found.only(["d"])
     assert (list(pool.models), list(pool.companions)) == (["d"], ["a", "b", "c"])
     assert list(pool.only(["d"]).every) == ["a", "b", "c", "d"]
+
+
+def test_the_evaluator_is_part_of_what_it_taught(tmp_path: Path) -> None:
+    models = {
+        "alone": {"recipe": GENERATOR},
+        "taught": {"recipe": GENERATOR, "arguments": ["--x={evaluator}"]},
+        "mined": {"recipe": GENERATOR, "mine": {}},
+        "student": {"recipe": GENERATOR, "arguments": ["--x={taught}"]},
+        "of one alone": {"generators": ["alone"], "decodings": GREEDY},
+        "pool": {"generators": ["alone", "student"], "decodings": GREEDY},
+        "search": {"decodings": GREEDY},
+    }
+    run = _Run(Benchmark.from_yaml(write(tmp_path, models=models)), tmp_path, 0, [], "cpu")
+    taught = {name for name, entry in run.benchmark.models.items() if run._taught(entry)}
+    assert taught == {"taught", "mined", "student", "pool", "search"}
+    assert _cost({"evaluator": 2.0, "generator": 1.0}, True) == {"cpu_seconds": 3.0}
+    assert _cost({"evaluator": 2.0, "generator": 1.0}, False) == {"cpu_seconds": 1.0}
+    assert _cost({"evaluator": 2.0, "generator": None}, False) == {}
 
 
 @pytest.mark.slow

@@ -567,7 +567,8 @@ def test_settings_refuse_nonsense(overrides: dict, message: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown simulator setting 'week'.*control.*medium.*strong"):
+    message = r"simulator setting: expected one of .*control.*medium.*strong.*, got 'week'; did you mean 'weak'"
+    with pytest.raises(ValueError, match=message):
         SimulatorSettings.named("week")
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         Simulator(SMALL).requests("dev", 3)

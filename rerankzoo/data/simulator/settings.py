@@ -17,6 +17,7 @@ from rerankzoo.data.simulator.user_models import (
     UserModel,
     user_model_from_dict,
 )
+from rerankzoo.errors import did_you_mean
 
 _CASCADE = tuple(entry.name for entry in fields(CascadeUser))
 #: Left out of `dataset.json` at their defaults: the folders of the first simulator lack them.
@@ -107,7 +108,8 @@ class SimulatorSettings:
             ValueError: If the name or an overridden constant is unknown, or the constants contradict each other.
         """
         if name not in SETTINGS:
-            raise ValueError(f"unknown simulator setting {name!r}, choose from {sorted(SETTINGS)}")
+            near = did_you_mean(name, SETTINGS)
+            raise ValueError(f"simulator setting: expected one of {sorted(SETTINGS)}, got {name!r}{near}")
         known, own = SETTINGS[name], {}
         if known.user is not None:
             own = {entry.name: overrides.pop(entry.name) for entry in fields(known.user) if entry.name in overrides}
