@@ -64,12 +64,13 @@ def decide(figures: Figures, worth: float = WORTH) -> Verdict:
         return Verdict("not enough feedback", text, (few,), more)
     error = math.hypot(figures.error, BLIND)
     gain = figures.gain + min(figures.rising, figures.error)  # noise rises, too: no more than can be told
-    pays = NormalDist().cdf((gain - worth) / error)
+    pays, compared = NormalDist().cdf((gain - worth) / error), "better" if figures.listwise > 0 else "worse"
     reasons = [
         f"predicted gain over the best pointwise ranker: {figures.gain:+.1%} of what the slates earn, standard error "
         f"{error:.1%}, and rising by {gain - figures.gain:.1%} from half the log to all of it; a gain of {worth:.0%} "
         f"or more has a probability of {min(max(pays, 0.01), 0.99):.0%}",
-        f"listwise reading is {figures.listwise:+.1f} standard errors better at predicting whole slates than pointwise",
+        f"listwise reading is {abs(figures.listwise):.1f} standard errors {compared} at predicting whole slates than "
+        "pointwise",
     ]
     if figures.fixed and figures.neighbours is not None and figures.neighbours < 0.5:
         return _randomise(figures, worth, reasons)
