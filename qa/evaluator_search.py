@@ -79,7 +79,7 @@ def searches(evaluator: Counted, batch: Batch, size: int, generators: dict[str, 
         **{f"{name}, up to 20 steps": lambda slates=slates: climbed(slates, 20) for name, slates in known.items()},
         **{
             f"{name}, edited by {editor}": lambda slates=slates, editor=editor: (
-                editors[editor].edit_path(slates, 6, **batch).slates[:, -1]
+                editors[editor].refine(slates, 8, **batch).slates[:, 0]
             )
             for editor in editors
             for name, slates in known.items()

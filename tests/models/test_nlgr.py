@@ -67,32 +67,52 @@ def test_what_to_put_somewhere_does_not_depend_on_what_is_there(
     assert not torch.isclose(moved[0, 0, 1], where[0, 0, 1])
 
 
-def test_editing_follows_the_most_probable_choices(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+def test_editing_follows_the_most_probable_new_slates_and_takes_the_surest(
+    extractor: RerankingFeatureExtractor, batch: Batch
+) -> None:
     model = nlgr(extractor)
     found = model.generate(**batch, num_refinements=3, return_dict_in_generate=True)
-    edits = 0
+    taken = set()
     for row in range(8):
         request = {name: tensor[row : row + 1] for name, tensor in inputs(batch).items()}
         upstream = request["candidate_numeric"][0, :, model.upstream_column].tolist()
         real = request["candidate_mask"][0].nonzero()[:, 0].tolist()
         slate = sorted(real, key=lambda item: -upstream[item])[:4]
-        steps = [0.0] * len(slate)
-        for _ in range(3):
+        steps, path, ways, sure = [0.0] * len(slate), [slate], [[0.0] * len(slate)], []
+        for number in range(4):
             with torch.no_grad():
                 where, what = model.edit_choices(torch.tensor([[slate]]), **request)
-            place = int(where[0, 0].argmax())
-            item = int(what[0, 0, place].argmax())
-            if item == slate[place]:
-                break
-            if item in slate:
-                slate[slate.index(item)] = slate[place]
-            slate[place] = item
-            steps[place] += float(where[0, 0, place] + what[0, 0, place, item])
-            edits += 1
-        assert found.slates[row].tolist() == slate + [-100] * (4 - len(slate))
-        assert found.step_scores[row, : len(slate)].tolist() == pytest.approx(steps, abs=1e-5)
-        assert found.scores[row].item() == pytest.approx(sum(steps), abs=1e-5)
-    assert edits > 8
+            sure.append(sum(float(what[0, 0, place, item]) for place, item in enumerate(slate)))
+            edits = (where[0, 0].unsqueeze(-1) + what[0, 0]).flatten()
+            for edit in edits.argsort(descending=True).tolist():
+                place, item = divmod(edit, what.shape[-1])
+                edited = list(slate)
+                if item in real:
+                    edited = [slate[place] if shown == item else shown for shown in slate]
+                    edited[place] = item
+                if edited not in path:
+                    break
+            if number < 3 and edited not in path:
+                slate, steps = edited, list(steps)
+                steps[place] += float(edits[edit])
+            path.append(slate)
+            ways.append(steps)
+        best = max(range(4), key=lambda number: sure[number])
+        taken.add(best)
+        assert found.slates[row].tolist() == path[best] + [-100] * (4 - len(slate))
+        assert found.step_scores[row, : len(slate)].tolist() == pytest.approx(ways[best], abs=1e-5)
+        assert found.scores[row].item() == pytest.approx(sum(ways[best]), abs=1e-5)
+    assert len(taken) > 1
+
+
+def test_no_slate_comes_twice_as_long_as_there_are_others(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    model = nlgr(extractor)
+    with torch.no_grad():
+        path = model.edit_path(model.start_slates(batch, 4), 9, **batch).slates
+    for row, size in enumerate(batch["candidate_mask"].sum(-1).tolist()):
+        others = len({tuple(slate) for slate in path[row].tolist()})
+        assert others == 10 if size > 4 else others <= 10
+        assert size > 1 or others == 1
 
 
 def test_drawn_edits_come_as_often_as_they_are_probable(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
@@ -114,26 +134,21 @@ def test_edits_are_learned_from_a_log(extractor: RerankingFeatureExtractor, mine
     model, slates = nlgr(extractor), mined_batch["slates"]
     clicked = (mined_batch["feedback"].nan_to_num() > 0).any(-1)
     with torch.no_grad():
-        terms, (where, what) = model(**mined_batch).loss_terms, model.edit_choices(slates, **mined_batch)
-    item, position = [], []
+        terms, what = model(**mined_batch).loss_terms, model.edit_choices(slates, **mined_batch)[1]
+    item = []
     for row, count in enumerate((slates >= 0).any(-1).sum(-1).tolist()):
-        costs = {"item": 0.0, "position": 0.0}
+        cost = 0.0
         for number in range(count):
             shown = [place for place in range(4) if slates[row, number, place] >= 0]
             good = [place for place in shown if clicked[row, number, place]]
-            poor = [place for place in shown if place not in good] if good else []
-            costs["item"] -= sum(float(what[row, number, place, slates[row, number, place]]) for place in good)
-            costs["position"] -= sum(float(where[row, number, place]) for place in poor) / max(len(poor), 1)
-        item.append(costs["item"] / count)
-        position.append(costs["position"] / count)
+            cost -= sum(float(what[row, number, place, slates[row, number, place]]) for place in good)
+        item.append(cost / count)
     assert terms["item"].item() == pytest.approx(sum(item) / 8, rel=1e-4)
-    assert terms["position"].item() == pytest.approx(sum(position) / 8, rel=1e-4)
     mined = {**inputs(mined_batch), "slates": slates}
     weights = torch.full(slates.shape[:2], 0.5)
     of_mined = model(**mined, slate_weights=weights).loss_terms
     chosen = what.gather(-1, slates.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(slates < 0, 0.0)
     assert of_mined["item"].item() == pytest.approx(-0.5 * float(chosen.sum()) / 8, rel=1e-4)
-    assert of_mined["position"].item() == 0
 
 
 def test_refuses_what_it_cannot_edit(extractor: RerankingFeatureExtractor, batch: Batch) -> None:

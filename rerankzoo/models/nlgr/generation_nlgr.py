@@ -12,7 +12,8 @@ class NLGRGenerationConfig(RerankingGenerationConfig):
     """See `RerankingGenerationConfig`, whose strategies go by the model's scores of single candidates.
 
     Args:
-        num_refinements: Switches to editing: the upstream order is edited so many times, or until no edit is wanted.
+        num_refinements: Switches to editing: the upstream order is edited so many times, and of the slates on the
+            way the one is taken of which the model is surest.
     """
 
     extra_parameters = ("num_refinements",)

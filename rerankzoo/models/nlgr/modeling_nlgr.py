@@ -1,27 +1,29 @@
 """NLGR: a start list is edited: where, and then what. The evaluator's word on neighbouring lists teaches it.
 
 NLGR: Utilizing Neighbor Lists for Generative Rerank in Personalized Recommendation Systems (WWW 2025 Companion, arXiv
-2502.06097, Meituan). From the upstream list on, one network chooses a position (PDU) and another what to put there
-(CRU), given the items at the others. A neighbour differs from the list in one edit; training moves the choices to the
-neighbours that an evaluator likes better than the list. The loss is `rerankzoo.losses.neighbour_loss`, by the objective
-`rerankzoo.training.NeighbourReward`.
+2502.06097, Meituan). From the upstream list on, the network chooses a position and what to put there, given the items
+at the others. A neighbour differs from the list in one edit; training values all neighbours of the lists on the way,
+and moves the choices towards the best of them, by the objective `rerankzoo.training.NeighbourReward`.
 
 B requests, N candidates, M positions, S slates, K edits, D hidden.
 
 Where this differs from the paper, or fills in what our sources (its abstract, a note) do not state:
 
-- Both choices read one small Transformer: at each slot a query that sees the other slots' items and all candidates,
-  but not its own slot's item (the paper's masked position), for every slot at once. Where to edit also reads the slot's
-  item. The paper has attention per field, pooled, and MLPs.
-- Where to edit also goes by the item choice: the less probable the item that is there, the more there is to gain.
+- The choices read one small Transformer: at each slot a query that sees the other slots' items and all candidates, but
+  not its own slot's item (the paper's masked position), for every slot at once. The paper has attention per field,
+  pooled, and MLPs.
+- Where to edit has no network of its own: the less probable the item that is there, the more there is to gain. The
+  paper has a second network (PDU) beside that of the items (CRU).
 - The user is the averaged history, as in this zoo's others; the paper attends to sessions of past lists.
 - A candidate that stands in the list already may be chosen: the two change places. The paper's neighbours replace an
   item only, so that a swap takes two edits.
-- Choices are a softmax; no Gumbel noise, no straight-through gradient, for the loss is an expectation.
-- Editing ends when the item chosen is the one that is there. The paper also ends below a probability, not known to us.
+- Choices are a softmax; no Gumbel noise, no straight-through gradient: the loss is a cross-entropy.
+- At serving each edit leads to a slate that was not there before, and what is served is the slate on the way whose
+  items are the most probable given one another. The paper ends when the item chosen is the one that is there, or below
+  a probability that is not known to us.
 - Scores of single candidates, by which all other strategies decode, are a head of its own, learned from feedback.
-- Without an evaluator the edits are learned from the log (ours): which item got feedback, given the other slots; and
-  to edit positions that got none. Of mined slates, by their weights, what stands at every position.
+- Without an evaluator the edits are learned from the log (ours): which item got feedback, given the other slots. Of
+  mined slates, by their weights, what stands at every position.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ from rerankzoo.models.nlgr.configuration_nlgr import NLGRConfig
 from rerankzoo.models.nlgr.generation_nlgr import NLGRGenerationConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
-from rerankzoo.slates import put
+from rerankzoo.slates import edited_slates, put
 
 
 @register_model
 class NLGRForReranking(ScoreAndSortModel):
-    """NLGR's generator: candidate encoder, slots, position and item choice; and scores of single candidates.
+    """NLGR's generator: candidate encoder, slots, choice of items; and scores of single candidates.
 
     Args:
         config: Its schema must name an upstream score.
@@ -73,7 +75,6 @@ class NLGRForReranking(ScoreAndSortModel):
         self.slot_layers = self.make_blocks(config.num_slot_layers, cross_attention=True)
         self.norm = nn.LayerNorm(size)
         self.item_choice = PointerHead(size)
-        self.position_choice = nn.Sequential(nn.Linear(2 * size, size), nn.GELU(), nn.Linear(size, 1, bias=False))
         self.post_init()
 
     @property
@@ -91,21 +92,12 @@ class NLGRForReranking(ScoreAndSortModel):
         output, slates, weights = super().compute(batch), batch.get("slates"), batch.get("slate_weights")
         if slates is None or (weights is None and "feedback" not in batch):
             return output
-        terms = dict(output.loss_terms or {})
-        for name, losses in self._edit_losses(output["candidate_states"], batch).items():
-            terms[name] = (slate_mean(losses, slates) if weights is None else (weights * losses).sum(-1)).mean()
+        what = self._choices(output["candidate_states"], slates, batch["candidate_mask"])[1]
+        losses = -of_choices(what, slates).masked_fill(~self._good(batch), 0.0).sum(-1)  # (B, S)
+        item = (slate_mean(losses, slates) if weights is None else (weights * losses).sum(-1)).mean()
+        terms = {**(output.loss_terms or {}), "item": item}
         output.loss, output.loss_terms = torch.stack(list(terms.values())).sum(), terms
         return output
-
-    def _edit_losses(self, states: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The losses (B, S) of both choices, from slates with feedback, or mined ones."""
-        slates, good = batch["slates"], self._good(batch)
-        where, what = self._choices(states, slates, batch["candidate_mask"])
-        poor = (slates >= 0) & ~good & good.any(-1, keepdim=True)
-        return {
-            "item": -of_choices(what, slates).masked_fill(~good, 0.0).sum(-1),
-            "position": -where.masked_fill(~poor, 0.0).sum(-1) / poor.sum(-1).clamp_min(1),
-        }
 
     @staticmethod
     def _good(batch: Batch) -> Tensor:
@@ -141,13 +133,12 @@ class NLGRForReranking(ScoreAndSortModel):
                 memory_mask=key_mask(candidate_mask),
                 implementation=self.config._attn_implementation,
             )
-        query, item = self.norm(hidden).unflatten(0, slates.shape[:2]).chunk(2, dim=2)  # (B, S, M, D) each
+        query = self.norm(hidden[:, :size]).unflatten(0, slates.shape[:2])  # (B, S, M, D)
         what = self.item_choice(query.flatten(1, 2), states, candidate_mask).unflatten(1, slates.shape[1:])
         available = candidate_mask[:, None, None] & real.unsqueeze(-1)
         what = remaining_log_probs(what, available.expand(what.shape))
         surprise = -of_choices(what, slates)  # of what stands there, -log p: the more, the more there is to gain
-        where = self.position_choice(torch.cat([query, item], dim=-1)).squeeze(-1) + surprise
-        return remaining_log_probs(where, real), what
+        return remaining_log_probs(surprise, real), what
 
     @staticmethod
     def _sight(real: Tensor) -> Tensor:
@@ -164,33 +155,63 @@ class NLGRForReranking(ScoreAndSortModel):
         return greedy_search(StaticScorer(lambda _: (-rank, rank.unsqueeze(-1))), batch, slate_size).slates
 
     def edit_path(self, slates: Tensor, num_edits: int, draw: bool = False, /, **batch: Tensor) -> Decoded:
-        """Edits slates (B, S, M), one edit after the other: by the most probable choices, or drawn ones.
+        """Edits slates (B, S, M), one edit after the other: drawn ones, or the most probable that leads to a new slate.
 
         Returns:
             Slates (B, S * (K + 1), M), those after all edits of a slate side by side, beginning with the slate itself;
             and as step scores the log-probabilities of the edits so far, each at its position.
         """
-        check_positions(slates.shape[-1], self.config.slate_size)
+        return self._edit_path(self.encode_candidates(batch), slates, num_edits, batch["candidate_mask"], draw)
+
+    def refine(self, slates: Tensor, num_edits: int, /, **batch: Tensor) -> Decoded:
+        """The surest slate on the `edit_path` of each slate (B, S, M).
+
+        That is the one whose items, each given the others, are the most probable; of equal ones the first.
+
+        Returns:
+            Slates (B, S, M), and as step scores the log-probabilities of the edits that lead to them.
+        """
         mask, states = batch["candidate_mask"], self.encode_candidates(batch)
+        path = self._edit_path(states, slates, num_edits, mask, False)
+        sure = of_choices(self._choices(states, path.slates, mask)[1], path.slates).sum(-1)  # (B, S * (K + 1))
+        best = sure.unflatten(1, (-1, num_edits + 1)).argmax(-1, keepdim=True).unsqueeze(-1)  # (B, S, 1, 1)
+        best = best.expand(-1, -1, 1, slates.shape[-1])
+        slates, steps = (
+            some.unflatten(1, (-1, num_edits + 1)).gather(2, best).squeeze(2)
+            for some in (path.slates, path.step_scores)
+        )
+        return Decoded(slates, steps.sum(-1), steps)
+
+    def _edit_path(self, states: Tensor, slates: Tensor, num_edits: int, mask: Tensor, draw: bool) -> Decoded:
+        """See `edit_path`, of encoded candidates (B, N, D)."""
+        check_positions(slates.shape[-1], self.config.slate_size)
         path, scores = [slates], [torch.zeros(slates.shape, device=slates.device)]
         for _ in range(num_edits):
-            changed, chances = self._edit(states, path[-1], mask, draw)
+            changed, chances = self._edit(states, torch.stack(path, dim=2), mask, draw)
             path.append(changed)
             scores.append(scores[-1] + chances)
         slates, steps = torch.stack(path, dim=2).flatten(1, 2), torch.stack(scores, dim=2).flatten(1, 2)
         return Decoded(slates, steps.sum(-1), steps)
 
-    def _edit(self, states: Tensor, slates: Tensor, mask: Tensor, draw: bool) -> tuple[Tensor, Tensor]:
-        """Slates (B, S, M) after an edit, and the log-probability of the choice where it changed something, else 0."""
+    def _edit(self, states: Tensor, path: Tensor, mask: Tensor, draw: bool) -> tuple[Tensor, Tensor]:
+        """Slates (B, S, M) after an edit of the last of a path (B, S, K, M), and its log-probability; 0 if it is none.
+
+        The most probable edits may lead round in circles, and out of a slate that no edit seems to improve leads none.
+        """
+        slates = path[:, :, -1]
         where, what = self._choices(states, slates, mask)
-        position = (_noisy(where) if draw else where).argmax(-1, keepdim=True)  # (B, S, 1)
-        items = what.gather(2, position.unsqueeze(-1).expand(-1, -1, 1, what.shape[-1])).squeeze(2)
-        item = (_noisy(items) if draw else items).argmax(-1, keepdim=True)
-        changed = torch.where(slates.gather(-1, position) >= 0, put(slates, position, item), slates)
-        chance = where.gather(-1, position) + items.gather(-1, item)
+        edits = (where.unsqueeze(-1) + what).flatten(2)  # (B, S, M * N)
+        if draw:
+            wanted = _noisy(edits)
+        else:
+            neighbours = edited_slates(slates, what.shape[-1]).flatten(2, 3).unsqueeze(3)  # (B, S, M * N, 1, M)
+            wanted = edits.masked_fill((neighbours == path.unsqueeze(2)).all(-1).any(-1), float("-inf"))
+        best, edit = wanted.max(-1, keepdim=True)  # (B, S, 1)
+        position, item = edit // what.shape[-1], edit % what.shape[-1]
+        changed = torch.where(best > float("-inf"), put(slates, position, item), slates)
         place = torch.arange(slates.shape[-1], device=slates.device)
         kept = (place != position) | (changed == slates).all(-1, keepdim=True)
-        return changed, chance.expand(slates.shape).masked_fill(kept, 0.0)
+        return changed, edits.gather(-1, edit).expand(slates.shape).masked_fill(kept, 0.0)
 
     def decode(self, batch: Batch, config: NLGRGenerationConfig, rules: SlateRules | None = None) -> Decoded:
         """See `SlateGenerationMixin.decode`.
@@ -202,8 +223,7 @@ class NLGRForReranking(ScoreAndSortModel):
             return super().decode(batch, config, rules)
         if rules is not None:
             raise ValueError("edits keep no constraints; decode without num_refinements")
-        path = self.edit_path(self.start_slates(batch, config.slate_size), config.num_refinements, **batch)
-        return Decoded(path.slates[:, -1:], path.scores[:, -1:], path.step_scores[:, -1:])
+        return self.refine(self.start_slates(batch, config.slate_size), config.num_refinements, **batch)
 
 
 def _noisy(log_probs: Tensor) -> Tensor:
