@@ -21,6 +21,7 @@ from rerankzoo.losses.likelihood import (
     slate_mean,
     unlikelihood_loss,
 )
+from rerankzoo.losses.neighbours import neighbour_loss
 from rerankzoo.losses.ordered import ordered_regression_loss
 from rerankzoo.losses.policy import group_value_loss, policy_gradient_loss, returns_to_go
 from rerankzoo.losses.preference import dpo_loss, resorted_slates
@@ -64,6 +65,7 @@ __all__ = [
     "log_transitions",
     "masked_slot_loss",
     "mean_feedback_loss",
+    "neighbour_loss",
     "ordered_regression_loss",
     "policy_gradient_loss",
     "position_log_likelihood",

@@ -7,7 +7,7 @@ from rerankzoo.training.callbacks import HubCheckpoint, PretrainedExport
 from rerankzoo.training.evaluator_gradient import EvaluatorGradient
 from rerankzoo.training.log_size import EpochsByLog
 from rerankzoo.training.module import RerankingModule
-from rerankzoo.training.neighbour_reward import NeighbourReward
+from rerankzoo.training.neighbour_reward import BestNeighbour, NeighbourReward
 from rerankzoo.training.objectives import (
     Companion,
     Objective,
@@ -28,6 +28,7 @@ from rerankzoo.training.slate_objectives import (
 )
 
 __all__ = [
+    "BestNeighbour",
     "Companion",
     "Comprehensive",
     "EpochsByLog",

@@ -36,6 +36,7 @@ from rerankzoo.losses import (
     log_transitions,
     masked_slot_loss,
     mean_feedback_loss,
+    neighbour_loss,
     ordered_regression_loss,
     policy_gradient_loss,
     position_log_likelihood,
@@ -138,6 +139,12 @@ NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
     "slot of one candidate": lambda x: masked_slot_loss(
         log_probs(x, ONE).expand(1, 1, 1, 1, 2), SHOWN, hidden_slots(SHOWN), torch.ones(1, 1, 1)
     ),
+    "edits that gain nothing": lambda x: neighbour_loss(
+        log_probs(x), log_probs(x).unsqueeze(1).expand(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 0.2
+    ),
+    "edits of padding": lambda x: neighbour_loss(
+        torch.full((1, 1, 2), -torch.inf), log_probs(x).unsqueeze(1) + NEVER, torch.zeros(1, 1, 2, 2), 0.2
+    ),
     "mean of no slates": lambda x: slate_mean(x.view(1, 2), torch.full((1, 2, 3), -100)),
 }
 
@@ -221,6 +228,16 @@ SOMETHING: dict[str, tuple[Callable[[Tensor], Tensor], float, list[float]]] = {
         lambda x: lambda_loss(x, torch.tensor([3.0, 0.0]), TWO[0], k=1),
         math.log(2),
         [-0.5, 0.5],
+    ),
+    "edits": (  # what a slot has is kept or exchanged for something better: it may be edited as well as the other
+        lambda x: neighbour_loss(
+            torch.tensor([[[0.5, 0.5]]]).log(),
+            log_probs(x).unsqueeze(2).expand(1, 1, 2, 2),
+            torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]]),
+            0.2,
+        ),
+        -1.0 + 0.2 * math.log(2),
+        [0.5, -0.5],
     ),
     "mean of one slate": (lambda x: slate_mean(x.view(1, 2) + 3, torch.tensor([[[0], [-100]]])), 3.0, [1.0, 0.0]),
 }

@@ -134,21 +134,26 @@ def test_edits_are_learned_from_a_log(extractor: RerankingFeatureExtractor, mine
     model, slates = nlgr(extractor), mined_batch["slates"]
     clicked = (mined_batch["feedback"].nan_to_num() > 0).any(-1)
     with torch.no_grad():
-        terms, what = model(**mined_batch).loss_terms, model.edit_choices(slates, **mined_batch)[1]
-    item = []
+        terms, (where, what) = model(**mined_batch).loss_terms, model.edit_choices(slates, **mined_batch)
+    item, position = [], []
     for row, count in enumerate((slates >= 0).any(-1).sum(-1).tolist()):
-        cost = 0.0
+        costs = {"item": 0.0, "position": 0.0}
         for number in range(count):
             shown = [place for place in range(4) if slates[row, number, place] >= 0]
             good = [place for place in shown if clicked[row, number, place]]
-            cost -= sum(float(what[row, number, place, slates[row, number, place]]) for place in good)
-        item.append(cost / count)
+            poor = [place for place in shown if place not in good] if good else []
+            costs["item"] -= sum(float(what[row, number, place, slates[row, number, place]]) for place in good)
+            costs["position"] -= sum(float(where[row, number, place]) for place in poor) / max(len(poor), 1)
+        item.append(costs["item"] / count)
+        position.append(costs["position"] / count)
     assert terms["item"].item() == pytest.approx(sum(item) / 8, rel=1e-4)
+    assert terms["position"].item() == pytest.approx(sum(position) / 8, rel=1e-4)
     mined = {**inputs(mined_batch), "slates": slates}
     weights = torch.full(slates.shape[:2], 0.5)
     of_mined = model(**mined, slate_weights=weights).loss_terms
     chosen = what.gather(-1, slates.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(slates < 0, 0.0)
     assert of_mined["item"].item() == pytest.approx(-0.5 * float(chosen.sum()) / 8, rel=1e-4)
+    assert of_mined["position"].item() == 0
 
 
 def test_refuses_what_it_cannot_edit(extractor: RerankingFeatureExtractor, batch: Batch) -> None:

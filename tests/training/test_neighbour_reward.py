@@ -1,7 +1,8 @@
-"""The objective of edits: against plain loops, and where no single edit helps."""
+"""The objective of edits: against plain loops, and against the exact gradient of where the edits lead."""
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import Decoded
+from rerankzoo.losses import neighbour_loss
 from rerankzoo.models.nlgr import NLGRConfig, NLGRForReranking
-from rerankzoo.slates import put
+from rerankzoo.slates import edited_slates, put
 from rerankzoo.training import NeighbourReward
 from rerankzoo.training.objectives import Companions
 from tests.models.test_nlgr import TINY
@@ -30,61 +32,80 @@ class Editor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.what = nn.Parameter(torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0)))
+        noise = torch.Generator().manual_seed(0)
+        self.where = nn.Parameter(torch.randn(6, 2, generator=noise))
+        self.what = nn.Parameter(torch.randn(6, 2, 3, generator=noise))
 
     def start_slates(self, batch: Any, slate_size: int) -> Tensor:
         return torch.tensor([[[0, 1]]])
 
     def edit_choices(self, slates: Tensor, /, **batch: Tensor) -> tuple[Tensor, Tensor]:
         number = (slates.unsqueeze(-2) == EVERY).all(-1).long().argmax(-1)
-        what = self.what.log_softmax(-1)[number]
-        return (-what.gather(-1, slates.unsqueeze(-1)).squeeze(-1)).log_softmax(-1), what
+        return self.where.log_softmax(-1)[number], self.what.log_softmax(-1)[number]
 
     def edit_path(self, slates: Tensor, num_edits: int, draw: bool, /, **batch: Tensor) -> Decoded:
+        assert draw
         assert not self.training
         path = [slates]
         for _ in range(num_edits):
-            where, what = self.edit_choices(path[-1])
-            chances = (where.unsqueeze(-1) + what).exp().flatten()
-            edit = torch.multinomial(chances, 1) if draw else chances.argmax(-1, keepdim=True)
-            path.append(put(path[-1][0], edit // 3, edit % 3).unsqueeze(0))
-        found = torch.cat(path, dim=1)
+            where, what = (some[0].exp() for some in self.edit_choices(path[-1]))
+            place = torch.multinomial(where, 1)
+            item = torch.multinomial(what[torch.arange(len(place)), place[:, 0]], 1)
+            path.append(put(path[-1][0], place, item).unsqueeze(0))
+        found = torch.stack(path, dim=2).flatten(1, 2)
         return Decoded(found, torch.zeros(found.shape[:2]), torch.zeros(found.shape))
 
+    def expected_value(self, num_edits: int) -> Tensor:
+        """Of the slate after so many edits, exactly."""
+        where, what = self.edit_choices(EVERY.unsqueeze(0))
+        chances = (where.unsqueeze(-1) + what).exp()[0]  # (6, 2, 3)
+        same = (edited_slates(EVERY.unsqueeze(0), 3)[0].unsqueeze(-2) == EVERY).all(-1).float()  # (6, 2, 3, 6)
+        moves = torch.einsum("spk,spkt->st", chances, same)
+        return (torch.linalg.matrix_power(moves, num_edits)[0] * Table().score_slates(EVERY.unsqueeze(0), MASK)).sum()
 
-def objective(evaluator: Any, **options: Any) -> NeighbourReward:
+
+def objective(**options: Any) -> NeighbourReward:
     found = NeighbourReward("somewhere", **options)
-    found.companions = Companions(evaluator=evaluator)
+    found.companions = Companions(evaluator=Table())
     return found
 
 
-def test_every_slate_on_the_way_learns_the_best_neighbour_of_any() -> None:
-    class Values:
-        """What is best is two edits from the start, [0, 1]."""
-
-        def score_slates(self, slates: Tensor, /, candidate_mask: Tensor) -> Tensor:
-            same = (slates.unsqueeze(-2) == EVERY).all(-1).float()
-            return same @ torch.tensor([2.0, 4.0, 1.0, 6.0, 5.0, 3.0])
-
-    model, teacher = Editor().train(), objective(Values(), num_edits=2)
-    worth, bests = lambda slate: Values().score_slates(torch.tensor([[slate]]), MASK).item(), set()
-    for seed in range(8):
-        torch.manual_seed(seed)
-        slates = teacher.draw(model, {"candidate_mask": MASK})[0].tolist()
-        assert slates[0] == [0, 1]
-        torch.manual_seed(seed)
-        found = teacher.loss(model, {"candidate_mask": MASK})
-        near = [put_in(slate, place, item) for slate in slates for place in range(2) for item in range(3)]
-        best = max(near, key=worth)
-        total = 0.0
-        for slate in slates:
-            what = model.edit_choices(torch.tensor([[slate]]))[1][0, 0]
-            total -= (what[0, best[0]] + what[1, best[1]]).item()
-        assert found.loss.item() == pytest.approx(total / 3, rel=1e-5)
-        assert found.metrics["value"].item() == pytest.approx(worth(slates[-1]))
-        bests.add(tuple(best))
+@pytest.mark.parametrize("num_edits", [1, 3])
+def test_with_discount_1_the_gradient_is_that_of_where_the_edits_lead(num_edits: int) -> None:
+    model = Editor().train()
+    torch.manual_seed(0)
+    teacher = objective(num_edits=num_edits, num_paths=40_000, position_weight=0.0, discount=1.0)
+    output = teacher.loss(model, {"candidate_mask": MASK})
+    output.loss.backward()
     assert model.training
-    assert len(bests) > 1
+    exact = Editor()
+    value = exact.expected_value(num_edits)
+    (-value).backward()
+    assert output.metrics["value"].item() == pytest.approx(value.item(), rel=0.01)
+    found, wanted = (torch.cat([each.where.grad.flatten(), each.what.grad.flatten()]) for each in (model, exact))
+    assert torch.cosine_similarity(found, wanted, dim=0).item() > 0.999  # the scale is that of the gains
+
+
+def test_without_it_every_slate_on_the_way_looks_at_its_neighbours_only() -> None:
+    model = Editor()
+    torch.manual_seed(3)
+    teacher = objective(num_edits=2, num_paths=2, position_weight=0.3)
+    slates = teacher.draw(model, {"candidate_mask": MASK})
+    torch.manual_seed(3)
+    found = teacher.loss(model, {"candidate_mask": MASK})
+    value, squares, parts = lambda slate: Table().score_slates(torch.tensor([[slate]]), MASK).item(), [], []
+    for slate in (slates[0, number].tolist() for number in (0, 1, 3, 4)):  # not the ends
+        gains = [[value(put_in(slate, place, item)) - value(slate) for item in range(3)] for place in range(2)]
+        squares += [gain**2 for row in gains for gain in row]
+        parts.append((slate, gains))
+    spread = math.sqrt(sum(squares) / len(squares))
+    total = 0.0
+    for slate, gains in parts:
+        where, what = model.edit_choices(torch.tensor([[slate]]))
+        total += neighbour_loss(where, what, torch.tensor([[gains]]) / spread, 0.3).item()
+    assert found.loss.item() == pytest.approx(total / 4, rel=1e-5)
+    ends = [value(slates[0, number].tolist()) for number in (2, 5)]
+    assert found.metrics["value"].item() == pytest.approx(sum(ends) / 2)
 
 
 def put_in(slate: list[int], place: int, item: int) -> list[int]:
@@ -92,28 +113,9 @@ def put_in(slate: list[int], place: int, item: int) -> list[int]:
     return put(torch.tensor(slate), torch.tensor([place]), torch.tensor([item])).tolist()
 
 
-def test_edits_lead_through_worse_slates_to_better_ones() -> None:
-    class Valley:
-        """[0, 1] is worth 1, [1, 2], two edits away, 3, and all others nothing: no single edit helps."""
-
-        def score_slates(self, slates: Tensor, /, candidate_mask: Tensor) -> Tensor:
-            top = (slates == torch.tensor([1, 2])).all(-1)
-            return 3.0 * top + (slates == torch.tensor([0, 1])).all(-1)
-
-    torch.manual_seed(0)
-    model, teacher = Editor(), objective(Valley(), num_edits=2)
-    assert not any(put_in([0, 1], place, item) == [1, 2] for place in range(2) for item in range(3))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    for _ in range(200):
-        optimizer.zero_grad()
-        teacher.loss(model, {"candidate_mask": MASK}).loss.backward()
-        optimizer.step()
-    path = model.eval().edit_path(model.start_slates(None, 2), 2, False)
-    assert path.slates[0, -1].tolist() == [1, 2]
-
-
+@pytest.mark.parametrize("discount", [0.0, 1.0])
 def test_teaches_short_and_blank_requests_nothing_wrong(
-    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor]
+    extractor: RerankingFeatureExtractor, batch: dict[str, Tensor], discount: float
 ) -> None:
     class Prices:
         def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:
@@ -124,9 +126,10 @@ def test_teaches_short_and_blank_requests_nothing_wrong(
             return slates.clamp_min(0).float().sum(-1)
 
     model = NLGRForReranking(NLGRConfig(feature_schema=extractor.schema.to_dict(), **TINY)).train()
-    teacher = objective(Prices())
+    teacher = NeighbourReward("somewhere", discount=discount)
+    teacher.companions = Companions(evaluator=Prices())
     teacher.loss(model, batch).loss.backward()
-    edits = [*model.slot_layers.parameters(), *model.item_choice.parameters()]
+    edits = [*model.slot_layers.parameters(), *model.item_choice.parameters(), *model.position_choice.parameters()]
     assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in edits)
     assert all(parameter.grad.abs().max() > 0 for parameter in model.item_choice.parameters())
     model.zero_grad()
@@ -136,19 +139,9 @@ def test_teaches_short_and_blank_requests_nothing_wrong(
     assert all((parameter.grad == 0).all() for parameter in edits)
 
 
-def test_slates_of_one_worth_teach_nothing() -> None:
-    class Flat:
-        def score_slates(self, slates: Tensor, /, candidate_mask: Tensor) -> Tensor:
-            return torch.full(slates.shape[:2], 0.5)
-
-    loss = objective(Flat()).loss(Editor(), {"candidate_mask": MASK}).loss
-    loss.backward()  # still part of the graph
-    assert loss.item() == 0
-
-
 def test_refuses_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="num_edits must be at least 1, got 0"):
-        NeighbourReward("somewhere", num_edits=0)
+    with pytest.raises(ValueError, match="discount in"):
+        NeighbourReward("somewhere", discount=1.5)
     with pytest.raises(ValueError, match="edits no slates"):
-        objective(Table()).draw(nn.Linear(1, 1), {"candidate_mask": MASK})
-    assert objective(Table(), num_edits=2).to_dict()["init_args"]["num_edits"] == 2
+        objective().draw(nn.Linear(1, 1), {"candidate_mask": MASK})
+    assert objective(num_edits=2).to_dict()["init_args"]["num_edits"] == 2

@@ -15,6 +15,8 @@ class NLGRConfig(ScoreAndSortConfig):
     Args:
         num_hidden_layers: Layers of the candidate encoder.
         num_slot_layers: Layers over the slots of a slate, which read its other items and all candidates.
+        position_network: Whether a network of its own says where to edit, beside the item choice; `BestNeighbour` does
+            not teach it.
 
     Raises:
         ValueError: If a name is unknown.
@@ -25,6 +27,7 @@ class NLGRConfig(ScoreAndSortConfig):
 
     num_hidden_layers: int = size_field(default=2)
     num_slot_layers: int = size_field(default=2)
+    position_network: bool = True
 
 
 __all__ = ["NLGRConfig"]

@@ -1,29 +1,31 @@
 """NLGR: a start list is edited: where, and then what. The evaluator's word on neighbouring lists teaches it.
 
 NLGR: Utilizing Neighbor Lists for Generative Rerank in Personalized Recommendation Systems (WWW 2025 Companion, arXiv
-2502.06097, Meituan). From the upstream list on, the network chooses a position and what to put there, given the items
-at the others. A neighbour differs from the list in one edit; training values all neighbours of the lists on the way,
-and moves the choices towards the best of them, by the objective `rerankzoo.training.NeighbourReward`.
+2502.06097, Meituan). From the upstream list on, one network chooses a position (PDU) and another what to put there
+(CRU), given the items at the others. A neighbour differs from the list in one edit; training values all neighbours of
+the lists on the way, and moves the choices towards those that an evaluator likes better (the paper's loss, the objective
+`rerankzoo.training.NeighbourReward`) or towards the best of all (ours, `rerankzoo.training.BestNeighbour`).
 
 B requests, N candidates, M positions, S slates, K edits, D hidden.
 
 Where this differs from the paper, or fills in what our sources (its abstract, a note) do not state:
 
-- The choices read one small Transformer: at each slot a query that sees the other slots' items and all candidates, but
-  not its own slot's item (the paper's masked position), for every slot at once. The paper has attention per field,
-  pooled, and MLPs.
-- Where to edit has no network of its own: the less probable the item that is there, the more there is to gain. The
-  paper has a second network (PDU) beside that of the items (CRU).
+- Both choices read one small Transformer: at each slot a query that sees the other slots' items and all candidates,
+  but not its own slot's item (the paper's masked position), for every slot at once. Where to edit also reads the slot's
+  item. The paper has attention per field, pooled, and MLPs.
+- Where to edit also goes by the item choice: the less probable the item that is there, the more there is to gain. With
+  `position_network: false` by that alone.
 - The user is the averaged history, as in this zoo's others; the paper attends to sessions of past lists.
 - A candidate that stands in the list already may be chosen: the two change places. The paper's neighbours replace an
   item only, so that a swap takes two edits.
-- Choices are a softmax; no Gumbel noise, no straight-through gradient: the loss is a cross-entropy.
+- Choices are a softmax; no Gumbel noise, no straight-through gradient, for the loss is an expectation or a
+  cross-entropy.
 - At serving each edit leads to a slate that was not there before, and what is served is the slate on the way whose
   items are the most probable given one another. The paper ends when the item chosen is the one that is there, or below
   a probability that is not known to us.
 - Scores of single candidates, by which all other strategies decode, are a head of its own, learned from feedback.
-- Without an evaluator the edits are learned from the log (ours): which item got feedback, given the other slots. Of
-  mined slates, by their weights, what stands at every position.
+- Without an evaluator the edits are learned from the log (ours): which item got feedback, given the other slots; and
+  to edit positions that got none. Of mined slates, by their weights, what stands at every position.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from rerankzoo.slates import edited_slates, put
 
 @register_model
 class NLGRForReranking(ScoreAndSortModel):
-    """NLGR's generator: candidate encoder, slots, choice of items; and scores of single candidates.
+    """NLGR's generator: candidate encoder, slots, position and item choice; and scores of single candidates.
 
     Args:
         config: Its schema must name an upstream score.
@@ -75,6 +77,8 @@ class NLGRForReranking(ScoreAndSortModel):
         self.slot_layers = self.make_blocks(config.num_slot_layers, cross_attention=True)
         self.norm = nn.LayerNorm(size)
         self.item_choice = PointerHead(size)
+        if config.position_network:
+            self.position_choice = nn.Sequential(nn.Linear(2 * size, size), nn.GELU(), nn.Linear(size, 1, bias=False))
         self.post_init()
 
     @property
@@ -92,12 +96,21 @@ class NLGRForReranking(ScoreAndSortModel):
         output, slates, weights = super().compute(batch), batch.get("slates"), batch.get("slate_weights")
         if slates is None or (weights is None and "feedback" not in batch):
             return output
-        what = self._choices(output["candidate_states"], slates, batch["candidate_mask"])[1]
-        losses = -of_choices(what, slates).masked_fill(~self._good(batch), 0.0).sum(-1)  # (B, S)
-        item = (slate_mean(losses, slates) if weights is None else (weights * losses).sum(-1)).mean()
-        terms = {**(output.loss_terms or {}), "item": item}
+        terms = dict(output.loss_terms or {})
+        for name, losses in self._edit_losses(output["candidate_states"], batch).items():
+            terms[name] = (slate_mean(losses, slates) if weights is None else (weights * losses).sum(-1)).mean()
         output.loss, output.loss_terms = torch.stack(list(terms.values())).sum(), terms
         return output
+
+    def _edit_losses(self, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The losses (B, S) of both choices, from slates with feedback, or mined ones."""
+        slates, good = batch["slates"], self._good(batch)
+        where, what = self._choices(states, slates, batch["candidate_mask"])
+        poor = (slates >= 0) & ~good & good.any(-1, keepdim=True)
+        return {
+            "item": -of_choices(what, slates).masked_fill(~good, 0.0).sum(-1),
+            "position": -where.masked_fill(~poor, 0.0).sum(-1) / poor.sum(-1).clamp_min(1),
+        }
 
     @staticmethod
     def _good(batch: Batch) -> Tensor:
@@ -133,12 +146,14 @@ class NLGRForReranking(ScoreAndSortModel):
                 memory_mask=key_mask(candidate_mask),
                 implementation=self.config._attn_implementation,
             )
-        query = self.norm(hidden[:, :size]).unflatten(0, slates.shape[:2])  # (B, S, M, D)
+        query, item = self.norm(hidden).unflatten(0, slates.shape[:2]).chunk(2, dim=2)  # (B, S, M, D) each
         what = self.item_choice(query.flatten(1, 2), states, candidate_mask).unflatten(1, slates.shape[1:])
         available = candidate_mask[:, None, None] & real.unsqueeze(-1)
         what = remaining_log_probs(what, available.expand(what.shape))
-        surprise = -of_choices(what, slates)  # of what stands there, -log p: the more, the more there is to gain
-        return remaining_log_probs(surprise, real), what
+        where = -of_choices(what, slates)  # of what stands there, -log p: the more, the more there is to gain
+        if self.config.position_network:
+            where = where + self.position_choice(torch.cat([query, item], dim=-1)).squeeze(-1)
+        return remaining_log_probs(where, real), what
 
     @staticmethod
     def _sight(real: Tensor) -> Tensor:
@@ -207,7 +222,8 @@ class NLGRForReranking(ScoreAndSortModel):
             neighbours = edited_slates(slates, what.shape[-1]).flatten(2, 3).unsqueeze(3)  # (B, S, M * N, 1, M)
             wanted = edits.masked_fill((neighbours == path.unsqueeze(2)).all(-1).any(-1), float("-inf"))
         best, edit = wanted.max(-1, keepdim=True)  # (B, S, 1)
-        position, item = edit // what.shape[-1], edit % what.shape[-1]
+        position = edit // what.shape[-1]
+        item = edit - position * what.shape[-1]  # ONNX knows no remainder by a size
         changed = torch.where(best > float("-inf"), put(slates, position, item), slates)
         place = torch.arange(slates.shape[-1], device=slates.device)
         kept = (place != position) | (changed == slates).all(-1, keepdim=True)
