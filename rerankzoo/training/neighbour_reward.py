@@ -19,9 +19,9 @@ from rerankzoo.training.slate_objectives import SlateObjective
 class NeighbourObjective(SlateObjective):
     """A model edits the upstream order, and learns from the value of all slates that are one edit away.
 
-    Each request is edited `num_paths` times by `num_edits` edits that are drawn from the model; at slates on the way all
-    M N neighbours are valued. Neither feedback nor logged slates are needed. The metric `value` is the mean value of the
-    last slates.
+    Each request is edited `num_paths` times by `num_edits` edits that are drawn from the model; at slates on the way
+    all M N neighbours are valued. Neither feedback nor logged slates are needed. The metric `value` is the mean value
+    of the last slates.
     """
 
     def __init__(self, evaluator: str, num_edits: int, num_paths: int, supervised_weight: float) -> None:
@@ -63,8 +63,8 @@ class BestNeighbour(NeighbourObjective):
 
     That slate is what the model is to put at every position of every slate on the way, by cross-entropy. It is better
     than the best that the model draws, so that what is learned is ahead of the model until no single edit improves on
-    what the model does; and it may be several edits away, so that an edit need not gain by itself. Requests whose slates
-    are all worth the same teach nothing; nor is it learned where to edit, which goes by what is learned of the items.
+    what the model does; and it may be several edits away, so that an edit need not gain by itself. Requests whose
+    slates are all worth the same teach nothing; nor is it learned where to edit, which goes by the item choice.
 
     Args:
         evaluator: See `SlateObjective`.
@@ -76,9 +76,7 @@ class BestNeighbour(NeighbourObjective):
         ValueError: If an argument is out of its range; in training, if the model edits no slates.
     """
 
-    def __init__(
-        self, evaluator: str, num_edits: int = 4, num_paths: int = 1, supervised_weight: float = 0.0
-    ) -> None:
+    def __init__(self, evaluator: str, num_edits: int = 4, num_paths: int = 1, supervised_weight: float = 0.0) -> None:
         super().__init__(evaluator, num_edits, num_paths, supervised_weight)
 
     def teach(self, model: Any, known: Batch, slates: Tensor, values: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ def test_teaches_short_and_blank_requests_nothing_wrong(
             assert ((slates >= 0).long().diff(dim=-1) <= 0).all()  # no holes
             return slates.clamp_min(0).float().sum(-1)
 
-    model = NLGRForReranking(NLGRConfig(feature_schema=extractor.schema.to_dict(), **TINY, position_network=False)).train()
+    config = NLGRConfig(feature_schema=extractor.schema.to_dict(), **TINY, position_network=False)
+    model = NLGRForReranking(config).train()
     teacher = objective(Prices())
     teacher.loss(model, batch).loss.backward()
     edits = [*model.slot_layers.parameters(), *model.item_choice.parameters()]

@@ -3,8 +3,8 @@
 NLGR: Utilizing Neighbor Lists for Generative Rerank in Personalized Recommendation Systems (WWW 2025 Companion, arXiv
 2502.06097, Meituan). From the upstream list on, one network chooses a position (PDU) and another what to put there
 (CRU), given the items at the others. A neighbour differs from the list in one edit; training values all neighbours of
-the lists on the way, and moves the choices towards those that an evaluator likes better (the paper's loss, the objective
-`rerankzoo.training.NeighbourReward`) or towards the best of all (ours, `rerankzoo.training.BestNeighbour`).
+the lists on the way, and moves the choices towards those that an evaluator likes better (the paper's loss, by the
+objective `rerankzoo.training.NeighbourReward`) or towards the best of all (ours, `rerankzoo.training.BestNeighbour`).
 
 B requests, N candidates, M positions, S slates, K edits, D hidden.
 
