@@ -47,6 +47,7 @@ ENTRIES: dict[str, Entry] = {
     "history_categorical": Entry("BLF", torch.int64),
     "history_numeric": Entry("BLF"),
     "history_time": Entry("BL"),  # how long ago, in mean gaps of the training rows
+    "history_page": Entry("BL", torch.int64),  # how many pages ago
     "history_mask": Entry("BL", torch.bool),
     "slate_length": Entry("B", torch.int64, fill=1),  # positions of the request's page, where they differ
     "slates": Entry("BSM", torch.int64, fill=PADDING, label=True),

@@ -33,13 +33,15 @@ function leaf(value, entry, row, place) {
   }
   if (entry.hash) return blake2b64(value);
   if (text) return value;
+  const tooLow = number < (entry.at_least ?? -Infinity);
   if (entry.type === "int64") {
+    if (tooLow) fail(entry.column, row, `an integer of at least ${entry.at_least} is required, got ${value}`);
     // JSON.parse has rounded what lies beyond: take such ids as strings, or parse them with a BigInt-aware parser.
     if (!Number.isSafeInteger(number)) fail(entry.column, row, `a safe integer is required, got ${value}`);
     return BigInt(number);
   }
   const bound = entry.greater_than?.[place % entry.greater_than.length];
-  const below = number < (entry.at_least ?? -Infinity) || (bound != null && number <= bound);
+  const below = tooLow || (bound != null && number <= bound);
   if (!(Math.abs(number) <= FLOAT32_MAX) || below) {
     fail(entry.column, row, `a finite float32 number${below ? " that is large enough" : ""} is required, got ${value}`);
   }

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from rerankzoo.errors import SchemaMismatchError, in_one_line, shown
-from rerankzoo.features.schema import FLOAT32_MAX, FeatureSchema, FieldSpec, Group
+from rerankzoo.features.schema import FLOAT32_MAX, TOLD_ONCE, FeatureSchema, FieldSpec, Group
 from rerankzoo.features.tables import BoolArray, Column, IntArray, Ragged, Table
 
 FloatArray = npt.NDArray[np.float64]
@@ -270,6 +270,22 @@ class TimeEncoder(NumberEncoder):
         return values, None
 
 
+@dataclass(frozen=True)
+class PageEncoder:
+    """How many pages ago something was, as it is."""
+
+    def __call__(self, column: Column) -> IntArray:
+        """Returns (n,) numbers of pages."""
+        what = "a whole number of pages before the request is required, not negative"
+        if column.nulls[-1] is not None:
+            column.refuse(column.nulls[-1], f"{what}, got None")
+        if column.kind not in ("int", "bool", "null"):
+            raise column.error(f"{what}, got {shown(column.value(0))}", 0)
+        pages = column.values.astype(np.int64, copy=False)
+        column.refuse(pages < 0, f"{what}, got {{}}", None, pages)
+        return pages
+
+
 def time_unit(statistics: FloatArray) -> float:
     """What a time is divided by: the mean, where it is not 0."""
     return float(statistics[0, 0]) or 1.0
@@ -280,6 +296,9 @@ def number_encoder(
 ) -> NumberEncoder:
     """The encoder of a field that is not categorical."""
     return (TimeEncoder if spec.kind == "time" else NumberEncoder)(spec, statistics, quantiles)
+
+
+Encoder = IdEncoder | NumberEncoder | PageEncoder
 
 
 def depth_of(spec: FieldSpec) -> int:
@@ -458,8 +477,8 @@ class FittedState:
         return replace(schema, fingerprint=hashlib.sha256(content.encode()).hexdigest())
 
     @cached_property
-    def fields(self) -> dict[Group, list[tuple[FieldSpec, IdEncoder | NumberEncoder]]]:
-        """The fields of a group and their encoders, the categorical ones first, times last."""
+    def fields(self) -> dict[Group, list[tuple[FieldSpec, Encoder]]]:
+        """The fields of a group and their encoders, the categorical ones first, times and pages last."""
         schema = self.schema
         return {
             group: [
@@ -467,22 +486,24 @@ class FittedState:
                 for fields in (
                     schema.select(group, "categorical"),
                     schema.numeric_fields(group),
-                    schema.select(group, "time"),
+                    *(schema.select(group, kind) for kind in TOLD_ONCE),
                 )
                 for spec in fields
             ]
             for group in get_args(Group)
         }
 
-    def _encoder(self, spec: FieldSpec) -> IdEncoder | NumberEncoder:
+    def _encoder(self, spec: FieldSpec) -> Encoder:
+        if spec.kind == "page":
+            return PageEncoder()
         if spec.kind != "categorical":
             return number_encoder(spec, self.statistics.get(spec.name), self.quantiles.get(spec.name))
         owner = self.declared.owner(spec)
         return IdEncoder(owner.hash_size or 0, self.vocabularies.get(owner.name), self.types[owner.name])
 
     def encode(self, group: Group, table: Table, item_ids: Column, layout: Ragged) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of ids, numbers and (where there are any) times of a group, whose lists have this layout."""
-        parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: [], TimeEncoder: []}
+        """The arrays of a group, whose lists have this layout: ids, numbers, and where there are any times and pages."""
+        parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: [], TimeEncoder: [], PageEncoder: []}
         fields = self.fields[group]
         for spec, encode in fields:
             column = item_ids if spec.name == item_ids.name else read_field(table, spec)
@@ -495,8 +516,10 @@ class FittedState:
             f"{group}_categorical": pack(parts[IdEncoder], layout, np.int64),
             f"{group}_numeric": pack(parts[NumberEncoder], layout, np.float32),
         }
-        times = {f"{group}_time": pack(part, layout, np.float32)[..., 0] for part in [parts[TimeEncoder]] if part}
-        return arrays | times
+        for kind, encoder, dtype in (("time", TimeEncoder, np.float32), ("page", PageEncoder, np.int64)):
+            if parts[encoder]:
+                arrays[f"{group}_{kind}"] = pack(parts[encoder], layout, dtype)[..., 0]
+        return arrays
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON-able part of what was learned: all but the vocabularies, of which it has the digests."""

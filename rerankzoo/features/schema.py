@@ -17,7 +17,7 @@ from rerankzoo.errors import SchemaError, SchemaMismatchError, UnreadableFileErr
 from rerankzoo.text_files import read_yaml
 
 Group = Literal["request", "candidate", "history"]
-Kind = Literal["categorical", "numeric", "dense", "time"]
+Kind = Literal["categorical", "numeric", "dense", "time", "page"]
 Transform = Literal["log1p", "signed_log1p", "quantile", "standardize"]
 Discount = Literal["none", "log2"]
 Gain = Literal["linear", "exponential"]
@@ -29,6 +29,8 @@ _MOST_UNKNOWN = 8  # keys in a message
 _LIMITS = {"hash_size": 1 << 40, "min_count": 1 << 62, "size": 1 << 20, "num_embeddings": (1 << 40) + 2}
 _CATEGORICAL = ["hash_size", "min_count", "shares", "num_embeddings"]  # settings of such fields only
 _OF_NUMBERS = ["transforms", "clip", "size", "columns"]
+#: Kinds that say of the history when and where it was: of at most one field each, which has no settings.
+TOLD_ONCE: tuple[Kind, ...] = ("time", "page")
 #: What fitting adds to fields.
 SET_BY_FITTING = ("num_embeddings", "time_unit")
 
@@ -48,7 +50,8 @@ class FieldSpec:
         group: `"request"` (one value per row), `"candidate"` (a list over the row's candidates) or `"history"` (a list
             of the user's past items, newest last).
         kind: `"categorical"` (int or str ids), `"numeric"` (a number), `"dense"` (a vector of `size` numbers), or
-            `"time"`: of one history field, how long before the request a past item was, in any one unit, not negative.
+            `"time"`: of one history field, how long before the request a past item was, in any one unit, not negative;
+            or `"page"`: of one history field, how many pages ago, a whole number that items of one page share.
         hash_size: Categorical: hash values into this many buckets instead of keeping a vocabulary.
         min_count: Categorical: values seen less often than this while fitting become "unknown".
         shares: Categorical: use the vocabulary (and so the embedding rows) of the field of this name.
@@ -86,8 +89,9 @@ class FieldSpec:
             if not (optional and value is None) and (type(value) is not int or not 1 <= value <= most):
                 message = f"must be a positive integer of at most {most}, got {shown(value)}"
                 raise SchemaError(f"{key} of field {self.name!r} {message}")
-        if self.kind == "time" and self.group != "history":
-            raise SchemaError(f"field {self.name!r} of kind 'time' must be a history field, got group {self.group!r}")
+        if self.kind in TOLD_ONCE and self.group != "history":
+            message = f"of kind {self.kind!r} must be a history field, got group {self.group!r}"
+            raise SchemaError(f"field {self.name!r} {message}")
         if self.time_unit is not None and not (_is_number(self.time_unit, FLOAT32_MAX) and self.time_unit > 0):
             message = f"must be a positive number, got {shown(self.time_unit)}"
             raise SchemaError(f"time_unit of field {self.name!r} {message}")
@@ -98,6 +102,7 @@ class FieldSpec:
             "numeric": [*_CATEGORICAL, "size", "columns", "time_unit"],
             "dense": [*_CATEGORICAL, "time_unit"],
             "time": [*_CATEGORICAL, *_OF_NUMBERS],
+            "page": [*_CATEGORICAL, *_OF_NUMBERS, "time_unit"],
         }
         self._refuse(f"is {self.kind}", refused[self.kind])
         if self.shares is not None:
@@ -225,9 +230,10 @@ class FeatureSchema:
             raise SchemaError(f"column {both[0]!r} is both an input and a label (slate, feedback, propensity or mined)")
 
     def _check_references(self) -> None:
-        """Fields that the schema names elsewhere must be candidate fields of the right kind; times are told once."""
-        if len(times := self.select("history", "time")) > 1:
-            raise SchemaError(f"field {times[1].name!r} is a second one of kind 'time', beside {times[0].name!r}")
+        """Fields that the schema names elsewhere must be candidate fields of the right kind; some are told once."""
+        for kind in TOLD_ONCE:
+            if len(told := self.select("history", kind)) > 1:
+                raise SchemaError(f"field {told[1].name!r} is a second one of kind {kind!r}, beside {told[0].name!r}")
         for field in self.fields:
             owner = self.owner(field)
             if owner.kind != field.kind:
@@ -293,10 +299,15 @@ class FeatureSchema:
         """The field that tells how long ago past items were."""
         return next(iter(self.select("history", "time")), None)
 
+    @property
+    def history_page(self) -> FieldSpec | None:
+        """The field that tells which page past items were on."""
+        return next(iter(self.select("history", "page")), None)
+
     def position(self, name: str) -> int:
-        """Returns the (first) column of a field within its group's tensor of ids, numbers or times."""
+        """Returns the (first) column of a field within its group's tensor of ids, numbers, times or pages."""
         field = self.field(name)
-        if field.kind in ("categorical", "time"):
+        if field.kind in ("categorical", *TOLD_ONCE):
             return self.select(field.group, field.kind).index(field)
         numeric = self.numeric_fields(field.group)
         return sum(other.size for other in numeric[: numeric.index(field)])

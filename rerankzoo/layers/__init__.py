@@ -12,7 +12,7 @@ from rerankzoo.layers.embedding import (
     PackedEmbedding,
 )
 from rerankzoo.layers.feedback import FeedbackHead
-from rerankzoo.layers.history import HistoryEncoder, SetToListAttention, TargetAttention, ages, recency
+from rerankzoo.layers.history import HistoryEncoder, PageContext, SetToListAttention, TargetAttention, ages, recency
 from rerankzoo.layers.induced_block import InducedBlock
 from rerankzoo.layers.interactions import PairInteractions
 from rerankzoo.layers.prefix_value import (
@@ -55,6 +55,7 @@ __all__ = [
     "MultiHeadAttention",
     "OrderedValueHead",
     "PackedEmbedding",
+    "PageContext",
     "PairInteractions",
     "PointerHead",
     "PrefixHead",

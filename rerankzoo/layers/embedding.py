@@ -27,6 +27,7 @@ FEATURES = (
     "history_mask",
     "history_numeric",
     "history_time",
+    "history_page",
 )
 
 #: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
@@ -122,6 +123,7 @@ class FeatureEmbedding(nn.Module):
         hidden_size: D.
         history_heads: Attention heads by which candidates read the history; 0: they are handed its mean.
         timed: Whether the batch tells how long ago past items were; of use to attention only.
+        paged: Whether the batch tells which page they were on; of use to attention only.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class FeatureEmbedding(nn.Module):
         hidden_size: int,
         history_heads: int = 0,
         timed: bool = False,
+        paged: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = PackedEmbedding(num_embeddings, owners, embedding_size)
@@ -146,7 +149,7 @@ class FeatureEmbedding(nn.Module):
         self.request_projection = nn.Linear(widths["request"], hidden_size, bias=False) if widths["request"] else None
         self.history_projection = nn.Linear(widths["history"], hidden_size, bias=False) if widths["history"] else None
         reads = history_heads and widths["history"]
-        self.history_attention = TargetAttention(hidden_size, history_heads, timed) if reads else None
+        self.history_attention = TargetAttention(hidden_size, history_heads, timed, paged) if reads else None
 
     def forward(
         self,
@@ -158,6 +161,7 @@ class FeatureEmbedding(nn.Module):
         history_mask: Tensor | None = None,
         history_numeric: Tensor | None = None,
         history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
     ) -> Tensor:
         """Embeds a batch.
 
@@ -170,12 +174,13 @@ class FeatureEmbedding(nn.Module):
             history_mask: (B, L), True where an item is real.
             history_numeric: (B, L, F); required where the history has numeric fields.
             history_time: (B, L), how long ago; required where the layer is `timed`.
+            history_page: (B, L), how many pages ago; required where it is `paged`.
 
         Returns:
             (B, N, D).
         """
         candidates = self.join("candidate", candidate_categorical, candidate_numeric)
-        history = (history_categorical, history_mask, history_numeric, history_time)
+        history = (history_categorical, history_mask, history_numeric, history_time, history_page)
         return self.project(candidates, request_categorical, request_numeric, *history)
 
     def project(
@@ -187,6 +192,7 @@ class FeatureEmbedding(nn.Module):
         history_mask: Tensor | None = None,
         history_numeric: Tensor | None = None,
         history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
     ) -> Tensor:
         """The vectors (B, N, D) of candidates whose fields are joined already (B, N, `join`'s width)."""
         hidden = self.candidate_projection(candidates)
@@ -199,7 +205,7 @@ class FeatureEmbedding(nn.Module):
                 hidden = hidden + self.history_projection(mean_history(history, mask)).unsqueeze(1)
             else:
                 past = self.history_projection(history)
-                hidden = hidden + self.history_attention(hidden, past, mask, history_time)
+                hidden = hidden + self.history_attention(hidden, past, mask, history_time, history_page)
         return hidden
 
     def past_items(self, categorical: Tensor | None, mask: Tensor | None, numeric: Tensor | None = None) -> Tensor:
@@ -228,6 +234,7 @@ class FieldEmbedding(nn.Module):
         field_size: D.
         reads_history: Whether candidates read the history by attention, and are not handed its mean.
         timed: Whether the batch tells how long ago past items were; of use to attention only.
+        paged: Whether the batch tells which page they were on; of use to attention only.
     """
 
     def __init__(
@@ -239,6 +246,7 @@ class FieldEmbedding(nn.Module):
         field_size: int,
         reads_history: bool = False,
         timed: bool = False,
+        paged: bool = False,
     ) -> None:
         super().__init__()
         self.field_size = field_size
@@ -250,7 +258,7 @@ class FieldEmbedding(nn.Module):
             self.projections[group] = nn.ModuleList(nn.Linear(size, field_size) for size in sizes)
             self._runs[group] = [(size, len(list(run))) for size, run in groupby(sizes)]
         reads = reads_history and self._runs.get("history")
-        self.history_attention = TargetAttention(field_size, 1, timed) if reads else None
+        self.history_attention = TargetAttention(field_size, 1, timed, paged) if reads else None
 
     def _num_fields(self, group: str) -> int:
         return len(cast(nn.ModuleList, self.projections[group]))
@@ -275,6 +283,7 @@ class FieldEmbedding(nn.Module):
         history_mask: Tensor | None = None,
         history_numeric: Tensor | None = None,
         history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embeds a batch; see `FeatureEmbedding.forward` for the arguments.
 
@@ -294,7 +303,7 @@ class FieldEmbedding(nn.Module):
                 shared.append(self._embed("history", mean_history(joined, mask)))
             else:
                 past = self._embed("history", joined).mean(-2)
-                read = self.history_attention(candidates.mean(-2), past, mask, history_time)
+                read = self.history_attention(candidates.mean(-2), past, mask, history_time, history_page)
                 candidates = torch.cat([candidates, read.unsqueeze(-2)], dim=-2)
         return candidates, torch.cat(shared, dim=1)
 

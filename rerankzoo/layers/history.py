@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rerankzoo.layers.transformer import key_mask
 
@@ -48,6 +49,41 @@ def split_heads(items: Tensor, num_heads: int) -> Tensor:
     return items.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+class PageContext(nn.Module):
+    """Past items know which others were on their page: `h_l + W mean_k h_k` over the others k of the page.
+
+    W is 0 at the start, and an item that is alone on its page stays what it is. It is ours.
+
+    Args:
+        hidden_size: D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+
+    def forward(self, history: Tensor, mask: Tensor, pages: Tensor | None) -> Tensor:
+        """Tells past items (B, L, D), of which those of the mask (B, L) are real, of their page's others.
+
+        Args:
+            history: (B, L, D).
+            mask: (B, L), True where a past item is real.
+            pages: (B, L), as a batch's `history_page`; items of one number were on one page.
+
+        Returns:
+            (B, L, D).
+
+        Raises:
+            ValueError: If the pages are missing.
+        """
+        if pages is None:
+            raise ValueError("this model reads the pages of past items: the batch needs history_page")
+        shared = (pages.unsqueeze(2) == pages.unsqueeze(1)) & mask.unsqueeze(1) & mask.unsqueeze(2)  # (B, L, L)
+        others = shared.to(history.dtype) @ history - history * mask.unsqueeze(-1)
+        number = (shared.sum(-1, keepdim=True) - 1).clamp_min(1)
+        return history + F.linear(others / number, self.weight)
+
+
 class TargetAttention(nn.Module):
     """Every candidate reads the user's past items for itself.
 
@@ -62,15 +98,17 @@ class TargetAttention(nn.Module):
         hidden_size: D.
         num_heads: H; divides D.
         timed: Whether it is told how long ago past items were; if not, the number of later ones stands for it.
+        paged: Whether it is told which page they were on; they are then read in their `PageContext`.
 
     References:
         Zhou et al., Deep interest network for click-through rate prediction (2018), section 4.3.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, timed: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, timed: bool, paged: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.timed = timed
+        self.page = PageContext(hidden_size) if paged else None
         self.query_norm, self.memory_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
@@ -82,7 +120,14 @@ class TargetAttention(nn.Module):
         first = FIRST_TIME if self.timed else FIRST_COUNT
         return [first * 4.0 ** (head - (self.num_heads - 1) / 2) for head in range(self.num_heads)]
 
-    def forward(self, candidates: Tensor, history: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        candidates: Tensor,
+        history: Tensor,
+        mask: Tensor,
+        times: Tensor | None = None,
+        pages: Tensor | None = None,
+    ) -> Tensor:
         """Reads the history.
 
         Args:
@@ -90,18 +135,20 @@ class TargetAttention(nn.Module):
             history: (B, L, D), the newest last.
             mask: (B, L), True where a past item is real.
             times: (B, L), how long ago; required if the layer is timed.
+            pages: (B, L), how many pages ago; required if the layer is paged.
 
         Returns:
             (B, N, D).
 
         Raises:
-            ValueError: If the times are missing.
+            ValueError: If the times or pages are missing.
         """
         if self.timed and times is None:
             raise ValueError("this model reads the times of past items: the batch needs history_time")
         age = ages(mask, times if self.timed else None)
         left = recency(age, self.log_half_life.exp().view(-1, 1, 1), mask).transpose(0, 1).unsqueeze(2)  # (B, H, 1, L)
         left = left.to(history.dtype)
+        history = history if self.page is None else self.page(history, mask, pages)
         projected = split_heads(self.key_value(self.memory_norm(history)), 2 * self.num_heads)
         key, value = projected.chunk(2, dim=1)
         query = split_heads(self.query(self.query_norm(candidates)), self.num_heads)
@@ -116,16 +163,24 @@ class HistoryEncoder(nn.Module):
     Args:
         layers: Transformer blocks; with none, items only learn their age.
         hidden_size: D.
+        paged: Whether it is told which page past items were on; see `PageContext`.
     """
 
-    def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
+    def __init__(self, layers: nn.ModuleList, hidden_size: int, paged: bool = False) -> None:
         super().__init__()
+        self.page = PageContext(hidden_size) if paged else None
         self.age = nn.Parameter(torch.zeros(hidden_size))  # a large one at the start would drown the items
         self.layers = layers
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, history: Tensor, mask: Tensor, age: Tensor, implementation: str = "sdpa") -> Tensor:
-        """Encodes past items (B, L, D) of these `ages` (B, L) to (B, L, D); `mask` (B, L) is True where one is real."""
+    def forward(
+        self, history: Tensor, mask: Tensor, age: Tensor, pages: Tensor | None = None, implementation: str = "sdpa"
+    ) -> Tensor:
+        """Encodes past items (B, L, D) of these `ages` (B, L) to (B, L, D); `mask` (B, L) is True where one is real.
+
+        Its `pages` (B, L) are required if the layer is paged, by a ValueError.
+        """
+        history = history if self.page is None else self.page(history, mask, pages)
         history = history + torch.log1p(age).unsqueeze(-1).to(history.dtype) * self.age
         attended = key_mask(mask)
         for layer in self.layers:

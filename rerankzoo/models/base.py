@@ -40,6 +40,7 @@ from rerankzoo.layers import (
     FieldEmbedding,
     GatedFieldNorm,
     HistoryEncoder,
+    PageContext,
     PackedEmbedding,
     QueryEncoder,
     TargetAttention,
@@ -424,6 +425,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             hidden_size=self.config.hidden_size,
             history_heads=0 if self.config.pool_history else self.config.num_attention_heads,
             timed=self.schema.history_time is not None,
+            paged=self.schema.history_page is not None,
         )
 
     def make_field_embedding(self, field_size: int) -> FieldEmbedding:
@@ -439,6 +441,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             field_size=field_size,
             reads_history=not self.config.pool_history,
             timed=self.schema.history_time is not None,
+            paged=self.schema.history_page is not None,
         )
 
     def _categorical_layout(self, without: Collection[str] = ()) -> tuple[list[int], dict[str, list[int]]]:
@@ -508,6 +511,8 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
             init.normal_(module.queries, mean=0.0, std=1.0)
         elif isinstance(module, HistoryEncoder):
             init.zeros_(module.age)
+        elif isinstance(module, PageContext):
+            init.zeros_(module.weight)
         elif isinstance(module, TargetAttention):
             half_lives = torch.tensor(module.first_half_lives(), dtype=module.log_half_life.dtype)
             init.copy_(module.log_half_life, half_lives.log())
@@ -555,6 +560,7 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
         history_mask: Tensor | None = None,
         history_numeric: Tensor | None = None,
         history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
         candidate_value: Tensor | None = None,
         slates: Tensor | None = None,
         feedback: Tensor | None = None,
@@ -576,6 +582,7 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             history_mask: (B, L).
             history_numeric: (B, L, F), where the history has numeric fields.
             history_time: (B, L), where it has times.
+            history_page: (B, L), where it has pages.
             candidate_value: (B, N, T), value of each target for each candidate.
             slates: (B, S, M'), logged or mined slates, M' at most the config's slate size; -100 pads.
             feedback: (B, S, M', T) in [0, 1], of logged slates.
@@ -601,6 +608,7 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
             "history_mask": history_mask,
             "history_numeric": history_numeric,
             "history_time": history_time,
+            "history_page": history_page,
             "candidate_value": candidate_value,
             "slates": slates,
             "feedback": feedback,
@@ -634,6 +642,7 @@ class SlateEvaluator(RerankingPreTrainedModel):
         history_mask: Tensor | None = None,
         history_numeric: Tensor | None = None,
         history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
         feedback: Tensor | None = None,
         **other: Tensor,
     ) -> EvaluatorOutput:
@@ -651,6 +660,7 @@ class SlateEvaluator(RerankingPreTrainedModel):
             history_mask: (B, L).
             history_numeric: (B, L, F), where the history has numeric fields.
             history_time: (B, L), where it has times.
+            history_page: (B, L), where it has pages.
             feedback: (B, S, M', T); in [0, 1] where probabilities are learned.
             **other: Further entries of the batch, for families that registered them.
 
@@ -670,6 +680,7 @@ class SlateEvaluator(RerankingPreTrainedModel):
             "history_mask": history_mask,
             "history_numeric": history_numeric,
             "history_time": history_time,
+            "history_page": history_page,
             "candidate_value": candidate_value,
             "slates": slates,
             "feedback": feedback,

@@ -26,6 +26,7 @@ from rerankzoo.features.encoding import (
     IdEncoder,
     IntegerVocabulary,
     NumberEncoder,
+    PageEncoder,
     TimeEncoder,
 )
 from rerankzoo.features.extractor import RerankingFeatureExtractor
@@ -46,7 +47,7 @@ _MEANINGS = {
     "at_most": "how many candidates of one category a slate shows at most",
 }
 _TYPES = {"bool": 9, "double": 11, "int64": 7, "string": 8}  # as onnx.TensorProto has them
-_MADE = ("categorical", "numeric", "time")  # tensors of fields
+_MADE = ("categorical", "numeric", "time", "page")  # tensors of fields
 #: Rational approximations of the normal distribution's quantile, the highest power first: near the middle, and of tails
 #: down to exp(-32). Moshier, Cephes mathematical library, `ndtri`, which torch has, too.
 NDTRI = {
@@ -100,12 +101,14 @@ class FeatureGraph:
             self._op("Identity", tensor, output=name)
 
     def _fields(self, group: str, kind: str) -> str | None:
-        """A group's ids or numbers (..., F), or its times (...); `None` if it has none: there is nothing to put in."""
+        """A group's ids or numbers (..., F), its times or pages (...); `None` if there are none: nothing to put in."""
         fields = self.state.fields[cast(Group, group)]
         times = [spec for spec, encode in fields if isinstance(encode, TimeEncoder)]
         numbers = [encode for spec, encode in fields if isinstance(encode, NumberEncoder) and spec not in times]
         if kind == "time":
             return self._time(group, times[0])
+        if kind == "page":
+            return self._page(group, next(spec for spec, encode in fields if isinstance(encode, PageEncoder)))
         if kind == "numeric":
             return self._numbers(group, numbers) if numbers else None
         ids = [self._id(spec, encode, group) for spec, encode in fields if isinstance(encode, IdEncoder)]
@@ -246,6 +249,11 @@ class FeatureGraph:
         source = self._input(group, spec.name, "double", meaning, [2.0, 1.0], required=True, at_least=0)
         known = self._op("Where", self._op("IsNaN", source), self._constant(0, np.float64), source)
         return self._op("Cast", self._op("Div", known, self._constant(spec.time_unit, np.float64)), to=_FLOAT)
+
+    def _page(self, group: str, spec: FieldSpec) -> str:
+        meaning = f"field {spec.name!r}: how many pages ago; at least 0"
+        source = self._input(group, spec.name, "int64", meaning, [2, 1], required=True, at_least=0)
+        return self._op("Max", source, self._constant(0))
 
     def _raw(self, group: str, encode: NumberEncoder) -> list[str]:
         """The columns of a field as (..., 1) each, or its vectors (..., size)."""

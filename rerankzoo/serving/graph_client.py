@@ -179,6 +179,9 @@ def _leaves(values: list[Any], entry: Mapping[str, Any], per_row: int) -> npt.ND
     if kind != "double":
         marker = _MARKERS[kind]
         filled = [marker if value is None else value for value in values] if absent else values
+        for place, value in enumerate(values) if "at_least" in entry else ():
+            if value is not None and value < entry["at_least"]:
+                raise _error(name, place // per_row, f"an int of at least {entry['at_least']} is required, got {value}")
         try:
             return np.array(filled, dtype=_DTYPES[kind])
         except OverflowError:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rerankzoo.batch import inputs
 from rerankzoo.features.extractor import RerankingFeatureExtractor
-from rerankzoo.features.schema import FieldSpec
+from rerankzoo.features.schema import TOLD_ONCE, FieldSpec
 
 _IDS = 100_000  # of a field, that are drawn from
 
@@ -57,6 +57,8 @@ def random_requests(
         if field.kind == "categorical":
             known = ids[field.name]
             return [known[at] for at in rng.integers(len(known), size=count)]
+        if field.kind == "page":
+            return rng.integers(3, size=count).tolist()
         return rng.random((count, field.size) if field.kind == "dense" else count).tolist()
 
     requests = []
@@ -83,7 +85,7 @@ def spoil_requests(
     """Requests with a fifth of their values missing, or ids that no vocabulary has, where a request may have these."""
     schema, rng = extractor.schema, np.random.default_rng(seed)
     required = {schema.item_id, *(target.value for target in schema.targets)}
-    required |= {field.name for field in schema.fields if field.kind == "time"}
+    required |= {field.name for field in schema.fields if field.kind in TOLD_ONCE}
 
     def spoil(value: Any, instead: list[Any]) -> Any:
         return instead[rng.integers(len(instead))] if instead and rng.random() < 0.2 else value

@@ -47,7 +47,8 @@ def extractor(schema: FeatureSchema, rows: Rows) -> RerankingFeatureExtractor:
 def test_batch_by_hand(extractor: RerankingFeatureExtractor, rows: Rows) -> None:
     batch = extractor(rows)
     assert set(batch) == set(ENTRIES) - {
-        *("slate_weights", "slate_values", "soft_labels", "slate_length", "history_numeric", "history_time")
+        *("slate_weights", "slate_values", "soft_labels", "slate_length", "history_numeric"),
+        *("history_time", "history_page"),
     }
     assert all(batch[key].is_contiguous() for key in batch)
     assert batch["request_categorical"].tolist() == [[2], [0]]  # "ann" is the whole vocabulary, None is missing

@@ -1,4 +1,4 @@
-"""Past items with numbers and times: in the schema, the extractor and the batch."""
+"""Past items with numbers, times and pages: in the schema, the extractor and the batch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SCHEMA = FeatureSchema(
         FieldSpec(name="past_item", group="history", kind="categorical", shares="item"),
         FieldSpec(name="past_price", group="history", kind="numeric", transforms=("standardize",)),
         FieldSpec(name="past_hours", group="history", kind="time"),
+        FieldSpec(name="past_page", group="history", kind="page"),
     ),
 )
 ROWS: list[dict[str, Any]] = [
@@ -30,10 +31,18 @@ ROWS: list[dict[str, Any]] = [
         "past_item": [9, 7],
         "past_price": [3.0, None],
         "past_hours": [30, 2.0],
+        "past_page": [7, 1],
         "past_picture": [[1.0, 2.0], [3.0, 4.0]],
     },
-    {"item": [9], "past_item": [5], "past_price": [1.0], "past_hours": [4.0], "past_picture": [[5.0, 6.0]]},
-    {"item": [7], "past_item": [], "past_price": [], "past_hours": None, "past_picture": []},
+    {
+        "item": [9],
+        "past_item": [5],
+        "past_price": [1.0],
+        "past_hours": [4.0],
+        "past_page": [2],
+        "past_picture": [[5.0, 6.0]],
+    },
+    {"item": [7], "past_item": [], "past_price": [], "past_hours": None, "past_page": None, "past_picture": []},
 ]
 
 
@@ -53,11 +62,14 @@ def test_batch_of_histories_by_hand(extractor: RerankingFeatureExtractor) -> Non
         [pytest.approx(1 / 3), 0],
         [0, 0],
     ]
+    assert batch["history_page"].tolist() == [[7, 1], [2, 0], [0, 0]]
+    assert batch["history_page"].dtype == torch.int64
     assert batch["history_mask"].tolist() == [[True, True], [True, False], [False, False]]
-    assert extractor.schema.history_time == replace(SCHEMA.fields[-1], time_unit=12.0)
-    assert extractor.schema.position("past_hours") == 0
-    assert {"history_numeric", "history_time"} <= inputs(batch).keys()
-    assert pad(batch, L=5)["history_time"].shape == (3, 5)
+    assert extractor.schema.history_time == replace(SCHEMA.fields[-2], time_unit=12.0)
+    assert extractor.schema.history_page == SCHEMA.fields[-1]
+    assert extractor.schema.position("past_hours") == extractor.schema.position("past_page") == 0
+    assert {"history_numeric", "history_time", "history_page"} <= inputs(batch).keys()
+    assert pad(batch, L=5)["history_time"].shape == pad(batch, L=5)["history_page"].shape == (3, 5)
     assert trim({name: tensor[1:] for name, tensor in batch.items()})["history_numeric"].shape == (2, 1, 3)
 
 
@@ -83,6 +95,10 @@ def test_times_are_saved_with_their_unit_and_kept_when_extended(
         ({"past_hours": [30, None]}, r"'past_hours', row 0: a time before the request.*got None"),
         ({"past_hours": [30, float("nan")]}, r"'past_hours', row 0: a finite float32 number"),
         ({"past_hours": [30]}, r"'past_hours', row 0: 1 entries, but 'past_item' has 2"),
+        ({"past_page": [1, -2]}, r"'past_page', row 0: a whole number of pages before the request.*got -2"),
+        ({"past_page": [1, None]}, r"'past_page', row 0: a whole number of pages before the request.*got None"),
+        ({"past_page": [1.5, 2.0]}, r"'past_page', row 0: a whole number of pages before the request.*got 1.5"),
+        ({"past_page": [1]}, r"'past_page', row 0: 1 entries, but 'past_item' has 2"),
         ({"past_price": [3.0]}, r"'past_price', row 0: 1 entries, but 'past_item' has 2"),
         ({"past_picture": [[1.0, 2.0]]}, r"'past_picture', row 0: 1 entries, but 'past_item' has 2"),
     ],
@@ -94,6 +110,7 @@ def test_what_cannot_be_a_history_is_refused(
         extractor([{**ROWS[0], **row}, *ROWS[1:]])
 
 
-def test_times_are_told_once() -> None:
-    with pytest.raises(SchemaError, match="'again' is a second one of kind 'time', beside 'past_hours'"):
-        replace(SCHEMA, fields=(*SCHEMA.fields, FieldSpec(name="again", group="history", kind="time")))
+@pytest.mark.parametrize(("kind", "first"), [("time", "past_hours"), ("page", "past_page")])
+def test_times_and_pages_are_told_once(kind: Any, first: str) -> None:
+    with pytest.raises(SchemaError, match=f"'again' is a second one of kind '{kind}', beside '{first}'"):
+        replace(SCHEMA, fields=(*SCHEMA.fields, FieldSpec(name="again", group="history", kind=kind)))

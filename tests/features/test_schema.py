@@ -76,6 +76,8 @@ def test_label_target_is_the_first_with_labels_of_candidates() -> None:
         ({"min_count": True}, ["min_count", "True"]),
         ({"shares": "g", "hash_size": 4}, ["shares", "hash_size=4"]),
         ({"kind": "time"}, ["'f'", "history field", "'candidate'"]),
+        ({"kind": "page"}, ["'f'", "of kind 'page'", "history field", "'candidate'"]),
+        ({"group": "history", "kind": "page", "hash_size": 9}, ["'f'", "is page", "hash_size"]),
         ({"group": "history", "kind": "time", "transforms": ["log1p"]}, ["'f'", "is time", "transforms"]),
         ({"group": "history", "kind": "time", "time_unit": 0.0}, ["time_unit", "'f'", "positive", "0.0"]),
     ],

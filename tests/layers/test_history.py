@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerankzoo.layers import HistoryEncoder, TargetAttention, ages, recency
+from rerankzoo.layers import HistoryEncoder, PageContext, TargetAttention, ages, recency
 
 MASK = torch.tensor([[True, True, True], [True, True, False], [False, False, False]])
 TIMES = torch.tensor([[4.0, 1.0, 0.5], [2.0, 0.0, 9.0], [9.0, 9.0, 9.0]])
@@ -21,12 +21,33 @@ def test_ages_and_what_is_left() -> None:
     assert by_head[:, 0, 0].tolist() == [2.0**-4, 2.0**-2]
 
 
-@pytest.mark.parametrize("timed", [True, False])
-def test_target_attention_by_hand(timed: bool) -> None:
+def test_page_context_by_hand() -> None:
     torch.manual_seed(0)
-    layer = TargetAttention(6, num_heads=2, timed=timed)
+    history, pages = torch.randn(3, 4, 6), torch.tensor([[5, 5, 2, 5], [3, 1, 1, 1], [0, 0, 0, 0]])
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False], [False, False, False, False]])
+    layer = PageContext(6)
+    assert torch.equal(layer(history, mask, pages), history)  # at the start
+    torch.nn.init.normal_(layer.weight)
+    found = layer(history, mask, pages)
+    for row, item, others in ((0, 0, [1, 3]), (0, 1, [0, 3]), (0, 3, [0, 1]), (1, 1, [2]), (1, 2, [1])):
+        expected = history[row, item] + layer.weight @ history[row, others].mean(0)
+        torch.testing.assert_close(found[row, item], expected, rtol=1e-5, atol=1e-5)
+    for row, item in ((0, 2), (1, 0)):  # alone
+        assert torch.equal(found[row, item], history[row, item])
+    with pytest.raises(ValueError, match="needs history_page"):
+        layer(history, mask, None)
+
+
+@pytest.mark.parametrize(("timed", "paged"), [(True, False), (False, False), (True, True)])
+def test_target_attention_by_hand(timed: bool, paged: bool) -> None:
+    torch.manual_seed(0)
+    layer = TargetAttention(6, num_heads=2, timed=timed, paged=paged)
     candidates, history = torch.randn(3, 2, 6), torch.randn(3, 3, 6)
-    found = layer(candidates, history, MASK, TIMES if timed else None)
+    pages = torch.tensor([[2, 1, 1]]).expand(3, -1)
+    if layer.page is not None:
+        torch.nn.init.normal_(layer.page.weight)
+    found = layer(candidates, history, MASK, TIMES if timed else None, pages if paged else None)
+    history = history if layer.page is None else layer.page(history, MASK, pages)
     half_lives = [half_life * (1.0 if timed else 8.0) for half_life in (0.5, 2.0)]
 
     def read(row: int, candidate: int) -> Tensor:

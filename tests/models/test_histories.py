@@ -1,4 +1,4 @@
-"""Histories with numbers and times, read by attention: in every family, by the shared embedding."""
+"""Histories with numbers, times and pages, read by attention: in every family, by the shared embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rerankzoo.backends import ExportedModel
 from rerankzoo.batch import ENTRIES, take
 from rerankzoo.errors import SchemaError
 from rerankzoo.features import FieldSpec, RerankingFeatureExtractor
-from rerankzoo.layers import TargetAttention
+from rerankzoo.layers import PageContext, TargetAttention
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.models.mir import MIRConfig, MIRForReranking
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
@@ -49,6 +49,7 @@ TIMED = replace(
         *TINY_SCHEMA.fields,
         FieldSpec(name="past_prices", group="history", kind="numeric", transforms=("standardize",)),
         FieldSpec(name="past_hours", group="history", kind="time"),
+        FieldSpec(name="past_pages", group="history", kind="page"),
     ),
 )
 
@@ -61,6 +62,7 @@ def timed_rows(rows: Rows) -> Rows:
             **row,
             "past_prices": rng.uniform(1, 9, length).tolist(),
             "past_hours": np.sort(rng.exponential(20, length))[::-1].tolist(),
+            "past_pages": np.sort(rng.integers(1, 3, length))[::-1].tolist(),
         }
         for row, length in zip(rows, lengths, strict=True)
     ]
@@ -142,11 +144,33 @@ def test_what_a_candidate_reads_depends_on_it_and_on_the_time(
     assert (moved > 1e-7).all()
 
 
-def test_a_graph_takes_numbers_and_times(timed: RerankingFeatureExtractor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [PointwiseForReranking, DeGReGenerator, MIRForReranking])
+def test_what_is_read_of_a_past_item_depends_on_its_page(
+    head: Any, timed: RerankingFeatureExtractor, timed_batch: Batch
+) -> None:
+    model = make(head, timed)
+
+    def moved() -> Tensor:
+        apart = {**timed_batch, "history_page": torch.arange(timed_batch["history_mask"].shape[1]).expand(8, -1)}
+        together = {**timed_batch, "history_page": torch.ones_like(timed_batch["history_page"])}
+        with torch.no_grad():
+            return (model(**apart).candidate_states - model(**together).candidate_states).abs().amax((1, 2))
+
+    assert (moved() == 0).all()  # at the start
+    for part in model.modules():
+        if isinstance(part, PageContext):
+            torch.nn.init.normal_(part.weight)
+    several = timed_batch["history_mask"].sum(1) > 1
+    assert several.any()
+    assert not several.all()
+    assert torch.equal(moved() > 1e-7, several)
+
+
+def test_a_graph_takes_numbers_times_and_pages(timed: RerankingFeatureExtractor, tmp_path: Path) -> None:
     model = make(MIRForReranking, timed)
     export_model(model, timed, tmp_path / "graph", "onnx")  # which compares slates and scores at other sizes
     exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
-    assert {"history_numeric", "history_time"} <= set(exported.metadata.inputs)
+    assert {"history_numeric", "history_time", "history_page"} <= set(exported.metadata.inputs)
 
 
 def test_fields_that_read_histories_are_traced(timed: RerankingFeatureExtractor) -> None:

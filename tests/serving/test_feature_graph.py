@@ -54,9 +54,11 @@ RICH = FeatureSchema(
         FieldSpec(name="seen_shops", group="history", kind="categorical", shares="shop"),
         FieldSpec(name="paid", group="history", kind="numeric", transforms=("log1p",)),
         FieldSpec(name="ago", group="history", kind="time"),
+        FieldSpec(name="page", group="history", kind="page"),
     ),
     targets=(TargetSpec(name="click"), TargetSpec(name="order", value="margin")),
 )
+PAST: dict[str, Any] = {"seen": ["a"], "seen_shops": [1], "paid": [1], "ago": [1], "page": [1]}
 WORDS = ["", " ", "é", "e\u0301", "наличие", "🦊", "A", "a", "0", "null", "x" * 300]
 
 
@@ -79,6 +81,7 @@ def rich_row(rng: np.random.Generator, size: int) -> dict[str, Any]:
         "seen_shops": rng.integers(-9, 9, past).tolist(),
         "paid": rng.uniform(0, 9, past).tolist(),
         "ago": rng.uniform(0, 9, past).tolist(),
+        "page": rng.integers(0, 3, past).tolist(),
     }
 
 
@@ -180,14 +183,11 @@ def test_every_input_is_described(rich: RerankingFeatureExtractor, tmp_path: Pat
         ({"sku": None}, "field 'sku', row 1: a list is required, got None"),
         ({"sku": ["a", None]}, "field 'sku', row 1: an item id is required, got None"),
         ({"margin": [1, None]}, "field 'margin', row 1: a number is required, got None"),
-        (
-            {"seen": ["a"], "seen_shops": [1], "paid": [1], "ago": [-1]},
-            "field 'ago', row 1: a finite float32 number of at least 0 is",
-        ),
-        (
-            {"seen": ["a"], "seen_shops": [1], "paid": [1], "ago": [None]},
-            "field 'ago', row 1: a number is required, got None",
-        ),
+        ({**PAST, "ago": [-1]}, "field 'ago', row 1: a finite float32 number of at least 0 is"),
+        ({**PAST, "ago": [None]}, "field 'ago', row 1: a number is required, got None"),
+        ({**PAST, "page": [-1]}, "field 'page', row 1: an int of at least 0 is required, got -1"),
+        ({**PAST, "page": [None]}, "field 'page', row 1: a number is required, got None"),
+        ({**PAST, "page": [1.5]}, "field 'page', row 1: an int is required, got 1.5"),
         ({"sku": []}, "field 'sku', row 1: an empty candidate set"),
         ({"sku": ["a", 7]}, "field 'sku', row 1: a string is required, got 7"),
         ({"city": 3}, "field 'city', row 1: a string is required, got 3"),
@@ -202,7 +202,7 @@ def test_every_input_is_described(rich: RerankingFeatureExtractor, tmp_path: Pat
         ({"width": [-2.0, 1.0]}, "field 'width', row 1: a finite float32 number greater than [-1.0]"),
         ({"mood": [1.0]}, "field 'mood', row 1: a vector of length 2 is required"),
         (
-            {"seen": ["a", "b"], "paid": [1, 2], "ago": [1, 2], "seen_shops": [1]},
+            {"seen": ["a", "b"], "paid": [1, 2], "ago": [1, 2], "page": [1, 2], "seen_shops": [1]},
             "field 'seen_shops', row 1: a list of 2 entries is required, got 1",
         ),
     ],
@@ -213,7 +213,7 @@ def test_what_the_extractor_refuses_the_client_refuses(
 ) -> None:
     rng = np.random.default_rng(3)
     requests = [rich_row(rng, 3), {**rich_row(rng, 2), **change}]
-    field = next(reversed(change))
+    field = message.split("'")[1]
     with pytest.raises(RerankingDataError, match=f"field '{field if field != 'width' else 'size|width'}"):
         rich(requests)
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -23,7 +23,7 @@ state:
   own unit (`half_lives`). The implementations have `exp(theta * position)` and `exp(-theta * log2(gap + 1))`, and add
   the affinity without decay. Where nobody knows times, an item's age is the number of later ones.
 - Past items know one another by Transformer blocks that are told their ages, and not by a BiLSTM: recurrence over a
-  history of any length is not exported.
+  history of any length is not exported. Where the data tell pages, they also know the others of their page.
 - x_i also has the mean history, as in all families here (or reads it by attention, with `pool_history: false`).
 - Loss: as chosen in the config; cross-entropy in the paper.
 """
@@ -75,7 +75,9 @@ class MIRForReranking(ScoreAndSortModel):
         size, time = config.hidden_size, self.schema.history_time
         self.timed, self.time_unit = time is not None, (time and time.time_unit) or 1.0
         self.intra_set = CandidateEncoder(self.make_blocks(config.num_hidden_layers), size)
-        self.intra_list = HistoryEncoder(self.make_blocks(config.num_history_layers), size)
+        self.intra_list = HistoryEncoder(
+            self.make_blocks(config.num_history_layers), size, paged=self.schema.history_page is not None
+        )
         self.decay = HalfLife(self.features.widths["request"], config.decay_size, self.timed)
         self.attention = SetToListAttention(size, config.num_attention_heads)
         self.norm = nn.LayerNorm(4 * size)
@@ -113,7 +115,7 @@ class MIRForReranking(ScoreAndSortModel):
         age = ages(past_mask, batch["history_time"] if self.timed else None)
         implementation = self.config._attn_implementation
         candidates = self.intra_set(vectors, mask, implementation)
-        past = self.intra_list(past, past_mask, age, implementation)
+        past = self.intra_list(past, past_mask, age, batch.get("history_page"), implementation)
         left = recency(age, self._half_lives(batch), past_mask).to(past.dtype)
         read, of_set, of_list = self.attention(candidates, mask, past, past_mask, left)
         shared = torch.cat([of_set, of_list], dim=-1).unsqueeze(1).expand(-1, vectors.shape[1], -1)
