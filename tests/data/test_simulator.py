@@ -463,6 +463,26 @@ def test_interest_is_the_taste_and_what_is_left_of_each_click() -> None:
     assert "history_time" not in Simulator(SimulatorSettings()).requests("test", 1).column_names
 
 
+def test_visits_with_several_clicks_are_pages_of_the_history() -> None:
+    one = Simulator(SimulatorSettings.named("drift", num_users=40, history_length=5))
+    world = Simulator(SimulatorSettings.named("drift", num_users=40, history_length=5, visit_clicks=3))
+    clicked, hours = world.visits
+    assert clicked.shape == hours.shape == (40, 15)
+    assert np.array_equal(hours[:, ::3], one.visits[1])
+    assert np.array_equal(hours, hours[:, ::3].repeat(3, axis=1))
+    assert np.array_equal(clicked[:, 0], one.visits[0][:, 0])  # the best comes first
+    interest = world.settings.interest_pull * np.einsum("ul,uld->ud", 0.5 ** (hours / 24.0), world.item_vectors[clicked])
+    interest += Simulator(SimulatorSettings.named("steady", num_users=40)).user_vectors
+    np.testing.assert_allclose(world.user_vectors, interest / np.linalg.norm(interest, axis=1, keepdims=True))
+    table = world.requests("test", 3)
+    assert table["history_page"].to_pylist() == [[5, 5, 5, 4, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1]] * 3
+    batch = RerankingFeatureExtractor(world.schema).fit(table)(table)
+    assert batch["history_page"][0].tolist() == table["history_page"][0].as_py()
+    assert "history_page" not in one.requests("test", 1).column_names
+    with pytest.raises(ValueError, match=r"visit_clicks must be in 1\.\.10, got 11"):
+        SimulatorSettings(visit_clicks=11)
+
+
 def test_folder_rebuilds_its_world(tmp_path: Path) -> None:
     settings = SimulatorSettings.named("medium", seed=4, num_items=50)
     write_simulator_folder(tmp_path, settings, num_train=30, num_validation=20, num_test=10)

@@ -22,7 +22,8 @@ from rerankzoo.errors import did_you_mean
 _CASCADE = tuple(entry.name for entry in fields(CascadeUser))
 #: Left out of `dataset.json` at their defaults: the folders of the first simulator lack them.
 _ADDED = {"user", "exploration", "click_rate", "candidate_sets"}
-_ADDED |= {"history_length", "interest_pull", "interest_half_life", "visit_gap", "logs_seen"}
+_ADDED |= {"history_length", "interest_pull", "interest_half_life", "visit_gap", "visit_clicks", "logs_seen"}
+VISIT_ITEMS = 10  # that a user sees in an earlier visit
 _LOWEST_TEMPERATURE = 0.05  # below, probabilities of the logging policy underflow
 
 
@@ -59,10 +60,11 @@ class SimulatorSettings:
     exploration: float = 0.0  # share of the logged requests whose slate is drawn uniformly
     click_rate: float | None = None  # clicks per logged position, by which base_logit is chosen; None: it stays
     candidate_sets: int = 0  # sets of candidates that all requests share; 0: every request retrieves its own
-    history_length: int = 0  # L, earlier visits of every user, each with one click that the log carries
+    history_length: int = 0  # earlier visits of every user, whose clicks the log carries
     interest_pull: float = 0.0  # weight of an item clicked just now in a user's interest, whose taste has weight one
     interest_half_life: float = 24.0  # hours until half of that is left
     visit_gap: float = 24.0  # mean hours between two visits, exponentially distributed
+    visit_clicks: int = 1  # clicks of each earlier visit; with several, the log says which page each was on
     logs_seen: bool = False  # whether the log tells which positions were seen, of a cascade
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class SimulatorSettings:
                 raise ValueError(f"{name} must not be negative, got {value}")
             if name in ("num_users", "latent_size", "interest_half_life", "visit_gap") and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if not 1 <= self.visit_clicks <= VISIT_ITEMS:
+            raise ValueError(f"visit_clicks must be in 1..{VISIT_ITEMS}, got {self.visit_clicks}")
         temperature = self.logging_temperature
         if temperature != 0 and not temperature >= _LOWEST_TEMPERATURE:
             raise ValueError(f"logging_temperature must be 0 or at least {_LOWEST_TEMPERATURE}, got {temperature}")

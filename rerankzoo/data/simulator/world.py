@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from rerankzoo.data.folder import list_table, write_data_folder
 from rerankzoo.data.simulator.audience import Audience
-from rerankzoo.data.simulator.settings import SimulatorSettings
+from rerankzoo.data.simulator.settings import VISIT_ITEMS, SimulatorSettings
 from rerankzoo.data.simulator.user_models import CascadeUser, Requests
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
@@ -38,7 +38,6 @@ _STREAMS = MappingProxyType(
     {"world": 0, "train": 1, "validation": 2, "test": 3, "judge": 4, "click rate": 5, "sets": 6, "visits": 7}
 )
 _SPLITS = ("train", "validation", "test", "judge")
-_SEEN = 10  # random items, of which an earlier visit has clicked one
 _LOGITS = (-25.0, 25.0)  # between which base_logit is sought
 _CLOSE = 0.02  # of the click rate that was asked for, as a share of it
 
@@ -121,6 +120,7 @@ class Simulator:
             FieldSpec(name="history_category", group="history", kind="categorical", shares="category"),
             FieldSpec(name="history_embedding", group="history", kind="dense", size=self.settings.latent_size),
             FieldSpec(name="history_time", group="history", kind="time"),
+            *([FieldSpec(name="history_page", group="history", kind="page")] if self.settings.visit_clicks > 1 else ()),
         )
 
     def requests(self, split: str, num_requests: int) -> pa.Table:
@@ -133,7 +133,8 @@ class Simulator:
         Returns:
             The table: `user_id`, the fields of `schema`, `slate`, the targets and `propensity`, the probability with
             which the logging policy chose each position given the ones before. Candidates are in random order. With a
-            history also what was clicked in earlier visits, `history_time` hours ago.
+            history also what was clicked in earlier visits, `history_time` hours ago; where a visit has several clicks,
+            `history_page` visits ago.
 
         Raises:
             ValueError: If the split is unknown or `num_requests` is negative.
@@ -218,26 +219,28 @@ class Simulator:
     def _visit(self) -> tuple[np.ndarray, np.ndarray]:
         """Lets all users make their earlier visits, which move their vectors; the items clicked, and hours since.
 
-        In each visit a user sees some random items and clicks the one that she then likes best, with Gumbel noise on
+        In each visit a user sees some random items and clicks those that she then likes best, with Gumbel noise on
         the appeal: `u = unit(taste + pull * sum_l 2^(-hours_l / half_life) v_l)`.
 
         Returns:
-            (U, L) items and (U, L) hours, the newest last.
+            (U, L) items and (U, L) hours, the newest last; L is visits x clicks.
         """
         settings, rng = self.settings, self._stream("visits")
         shape = (settings.num_users, settings.history_length)
         gaps = rng.exponential(settings.visit_gap, size=shape)  # until the next visit, the last one until the request
-        clicked = np.empty(shape, dtype=np.int64)
+        clicked = np.empty((*shape, settings.visit_clicks), dtype=np.int64)
         tastes, pulled = self.user_vectors, np.zeros(self.user_vectors.shape)
         for visit in range(settings.history_length):
-            seen = rng.integers(settings.num_items, size=(settings.num_users, _SEEN))
+            seen = rng.integers(settings.num_items, size=(settings.num_users, VISIT_ITEMS))
             affinity = np.einsum("ud,usd->us", self.user_vectors, self.item_vectors[seen])
             appeal = settings.relevance_scale * affinity + self.item_biases[seen] + rng.gumbel(size=seen.shape)
-            clicked[:, visit] = np.take_along_axis(seen, appeal.argmax(1)[:, None], axis=1)[:, 0]
+            best = np.argsort(-appeal, axis=1)[:, : settings.visit_clicks]
+            clicked[:, visit] = np.take_along_axis(seen, best, axis=1)
             left = np.exp2(-gaps[:, visit, None] / settings.interest_half_life)
-            pulled = left * (pulled + self.item_vectors[clicked[:, visit]])
+            pulled = left * (pulled + self.item_vectors[clicked[:, visit]].sum(axis=1))
             self.user_vectors = _unit(tastes + settings.interest_pull * pulled)
-        return clicked, gaps[:, ::-1].cumsum(axis=1)[:, ::-1]
+        hours = gaps[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return clicked.reshape(len(clicked), -1), hours.repeat(settings.visit_clicks, axis=1)
 
     def _stream(self, name: str, block: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, _STREAMS[name], block])
@@ -359,6 +362,9 @@ class Simulator:
                 "history_embedding": self.observed_items[clicked],
                 "history_time": hours,
             }
+            if self.settings.visit_clicks > 1:
+                ago = np.arange(self.settings.history_length, 0, -1).repeat(self.settings.visit_clicks)
+                columns["history_page"] = np.broadcast_to(ago, clicked.shape)
         if self.settings.logs_seen:
             columns["seen"] = seen
         return list_table(columns)
