@@ -38,6 +38,7 @@ fields:
   - {name: score, group: candidate, kind: numeric, transforms: [standardize]}
   - {name: recent, group: history, kind: categorical, shares: sku}
   - {name: brands, group: history, kind: categorical, shares: brand}
+  - {name: hours_ago, group: history, kind: time}
 targets:
   - {name: click, candidate_feedback: any_click}
   - {name: order, weight: 5.0, value: price}
@@ -137,6 +138,10 @@ def folder(frames: Frames, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the folder, against the log told slowly -------------------------------------------------------------------------
 
 
+def hours(gap: pd.Timedelta) -> float:
+    return gap.value // 1_000 / 3.6e9
+
+
 def expected_rows(frames: Frames, gap: int = 3_600, length: int = 3) -> dict[str, dict[Any, dict[str, Any]]]:
     """What each request must become, by the set of its (item, score)."""
     items = frames["items"].set_index("sku")
@@ -150,7 +155,8 @@ def expected_rows(frames: Frames, gap: int = 3_600, length: int = 3) -> dict[str
     for request, part in frames["impressions"].groupby("request_id"):
         part, first = part.sort_values("position"), part.iloc[0]
         day = first["shown_at"].day
-        past = [sku for at, sku in clicked[first["user_id"]] if at < first["shown_at"] - pd.Timedelta(seconds=gap)]
+        before = [one for one in clicked[first["user_id"]] if one[0] < first["shown_at"] - pd.Timedelta(seconds=gap)]
+        past = [sku for _, sku in before]
         key = frozenset(zip(groups[request]["sku"], groups[request]["score"].astype(np.float32), strict=True))
         found["train" if day < 4 else "validation" if day == 4 else "test"][key] = {
             "hour": first["hour"],
@@ -162,6 +168,7 @@ def expected_rows(frames: Frames, gap: int = 3_600, length: int = 3) -> dict[str
             "propensity": part["propensity"].astype(np.float32).tolist(),
             "recent": past[-length:],
             "brands": [items.loc[sku, "brand"] for sku in past[-length:]],
+            "hours_ago": [np.float32(hours(first["shown_at"] - at)) for at, _ in before[-length:]],
             "any_click": dict.fromkeys(groups[request]["sku"]) | dict(zip(part["sku"], part["click"], strict=True)),
         }
     return found
@@ -297,6 +304,47 @@ def test_split_by_a_column_and_events_apart(frames: Frames, tmp_path: Path) -> N
         == impressions[impressions["part"].notna() & (impressions["user_id"] == "u1")]["request_id"].nunique()
     )
     assert {tuple(history) for history in histories} == {(), ("s2", "s3")}
+    row = next(row for row in rows(tmp_path / "out", "train") if row["recent"])
+    assert row["hours_ago"] == [pytest.approx(at / 3.6e6, rel=1e-3) for at in [int(impressions["shown_at"].min())] * 2]
+
+
+def test_pages_of_past_items_are_counted_back(frames: Frames, tmp_path: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["fields"].append({"name": "pages_ago", "group": "history", "kind": "page"})
+        data["log"]["history"]["length"] = 6
+
+    impressions = frames["impressions"].copy()
+    # Two pages of a user at once, whose rows take turns: the one that began first is the earlier one.
+    mixed = impressions[impressions["user_id"] == "u3"]["request_id"].unique()[:2]
+    start = pd.Timestamp(2026, 5, 1)
+    turns = impressions["request_id"].isin(mixed)
+    place = 2 * impressions["position"] + (impressions["request_id"] == mixed[1])
+    impressions.loc[turns, "shown_at"] = start + pd.to_timedelta(place[turns], unit="s")
+    impressions.loc[turns, "click"] = 1
+    changed = {**frames, "impressions": impressions}
+    write_long_log(tmp_path / "out", read_spec(tmp_path, change), save(changed, tmp_path / "raw"))
+    began = impressions.groupby("request_id")["shown_at"].min()
+    clicks = impressions[impressions["click"] > 0].sort_values("shown_at", kind="stable")
+    by_key = {
+        frozenset(zip(part["sku"], part["score"].astype(np.float32), strict=True)): request
+        for request, part in frames["candidates"].groupby("request_id")
+    }
+    users = impressions.groupby("request_id")["user_id"].first()
+    shared = 0
+    for split in SPLITS:
+        for row in rows(tmp_path / "out", split):
+            request = by_key[frozenset(zip(row["sku"], np.float32(row["score"]), strict=True))]
+            before = clicks["shown_at"] < began[request] - pd.Timedelta(hours=1)
+            past = clicks[(clicks["user_id"] == users[request]) & before].iloc[-6:]
+            all_pages = clicks[(clicks["user_id"] == users[request]) & before]["request_id"].unique()
+            order = sorted(all_pages, key=lambda page: (began[page], page))
+            latest = max((order.index(page) for page in past["request_id"]), default=0)
+            assert row["pages_ago"] == [latest + 1 - order.index(page) for page in past["request_id"]]
+            shared += len(row["pages_ago"]) - len(set(row["pages_ago"]))
+    assert shared > 50
+    with pytest.raises(RerankingDataError, match="'pages_ago': it is no list column .* nothing else tells a page"):
+        tables = replace(save(changed, tmp_path / "raw"), events=f"FROM '{tmp_path / 'raw' / '*.parquet'}'")
+        write_long_log(tmp_path / "events", read_spec(tmp_path, change), tables)
 
 
 # --- days that come later, runs that are killed ----------------------------------------------------------------------
@@ -543,6 +591,9 @@ def test_histories_that_were_logged_are_kept_and_checked(frames: Frames, tmp_pat
     tables = save({**frames, "impressions": impressions}, tmp_path / "raw")
     write_long_log(tmp_path / "out", read_spec(tmp_path, change), tables)
     assert {tuple(row["recent"]) for row in rows(tmp_path / "out", "test")} == {("s1", "s2")}
+    assert {tuple(row["hours_ago"]) for row in rows(tmp_path / "out", "test")} == {(48.0, 0.0)}
+    with pytest.raises(RerankingDataError, match="'hours_ago': it is no list column .* nothing else tells a time"):
+        write_long_log(tmp_path / "none", read_spec(tmp_path, lambda data: without(data, "brands")), tables)
     late = impressions["request_id"] == "d2-5"
     impressions["recent_at"] = [
         [*past, past[-1] + pd.Timedelta(seconds=60)] if one else past
@@ -657,6 +708,7 @@ def test_infer_writes_a_schema_that_works(frames: Frames, tmp_path: Path, capsys
         **dict.fromkeys(("page", "hour"), ("request", "categorical")),
         "age": ("request", "numeric"),
         "history": ("history", "categorical"),
+        "history_time": ("history", "time"),
     }
     assert spec.schema.field("sales").transforms == ("log1p", "standardize")
     assert main(["prepare", "log", *options, "--schema", str(schema), "--out", str(tmp_path / "out")]) == 0

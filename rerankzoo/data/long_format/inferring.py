@@ -149,6 +149,7 @@ def _schema(
     listed = list(fields.values())
     if "user" in roles:
         listed.append({"name": "history", "group": "history", "kind": "categorical", "shares": roles["item"]})
+        listed.append({"name": "history_time", "group": "history", "kind": "time"})
         log["history"] = {"feedback": targets[0], "length": 50, "gap": 0}
     query = f"SELECT quantile_disc({quoted(roles['time'])}, [0.8, 0.9]), any_value({quoted(roles['time'])}) FROM sample"
     ends, example = connection.execute(query).fetchall()[0]

@@ -18,6 +18,7 @@ import duckdb
 from rerankzoo.data.long_format.spec import LogSpec, LogTables
 from rerankzoo.data.work_database import has_table, unreadable
 from rerankzoo.errors import RerankingDataError, did_you_mean, shown
+from rerankzoo.features.schema import TOLD_ONCE, FieldSpec
 
 _QUERY = re.compile(r"\s*(select|from|with)\b", re.IGNORECASE)
 _WHOLE = re.compile(r"(U?(TINY|SMALL|BIG)INT|U?INTEGER|BOOLEAN)")
@@ -78,7 +79,7 @@ class Source:
         """A query of columns, and of the number of the row as `__row`.
 
         They are read as a "key" (integers or text), an "integer", a "number", a "time" such as "time ms" (in UTC where
-        it says its zone; "latest ms": the last of a list), "dense" numbers, or "raw".
+        it says its zone; "latest ms": the last of a list; "times ms": all of it), "dense" numbers, or "raw".
 
         Raises:
             RerankingDataError: If a column is missing, of another type, or holds what cannot be read.
@@ -93,8 +94,9 @@ class Source:
         found, name, (kind, _, unit) = self.types[column], quoted(column), kind.partition(" ")
         if kind in ("dense", "raw"):
             return name if kind == "raw" else f"CAST({name} AS FLOAT[])"
-        if kind == "latest":
-            found, name = found.removesuffix("[]"), f"list_max({name})"
+        listed = kind == "times" and found.endswith("[]")
+        if kind in ("latest", "times"):
+            found, name = found.removesuffix("[]"), "x" if listed else f"list_max({name})"
         expected = {"number": "no number", "integer": "no integer", "key": "no integer or text"}.get(kind, "no time")
         expected += f" between 1970 and 2100 (time_unit {unit})" if unit else ""
         read = _as_time(found, name, unit) if unit else _as_number(found, name) if kind == "number" else None
@@ -102,6 +104,8 @@ class Source:
         if read is None or (kind == "integer" and not _NUMBER.fullmatch(found)):
             raise RerankingDataError(f"{found} in the {self.name} is {expected}", field=column)
         expression, wrong = read
+        if listed:
+            return f"list_transform({quoted(column)}, lambda x: {expression})"
         rows = f"SELECT row_number() OVER () - 1, {quoted(column)} FROM {self.sql}"
         is_missing = f"{name} IS NULL" if kind == "time" else "false"
         query = f"{rows} QUALIFY {is_missing} OR ({name} IS NOT NULL AND {wrong}) LIMIT 1"
@@ -150,6 +154,7 @@ class Plan:
     known_labels: tuple[str, ...]  # targets that the candidates have a column of
     logged: tuple[str, ...]  # history fields that the impressions hold
     made: Mapping[str, str]  # history fields that are made -> "events", "impressions" or "items"
+    told: tuple[FieldSpec, ...]  # history fields that say when and on which page, and are made
     buckets: int
     has_candidates: bool  # logged apart
     has_items: bool
@@ -228,11 +233,21 @@ def _plan(spec: LogSpec, sources: Mapping[str, Source], known: Sequence[Source])
     }
     types = sources["impressions"].types
     logged = [name for name in groups["history"] if types.get(name, "").endswith("[]")]
-    made = [name for name in groups["history"] if name not in logged]
+    told = [
+        field
+        for field in schema.fields
+        if field.group == "history" and field.kind in TOLD_ONCE and field.name not in logged
+    ]
+    made = [name for name in groups["history"] if name not in (*logged, *(field.name for field in told))]
     past = ("events",) if "events" in sources else ("impressions", "items")
     if made and (spec.history is None or (past[0] != "events" and spec.history.feedback is None)):
         message = "it is no list column of the impressions, and log.history names no feedback to make it of"
         raise RerankingDataError(message, field=made[0])
+    for field in told:
+        times = bool(spec.history and spec.history.times)
+        if not (made or (field.kind == "time" and times)) or (field.kind == "page" and past[0] == "events"):
+            message = f"it is no list column of the impressions, and nothing else tells a {field.kind} of past items"
+            raise RerankingDataError(message, field=field.name)
     values = [target.value for target in schema.targets if target.value]
     labels = [target.name for target in schema.targets]
     propensity = schema.propensity
@@ -246,6 +261,7 @@ def _plan(spec: LogSpec, sources: Mapping[str, Source], known: Sequence[Source])
         known_labels=tuple(name for name in labels if rows == "candidates" and name in sources[rows].types),
         logged=tuple(logged),
         made={name: home(spec.history_column(name), *past) for name in made},
+        told=tuple(told),
         buckets=math.ceil(largest / BUCKET_ROWS),
         has_candidates=rows == "candidates",
         has_items="items" in sources,
@@ -258,9 +274,8 @@ def _impressions(plan: Plan, source: Source) -> str:
     wanted |= {name: (name, "number") for name in plan.labels} | {name: (name, "raw") for name in plan.logged}
     wanted |= {"__position": (spec.position, "integer")} if spec.position else {}
     wanted |= {spec.split.column: (spec.split.column, "key")} if spec.split.column else {}
-    wanted |= (
-        {"__latest": (spec.history.times, f"latest {spec.time_unit}")} if spec.history and spec.history.times else {}
-    )
+    if spec.history and spec.history.times:
+        wanted |= {f"__{kind}": (spec.history.times, f"{kind} {spec.time_unit}") for kind in ("latest", "times")}
     missing = "".join(f", NULL::BIGINT AS {name}" for name in ("__user", "__position") if name not in wanted)
     owner = "coalesce(__user::VARCHAR, __request::VARCHAR)" if plan.made else "__request::VARCHAR"
     bucket = f"hash({owner}) % {plan.buckets}"
@@ -318,7 +333,8 @@ def _requests(plan: Plan) -> str:
         f"min({quoted(name)}) AS {quoted(name)}, max({quoted(name)}) AS {quoted('__max ' + name)}" for name in same
     ]
     columns += [f"any_value({quoted(name)}) AS {quoted(name)}" for name in plan.logged]
-    columns += ["max(__latest) AS __latest"] if spec.history and spec.history.times else []
+    if spec.history and spec.history.times:
+        columns += ["max(__latest) AS __latest", "any_value(__times) AS __times"]
     value = quoted(split.column or "")
     if not split.column:
         ends = [_boundary(end, spec.time_unit) for end in (split.validation, split.test)]

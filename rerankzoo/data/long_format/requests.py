@@ -14,6 +14,8 @@ from rerankzoo.data.long_format.loading import Plan, quoted
 if TYPE_CHECKING:
     import duckdb
 
+_MICROSECONDS = 3_600_000_000  # of an hour
+
 
 def request_tables(connection: duckdb.DuckDBPyConnection, plan: Plan, bucket: int) -> Iterator[tuple[str, pa.Table]]:
     """The rows of each split of one bucket, in an order that tells nothing; splits without rows are left out."""
@@ -21,6 +23,9 @@ def request_tables(connection: duckdb.DuckDBPyConnection, plan: Plan, bucket: in
     users = [name for name, home in plan.request_fields.items() if home == "users"]
     joined = "".join(f", u.{quoted(name)}" for name in users)
     join = "LEFT JOIN users u ON u.__key = r.__user" if users else ""
+    if plan.told and not plan.made:
+        ago = f"(epoch_us(r.__time) - epoch_us(x)) / {_MICROSECONDS}"
+        joined += f", list_transform(r.__times, lambda x: ({ago})::FLOAT) AS {quoted(plan.told[0].name)}"
     query = f"SELECT r.*{joined} FROM {requests_sql(bucket)} r {join} ORDER BY __number"
     requests = connection.sql(query).to_arrow_table()
     if not requests.num_rows:
@@ -35,6 +40,8 @@ def request_tables(connection: duckdb.DuckDBPyConnection, plan: Plan, bucket: in
         columns |= _slates(plan, rows, offsets)
     if plan.made:
         columns |= _histories(connection, plan, requests, bucket)
+    else:
+        columns |= {field.name: requests.column(field.name) for field in plan.told}
     table = pa.table(columns)
     splits = requests.column("__split")
     for split in SPLITS:
@@ -114,25 +121,38 @@ def _slates(plan: Plan, rows: pa.Table, offsets: np.ndarray) -> dict[str, pa.Arr
 def _histories(
     connection: duckdb.DuckDBPyConnection, plan: Plan, requests: pa.Table, bucket: int
 ) -> dict[str, pa.Array]:
-    """What each request's user did strictly before its time less the gap, newest last."""
+    """What each request's user did strictly before its time less the gap, newest last; times in hours before it."""
     history = plan.spec.history
     length, gap = (history.length, history.gap) if history else (0, 0.0)
     names = ", ".join(map(quoted, plan.made))
-    query = f"""
-        SELECT __user, epoch_us(__time) AS __at, {names} FROM events
-        WHERE __bucket = {bucket} ORDER BY __user, __time, __row"""
+    source = f"(SELECT * FROM events WHERE __bucket = {bucket})"
+    if any(field.kind == "page" for field in plan.told):
+        source = f"(SELECT *, min(__time) OVER (PARTITION BY __user, __request) AS __began FROM {source})"
+        names += ", dense_rank() OVER (PARTITION BY __user ORDER BY __began, __request) AS __page"
+    query = f"SELECT __user, epoch_us(__time) AS __at, {names} FROM {source} ORDER BY __user, __time, __row"
     events = connection.sql(query).to_arrow_table()
     users = pa.chunked_array(
         [*requests.column("__user").chunks, *events.column("__user").chunks], requests.schema.field("__user").type
     )
     codes = pa.compute.fill_null(users.combine_chunks().dictionary_encode().indices, -1).to_numpy()
     asked, done = codes[: requests.num_rows], codes[requests.num_rows :]
-    at = requests.column("__time").cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() - round(gap * 1e6)
-    start, stop = past_events(asked, at, done, events.column("__at").to_numpy())
+    at, happened = requests.column("__time").cast(pa.timestamp("us")).cast(pa.int64()).to_numpy(), events.column("__at")
+    start, stop = past_events(asked, at - round(gap * 1e6), done, happened.to_numpy())
     start = np.maximum(start, stop - length)
     offsets = np.concatenate([[0], np.cumsum(stop - start)])
     rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start)
-    return {name: _lists(offsets, events.column(name).take(pa.array(rows))) for name in plan.made}
+    taken = events.take(pa.array(rows))
+    columns = {name: taken.column(name) for name in plan.made}
+    owner = np.repeat(np.arange(len(at)), stop - start)
+    for field in plan.told:
+        if field.kind == "time":
+            ago = (at[owner] - taken.column("__at").to_numpy()) / _MICROSECONDS
+        else:
+            page, latest = taken.column("__page").to_numpy(), np.zeros(len(at), dtype=np.int64)
+            np.maximum.at(latest, owner, page)
+            ago = latest[owner] + 1 - page
+        columns[field.name] = pa.chunked_array([pa.array(ago)])
+    return {name: _lists(offsets, values) for name, values in columns.items()}
 
 
 def past_events(

@@ -28,7 +28,7 @@ class HistorySpec:
         columns: History field -> column that it holds, of the impressions or items, or of `LogTables.events`. A field
             that is not named holds the field whose vocabulary it shares.
         times: List column of the impressions with the times of logged histories, which must not be later than the
-            request; it is checked and not written.
+            request. A field of kind `"time"` holds them.
     """
 
     feedback: str | None = None
@@ -81,7 +81,9 @@ class LogSpec:
     Where a column comes from: request fields from the impressions (one value per request), else from the users;
     candidate fields and the `value` of targets from the candidates (where there are none: the impressions), else the
     items; targets and `schema.propensity` from the impressions. `schema.item_id` is the item column of all tables. A
-    history field whose name is a list column of the impressions is taken from there, as it was logged.
+    history field whose name is a list column of the impressions is taken from there, as it was logged. Else one of kind
+    `"time"` holds the hours from each past item to the request's time, and one of kind `"page"` how many of the user's
+    pages with a past item ago it was, of histories that are made from impressions.
 
     Labels: the feedback of shown items stands beside `slate`. A target with `candidate_feedback` also gets that column:
     the feedback of shown items, and of the other candidates what the candidates table has in a column of the target's

@@ -195,6 +195,8 @@ def _protocol(connection: duckdb.DuckDBPyConnection, plan: Plan, tables: LogTabl
     if plan.made and history is not None:
         what = "events" if tables.events else f"items with {history.feedback}"
         yield f"histories of the last {history.length} {what} until {history.gap:g} s before the request"
+    for field in plan.told:
+        yield f"{field.name}: {'hours' if field.kind == 'time' else 'pages'} from a past item to the request"
     ends = f"time, validation from {split.validation}, test from {split.test}"
     yield f"split by {f'the column {split.column}' if split.column else ends}"
 
