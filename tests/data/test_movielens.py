@@ -125,6 +125,8 @@ def test_features_know_only_the_past(converted: Path) -> None:
         assert row["user_mean_rating"] == pytest.approx(mean, rel=1e-5)
         assert row["history_length"] == len(before)
         assert row["history_item_id"] == before["item"].tolist()[-20:]
+        hours = (window["timestamp"].iloc[0] - before["timestamp"]) / 3600  # to the window's first rating
+        assert row["history_time"] == pytest.approx(hours.tolist()[-20:], rel=1e-6)
         for position, item in enumerate(row["item_id"]):
             stars = seen["rating"][seen["item"] == item]
             share = ((stars >= 4).sum() + 10 * prior_share) / (len(stars) + 10)

@@ -258,13 +258,13 @@ def test_random_exposures_are_evenly_drawn_from_their_candidates(folders: Callab
     for row in found[:20]:
         (video, _) = slate(row, "video_id", "is_click")[0]
         same = log[(log["video_id"] == video)]
-        histories = [
-            clicks[(clicks["user_id"] == own.user_id) & (clicks["time_ms"] < own.time_ms)]
-            .sort_values("time_ms", kind="stable")["video_id"]
-            .tolist()[-50:]
-            for own in same.itertuples()
-        ]
-        assert row["history_video_id"] in histories
+        histories = []
+        for own in same.itertuples():
+            past = clicks[(clicks["user_id"] == own.user_id) & (clicks["time_ms"] < own.time_ms)]
+            past = past.sort_values("time_ms", kind="stable").iloc[-50:]
+            hours = ((own.time_ms - past["time_ms"]) / 3.6e6).astype(np.float32)
+            histories.append((past["video_id"].tolist(), hours.tolist()))
+        assert (row["history_video_id"], row["history_time"]) in histories
 
 
 def test_the_place_of_the_shown_video_among_fifty_tells_nothing(tmp_path: Path) -> None:
@@ -320,6 +320,8 @@ def test_gfn4rec_slates_of_six_end_with_the_test_slate(folders: Callable[[str], 
         expected["validation"].append(rated[-12:-6])
         expected["train"] += [rated[start : start + 6] for start in range(0, len(rated) - 12 - 5, 6)]
     names = ("is_click", "is_like", "is_star")
+    ago = [row["history_time"] for row in rows(out, "test")]
+    assert all(hours == sorted(hours, reverse=True) and hours[-1] > 0 for hours in ago)
     for split in SPLITS:
         assert sorted(slate(row, "item", *names) for row in rows(out, split)) == sorted(expected[split])
     for row in rows(out):

@@ -351,6 +351,7 @@ def test_history_is_strictly_before_the_window(raw: Path, tmp_path: Path) -> Non
     for row in rows(tmp_path / "out", "test") + rows(tmp_path / "out", "train"):
         mine = [(time, order, b, c, d) for order, (user, time, b, c, d) in enumerate(log) if user == row["user_id"]]
         past = sorted(entry for entry in mine if entry[0] < row["timestamp"])[-50:]
+        assert row["history_time"] == [np.float32((row["timestamp"] - entry[0]) / 3600) for entry in past]
         assert row["history_btag"] == [entry[2] for entry in past]
         assert row["history_cate"] == [entry[3] for entry in past]
         assert row["history_brand"] == [None if entry[3] == 2 else entry[4] for entry in past]

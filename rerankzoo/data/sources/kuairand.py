@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, SplitSpec
-from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, numeric, typed
+from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, history_time, numeric, typed
 from rerankzoo.features.schema import FeatureSchema, TargetSpec
 
 NUM_STANDARD = MappingProxyType({"pure": 1_436_609, "1k": 11_713_045})
@@ -143,6 +143,7 @@ def _schema(has_slates: bool) -> FeatureSchema:
             *categorical("candidate", "video_id", *_VIDEO, min_count=5),
             numeric("candidate", "video_duration", "log1p"),
             history("history_video_id", "video_id"),
+            history_time(),
         ),
         targets=tuple(
             TargetSpec(name=name, candidate_feedback=None if has_slates else f"candidate_{name}") for name in _SIGNALS

@@ -157,6 +157,7 @@ def movielens_schema(variant: str, num_genres: int) -> FeatureSchema:
             FieldSpec(name="year", group="candidate", kind="numeric", transforms=standard),
             FieldSpec(name="upstream_score", group="candidate", kind="numeric", transforms=standard),
             FieldSpec(name="history_item_id", group="history", kind="categorical", shares="item_id"),
+            FieldSpec(name="history_time", group="history", kind="time"),
         ),
         targets=(TargetSpec(name="relevant", candidate_feedback="candidate_relevant"),),
         position_discount="log2",
@@ -233,7 +234,10 @@ def _build_table(data: _Raw, windows: _Windows, rng: np.random.Generator) -> pa.
         "candidate_relevant": relevant,
         "propensity": propensities,
     }
-    return list_table(columns).append_column("history_item_id", _histories(data, windows))
+    table = list_table(columns)
+    for name, values in _histories(data, windows).items():
+        table = table.append_column(name, values)
+    return table
 
 
 def _item_features(data: _Raw, windows: _Windows, items: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -281,13 +285,17 @@ def _user_features(data: _Raw, windows: _Windows, prior_rating: np.ndarray) -> t
     return columns, affinity
 
 
-def _histories(data: _Raw, windows: _Windows) -> pa.Array:
-    """The ids of the user's last items before each window, newest last."""
+def _histories(data: _Raw, windows: _Windows) -> dict[str, pa.Array]:
+    """The ids of the user's last items before each window, newest last, and the hours from each to its first rating."""
     begin = np.maximum(windows.user_start, windows.start - HISTORY_LENGTH)
-    _, rows = _grid(begin, windows.start - 1, 1)
-    offsets = np.concatenate([[0], np.cumsum(windows.start - begin)]).astype(np.int32)
-    ids = data.items["id"].to_numpy()[data.ratings["item"].to_numpy()[rows]]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+    owner, rows = _grid(begin, windows.start - 1, 1)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(windows.start - begin)]).astype(np.int32))
+    times, ids = data.ratings["timestamp"].to_numpy(), data.items["id"].to_numpy()
+    hours = (times[windows.start][owner] - times[rows]) / 3600
+    return {
+        "history_item_id": pa.ListArray.from_arrays(offsets, pa.array(ids[data.ratings["item"].to_numpy()[rows]])),
+        "history_time": pa.ListArray.from_arrays(offsets, pa.array(hours.astype(np.float32))),
+    }
 
 
 # Raw files

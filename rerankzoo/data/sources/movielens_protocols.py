@@ -17,7 +17,7 @@ import pyarrow as pa
 from rerankzoo.data.folder import list_array
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, SplitSpec
 from rerankzoo.data.sources.movielens import NUM_RATINGS, read_items
-from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, numeric
+from rerankzoo.data.sources.public_log import PublicLog, RawFile, categorical, history, history_time, numeric
 from rerankzoo.features.schema import FeatureSchema, FieldSpec, TargetSpec
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def movielens_1m(protocol: Literal["rechorus", "gfn4rec"] = "gfn4rec") -> Public
                     FieldSpec(name="genres", group="candidate", kind="dense", size=NUM_GENRES),
                     numeric("candidate", "year"),
                     history("history_item", "item"),
+                    history_time(),
                 ),
                 targets=tuple(TargetSpec(name=name, candidate_feedback=f"candidate_{name}") for name in names),
                 position_discount="log2",

@@ -203,3 +203,8 @@ def numeric(group: Group, name: str, *transforms: Transform) -> FieldSpec:
 def history(name: str, shares: str) -> FieldSpec:
     """A history field with the vocabulary of another field."""
     return FieldSpec(name=name, group="history", kind="categorical", shares=shares)
+
+
+def history_time() -> FieldSpec:
+    """The field with the hours from past items to the request."""
+    return FieldSpec(name="history_time", group="history", kind="time")

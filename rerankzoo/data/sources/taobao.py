@@ -163,6 +163,7 @@ def taobao_schema(history: bool = False) -> FeatureSchema:
             FieldSpec(name=f"history_{name}", group="history", kind="categorical", shares=shared[name])
             for name in HISTORY_FIELDS
         ]
+        fields.append(FieldSpec(name="history_time", group="history", kind="time"))
     return FeatureSchema(
         name="taobao-ad",
         item_id="adgroup_id",
@@ -429,7 +430,10 @@ def _ad_features(connection: duckdb.DuckDBPyConnection, ads: np.ndarray, days: n
 def _histories(
     connection: duckdb.DuckDBPyConnection, users: np.ndarray, times: np.ndarray, bucket: int, buckets: int
 ) -> dict[str, pa.Array]:
-    """The behaviours of users strictly before times, newest last: a click on an ad is itself a behaviour."""
+    """The behaviours of users strictly before times, newest last: a click on an ad is itself a behaviour.
+
+    With the hours from each of them to the time.
+    """
     table = connection.sql(f"""
         SELECT "user", time_stamp, {", ".join(HISTORY_FIELDS)} FROM behavior_log
         WHERE "user" % {buckets} = {bucket} AND "user" BETWEEN 0 AND {2**_USER_BITS - 1} AND time_stamp IS NOT NULL
@@ -441,7 +445,7 @@ def _histories(
     offsets = np.concatenate([[0], np.cumsum(stop - start)])
     rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start)
     taken, shared = table.take(pa.array(rows)), pa.array(offsets.astype(np.int32))
-    return {
-        f"history_{name}": pa.ListArray.from_arrays(shared, taken.column(name).combine_chunks())
-        for name in HISTORY_FIELDS
-    }
+    hours = (np.repeat(times, stop - start) - taken.column("time_stamp").to_numpy()) / 3600
+    lists = {f"history_{name}": taken.column(name).combine_chunks() for name in HISTORY_FIELDS}
+    lists["history_time"] = pa.array(hours.astype(np.float32))
+    return {name: pa.ListArray.from_arrays(shared, values) for name, values in lists.items()}
