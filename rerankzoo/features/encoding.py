@@ -502,7 +502,7 @@ class FittedState:
         return IdEncoder(owner.hash_size or 0, self.vocabularies.get(owner.name), self.types[owner.name])
 
     def encode(self, group: Group, table: Table, item_ids: Column, layout: Ragged) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of a group, whose lists have this layout: ids, numbers, and where there are any times and pages."""
+        """The arrays of a group, whose lists have this layout: ids, numbers, times and pages if any."""
         parts: dict[type, list[npt.NDArray[Any]]] = {IdEncoder: [], NumberEncoder: [], TimeEncoder: [], PageEncoder: []}
         fields = self.fields[group]
         for spec, encode in fields:

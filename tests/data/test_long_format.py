@@ -342,8 +342,8 @@ def test_pages_of_past_items_are_counted_back(frames: Frames, tmp_path: Path) ->
             assert row["pages_ago"] == [latest + 1 - order.index(page) for page in past["request_id"]]
             shared += len(row["pages_ago"]) - len(set(row["pages_ago"]))
     assert shared > 50
-    with pytest.raises(RerankingDataError, match="'pages_ago': it is no list column .* nothing else tells a page"):
-        tables = replace(save(changed, tmp_path / "raw"), events=f"FROM '{tmp_path / 'raw' / '*.parquet'}'")
+    tables = replace(save(changed, tmp_path / "raw"), events=f"FROM '{tmp_path / 'raw' / '*.parquet'}'")
+    with pytest.raises(RerankingDataError, match=r"'pages_ago': it is no list column .* nothing else tells a page"):
         write_long_log(tmp_path / "events", read_spec(tmp_path, change), tables)
 
 
@@ -592,7 +592,7 @@ def test_histories_that_were_logged_are_kept_and_checked(frames: Frames, tmp_pat
     write_long_log(tmp_path / "out", read_spec(tmp_path, change), tables)
     assert {tuple(row["recent"]) for row in rows(tmp_path / "out", "test")} == {("s1", "s2")}
     assert {tuple(row["hours_ago"]) for row in rows(tmp_path / "out", "test")} == {(48.0, 0.0)}
-    with pytest.raises(RerankingDataError, match="'hours_ago': it is no list column .* nothing else tells a time"):
+    with pytest.raises(RerankingDataError, match=r"'hours_ago': it is no list column .* nothing else tells a time"):
         write_long_log(tmp_path / "none", read_spec(tmp_path, lambda data: without(data, "brands")), tables)
     late = impressions["request_id"] == "d2-5"
     impressions["recent_at"] = [

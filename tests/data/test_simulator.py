@@ -471,7 +471,8 @@ def test_visits_with_several_clicks_are_pages_of_the_history() -> None:
     assert np.array_equal(hours[:, ::3], one.visits[1])
     assert np.array_equal(hours, hours[:, ::3].repeat(3, axis=1))
     assert np.array_equal(clicked[:, 0], one.visits[0][:, 0])  # the best comes first
-    interest = world.settings.interest_pull * np.einsum("ul,uld->ud", 0.5 ** (hours / 24.0), world.item_vectors[clicked])
+    left = 0.5 ** (hours / 24.0)
+    interest = world.settings.interest_pull * np.einsum("ul,uld->ud", left, world.item_vectors[clicked])
     interest += Simulator(SimulatorSettings.named("steady", num_users=40)).user_vectors
     np.testing.assert_allclose(world.user_vectors, interest / np.linalg.norm(interest, axis=1, keepdims=True))
     table = world.requests("test", 3)
