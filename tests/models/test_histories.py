@@ -20,7 +20,7 @@ from rerankzoo.layers import PageContext, TargetAttention
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.models.mir import MIRConfig, MIRForReranking
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
-from rerankzoo.serving import export_model, random_batch
+from rerankzoo.serving import FeatureOptions, export_model, random_batch
 from tests.conftest import TINY_SCHEMA, Rows
 from tests.families import HEADS
 from tests.models.common import (
@@ -168,7 +168,9 @@ def test_what_is_read_of_a_past_item_depends_on_its_page(
 
 def test_a_graph_takes_numbers_times_and_pages(timed: RerankingFeatureExtractor, tmp_path: Path) -> None:
     model = make(MIRForReranking, timed)
-    export_model(model, timed, tmp_path / "graph", "onnx")  # which compares slates and scores at other sizes
+    torch.nn.init.normal_(model.intra_list.page.weight)
+    # Which compares slates and scores at other sizes, and of raw columns.
+    export_model(model, timed, tmp_path / "graph", "onnx", features=FeatureOptions())
     exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
     assert {"history_numeric", "history_time", "history_page"} <= set(exported.metadata.inputs)
 
