@@ -231,8 +231,7 @@ def logged_rates(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_s
         real = batch["slates"] >= 0 if shown else batch["candidate_feedback_mask"]
         happened += batch["feedback" if shown else "candidate_feedback"][real].double().sum(0)
         counted += int(real.sum())
-    rates: list[float] = (happened / counted).tolist()
-    return rates
+    return (happened / counted).tolist()
 
 
 def constant_fields(dataset: Dataset, extractor: RerankingFeatureExtractor, batch_size: int = 512) -> list[str]:

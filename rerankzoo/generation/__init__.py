@@ -17,7 +17,7 @@ from rerankzoo.generation.evaluator_search import (
     local_search,
 )
 from rerankzoo.generation.mixin import SchemaBound, SlateGenerationMixin, SlateGenerationOutput
-from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, Scorer, ScorerState, StaticScorer
+from rerankzoo.generation.scorer import Cache, Evaluator, MatrixScorer, ModelScorer, Scorer, ScorerState, StaticScorer
 from rerankzoo.generation.search import Decoded, greedy_search, sample_slates
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "GeneratorPool",
     "MatrixScorer",
     "MinDistance",
+    "ModelScorer",
     "Pin",
     "RerankingGenerationConfig",
     "SchemaBound",

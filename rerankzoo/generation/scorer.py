@@ -112,6 +112,15 @@ class Scorer(ABC):
         return None
 
 
+class ModelScorer(Scorer):
+    """A scorer that asks its model at every step; of log-probabilities, unless a subclass says otherwise."""
+
+    kind: Literal["log_prob", "value"] = "log_prob"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+
 class MatrixScorer(Scorer):
     """The scorer of models that score all positions at once, whatever the prefix.
 

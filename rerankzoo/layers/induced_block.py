@@ -5,6 +5,8 @@ B batch, Q tokens that read, K tokens that are read, P points, D hidden.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,12 +17,7 @@ from rerankzoo.layers.transformer import MultiHeadAttention
 class ReadingBlock(nn.Module):
     """A pre-norm block that reads another sequence: cross-attention, feed-forward; each with a residual.
 
-    Args:
-        hidden_size: D.
-        num_attention_heads: H; divides D.
-        intermediate_size: Width of the feed-forward layer.
-        dropout: Probability of dropping a unit of a residual branch while training.
-        attention_dropout: Probability of dropping an attention weight while training.
+    Arguments are those of `TransformerBlock`.
     """
 
     def __init__(
@@ -51,30 +48,18 @@ class InducedBlock(GradientCheckpointingLayer):
     """Tokens see one another through P learned points: the points read them, then they read the points.
 
     Args:
-        hidden_size: D.
-        num_attention_heads: H; divides D.
-        intermediate_size: Width of the feed-forward layers.
         num_points: P.
-        dropout: Probability of dropping a unit of a residual branch while training.
-        attention_dropout: Probability of dropping an attention weight while training.
+        hidden_size: D.
+        *sizes: Further arguments of `TransformerBlock`, of both readings.
 
     References:
         Lee et al., Set Transformer (2019), ISAB; SetRank (2020), IMSAB.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        num_points: int,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, num_points: int, hidden_size: int, *sizes: Any) -> None:
         super().__init__()
-        sizes = (hidden_size, num_attention_heads, intermediate_size, dropout, attention_dropout)
         self.points = nn.Parameter(torch.empty(num_points, hidden_size))
-        self.gather, self.spread = ReadingBlock(*sizes), ReadingBlock(*sizes)
+        self.gather, self.spread = (ReadingBlock(hidden_size, *sizes) for _ in range(2))
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, implementation: str = "sdpa") -> Tensor:
         """Runs the block on `hidden` (B, Q, D); `mask` says which of them may be read (see `attend`)."""

@@ -219,29 +219,23 @@ class TransformerBlock(GradientCheckpointingLayer):
             (B, Q, D).
         """
         mixed = self.attention(self.attention_norm(hidden), mask=mask, implementation=implementation)
-        key_value = None if memory is None else self.memory_key_value(memory)
-        return self._rest(
-            hidden + (self.dropout(mixed) if self.training else mixed), key_value, memory_mask, implementation
-        )
+        hidden = hidden + (self.dropout(mixed) if self.training else mixed)
+        if memory is not None:
+            query = self.cross_attention_norm(hidden)
+            mixed = self.cross_attention.read(query, self.memory_key_value(memory), memory_mask, implementation)
+            hidden = hidden + (self.dropout(mixed) if self.training else mixed)
+        return self._feed(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
         return self.attention.query_key_value(self.attention_norm(hidden))
 
     def memory_key_value(self, memory: Tensor) -> Tensor:
-        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `step` and `TokenBlock`: computed once."""
+        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `TokenBlock`: computed once."""
         return self.cross_attention.heads(self.cross_attention.key_value(memory))
 
-    def step(
-        self,
-        hidden: Tensor,
-        projected: Tensor,
-        past: Tensor | None,
-        memory_key_value: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        implementation: str = "sdpa",
-    ) -> Tensor:
-        """Runs the block on alternative next tokens of sequences whose keys and values are known.
+    def step(self, hidden: Tensor, projected: Tensor, past: Tensor | None) -> Tensor:
+        """Runs a block without cross-attention on alternative next tokens of sequences whose keys are known.
 
         The same numbers as `forward` with a causal mask on each sequence extended by each alternative.
 
@@ -249,24 +243,13 @@ class TransformerBlock(GradientCheckpointingLayer):
             hidden: (R, A, D), A alternatives for the next token of each of R sequences.
             projected: (R, A, 3 * D), their `project`.
             past: (R, 2 * H, t, D/H), the keys and values of each sequence; `None` if they are empty.
-            memory_key_value: See `memory_key_value`, where there is a memory.
-            memory_mask: See `attend`.
-            implementation: See `attend`; of the cross-attention.
 
         Returns:
             (R, A, D).
         """
-        hidden = hidden + self.attention.branch(projected, past)
-        return self._rest(hidden, memory_key_value, memory_mask, implementation)
+        return self._feed(hidden + self.attention.branch(projected, past))
 
-    def _rest(
-        self, hidden: Tensor, memory_key_value: Tensor | None, memory_mask: Tensor | None, implementation: str
-    ) -> Tensor:
-        """What follows self-attention."""
-        if memory_key_value is not None:
-            query = self.cross_attention_norm(hidden)
-            mixed = self.cross_attention.read(query, memory_key_value, memory_mask, implementation)
-            hidden = hidden + (self.dropout(mixed) if self.training else mixed)
+    def _feed(self, hidden: Tensor) -> Tensor:
         wide = self.feed_forward(self.feed_forward_norm(hidden))
         return hidden + (self.dropout(wide) if self.training else wide)
 

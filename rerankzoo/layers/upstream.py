@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from rerankzoo.batch import widened
 from rerankzoo.layers.embedding import PackedEmbedding
 
+_RANK, _WIDTH = 16, 32  # of `UpstreamModel`: products of item and request, and the network
+_RESIDUAL_STD, _BIAS_STD = 0.2, 1.0  # of its priors: of items' residuals, and of the number per item
+
 
 def upstream_rank(scores: Tensor, mask: Tensor) -> Tensor:
     """Ranks candidates by their upstream score, the best first; equal scores share the best rank of theirs.
@@ -35,8 +38,7 @@ class UpstreamRankEmbedding(nn.Embedding):
 
     def of_scores(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Vectors (B, N, D) of the ranks of scores (B, N); see `upstream_rank`."""
-        vectors: Tensor = self(upstream_rank(scores, mask).clamp_max(self.num_embeddings - 1))
-        return vectors
+        return self(upstream_rank(scores, mask).clamp_max(self.num_embeddings - 1))
 
 
 class UpstreamModel(nn.Module):
@@ -51,32 +53,17 @@ class UpstreamModel(nn.Module):
         item_size: K.
         request_size: C; 0 if nothing is known of requests.
         residual_size: So many of an item's last columns have residuals. Default: all.
-        hidden_size: Width of the network.
-        residual_std: Standard deviation of the residuals' prior.
-        bias_std: Standard deviation of the prior of the number per item.
-        rank: Products of item and request.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        item_size: int,
-        request_size: int,
-        residual_size: int | None = None,
-        hidden_size: int = 32,
-        residual_std: float = 0.2,
-        bias_std: float = 1.0,
-        rank: int = 16,
-    ) -> None:
+    def __init__(self, num_items: int, item_size: int, request_size: int, residual_size: int | None = None) -> None:
         super().__init__()
-        self.residual_std, self.bias_std = residual_std, bias_std
         corrected = item_size if residual_size is None else residual_size
         self.items = PackedEmbedding([num_items], {"candidate": [0]}, corrected + 1)
-        self.item_factors = nn.Linear(item_size, rank)
-        self.request_factors = nn.Linear(request_size, rank) if request_size else None
-        self.item_projection = nn.Linear(item_size + rank, hidden_size)
-        self.request_projection = nn.Linear(request_size, hidden_size, bias=False) if request_size else None
-        self.score = nn.Linear(hidden_size, 1)
+        self.item_factors = nn.Linear(item_size, _RANK)
+        self.request_factors = nn.Linear(request_size, _RANK) if request_size else None
+        self.item_projection = nn.Linear(item_size + _RANK, _WIDTH)
+        self.request_projection = nn.Linear(request_size, _WIDTH, bias=False) if request_size else None
+        self.score = nn.Linear(_WIDTH, 1)
 
     def forward(self, ids: Tensor, items: Tensor, request: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts scores.
@@ -103,4 +90,4 @@ class UpstreamModel(nn.Module):
     def prior(self) -> Tensor:
         """The negative log-density of what belongs to single items."""
         squares = widened(self.items.table.weight).square()
-        return squares[:, 0].sum() / (2 * self.bias_std**2) + squares[:, 1:].sum() / (2 * self.residual_std**2)
+        return squares[:, 0].sum() / (2 * _BIAS_STD**2) + squares[:, 1:].sum() / (2 * _RESIDUAL_STD**2)

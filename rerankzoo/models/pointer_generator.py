@@ -17,7 +17,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates, inputs
-from rerankzoo.generation import Cache, Scorer, ScorerState
+from rerankzoo.generation import Cache, ModelScorer, Scorer, ScorerState
 from rerankzoo.generation.scorer import check_positions, chosen_above, of_choices, remaining_log_probs
 from rerankzoo.layers import (
     PointerHead,
@@ -148,8 +148,7 @@ class PointerGenerator(SlateGenerator):
 
     def embed(self, batch: Batch) -> Tensor:
         """One vector per candidate (B, N, D), by itself: a family's `features` of its fields and the request's."""
-        vectors: Tensor = self.features(*features_of(batch))
-        return vectors
+        return self.features(*features_of(batch))
 
     def encode(self, batch: Batch) -> Encoded:
         """Encodes requests."""
@@ -161,8 +160,7 @@ class PointerGenerator(SlateGenerator):
         shared = {"mask": key_mask(mask), "implementation": self.config._attn_implementation}
         for layer in self.encoder_layers:
             items = layer(items, **shared)
-        normed: Tensor = self.encoder_norm(items)
-        return normed
+        return self.encoder_norm(items)
 
     def read(self, encoded: Encoded, slates: Tensor) -> Tensor:
         """What the decoder has read (B, S, M, D) above each position of slates (B, S, M)."""
@@ -226,17 +224,11 @@ def _left(mask: Tensor, slates: Tensor) -> Tensor:
     return mask[:, None, None] & ~chosen_above(slates, mask.shape[1])
 
 
-class PointerScorer(Scorer):
-    """Decodes with cached keys and values; the rows of a request share the candidates' and never copy them.
-
-    Args:
-        model: The generator.
-    """
-
-    kind = "log_prob"
+class PointerScorer(ModelScorer):
+    """Decodes with cached keys and values; the rows of a request share the candidates' and never copy them."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        super().__init__(model)
         self.slate_size = model.config.slate_size
         implementation = model.config._attn_implementation
         # Looked up once: attributes of modules and configs are slow, and every position needs them.

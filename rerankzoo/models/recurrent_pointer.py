@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from rerankzoo.batch import Batch, gather_candidates
-from rerankzoo.generation import Cache, Scorer, ScorerState
+from rerankzoo.generation import Cache, ModelScorer, Scorer, ScorerState
 from rerankzoo.generation.scorer import check_positions, remaining_log_probs
 from rerankzoo.models.pointer_generator import Encoded, PointerConfig, PointerGenerator
 
@@ -76,25 +76,15 @@ class RecurrentPointerGenerator(PointerGenerator):
             hidden, cell = self.lstm(item, hidden, cell)
             states.append(hidden)
             item = gather_candidates(encoded.states, index)
-        normed: Tensor = self.decoder_norm(torch.stack(states, dim=2))
-        return normed
+        return self.decoder_norm(torch.stack(states, dim=2))
 
     def scorer(self) -> Scorer:
         """See `SlateGenerationMixin.scorer`."""
         return super().scorer() if self.config.decoder == "transformer" else LSTMScorer(self)
 
 
-class LSTMScorer(Scorer):
-    """Keeps the LSTM's states (R, D).
-
-    Args:
-        model: The generator.
-    """
-
-    kind = "log_prob"
-
-    def __init__(self, model: RecurrentPointerGenerator) -> None:
-        self.model = model
+class LSTMScorer(ModelScorer):
+    """Keeps the LSTM's states (R, D)."""
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""

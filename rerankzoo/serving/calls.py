@@ -45,8 +45,7 @@ class _Constraint(_Strict):
     def build(self) -> Constraint:
         """The constraint itself."""
         arguments = {name: value for name, value in self if name != "type"}
-        constraint: Constraint = getattr(generation, self.type)(**arguments)
-        return constraint
+        return getattr(generation, self.type)(**arguments)
 
 
 class ExcludeSpec(_Constraint):

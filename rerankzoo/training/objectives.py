@@ -184,8 +184,7 @@ class Supervised(Objective):
 
     def loss(self, model: Any, batch: Batch) -> ModelOutput:
         """See `Objective.loss`."""
-        output: ModelOutput = model(**batch)
-        return output
+        return model(**batch)
 
 
 def check_supervised_weight(weight: float) -> None:
@@ -231,8 +230,7 @@ class PropensityWeighted(Objective):
     def loss(self, model: Any, batch: Batch) -> ModelOutput:
         """See `Objective.loss`."""
         if not model.training:
-            whole: ModelOutput = model(**batch)
-            return whole
+            return model(**batch)
         chances = self.chances(batch)
         drawn = torch.multinomial(chances, len(chances), replacement=True)
         output: ModelOutput = model(**take(batch, drawn))

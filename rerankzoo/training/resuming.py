@@ -61,8 +61,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         if Path(path).is_file():
             check_checkpoint(Path(path))
-        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
-        return loaded
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 def check_checkpoint(path: Path) -> None:

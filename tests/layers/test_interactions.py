@@ -44,7 +44,7 @@ def test_effects_are_looked_up_as_they_are_computed(looks_ahead: bool) -> None:
 
 def test_upstream_model_learns_what_belongs_to_an_item() -> None:
     torch.manual_seed(0)
-    model = UpstreamModel(num_items=6, item_size=2, request_size=2, residual_std=0.1, bias_std=0.5)
+    model = UpstreamModel(num_items=6, item_size=2, request_size=2)
     with torch.no_grad():
         model.items.table.weight.zero_()
     ids, items, request = torch.tensor([[2, 3, 4]]), torch.randn(1, 3, 2), torch.randn(1, 2)
@@ -60,5 +60,5 @@ def test_upstream_model_learns_what_belongs_to_an_item() -> None:
     numbers = UpstreamModel(num_items=6, item_size=2, request_size=2, residual_size=1)
     assert numbers(ids, items, request)[1].shape == (1, 3, 2)
     assert (numbers(ids, items, request)[1] == 0).all(-2).tolist() == [[True, False]]  # only the last is corrected
-    expected = 0.5**2 / (2 * 0.5**2) + (0.1**2 + 0.2**2) / (2 * 0.1**2)
+    expected = 0.5**2 / (2 * 1.0**2) + (0.1**2 + 0.2**2) / (2 * 0.2**2)
     assert model.prior().item() == pytest.approx(expected)

@@ -142,23 +142,18 @@ def blocks(cross_attention: bool = False) -> list[TransformerBlock]:
 
 
 @pytest.mark.parametrize("past", [0, 1, 3])
-@pytest.mark.parametrize("cross", [True, False])
-def test_step_is_forward_on_every_extended_sequence(cross: bool, past: int) -> None:
+def test_step_is_forward_on_every_extended_sequence(past: int) -> None:
     """Two requests, three rows each, five alternatives per row: against a causal pass over past + alternative."""
-    layers, rows = blocks(cross), random(6, past, HIDDEN)
-    alternatives, memory = random(6, 5, HIDDEN, seed=1), random(2, 7, HIDDEN, seed=2)
-    real = torch.tensor([[True] * 7, [True, True, False, True, False, True, True]])
+    layers, rows, alternatives = blocks(False), random(6, past, HIDDEN), random(6, 5, HIDDEN, seed=1)
     extended = torch.cat([rows[:, None].expand(-1, 5, -1, -1), alternatives.unsqueeze(2)], dim=2).flatten(0, 1)
     mask = causal_mask(past + 1, rows.device)
     expected, cached, found = extended, rows, alternatives
     for layer in layers:
         projected, known = layer.project(found), layer.attention.heads(layer.project(cached)[..., HIDDEN:])
-        key_value = layer.memory_key_value(memory) if cross else None
-        shared = {"memory": memory, "memory_mask": key_mask(real)} if cross else {}
-        found = layer.step(found, projected, known if past else None, key_value, key_mask(real) if cross else None)
+        found = layer.step(found, projected, known if past else None)
         if past:
-            cached = layer(cached, mask=causal_mask(past, rows.device), **shared)
-        expected = layer(expected, mask=mask, **shared)
+            cached = layer(cached, mask=causal_mask(past, rows.device))
+        expected = layer(expected, mask=mask)
     torch.testing.assert_close(found, expected[:, -1].view(6, 5, HIDDEN), rtol=1e-5, atol=1e-5)
 
 

@@ -101,8 +101,7 @@ def _run(
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
-    return row
+    return connection.execute(query).fetchall()[0]
 
 
 def _checks(plan: Plan) -> Iterator[tuple[str, list[_Check]]]:

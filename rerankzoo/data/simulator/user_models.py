@@ -94,8 +94,7 @@ class UserModel(ABC):
         ways = np.array(list(product((0.0, 1.0), repeat=slates.shape[-1])))
         chances = np.stack([self.likelihood(requests, slates, clicks) for clicks in ways.tolist()], axis=-1)
         threshold = rng.random((*chances.shape[:-1], 1)) * chances.sum(-1, keepdims=True)  # the sum is 1, but rounded
-        clicks: np.ndarray = ways[(chances.cumsum(-1) <= threshold).sum(-1).clip(max=len(ways) - 1)]
-        return clicks
+        return ways[(chances.cumsum(-1) <= threshold).sum(-1).clip(max=len(ways) - 1)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, of which `user_model_from_dict` makes it again."""

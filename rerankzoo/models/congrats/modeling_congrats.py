@@ -186,10 +186,8 @@ class CongratsForReranking(SlateGenerator):
         return scorers[self.config.path_decoding](self.read_graph, self.config.slate_size)
 
 
-class LookAheadScorer(Scorer):
-    """Scores a candidate by the next vertex that suits it best: `max over v of log E[u, v] + log P(i | v)`.
-
-    A row knows its last vertex u, counted from the first that draws items. Vertices are left for the positions to come.
+class PathScorer(Scorer):
+    """Scores the next item of paths.
 
     Args:
         read: Makes a batch's graph.
@@ -201,6 +199,13 @@ class LookAheadScorer(Scorer):
     def __init__(self, read: Callable[[Batch], PathGraph], slate_size: int) -> None:
         self.read = read
         self.slate_size = slate_size
+
+
+class LookAheadScorer(PathScorer):
+    """Scores a candidate by the next vertex that suits it best: `max over v of log E[u, v] + log P(i | v)`.
+
+    A row knows its last vertex u, counted from the first that draws items. Vertices are left for the positions to come.
+    """
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
@@ -225,17 +230,11 @@ class LookAheadScorer(Scorer):
         return {"vertex": torch.where(index < 0, cache["vertex"][rows], following)}
 
 
-class MarginalScorer(Scorer):
+class MarginalScorer(PathScorer):
     """Scores a candidate by its chance of being next, over all paths that agree with the prefix and reach the end.
 
-    A row knows the mass (V) of the paths to each vertex. Arguments as of `LookAheadScorer`.
+    A row knows the mass (V) of the paths to each vertex.
     """
-
-    kind = "log_prob"
-
-    def __init__(self, read: Callable[[Batch], PathGraph], slate_size: int) -> None:
-        self.read = read
-        self.slate_size = slate_size
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""

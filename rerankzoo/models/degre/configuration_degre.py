@@ -27,10 +27,6 @@ class DeGReConfig(PointerConfig, FeedbackConfig):
             `"ordered_regression"` (SORT-Gen): whether a prefix has at least 1, 2... clicks. `"exit"` (CAVE): feedback
             of positions that are seen, and where the user leaves. One target tells which were seen, and
             `conditional_targets` hangs all others on it, such as `{"click": "seen", "order": "click"}`.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "degre"

@@ -107,8 +107,7 @@ class Guide(nn.Module):
         known = [memory[name].flatten(2) for name in sorted(memory)]
         alone = standardised(guided.values, available).unsqueeze(-1)
         reading = torch.cat([*known, alone, guided.partners], dim=-1)
-        items: Tensor = self.projection(bounded(reading, self.sharpness.dtype))
-        return items
+        return self.projection(bounded(reading, self.sharpness.dtype))
 
     def preferences(self, values: Tensor, available: Tensor, position: int) -> Tensor:
         """What values (R, N) of prefixes extended to a position add to the logits, the sharper the more is certain."""

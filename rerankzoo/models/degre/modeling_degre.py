@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from rerankzoo.batch import Batch, gather_candidates, shown
-from rerankzoo.generation import Cache, EvaluatorEnsemble, Scorer, ScorerState, SlateGenerationMixin
+from rerankzoo.generation import Cache, EvaluatorEnsemble, ModelScorer, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import check_positions, chosen_above
 from rerankzoo.layers import (
     ExitValueHead,
@@ -206,18 +206,10 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         return DeGReEvaluatorScorer(self)
 
 
-class DeGReEvaluatorScorer(Scorer):
-    """Values all extensions of all prefixes in one call, from cached keys and values (see `step_candidates`).
-
-    Args:
-        model: The evaluator.
-    """
+class DeGReEvaluatorScorer(ModelScorer):
+    """Values all extensions of all prefixes in one call, from cached keys and values (see `step_candidates`)."""
 
     kind = "value"
-
-    def __init__(self, model: DeGReEvaluator) -> None:
-        self.model = model
-        self.layers = model.layers
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""
@@ -233,7 +225,9 @@ class DeGReEvaluatorScorer(Scorer):
         """See `Scorer.step`; the cache gets the keys and values (R, N, 2 * D) of all candidates in each layer."""
         position = state.prefix.shape[1]
         check_positions(position + 1, self.model.config.slate_size)
-        hidden, cache = step_candidates(self.layers, self.model.positions, state.memory["candidate_states"], state)
+        hidden, cache = step_candidates(
+            self.model.layers, self.model.positions, state.memory["candidate_states"], state
+        )
         above = state.cache.get("carried")
         before = None if above is None else above.unsqueeze(1).expand(-1, hidden.shape[1], -1)
         value = state.of_requests(state.memory["candidate_value"])
@@ -246,7 +240,7 @@ class DeGReEvaluatorScorer(Scorer):
         chosen = index.clamp_min(0)
         rows = torch.arange(index.shape[0], device=index.device) if parent is None else parent
         kept = {"value": cache["values"][rows, chosen], "carried": cache["carries"][rows, chosen]}
-        return {**kept, **keep_chosen(self.layers, cache, parent, rows, chosen)}
+        return {**kept, **keep_chosen(self.model.layers, cache, parent, rows, chosen)}
 
 
 # --- the generator --------------------------------------------------------------------------------------------------

@@ -15,10 +15,6 @@ class DLCMConfig(ScoreAndSortConfig):
     Args:
         list_size: How many candidates, the best of the upstream order, the recurrent network reads. It is as deep as
             this; the paper reads 40.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "dlcm"

@@ -76,8 +76,7 @@ class GFN4RecForReranking(PointerGenerator):
         """
         if self.flow is None:
             raise ValueError("there is no flow to balance with: the model's balance is 'group'")
-        flows: Tensor = widened(self.flow(hidden)).squeeze(-1)
-        return flows
+        return widened(self.flow(hidden)).squeeze(-1)
 
     def _reward(self, batch: Batch) -> Tensor | None:
         """The logarithm (B, S) of the rewards of the batch's slates; `None` where nobody knows them."""

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import PADDING, Batch
 from rerankzoo.features.utility import position_utility
-from rerankzoo.generation import Cache, Scorer, ScorerState
+from rerankzoo.generation import Cache, ModelScorer, Scorer, ScorerState
 from rerankzoo.generation.scorer import check_positions, remaining_log_probs
 from rerankzoo.layers import UpstreamRankEmbedding
 from rerankzoo.losses import dpo_loss, slate_mean
@@ -124,17 +124,8 @@ def sorted_in_passes(slates: Tensor, utility: Tensor, num_heads: int) -> Tensor:
     return ordered.flatten(-2)[..., : slates.shape[-1]]
 
 
-class GReFScorer(Scorer):
-    """Keeps what the pointer is asked (R, H, D) until the next pass.
-
-    Args:
-        model: The generator.
-    """
-
-    kind = "log_prob"
-
-    def __init__(self, model: GReFForReranking) -> None:
-        self.model = model
+class GReFScorer(ModelScorer):
+    """Keeps what the pointer is asked (R, H, D) until the next pass."""
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""

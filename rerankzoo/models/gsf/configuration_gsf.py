@@ -15,10 +15,6 @@ class GSFConfig(ScoreAndSortConfig):
     Args:
         num_hidden_layers: Layers of the network of a group, each `hidden_size` wide.
         group_size: Candidates of a group: 2, all pairs, or 1, which makes it pointwise.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "gsf"

@@ -33,7 +33,7 @@ from transformers import initialization as init
 
 from rerankzoo.batch import Batch, gather_candidates, inputs, shown, widened
 from rerankzoo.features.utility import candidate_utility, position_discount
-from rerankzoo.generation import Cache, Scorer, ScorerState, SlateGenerationMixin
+from rerankzoo.generation import Cache, ModelScorer, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import check_positions
 from rerankzoo.layers import BEHAVIOURS, FEATURES, FeedbackHead, PackedEmbedding, PairInteractions, UpstreamModel
 from rerankzoo.layers.behaviour import CascadeBehaviour, ChoiceBehaviour
@@ -207,8 +207,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
 
     def _ids(self, batch: Batch) -> Tensor:
         """(B, N), where the schema has a field that names the item."""
-        ids: Tensor = batch["candidate_categorical"][..., self.id_field]
-        return ids
+        return batch["candidate_categorical"][..., self.id_field]
 
     def _upstream(self, batch: Batch, items: Tensor) -> tuple[Tensor, Tensor]:
         request = self.features.join("request", batch["request_categorical"], batch["request_numeric"])
@@ -385,16 +384,13 @@ class CausalTrunk(nn.Module):
         return self.gate * self.head(self.norm(hidden))
 
 
-class InteractionScorer(Scorer):
+class InteractionScorer(ModelScorer):
     """Values all extensions of all prefixes; a row keeps the logits of its items, given its items.
 
     A new item changes the logits of those above it, by one product each: nothing is read again.
     """
 
     kind = "value"
-
-    def __init__(self, model: InteractionEvaluator) -> None:
-        self.model = model
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""

@@ -26,10 +26,6 @@ class NAR4RecConfig(ImitationConfig):
         contrastive_margin: rho of the contrastive losses (SimCTG uses 0.5).
         evaluator_is_causal: Whether the evaluator predicts a position's feedback from the items down to it, as people
             read, or from the whole slate. The paper says "sequence model"; both do equally well here.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "nar4rec"

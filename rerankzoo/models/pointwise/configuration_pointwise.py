@@ -14,10 +14,6 @@ class PointwiseConfig(ScoreAndSortConfig):
 
     Args:
         num_hidden_layers: Hidden layers of the network after the input layer, each `hidden_size` wide.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "pointwise"

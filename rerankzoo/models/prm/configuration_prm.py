@@ -16,10 +16,6 @@ class PRMConfig(ScoreAndSortConfig):
         num_hidden_layers: Layers of the encoder.
         max_position_embeddings: Upstream ranks that have an embedding of their own; candidates further down share the
             last one.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "prm"

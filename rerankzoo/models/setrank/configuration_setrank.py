@@ -18,10 +18,6 @@ class SetRankConfig(ScoreAndSortConfig):
             not with its square; 0: every candidate attends to every other.
         max_position_embeddings: Upstream ranks that have an embedding of their own, candidates further down share the
             last one; 0: the upstream order is not read.
-
-    Raises:
-        ValueError: If a name is unknown.
-        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type or is out of its range.
     """
 
     model_type = "setrank"

@@ -63,10 +63,10 @@ class SetRankForReranking(ScoreAndSortModel):
     def _make_induced_block(self) -> InducedBlock:
         config = self.config
         return InducedBlock(
+            config.num_inducing_points,
             config.hidden_size,
             config.num_attention_heads,
             config.intermediate_size,
-            config.num_inducing_points,
             config.hidden_dropout_prob,
             config.attention_probs_dropout_prob,
         )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from rerankzoo.batch import PADDING, Batch, gather_candidates
-from rerankzoo.generation import Cache, Decoded, Scorer, ScorerState, SlateRules
+from rerankzoo.generation import Cache, Decoded, ModelScorer, Scorer, ScorerState, SlateRules
 from rerankzoo.generation.scorer import check_positions, remaining_log_probs
 from rerankzoo.layers import CandidateEncoder, PointerHead, key_mask
 from rerankzoo.losses import hidden_slots, log_probabilities, masked_slot_loss, slate_mean
@@ -167,17 +167,8 @@ class UniRankForReranking(SlateGenerator):
         return UniRankScorer(self)
 
 
-class UniRankScorer(Scorer):
-    """Fills slates from the top.
-
-    Args:
-        model: The model.
-    """
-
-    kind = "log_prob"
-
-    def __init__(self, model: UniRankForReranking) -> None:
-        self.model = model
+class UniRankScorer(ModelScorer):
+    """Fills slates from the top."""
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """See `Scorer.encode`."""

@@ -142,8 +142,7 @@ class YOLOREvaluator(SlateEvaluator):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., T) of (..., D)."""
-        logits: Tensor = self.heads(F.gelu(self.hidden(F.gelu(hidden))))
-        return logits
+        return self.heads(F.gelu(self.hidden(F.gelu(hidden))))
 
     def states(self, scale: int, items: Tensor, real: Tensor) -> Tensor:
         """States (R, K, D) of the items (R, K, D) of sets, which are real (R, K) or padding."""
