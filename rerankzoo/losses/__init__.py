@@ -10,7 +10,14 @@ from __future__ import annotations
 from rerankzoo.losses._precision import in_single_precision
 from rerankzoo.losses.contrastive import contrastive_loss
 from rerankzoo.losses.distillation import hard_label_loss, soft_label_loss
-from rerankzoo.losses.feedback import exit_log_likelihood, feedback_log_likelihood, feedback_loss, mean_feedback_loss
+from rerankzoo.losses.feedback import (
+    cumulative_regression_loss,
+    exit_log_likelihood,
+    feedback_log_likelihood,
+    feedback_loss,
+    mean_feedback_loss,
+    ordered_regression_loss,
+)
 from rerankzoo.losses.flow import detailed_balance, group_balance, trajectory_balance
 from rerankzoo.losses.graph import graph_log_likelihood, log_transitions
 from rerankzoo.losses.group import advantages, group_loss, group_targets, standardised
@@ -22,7 +29,6 @@ from rerankzoo.losses.likelihood import (
     unlikelihood_loss,
 )
 from rerankzoo.losses.neighbours import neighbour_loss
-from rerankzoo.losses.ordered import ordered_regression_loss
 from rerankzoo.losses.policy import group_value_loss, policy_gradient_loss, returns_to_go
 from rerankzoo.losses.preference import dpo_loss, resorted_slates
 from rerankzoo.losses.ranking import (
@@ -35,7 +41,6 @@ from rerankzoo.losses.ranking import (
     step_cross_entropy,
     step_hinge,
 )
-from rerankzoo.losses.regression import cumulative_regression_loss
 from rerankzoo.losses.slots import hidden_slots, masked_slot_loss
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Losses of evaluators: predicted against observed feedback."""
+"""Losses of evaluators: predicted against observed feedback, and against what prefixes of a slate have earned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.losses._precision import in_single_precision
+
+#: Errors of a regression beyond it count as much; their squares would overflow.
+_LARGEST_ERROR = 1e15
 
 
 @in_single_precision
@@ -99,6 +102,73 @@ def exit_log_likelihood(log_stay: Tensor, log_leave: Tensor, seen: Tensor, mask:
     goes_on = F.pad(reached[..., 1:], (0, 1))
     decided = reached & F.pad(mask[..., 1:], (0, 1))
     return torch.where(goes_on, log_stay, log_leave).masked_fill(~decided, 0.0)
+
+
+@in_single_precision
+def cumulative_regression_loss(values: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of prefix values: `mean over t of (V(l_1..l_t) - sum_{k<=t} r_k)^2`.
+
+    An error beyond 1e15 counts as 1e15, without a gradient.
+
+    Args:
+        values: (..., M), the value of the prefix that ends at each position.
+        rewards: (..., M), what each position earned.
+        mask: (..., M), True where a position was shown.
+
+    Returns:
+        (...); 0 for an empty slate.
+
+    References:
+        DeGRe (arXiv 2605.25749), cumulative regression head of the evaluator.
+
+    Example:
+        >>> import torch
+        >>> values, rewards = torch.tensor([1.0, 1.0, 9.0]), torch.tensor([1.0, 2.0, 5.0])
+        >>> cumulative_regression_loss(values, rewards, torch.tensor([True, True, False]))
+        tensor(2.)
+    """
+    reached = rewards.masked_fill(~mask, 0.0).cumsum(-1)
+    error = (values - reached).masked_fill(~mask, 0.0).clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
+    return error.square().sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+@in_single_precision
+def ordered_regression_loss(logits: Tensor, feedback: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the questions whether a prefix has at least i clicks, averaged over all that can be asked.
+
+    Of the prefix that ends at position t the counts 1..t are asked for, of every target. Feedback between 0 and 1
+    counts in part: the answers to a count c are `min(max(c - i + 1, 0), 1)`, and sum to c.
+
+    Args:
+        logits: (..., M, T, I), of `P(count of the prefix that ends here >= i)`, i = 1..I.
+        feedback: (..., M, T) in [0, 1], observed.
+        mask: (..., M), True where a position was shown.
+
+    Returns:
+        (...), in nats per question; 0 for an empty slate.
+
+    Raises:
+        ValueError: If shown feedback lies outside [0, 1]. (On an accelerator the result is NaN instead.)
+
+    References:
+        SORT-Gen (arXiv 2505.07197), ordered regression.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[0.0, 9.0]], [[9.0, -9.0]]])  # two positions, one target
+        >>> ordered_regression_loss(logits, torch.tensor([[1.0], [0.0]]), torch.tensor([True, True]))
+        tensor(0.2311)
+    """
+    shown = feedback.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if shown.device.type == "cpu":
+        check_probabilities(shown)
+    shown = shown.masked_fill(~((shown >= 0) & (shown <= 1)), torch.nan)  # elsewhere a look would wait for the device
+    below = torch.arange(logits.shape[-1], device=logits.device)  # i - 1
+    answers = (shown.cumsum(-2).unsqueeze(-1) - below).clamp(0, 1)
+    position = torch.arange(logits.shape[-3], device=logits.device)[:, None, None]
+    asked = (mask[..., None, None] & (below <= position)).expand_as(logits)
+    loss = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").masked_fill(~asked, 0.0)
+    return loss.sum((-1, -2, -3)) / asked.sum((-1, -2, -3)).clamp_min(1)
 
 
 def check_probabilities(feedback: Tensor) -> None:

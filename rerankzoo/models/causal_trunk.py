@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from rerankzoo.batch import Batch, gather_candidates
 from rerankzoo.generation import Cache, ScorerState
 from rerankzoo.generation.scorer import take_rows
 from rerankzoo.layers import TransformerBlock, causal_mask
@@ -17,6 +18,18 @@ from rerankzoo.layers import TransformerBlock, causal_mask
 
 def _blocks(layers: nn.ModuleList) -> list[TransformerBlock]:
     return cast(list[TransformerBlock], list(layers))
+
+
+def shown_alone(batch: Batch, slates: Tensor) -> Batch | None:
+    """The batch with no candidates but the items of slates (B, S, M), one after the other.
+
+    `None` where there are no fewer of them than candidates, as mostly of a search, and of soft slates.
+    """
+    items = slates.flatten(1)
+    if slates.is_floating_point() or items.shape[1] >= batch["candidate_numeric"].shape[1]:
+        return None
+    names = ("candidate_categorical", "candidate_numeric")
+    return {**batch, **{name: gather_candidates(batch[name], items) for name in names}}
 
 
 def read_slates(layers: nn.ModuleList, positions: nn.Embedding, items: Tensor, implementation: str) -> Tensor:

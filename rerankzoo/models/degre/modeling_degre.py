@@ -46,7 +46,7 @@ from rerankzoo.layers import (
     RegressionValueHead,
 )
 from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator, features_of
-from rerankzoo.models.causal_trunk import keep_chosen, read_slates, step_candidates
+from rerankzoo.models.causal_trunk import keep_chosen, read_slates, shown_alone, step_candidates
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
 from rerankzoo.models.degre.guide import Guide, is_guides, make_evaluator
 from rerankzoo.models.pointer_generator import Encoded, PointerGenerator, PointerScorer
@@ -165,17 +165,11 @@ class DeGReEvaluator(SlateGenerationMixin, DeGRePreTrainedModel, SlateEvaluator)
         return self.item_encoder(batch)[0]
 
     def _slate_items(self, batch: Batch, slates: Tensor) -> Tensor:
-        """Vectors (B, S, M, D) of the items of slates (B, S, M).
-
-        Where the slates show fewer items than there are candidates, as in a log, only those are encoded.
-        """
-        items = slates.flatten(1)
-        if slates.is_floating_point() or items.shape[1] >= batch["candidate_numeric"].shape[1]:
+        """Vectors (B, S, M, D) of the items of slates (B, S, M)."""
+        alone = shown_alone(batch, slates)
+        if alone is None:
             return gather_candidates(self.encode_items(batch), slates)
-        picked = {
-            name: gather_candidates(batch[name], items) for name in ("candidate_categorical", "candidate_numeric")
-        }
-        return self.encode_items({**batch, **picked}).view(*slates.shape, -1)
+        return self.encode_items(alone).view(*slates.shape, -1)
 
     def _read(self, items: Tensor) -> Tensor:
         """States (B, S, M, D) of the positions of slates with these items, each from the items down to it."""

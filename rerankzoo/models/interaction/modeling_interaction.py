@@ -39,7 +39,7 @@ from rerankzoo.layers import BEHAVIOURS, FEATURES, FeedbackHead, PackedEmbedding
 from rerankzoo.layers.behaviour import CascadeBehaviour, ChoiceBehaviour
 from rerankzoo.layers.embedding import compressed
 from rerankzoo.models.base import EvaluatorOutput, SlateEvaluator
-from rerankzoo.models.causal_trunk import keep_chosen, read_slates, step_candidates
+from rerankzoo.models.causal_trunk import keep_chosen, read_slates, shown_alone, step_candidates
 from rerankzoo.models.interaction.configuration_interaction import InteractionEvaluatorConfig
 from rerankzoo.models.registry import register_model
 
@@ -215,13 +215,11 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         return scores, residuals
 
     def _slate_items(self, batch: Batch, slates: Tensor) -> ItemReading:
-        """Reads the items of slates (B, S, M'); where they show fewer than there are candidates, only those."""
-        items = slates.flatten(1)
-        if slates.is_floating_point() or items.shape[1] >= batch["candidate_numeric"].shape[1]:
+        """Reads the items of slates (B, S, M')."""
+        alone = shown_alone(batch, slates)
+        if alone is None:
             return self.read_items(batch).at(slates)
-        names = ("candidate_categorical", "candidate_numeric")
-        picked = {name: gather_candidates(batch[name], items) for name in names}
-        return ItemReading(*(part.unflatten(1, slates.shape[1:]) for part in self.read_items({**batch, **picked})))
+        return ItemReading(*(part.unflatten(1, slates.shape[1:]) for part in self.read_items(alone)))
 
     def compute(self, batch: Batch) -> EvaluatorOutput:
         """See `SlateEvaluator.compute`; the logits are those of positions that are looked at."""
