@@ -27,7 +27,7 @@ class RerankingGenerationConfig(GenerationConfig):
     """How `generate()` decodes slates. What is left out is `None`, and then has the default given below.
 
     A family with a decoding of its own subclasses it: names its parameters in `extra_parameters`, those that switch to
-    its decoding in `strategies` too, and checks them in `validate`.
+    its decoding in `strategies` too, and what they may be in `counts` or `shares`; else it checks them in `validate`.
 
     Args:
         slate_size: M, positions of a slate. Default: the model's `config.slate_size`.
@@ -44,6 +44,10 @@ class RerankingGenerationConfig(GenerationConfig):
 
     #: Parameters of a subclass beside those above.
     extra_parameters: ClassVar[tuple[str, ...]] = ()
+    #: Parameters that are positive integers.
+    counts: ClassVar[tuple[str, ...]] = ("slate_size", "num_beams", "num_return_sequences", "top_k")
+    #: Parameters that lie in [0, 1].
+    shares: ClassVar[tuple[str, ...]] = ("penalty_alpha",)
     #: Which strategy a parameter switches to.
     strategies: ClassVar[Mapping[str, str]] = {
         "do_sample": "sample",
@@ -116,17 +120,19 @@ class RerankingGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, **kwargs: Any) -> None:
         """Checks ranges and contradictions; see the class for what is raised."""
-        for key in ("slate_size", "num_beams", "num_return_sequences", "top_k"):
+        for key in self.counts:
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{key} must be a positive integer, got {shown(value)}")
+        for key in self.shares:
+            value = getattr(self, key)
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{key} must lie in [0, 1], got {shown(value)}")
         for key in ("do_sample", "return_dict_in_generate"):
             if not isinstance(getattr(self, key), bool | None):
                 raise ValueError(f"{key} must be True or False, got {shown(getattr(self, key))}")
         if self.temperature is not None and not (_is_number(self.temperature) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature must be a finite number above 0, got {shown(self.temperature)}")
-        if self.penalty_alpha is not None and not (_is_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1):
-            raise ValueError(f"penalty_alpha must lie in [0, 1], got {shown(self.penalty_alpha)}")
         beams, sequences, chosen = self.num_beams or 1, self.num_return_sequences or 1, self._chosen()
         if len(chosen) > 1:
             raise ValueError(f"choose one decoding strategy, got {list(chosen)}")

@@ -5,13 +5,13 @@ B requests, N candidates, M positions, C numbers that say what an item is.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rerankzoo.batch import Batch, widened
-from rerankzoo.errors import SchemaError, shown
+from rerankzoo.errors import SchemaError
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.configuration import RerankingGenerationConfig
 from rerankzoo.generation.constraints.rules import SlateRules
@@ -33,20 +33,12 @@ class DiverseGenerationConfig(RerankingGenerationConfig):
     """
 
     extra_parameters = ("mmr_diversity", "dpp_diversity")
+    shares = (*RerankingGenerationConfig.shares, *extra_parameters)
     strategies = {  # noqa: RUF012
         **RerankingGenerationConfig.strategies,
         "mmr_diversity": "mmr",
         "dpp_diversity": "dpp",
     }
-
-    def validate(self, strict: bool = False, **kwargs: Any) -> None:
-        """See `RerankingGenerationConfig.validate`."""
-        super().validate(strict, **kwargs)
-        for name in self.extra_parameters:
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= 1):
-                raise ValueError(f"{name} must lie in [0, 1], got {shown(value)}")
 
 
 class Variety(Protocol):

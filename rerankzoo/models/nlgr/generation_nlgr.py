@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rerankzoo.errors import shown
 from rerankzoo.generation import RerankingGenerationConfig
 
 
@@ -17,14 +14,8 @@ class NLGRGenerationConfig(RerankingGenerationConfig):
     """
 
     extra_parameters = ("num_refinements",)
+    counts = (*RerankingGenerationConfig.counts, *extra_parameters)
     strategies = {**RerankingGenerationConfig.strategies, "num_refinements": "edits"}  # noqa: RUF012
-
-    def validate(self, strict: bool = False, **kwargs: Any) -> None:
-        """See `RerankingGenerationConfig.validate`."""
-        super().validate(strict, **kwargs)
-        number = self.num_refinements
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"num_refinements must be a positive integer, got {shown(number)}")
 
 
 __all__ = ["NLGRGenerationConfig"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rerankzoo.errors import shown
 from rerankzoo.generation import RerankingGenerationConfig
 
 
@@ -17,14 +14,8 @@ class UniRankGenerationConfig(RerankingGenerationConfig):
     """
 
     extra_parameters = ("fill_per_step",)
+    counts = (*RerankingGenerationConfig.counts, *extra_parameters)
     strategies = {**RerankingGenerationConfig.strategies, "fill_per_step": "confident"}  # noqa: RUF012
-
-    def validate(self, strict: bool = False, **kwargs: Any) -> None:
-        """See `RerankingGenerationConfig.validate`."""
-        super().validate(strict, **kwargs)
-        number = self.fill_per_step
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"fill_per_step must be a positive integer, got {shown(number)}")
 
 
 __all__ = ["UniRankGenerationConfig"]
