@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rerankzoo.layers.behaviour import BEHAVIOURS, Behaviour
 from rerankzoo.layers.embedding import (
-    FEATURES,
     FeatureEmbedding,
     FieldEmbedding,
     GatedFieldNorm,
@@ -40,7 +39,6 @@ from rerankzoo.layers.upstream import UpstreamModel, UpstreamRankEmbedding, upst
 
 __all__ = [
     "BEHAVIOURS",
-    "FEATURES",
     "Behaviour",
     "CandidateEncoder",
     "ExitValueHead",

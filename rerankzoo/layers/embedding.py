@@ -14,21 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rerankzoo.batch import Batch
 from rerankzoo.layers.history import TargetAttention
 from rerankzoo.layers.transformer import softmax_of_few
-
-#: Of a batch, what the embeddings here take, in their order.
-FEATURES = (
-    "request_categorical",
-    "request_numeric",
-    "candidate_categorical",
-    "candidate_numeric",
-    "history_categorical",
-    "history_mask",
-    "history_numeric",
-    "history_time",
-    "history_page",
-)
 
 #: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
 #: its squares, or float16, would overflow.
@@ -151,71 +139,39 @@ class FeatureEmbedding(nn.Module):
         reads = history_heads and widths["history"]
         self.history_attention = TargetAttention(hidden_size, history_heads, timed, paged) if reads else None
 
-    def forward(
-        self,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        history_numeric: Tensor | None = None,
-        history_time: Tensor | None = None,
-        history_page: Tensor | None = None,
-    ) -> Tensor:
-        """Embeds a batch.
+    def forward(self, batch: Batch) -> Tensor:
+        """The vectors (B, N, D) of the candidates of a batch.
 
-        Args:
-            request_categorical: (B, F) int64.
-            request_numeric: (B, F).
-            candidate_categorical: (B, N, F) int64.
-            candidate_numeric: (B, N, F).
-            history_categorical: (B, L, F) int64; required where there are history fields.
-            history_mask: (B, L), True where an item is real.
-            history_numeric: (B, L, F); required where the history has numeric fields.
-            history_time: (B, L), how long ago; required where the layer is `timed`.
-            history_page: (B, L), how many pages ago; required where it is `paged`.
-
-        Returns:
-            (B, N, D).
+        Raises:
+            ValueError: If there are history fields, and the batch lacks past items or what attention reads of them.
         """
-        candidates = self.join("candidate", candidate_categorical, candidate_numeric)
-        history = (history_categorical, history_mask, history_numeric, history_time, history_page)
-        return self.project(candidates, request_categorical, request_numeric, *history)
+        return self.project(self.join("candidate", batch), batch)
 
-    def project(
-        self,
-        candidates: Tensor,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        history_numeric: Tensor | None = None,
-        history_time: Tensor | None = None,
-        history_page: Tensor | None = None,
-    ) -> Tensor:
+    def project(self, candidates: Tensor, batch: Batch) -> Tensor:
         """The vectors (B, N, D) of candidates whose fields are joined already (B, N, `join`'s width)."""
         hidden = self.candidate_projection(candidates)
         if self.request_projection is not None:
-            request = self.join("request", request_categorical, request_numeric)
-            hidden = hidden + self.request_projection(request).unsqueeze(1)
+            hidden = hidden + self.request_projection(self.join("request", batch)).unsqueeze(1)
         if self.history_projection is not None:
-            history, mask = joined_history(self.embedding, history_categorical, history_mask, history_numeric)
+            history, mask = joined_history(self.embedding, batch)
             if self.history_attention is None:
                 hidden = hidden + self.history_projection(mean_history(history, mask)).unsqueeze(1)
             else:
-                past = self.history_projection(history)
-                hidden = hidden + self.history_attention(hidden, past, mask, history_time, history_page)
+                past, times, pages = (
+                    self.history_projection(history),
+                    batch.get("history_time"),
+                    batch.get("history_page"),
+                )
+                hidden = hidden + self.history_attention(hidden, past, mask, times, pages)
         return hidden
 
-    def past_items(self, categorical: Tensor | None, mask: Tensor | None, numeric: Tensor | None = None) -> Tensor:
+    def past_items(self, batch: Batch) -> Tensor:
         """The vectors (B, L, D) of the user's past items one by one, of a schema that has history fields."""
-        history, _ = joined_history(self.embedding, categorical, mask, numeric)
-        return cast(nn.Linear, self.history_projection)(history)
+        return cast(nn.Linear, self.history_projection)(joined_history(self.embedding, batch)[0])
 
-    def join(self, group: str, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """A group's embeddings (..., F * E) and `bounded` numbers side by side."""
-        return join_fields(self.embedding, group, categorical, numeric)
+    def join(self, group: str, batch: Batch) -> Tensor:
+        """See `join_fields`."""
+        return join_fields(self.embedding, group, batch)
 
 
 class FieldEmbedding(nn.Module):
@@ -273,37 +229,28 @@ class FieldEmbedding(nn.Module):
         """Fields that all candidates of a request share: the request's, and the history's as far as it is averaged."""
         return self._num_fields("request") + (self._num_fields("history") if self.history_attention is None else 0)
 
-    def forward(
-        self,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        history_numeric: Tensor | None = None,
-        history_time: Tensor | None = None,
-        history_page: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Embeds a batch; see `FeatureEmbedding.forward` for the arguments.
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeds a batch; errors are those of `FeatureEmbedding.forward`.
 
         Returns:
             The fields of the candidates (B, N, F, D), categorical ones first, and those of the requests (B, F', D),
             where F' may be 0.
         """
-        joined = join_fields(self.embedding, "candidate", candidate_categorical, candidate_numeric)
-        candidates = self._embed("candidate", joined)
+        candidates = self._embed("candidate", join_fields(self.embedding, "candidate", batch))
         shared = [candidates.new_empty(candidates.shape[0], 0, self.field_size)]
         if self._runs["request"]:
-            joined = join_fields(self.embedding, "request", request_categorical, request_numeric)
-            shared.append(self._embed("request", joined))
+            shared.append(self._embed("request", join_fields(self.embedding, "request", batch)))
         if self._runs["history"]:
-            joined, mask = joined_history(self.embedding, history_categorical, history_mask, history_numeric)
+            joined, mask = joined_history(self.embedding, batch)
             if self.history_attention is None:
                 shared.append(self._embed("history", mean_history(joined, mask)))
             else:
-                past = self._embed("history", joined).mean(-2)
-                read = self.history_attention(candidates.mean(-2), past, mask, history_time, history_page)
+                past, times, pages = (
+                    self._embed("history", joined),
+                    batch.get("history_time"),
+                    batch.get("history_page"),
+                )
+                read = self.history_attention(candidates.mean(-2), past.mean(-2), mask, times, pages)
                 candidates = torch.cat([candidates, read.unsqueeze(-2)], dim=-2)
         return candidates, torch.cat(shared, dim=1)
 
@@ -336,29 +283,22 @@ def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
     return mapped.transpose(0, 1).view(*fields.shape[:-1], -1)
 
 
-def join_fields(embedding: PackedEmbedding, group: str, categorical: Tensor, numeric: Tensor | None) -> Tensor:
+def join_fields(embedding: PackedEmbedding, group: str, batch: Batch) -> Tensor:
     """A group's embeddings (..., F * E) and `bounded` numbers, if there are any, side by side."""
-    embedded = embedding(categorical, group).flatten(-2)
+    embedded = embedding(batch[f"{group}_categorical"], group).flatten(-2)
+    numeric = batch.get(f"{group}_numeric")
     return embedded if numeric is None else torch.cat([embedded, bounded(numeric, embedded.dtype)], dim=-1)
 
 
-def joined_history(
-    embedding: PackedEmbedding, categorical: Tensor | None, mask: Tensor | None, numeric: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def joined_history(embedding: PackedEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
     """`join_fields` of the user's past items (B, L, ...), and which of them are real (B, L).
-
-    Args:
-        embedding: Has the group `"history"`.
-        categorical: (B, L, F) int64.
-        mask: (B, L), True where an item is real.
-        numeric: (B, L, F), where there are numeric fields.
 
     Raises:
         ValueError: If ids or mask are missing.
     """
-    if categorical is None or mask is None:
+    if "history_categorical" not in batch or "history_mask" not in batch:
         raise ValueError("this model has history fields: the batch needs history_categorical and history_mask")
-    return join_fields(embedding, "history", categorical, numeric), mask
+    return join_fields(embedding, "history", batch), batch["history_mask"]
 
 
 def mean_history(history: Tensor, mask: Tensor) -> Tensor:

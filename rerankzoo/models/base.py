@@ -33,7 +33,6 @@ from rerankzoo.features.schema import FeatureSchema, Group
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import SchemaBound, SlateGenerationMixin
 from rerankzoo.layers import (
-    FEATURES,
     ExitValueHead,
     FeatureEmbedding,
     FeedbackHead,
@@ -333,6 +332,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
     Attributes:
         paper: Where the family comes from, for model cards: what it is, and the paper to cite; `None` for a yardstick.
         learns_from: Labels of a log (`RequestLoader.labels`), any of which is enough to train it.
+        required: Entries of a batch beside candidates and request without which `forward` raises a ValueError.
     """
 
     config: RerankingConfig
@@ -344,6 +344,7 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
     paper: ClassVar[tuple[str, str] | None] = None
     learns_from: ClassVar[frozenset[str]] = frozenset({"slates"})
+    required: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RerankingConfig) -> None:
         super().__init__(config)
@@ -489,6 +490,85 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
         """The most positions of a slate that the model reads or decodes; `None`: any number."""
         return self.config.slate_size
 
+    def forward(
+        self,
+        candidate_categorical: Tensor,
+        candidate_numeric: Tensor,
+        candidate_mask: Tensor,
+        request_categorical: Tensor,
+        request_numeric: Tensor,
+        history_categorical: Tensor | None = None,
+        history_mask: Tensor | None = None,
+        history_numeric: Tensor | None = None,
+        history_time: Tensor | None = None,
+        history_page: Tensor | None = None,
+        candidate_value: Tensor | None = None,
+        slates: Tensor | None = None,
+        feedback: Tensor | None = None,
+        slate_weights: Tensor | None = None,
+        soft_labels: Tensor | None = None,
+        candidate_feedback: Tensor | None = None,
+        candidate_feedback_mask: Tensor | None = None,
+        **other: Tensor,
+    ) -> ModelOutput:
+        """Scores candidates, or values slates; with the labels that the family learns from, also the loss.
+
+        Args:
+            candidate_categorical: (B, N, F) int64.
+            candidate_numeric: (B, N, F).
+            candidate_mask: (B, N), True where a candidate is real.
+            request_categorical: (B, F) int64.
+            request_numeric: (B, F).
+            history_categorical: (B, L, F) int64, where the schema has history fields.
+            history_mask: (B, L).
+            history_numeric: (B, L, F), where the history has numeric fields.
+            history_time: (B, L), where it has times.
+            history_page: (B, L), where it has pages.
+            candidate_value: (B, N, T), value of each target for each candidate.
+            slates: (B, S, M'), to learn from or to value, M' at most the config's slate size; -100 pads.
+            feedback: (B, S, M', T), of logged slates; in [0, 1] where probabilities are learned.
+            slate_weights: (B, S), of mined slates; a request's weights sum to 1.
+            soft_labels: (B, S, M', N), of mined slates: per position a distribution over the candidates left.
+            candidate_feedback: (B, N, T), labels of candidates.
+            candidate_feedback_mask: (B, N), True where they are known.
+            **other: Further entries of the batch, for families that registered them.
+
+        Returns:
+            `SlateModelOutput` of generators, `EvaluatorOutput` of evaluators.
+
+        Raises:
+            ValueError: If slates are longer than the config's slate size, or the family cannot do without an entry.
+        """
+        batch = {
+            "candidate_categorical": candidate_categorical,
+            "candidate_numeric": candidate_numeric,
+            "candidate_mask": candidate_mask,
+            "request_categorical": request_categorical,
+            "request_numeric": request_numeric,
+            "history_categorical": history_categorical,
+            "history_mask": history_mask,
+            "history_numeric": history_numeric,
+            "history_time": history_time,
+            "history_page": history_page,
+            "candidate_value": candidate_value,
+            "slates": slates,
+            "feedback": feedback,
+            "slate_weights": slate_weights,
+            "soft_labels": soft_labels,
+            "candidate_feedback": candidate_feedback,
+            "candidate_feedback_mask": candidate_feedback_mask,
+            **other,
+        }
+        self._check_length(slates)
+        known = {name: tensor for name, tensor in batch.items() if tensor is not None}
+        if missing := [name for name in self.required if name not in known]:
+            raise ValueError(f"{type(self).__name__} values slates: the batch needs {' and '.join(missing)}")
+        return self.compute(known)
+
+    @abstractmethod
+    def compute(self, batch: Batch) -> ModelOutput:
+        """What `forward` returns for a batch, whose slates have at most as many positions as the model."""
+
     def _check_length(self, slates: Tensor | None) -> None:
         most = self.num_positions
         if slates is not None and most is not None and slates.shape[-1] > most:
@@ -522,11 +602,6 @@ class RerankingPreTrainedModel(OwnAutoMap, SchemaBound, PreTrainedModel):
                 init.copy_(buffer, torch.tensor(module.offsets(group), dtype=buffer.dtype))
 
 
-def features_of(batch: Batch) -> tuple[Tensor | None, ...]:
-    """The tensors of a batch that `FeatureEmbedding` and `FieldEmbedding` take, in their order."""
-    return tuple(batch.get(name) for name in FEATURES)
-
-
 def worth_imitating(model: RerankingPreTrainedModel, batch: Batch) -> Tensor:
     """Which slates (B, S) of a log reach the utility threshold of the model's `ImitationConfig`: 1.0 or 0.0.
 
@@ -549,153 +624,15 @@ class SlateGenerator(SlateGenerationMixin, RerankingPreTrainedModel):
     A family implements `compute`, and either `scorer` (all decodings then work) or `decode`.
     """
 
-    def forward(
-        self,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        candidate_mask: Tensor,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        history_numeric: Tensor | None = None,
-        history_time: Tensor | None = None,
-        history_page: Tensor | None = None,
-        candidate_value: Tensor | None = None,
-        slates: Tensor | None = None,
-        feedback: Tensor | None = None,
-        slate_weights: Tensor | None = None,
-        soft_labels: Tensor | None = None,
-        candidate_feedback: Tensor | None = None,
-        candidate_feedback_mask: Tensor | None = None,
-        **other: Tensor,
-    ) -> SlateModelOutput:
-        """Scores candidates; with the labels that the family learns from, also the loss.
-
-        Args:
-            candidate_categorical: (B, N, F) int64.
-            candidate_numeric: (B, N, F).
-            candidate_mask: (B, N), True where a candidate is real.
-            request_categorical: (B, F) int64.
-            request_numeric: (B, F).
-            history_categorical: (B, L, F) int64, where the schema has history fields.
-            history_mask: (B, L).
-            history_numeric: (B, L, F), where the history has numeric fields.
-            history_time: (B, L), where it has times.
-            history_page: (B, L), where it has pages.
-            candidate_value: (B, N, T), value of each target for each candidate.
-            slates: (B, S, M'), logged or mined slates, M' at most the config's slate size; -100 pads.
-            feedback: (B, S, M', T) in [0, 1], of logged slates.
-            slate_weights: (B, S), of mined slates; a request's weights sum to 1.
-            soft_labels: (B, S, M', N), of mined slates: per position a distribution over the candidates left.
-            candidate_feedback: (B, N, T), labels of candidates.
-            candidate_feedback_mask: (B, N), True where they are known.
-            **other: Further entries of the batch, for families that registered them.
-
-        Returns:
-            `SlateModelOutput`.
-
-        Raises:
-            ValueError: If slates are longer than the config's slate size, or the family cannot do without an entry.
-        """
-        batch = {
-            "candidate_categorical": candidate_categorical,
-            "candidate_numeric": candidate_numeric,
-            "candidate_mask": candidate_mask,
-            "request_categorical": request_categorical,
-            "request_numeric": request_numeric,
-            "history_categorical": history_categorical,
-            "history_mask": history_mask,
-            "history_numeric": history_numeric,
-            "history_time": history_time,
-            "history_page": history_page,
-            "candidate_value": candidate_value,
-            "slates": slates,
-            "feedback": feedback,
-            "slate_weights": slate_weights,
-            "soft_labels": soft_labels,
-            "candidate_feedback": candidate_feedback,
-            "candidate_feedback_mask": candidate_feedback_mask,
-            **other,
-        }
-        self._check_length(slates)
-        return self.compute({name: tensor for name, tensor in batch.items() if tensor is not None})
-
-    @abstractmethod
-    def compute(self, batch: Batch) -> SlateModelOutput:
-        """What `forward` returns for a batch, whose slates have at most as many positions as the model."""
-
 
 class SlateEvaluator(RerankingPreTrainedModel):
-    """Base of models that value slates. A family implements `compute`."""
+    """Base of models that value slates.
 
-    def forward(
-        self,
-        candidate_categorical: Tensor,
-        candidate_numeric: Tensor,
-        candidate_mask: Tensor,
-        request_categorical: Tensor,
-        request_numeric: Tensor,
-        slates: Tensor,
-        candidate_value: Tensor,
-        history_categorical: Tensor | None = None,
-        history_mask: Tensor | None = None,
-        history_numeric: Tensor | None = None,
-        history_time: Tensor | None = None,
-        history_page: Tensor | None = None,
-        feedback: Tensor | None = None,
-        **other: Tensor,
-    ) -> EvaluatorOutput:
-        """Values slates; with feedback, also the loss.
+    A family implements `compute`. Slates may be soft (see `score_choices`), so that they are read by
+    `gather_candidates` and `shown` of `rerankzoo.batch` alone; there are then no labels.
+    """
 
-        Args:
-            candidate_categorical: (B, N, F) int64.
-            candidate_numeric: (B, N, F).
-            candidate_mask: (B, N), True where a candidate is real.
-            request_categorical: (B, F) int64.
-            request_numeric: (B, F).
-            slates: (B, S, M'), M' at most the config's slate size; -100 pads.
-            candidate_value: (B, N, T), value of each target for each candidate.
-            history_categorical: (B, L, F) int64, where the schema has history fields.
-            history_mask: (B, L).
-            history_numeric: (B, L, F), where the history has numeric fields.
-            history_time: (B, L), where it has times.
-            history_page: (B, L), where it has pages.
-            feedback: (B, S, M', T); in [0, 1] where probabilities are learned.
-            **other: Further entries of the batch, for families that registered them.
-
-        Returns:
-            `EvaluatorOutput`.
-
-        Raises:
-            ValueError: If slates are longer than the config's slate size.
-        """
-        batch = {
-            "candidate_categorical": candidate_categorical,
-            "candidate_numeric": candidate_numeric,
-            "candidate_mask": candidate_mask,
-            "request_categorical": request_categorical,
-            "request_numeric": request_numeric,
-            "history_categorical": history_categorical,
-            "history_mask": history_mask,
-            "history_numeric": history_numeric,
-            "history_time": history_time,
-            "history_page": history_page,
-            "candidate_value": candidate_value,
-            "slates": slates,
-            "feedback": feedback,
-            **other,
-        }
-        self._check_length(slates)
-        return self.compute({name: tensor for name, tensor in batch.items() if tensor is not None})
-
-    @abstractmethod
-    def compute(self, batch: Batch) -> EvaluatorOutput:
-        """What `forward` returns for a batch, whose slates have at most as many positions as the model.
-
-        Slates may be soft (see `score_choices`), so that they are read by `gather_candidates` and `shown` of
-        `rerankzoo.batch` alone; there are then no labels.
-        """
+    required = ("slates", "candidate_value")
 
     @torch.no_grad()
     def score_slates(self, slates: Tensor, /, **batch: Tensor) -> Tensor:

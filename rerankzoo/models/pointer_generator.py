@@ -33,7 +33,6 @@ from rerankzoo.models.base import (
     ImitationConfig,
     SlateGenerator,
     SlateModelOutput,
-    features_of,
     size_field,
     weight_field,
     worth_imitating,
@@ -148,7 +147,7 @@ class PointerGenerator(SlateGenerator):
 
     def embed(self, batch: Batch) -> Tensor:
         """One vector per candidate (B, N, D), by itself: a family's `features` of its fields and the request's."""
-        return self.features(*features_of(batch))
+        return self.features(batch)
 
     def encode(self, batch: Batch) -> Encoded:
         """Encodes requests."""

@@ -77,7 +77,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_feature_embedding_is_one_linear_map_of_everything() -> None:
     layer, inputs = features(), batch()
-    found = layer(**inputs)
+    found = layer(inputs)
     weight = torch.cat(
         [layer.candidate_projection.weight, layer.request_projection.weight, layer.history_projection.weight], dim=-1
     )
@@ -99,7 +99,7 @@ def test_numbers_are_bounded(group: str, number: float, counts_as: float) -> Non
     for module in (features(), fields()):
         given, meant = batch(), batch()
         given[f"{group}_numeric"][0], meant[f"{group}_numeric"][0] = number, counts_as
-        for found, expected in zip(module(**given), module(**meant), strict=True):
+        for found, expected in zip(module(given), module(meant), strict=True):
             assert torch.isfinite(found).all()
             assert torch.equal(found, expected)
 
@@ -109,7 +109,7 @@ def test_missing_groups_have_no_parameters() -> None:
     layer, inputs = features(history=False, request=False), batch()
     inputs.update(request_categorical=torch.empty(2, 0, dtype=torch.int64), request_numeric=torch.empty(2, 0))
     del inputs["history_categorical"], inputs["history_mask"]
-    layer(**inputs).sum().backward()
+    layer(inputs).sum().backward()
     assert {name for name, _ in layer.named_parameters()} == {
         "embedding.table.weight",
         "candidate_projection.weight",
@@ -123,7 +123,7 @@ def test_history_is_required_where_there_are_history_fields(key: str) -> None:
     inputs = batch()
     del inputs[key]
     with pytest.raises(ValueError, match="needs history_categorical and history_mask"):
-        features()(**inputs)
+        features()(inputs)
 
 
 def fields(history: bool = True, request: bool = True) -> FieldEmbedding:
@@ -135,7 +135,7 @@ def fields(history: bool = True, request: bool = True) -> FieldEmbedding:
 
 def test_field_embedding_has_one_linear_map_per_field() -> None:
     layer, inputs = fields(), batch()
-    candidates, shared = layer(**inputs)
+    candidates, shared = layer(inputs)
     assert candidates.shape == (2, 3, layer.num_candidate_fields, 4)
     assert shared.shape == (2, layer.num_request_fields, 4)
     tables, maps = separate(layer.embedding), layer.projections
@@ -156,7 +156,7 @@ def test_field_embedding_without_request_and_history() -> None:
     layer, inputs = fields(history=False, request=False), batch()
     inputs.update(request_categorical=torch.empty(2, 0, dtype=torch.int64), request_numeric=torch.empty(2, 0))
     del inputs["history_categorical"], inputs["history_mask"]
-    candidates, shared = layer(**inputs)
+    candidates, shared = layer(inputs)
     assert shared.shape == (2, 0, 4)
     candidates.sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
@@ -165,7 +165,8 @@ def test_field_embedding_without_request_and_history() -> None:
 def test_field_embedding_of_numbers_only() -> None:
     layer = FieldEmbedding((), {"request": (), "candidate": (), "history": ()}, {"candidate": (1, 3)}, 3, 4)
     ids, none = torch.empty(2, 5, 0, dtype=torch.int64), torch.empty(2, 0)
-    candidates, shared = layer(ids[:, 0], none, ids, torch.randn(2, 5, 4))
+    request = {"request_categorical": ids[:, 0], "request_numeric": none}
+    candidates, shared = layer({**request, "candidate_categorical": ids, "candidate_numeric": torch.randn(2, 5, 4)})
     assert candidates.shape == (2, 5, 2, 4)
     assert shared.shape == (2, 0, 4)
     candidates.sum().backward()
@@ -177,4 +178,4 @@ def test_field_embedding_requires_history_where_there_are_history_fields(key: st
     inputs = batch()
     del inputs[key]
     with pytest.raises(ValueError, match="needs history_categorical and history_mask"):
-        fields()(**inputs)
+        fields()(inputs)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rerankzoo.batch import inputs
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.models.base import features_of
 from rerankzoo.models.dlcm import DLCMConfig, DLCMForReranking
 from rerankzoo.models.gsf import GSFConfig, GSFForReranking
 from rerankzoo.models.midnn import MiDNNForReranking
@@ -71,7 +70,7 @@ def make(model_class: Any, extractor: RerankingFeatureExtractor, **values: Any) 
 def encoded(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A model's input vectors (B, N, D) and its states (B, N, D)."""
     with torch.no_grad():
-        return model.features(*features_of(batch)), model.encode_candidates(inputs(batch))
+        return model.features(batch), model.encode_candidates(inputs(batch))
 
 
 # --- parity with what the papers say, written plainly -----------------------------------------------------------------

@@ -49,7 +49,7 @@ from rerankzoo.generation.scorer import check_positions, remaining_log_probs
 from rerankzoo.layers import CandidateEncoder, PointerHead, QueryEncoder
 from rerankzoo.losses import graph_log_likelihood, log_probabilities, log_transitions, slate_mean
 from rerankzoo.losses.graph import NO_CHANCE
-from rerankzoo.models.base import SlateGenerator, SlateModelOutput, features_of, worth_imitating
+from rerankzoo.models.base import SlateGenerator, SlateModelOutput, worth_imitating
 from rerankzoo.models.congrats.configuration_congrats import CongratsConfig
 from rerankzoo.models.registry import register_model
 
@@ -149,7 +149,7 @@ class CongratsForReranking(SlateGenerator):
     def read_graph(self, batch: Batch) -> PathGraph:
         """The graph of each request."""
         mask, implementation = batch["candidate_mask"], self.config._attn_implementation
-        states = self.candidate_encoder(self.features(*features_of(batch)), mask, implementation)
+        states = self.candidate_encoder(self.features(batch), mask, implementation)
         vertices = self.vertex_encoder(states, mask, implementation)  # (B, V + 2, D)
         logits = self.pointer(vertices[:, 1:-1], states, mask)
         emissions = log_probabilities(logits).masked_fill(~mask.unsqueeze(1), NO_CHANCE)

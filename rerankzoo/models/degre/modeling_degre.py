@@ -45,7 +45,7 @@ from rerankzoo.layers import (
     PrefixHead,
     RegressionValueHead,
 )
-from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator, features_of
+from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator
 from rerankzoo.models.causal_trunk import keep_chosen, read_slates, shown_alone, step_candidates
 from rerankzoo.models.degre.configuration_degre import DeGReConfig
 from rerankzoo.models.degre.guide import Guide, is_guides, make_evaluator
@@ -88,7 +88,7 @@ class DeGReItemEncoder(nn.Module):
         Returns:
             The candidates (B, N, D), and the request's own fields (B, `request_size`), side by side.
         """
-        candidates, request = self.fields(*features_of(batch))
+        candidates, request = self.fields(batch)
         if self.request_norm is not None:
             request = self.request_norm(request)
         candidates = self.attention(self.candidate_norm(candidates), request)

@@ -24,7 +24,6 @@ from transformers import initialization as init
 
 from rerankzoo.batch import Batch
 from rerankzoo.layers.embedding import bounded
-from rerankzoo.models.base import features_of
 from rerankzoo.models.dlcm.configuration_dlcm import DLCMConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -68,7 +67,7 @@ class DLCMForReranking(ScoreAndSortModel):
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: `tanh(W h_i + V s)`."""
-        hidden, mask = self.dropout(self.features(*features_of(batch))), batch["candidate_mask"]
+        hidden, mask = self.dropout(self.features(batch)), batch["candidate_mask"]
         order, length = self.reading_order(batch["candidate_numeric"][..., self.upstream_column], mask)
         outputs = self.read(hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
         last = (length - 1).clamp_min(0).view(-1, 1, 1).expand(-1, 1, outputs.shape[-1])

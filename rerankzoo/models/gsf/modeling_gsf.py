@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rerankzoo.batch import Batch
-from rerankzoo.models.base import features_of
 from rerankzoo.models.gsf.configuration_gsf import GSFConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -50,7 +49,7 @@ class GSFForReranking(ScoreAndSortModel):
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: the mean over the groups of what each says of its member."""
-        hidden = self.features(*features_of(batch))
+        hidden = self.features(batch)
         if self.outputs is None:
             return self.read(self.members[0](hidden))
         first, second = (member(hidden) for member in self.members)

@@ -35,16 +35,13 @@ from rerankzoo.batch import Batch, gather_candidates, inputs, shown, widened
 from rerankzoo.features.utility import candidate_utility, position_discount
 from rerankzoo.generation import Cache, ModelScorer, Scorer, ScorerState, SlateGenerationMixin
 from rerankzoo.generation.scorer import check_positions
-from rerankzoo.layers import BEHAVIOURS, FEATURES, FeedbackHead, PackedEmbedding, PairInteractions, UpstreamModel
+from rerankzoo.layers import BEHAVIOURS, FeedbackHead, PackedEmbedding, PairInteractions, UpstreamModel
 from rerankzoo.layers.behaviour import CascadeBehaviour, ChoiceBehaviour
 from rerankzoo.layers.embedding import compressed
 from rerankzoo.models.base import EvaluatorOutput, SlateEvaluator
 from rerankzoo.models.causal_trunk import keep_chosen, read_slates, shown_alone, step_candidates
 from rerankzoo.models.interaction.configuration_interaction import InteractionEvaluatorConfig
 from rerankzoo.models.registry import register_model
-
-#: The features that all candidates of a request share.
-_SHARED = tuple(name for name in FEATURES if not name.startswith("candidate_"))
 
 
 class ItemBias(PackedEmbedding):
@@ -179,7 +176,7 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         batch = _compressed(batch)
         fields = self._fields(batch)
         items = fields.index_select(-1, self.item_columns)
-        plain = self.features.project(fields, **{name: batch[name] for name in _SHARED if name in batch})
+        plain = self.features.project(fields, batch)
         if self.upstream is not None and self.upstream_feature is not None:
             with torch.no_grad():  # it learns from upstream scores alone
                 score, residuals = self._upstream(batch, items)
@@ -203,14 +200,14 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
     def _fields(self, batch: Batch) -> Tensor:
         """All that is read of the candidates (B, N, K), side by side."""
         ids = batch["candidate_categorical"].index_select(-1, self.read_fields)
-        return self.features.join("candidate", ids, batch["candidate_numeric"])
+        return self.features.join("candidate", {**batch, "candidate_categorical": ids})
 
     def _ids(self, batch: Batch) -> Tensor:
         """(B, N), where the schema has a field that names the item."""
         return batch["candidate_categorical"][..., self.id_field]
 
     def _upstream(self, batch: Batch, items: Tensor) -> tuple[Tensor, Tensor]:
-        request = self.features.join("request", batch["request_categorical"], batch["request_numeric"])
+        request = self.features.join("request", batch)
         scores, residuals = cast(UpstreamModel, self.upstream)(self._ids(batch), items, request)
         return scores, residuals
 

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import Batch
 from rerankzoo.layers.embedding import bounded
-from rerankzoo.models.base import features_of
 from rerankzoo.models.midnn.configuration_midnn import MiDNNConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -74,7 +73,7 @@ class MiDNNForReranking(ScoreAndSortModel):
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: each candidate by itself, and by its place among the others."""
-        hidden = self.features(*features_of(batch))
+        hidden = self.features(batch)
         numeric = bounded(batch["candidate_numeric"], torch.float32)
         if numeric.shape[-1]:
             hidden = hidden + self.places(place_in_list(numeric, batch["candidate_mask"]).to(hidden.dtype))

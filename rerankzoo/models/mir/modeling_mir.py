@@ -41,7 +41,6 @@ from rerankzoo.batch import Batch
 from rerankzoo.errors import SchemaError
 from rerankzoo.layers import CandidateEncoder, HistoryEncoder, SetToListAttention, ages, recency
 from rerankzoo.layers.history import FIRST_COUNT, FIRST_TIME
-from rerankzoo.models.base import features_of
 from rerankzoo.models.mir.configuration_mir import MIRConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -103,15 +102,13 @@ class MIRForReranking(ScoreAndSortModel):
 
     def _half_lives(self, batch: Batch) -> Tensor:
         """(B, 1), in the batch's unit."""
-        half_lives: Tensor = self.decay(
-            self.features.join("request", batch["request_categorical"], batch["request_numeric"])
-        )
+        half_lives: Tensor = self.decay(self.features.join("request", batch))
         return half_lives
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`."""
-        vectors, past_mask, mask = self.features(*features_of(batch)), batch["history_mask"], batch["candidate_mask"]
-        past = self.features.past_items(batch["history_categorical"], past_mask, batch.get("history_numeric"))
+        vectors, past_mask, mask = self.features(batch), batch["history_mask"], batch["candidate_mask"]
+        past = self.features.past_items(batch)
         age = ages(past_mask, batch["history_time"] if self.timed else None)
         implementation = self.config._attn_implementation
         candidates = self.intra_set(vectors, mask, implementation)

@@ -48,7 +48,6 @@ from rerankzoo.models.base import (
     SlateEvaluator,
     SlateGenerator,
     SlateModelOutput,
-    features_of,
     worth_imitating,
 )
 from rerankzoo.models.nar4rec.configuration_nar4rec import NAR4RecConfig
@@ -97,7 +96,7 @@ class NAR4RecForReranking(NAR4RecPreTrainedModel, SlateGenerator):
     def _match(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Matching logits (B, M, N), candidate states (B, N, D) and position states (B, M, D)."""
         mask, implementation = batch["candidate_mask"], self.config._attn_implementation
-        states = self.candidate_encoder(self.features(*features_of(batch)), mask, implementation)
+        states = self.candidate_encoder(self.features(batch), mask, implementation)
         positions = self.position_encoder(states, mask, implementation)  # (B, M, D)
         return self.pointer(positions, states, mask), states, positions
 
@@ -139,7 +138,7 @@ class NAR4RecEvaluator(NAR4RecPreTrainedModel, SlateEvaluator):
     def compute(self, batch: Batch) -> EvaluatorOutput:
         """See `SlateEvaluator.compute`."""
         slates, feedback = batch["slates"], batch.get("feedback")
-        logits = self._feedback_logits(self.features(*features_of(batch)), slates)
+        logits = self._feedback_logits(self.features(batch), slates)
         output = EvaluatorOutput(
             logits=logits,
             utilities=self.heads.position_utility(logits, slates, batch["candidate_value"]).sum(-1),

@@ -39,7 +39,7 @@ from rerankzoo.generation.scorer import check_positions, of_choices, remaining_l
 from rerankzoo.generation.search import greedy_search
 from rerankzoo.layers import CandidateEncoder, PointerHead, key_mask, upstream_rank
 from rerankzoo.losses import slate_mean
-from rerankzoo.models.base import SlateModelOutput, features_of
+from rerankzoo.models.base import SlateModelOutput
 from rerankzoo.models.nlgr.configuration_nlgr import NLGRConfig
 from rerankzoo.models.nlgr.generation_nlgr import NLGRGenerationConfig
 from rerankzoo.models.registry import register_model
@@ -88,7 +88,7 @@ class NLGRForReranking(ScoreAndSortModel):
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`."""
-        embedded = self.features(*features_of(batch))
+        embedded = self.features(batch)
         return self.candidate_encoder(embedded, batch["candidate_mask"], self.config._attn_implementation)
 
     def compute(self, batch: Batch) -> SlateModelOutput:

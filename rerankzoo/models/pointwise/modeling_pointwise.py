@@ -12,7 +12,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rerankzoo.batch import Batch
-from rerankzoo.models.base import features_of
 from rerankzoo.models.pointwise.configuration_pointwise import PointwiseConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -36,7 +35,7 @@ class PointwiseForReranking(ScoreAndSortModel):
 
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: each candidate by itself."""
-        states = self.features(*features_of(batch))
+        states = self.features(batch)
         for layer in self.layers:
             states = layer(self.dropout(self.activation(states)))
         return self.activation(states)

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from rerankzoo.batch import Batch
 from rerankzoo.layers import UpstreamRankEmbedding, key_mask
-from rerankzoo.models.base import features_of
 from rerankzoo.models.prm.configuration_prm import PRMConfig
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
@@ -60,7 +59,7 @@ class PRMForReranking(ScoreAndSortModel):
         """See `ScoreAndSortModel.encode_candidates`: attention among the candidates, each with its upstream rank."""
         mask = batch["candidate_mask"]
         ranks = self.positions.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
-        hidden = self.features(*features_of(batch)) + ranks
+        hidden = self.features(batch) + ranks
         for layer in self.layers:
             hidden = layer(hidden, mask=key_mask(mask), implementation=self.config._attn_implementation)
         return self.norm(hidden)

@@ -22,7 +22,6 @@ from transformers import initialization as init
 
 from rerankzoo.batch import Batch
 from rerankzoo.layers import InducedBlock, UpstreamRankEmbedding, key_mask
-from rerankzoo.models.base import features_of
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.score_and_sort import ScoreAndSortModel
 from rerankzoo.models.setrank.configuration_setrank import SetRankConfig
@@ -80,7 +79,7 @@ class SetRankForReranking(ScoreAndSortModel):
     def encode_candidates(self, batch: Batch) -> Tensor:
         """See `ScoreAndSortModel.encode_candidates`: attention among the candidates."""
         mask = batch["candidate_mask"]
-        hidden = self.features(*features_of(batch))
+        hidden = self.features(batch)
         if self.ranks is not None:
             hidden = hidden + self.ranks.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
         for layer in self.layers:

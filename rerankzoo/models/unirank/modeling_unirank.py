@@ -30,7 +30,7 @@ from rerankzoo.generation import Cache, Decoded, ModelScorer, Scorer, ScorerStat
 from rerankzoo.generation.scorer import check_positions, remaining_log_probs
 from rerankzoo.layers import CandidateEncoder, PointerHead, key_mask
 from rerankzoo.losses import hidden_slots, log_probabilities, masked_slot_loss, slate_mean
-from rerankzoo.models.base import SlateGenerator, SlateModelOutput, features_of
+from rerankzoo.models.base import SlateGenerator, SlateModelOutput
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.unirank.configuration_unirank import UniRankConfig
 from rerankzoo.models.unirank.generation_unirank import UniRankGenerationConfig
@@ -101,7 +101,7 @@ class UniRankForReranking(SlateGenerator):
 
     def encode(self, batch: Batch) -> Tensor:
         """States (B, N, D) of the candidates."""
-        embedded = self.features(*features_of(batch))
+        embedded = self.features(batch)
         return self.candidate_encoder(embedded, batch["candidate_mask"], self.config._attn_implementation)
 
     def slot_logits(self, states: Tensor, slates: Tensor, length: Tensor, candidate_mask: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from rerankzoo.batch import Batch, gather_candidates, inputs, shown, widened
 from rerankzoo.features.utility import position_discount, slate_utility
 from rerankzoo.layers import FeedbackHead, TransformerBlock, key_mask
-from rerankzoo.models.base import EvaluatorOutput, SlateEvaluator, features_of
+from rerankzoo.models.base import EvaluatorOutput, SlateEvaluator
 from rerankzoo.models.registry import register_model
 from rerankzoo.models.yolor.configuration_yolor import YOLORConfig
 from rerankzoo.slates import all_slates
@@ -120,7 +120,7 @@ class YOLOREvaluator(SlateEvaluator):
 
     def encode_items(self, batch: Batch) -> Tensor:
         """Vectors (B, N, D) of the candidates."""
-        return F.gelu(self.network(F.gelu(self.features(*features_of(batch)))))
+        return F.gelu(self.network(F.gelu(self.features(batch))))
 
     def _read(self, items: Tensor, real: Tensor) -> Tensor:
         """Logits (B, S, M, T) of slates of these items (B, S, M, D), which are real (B, S, M) or padding."""
