@@ -11,7 +11,6 @@ B requests, N candidates, M positions, W beams, S kept slates.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import pyarrow as pa
 import torch
 from datasets import DatasetDict
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rerankzoo.atomic_writing import write_atomically, write_json
@@ -51,6 +50,7 @@ from rerankzoo.generation import BeamStep, Constraint, Evaluator, EvaluatorEnsem
 from rerankzoo.generation.rollouts import PERTURBED, UNIFORM, UPSTREAM, distinct, parse_proposals, propose
 from rerankzoo.losses import group_targets
 from rerankzoo.models.auto import load_checkpoint, load_evaluator
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.slates import with_slate_lengths
 
 SoftLabel = Literal["look_ahead", "prefix_value", "none"]
@@ -531,17 +531,6 @@ def _mined_tables(
         known = {"evaluator": evaluator, "generators": generators, "schema": extractor.schema}
         mined = mine_batch(scorer, batch, **known, **asdict(settings))
         yield _mined_table(source.slice(start, size), batch, mined, extractor.schema)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's class and weights."""
-    # An ensemble by the name that it had when the first folders were mined: they are continued.
-    name = "DeGReEvaluatorEnsemble" if isinstance(model, EvaluatorEnsemble) else type(model).__name__
-    digest = hashlib.sha256(name.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"/{name}:{tensor.dtype}:{tuple(tensor.shape)}/".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_settings(out: Path, record: dict[str, Any]) -> None:

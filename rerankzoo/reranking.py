@@ -27,8 +27,8 @@ from rerankzoo.backends import Backend
 from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError, shown
 from rerankzoo.generation import Constraint
-from rerankzoo.mining import weights_digest
 from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.pipeline import OnError, RerankingPipeline
 
 #: In the folder that is written: with what it was begun.

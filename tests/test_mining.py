@@ -28,8 +28,9 @@ from rerankzoo.data.folder import read_metadata
 from rerankzoo.errors import HubError, RerankingDataError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import BeamStep, EvaluatorEnsemble, beam_search
-from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread, weights_digest
+from rerankzoo.mining import MinedSlates, mine_batch, mine_folder, plan_shards, value_spread
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator, DeGReGenerator
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.models.nar4rec import NAR4RecConfig, NAR4RecEvaluator, NAR4RecForReranking
 from rerankzoo.training import RerankingModule
 from tests.generation.common import TableScorer

@@ -24,8 +24,8 @@ from rerankzoo.batch import Batch, take
 from rerankzoo.data.simulator.evaluator import SimulatorEvaluator
 from rerankzoo.errors import RerankingDataError, SchemaMismatchError
 from rerankzoo.features.schema import FeatureSchema
-from rerankzoo.mining import weights_digest
 from rerankzoo.models.auto import load_checkpoint, load_evaluator
+from rerankzoo.models.digest import weights_digest
 
 #: Beside the checkpoints of a run whose objective needs it: the weights that training started with.
 START_FILE = "start.safetensors"

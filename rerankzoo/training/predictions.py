@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from rerankzoo.data.loader import RequestLoader
 from rerankzoo.data.shards import has_shard, join_shards, write_shard
-from rerankzoo.mining import weights_digest
+from rerankzoo.models.digest import weights_digest
 
 #: Batches of predictions that are kept together; what a stopped prediction does again is less.
 PART_BATCHES = 16

@@ -10,7 +10,7 @@ from rerankzoo.data.simulator import Simulator, SimulatorSettings
 from rerankzoo.data.simulator.evaluator import SimulatorEvaluator
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.mining import weights_digest
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.slates import uniform_slates
 
 

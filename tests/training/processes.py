@@ -29,8 +29,9 @@ from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.data.folder import write_data_folder
 from rerankzoo.errors import NonFiniteLossError
 from rerankzoo.features import RerankingFeatureExtractor
-from rerankzoo.mining import mine_folder, weights_digest
+from rerankzoo.mining import mine_folder
 from rerankzoo.models.degre import DeGReConfig, DeGReEvaluator
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.training import Companion, EvaluatorReward, ObjectiveOutput, RerankingModule, SlateWriter
 from tests.conftest import TINY_SCHEMA, random_row
 

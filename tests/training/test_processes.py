@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerankzoo.mining import weights_digest
 from rerankzoo.models.degre import DeGReEvaluator
+from rerankzoo.models.digest import weights_digest
 from rerankzoo.training.request_means import mean_over_processes, real_requests
 from tests.families import HEADS
 from tests.training import processes
