@@ -12,17 +12,20 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rerankzoo.errors import OutputError, UnreadableFileError, error_chain
+
+logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "SHA256SUMS"
 #: What a model, or several, may have left in a folder.
@@ -85,6 +88,35 @@ def saved_over(folder: Path, earlier: Iterable[str]) -> Iterator[Path]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         for path in fresh.iterdir():
             os.replace(path, folder / path.name)
+
+
+def work_folder(out: str | Path) -> Path:
+    """Where the files of `kept_folder` stand, beside the output."""
+    out = Path(os.path.realpath(out))
+    return out.with_name(f".{out.name}.work")
+
+
+@contextmanager
+def kept_folder(out: str | Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields a folder for the work files of an output, which goes at the end.
+
+    What a process that was killed, or whose disk was full, has left is there for the next one that has the same
+    settings (JSON-able), and thrown away by one that has others.
+    """
+    work, told = work_folder(out), json.dumps(settings, sort_keys=True)
+    record = work / "settings.json"
+    if work.is_dir() and not (record.is_file() and record.read_text(encoding="utf-8") == told):
+        shutil.rmtree(work)
+    if work.is_dir():
+        logger.warning("%s: continuing what was begun", work)
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(told, encoding="utf-8")
+    try:
+        yield work
+    except ValueError:  # of the data, which will not be better next time
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

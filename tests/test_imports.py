@@ -40,7 +40,7 @@ LEVELS = {
     "cli": 9,
 }
 SHARED_MODEL_FILES = {
-    *("base", "auto", "registry", "score_and_sort", "causal_trunk", "pointer_generator", "recurrent_pointer")
+    *("base", "auto", "digest", "registry", "score_and_sort", "causal_trunk", "pointer_generator", "recurrent_pointer")
 }
 
 

@@ -17,11 +17,14 @@ import pytest
 import torch
 
 from rerankzoo.cli.main import main
+from rerankzoo.data.datamodule import open_splits
 from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError
+from rerankzoo.evaluation import Evaluation, default_decodings, evaluate
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import Exclude
 from rerankzoo.mining import mine_folder
+from rerankzoo.models.auto import load_checkpoint
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.reranking import RECORD_FILE, rerank_folder
@@ -220,6 +223,54 @@ class DiesOnce:
         return unit
 
 
+class DyingEvaluator:
+    """Prefers late candidates; kills its process at the first call, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.died = folder / "died"
+
+    def score_slates(self, slates: torch.Tensor, /, **batch: torch.Tensor) -> torch.Tensor:
+        if not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (slates + 1).clamp(min=0).double() @ 0.1 ** torch.arange(slates.shape[-1], dtype=torch.float64)
+
+
+def evaluate_units(checkpoint: str, data: Path, died: Path, **options: Any) -> Evaluation:
+    """In batches of 8 requests, each a unit where workers are given."""
+    model, extractor = load_checkpoint(checkpoint)
+    decodings = default_decodings(has_evaluator=True)
+    known = {"name": "model", "decodings": decodings, "evaluator": DyingEvaluator(died), "hr_requests": 20, "seed": 1}
+    table = open_splits(data)["train"]
+    return evaluate(model, table, extractor, batch_size=8, counterfactual=True, **known, **options)
+
+
+def assert_same(found: Evaluation, expected: Evaluation) -> None:
+    assert found.rows == expected.rows
+    assert found.protocol == expected.protocol
+    assert (found.counterfactual, found.logged) == (expected.counterfactual, expected.logged)
+    assert all(torch.equal(found.per_request[key], values) for key, values in expected.per_request.items())
+
+
+def test_an_evaluation_goes_on_with_the_batches_that_are_missing(
+    checkpoint: str, data_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "died").touch()
+    here, work = evaluate_units(checkpoint, data_folder, tmp_path), tmp_path / "work"
+    assert_same(evaluate_units(checkpoint, data_folder, tmp_path, workers=Workers(), work=work), here)
+    files = sorted(work.iterdir())
+    assert len(files) == 3
+    files[1].unlink()
+    kept = [file.stat().st_mtime_ns for file in (files[0], files[2])]
+    done: list[int] = []
+    again = {"workers": Workers(), "work": work, "on_progress": done.append}
+    assert_same(evaluate_units(checkpoint, data_folder, tmp_path, **again), here)
+    assert done == [8]
+    assert [file.stat().st_mtime_ns for file in (files[0], files[2])] == kept
+    with pytest.raises(ValueError, match="work must be given"):
+        evaluate_units(checkpoint, data_folder, tmp_path, workers=Workers())
+
+
 @pytest.mark.slow
 def test_ray_writes_the_same_and_survives_a_killed_worker(
     checkpoint: str,
@@ -239,6 +290,7 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
         rerank_folder(checkpoint, str(requests), str(tmp_path / "ray"), workers=two, do_sample=True)
         assert run_units(partial(DiesOnce, str(units)), range(6), two) == 15
         mine_folder([evaluator], data_folder, tmp_path / "mined-on-ray", workers=two, **MINING)
+        measured = evaluate_units(checkpoint, data_folder, tmp_path, workers=two, work=tmp_path / "work")
     finally:
         ray.shutdown()
     assert sorted(path.name for path in units.iterdir()) == ["died", *(f"unit-{number}" for number in range(6))]
@@ -249,3 +301,5 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     mine_folder([evaluator], data_folder, tmp_path / "mined", **MINING)
     assert contents(tmp_path / "mined-on-ray") == contents(tmp_path / "mined")
+    assert (tmp_path / "died").exists()
+    assert_same(measured, evaluate_units(checkpoint, data_folder, tmp_path))

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qa.scale.usage import run
+from rerankzoo.atomic_writing import work_folder
 from rerankzoo.cli import prepare
 from rerankzoo.cli.main import main
 from rerankzoo.data.folder import SPLITS, read_metadata, split_files
 from rerankzoo.data.long_format import write_long_log
-from rerankzoo.data.work_database import work_folder
 
 __all__ = ["measure", "prepare", "rows", "write_long_log"]  # imported here, before processes are made
 

@@ -373,12 +373,12 @@ class _Run:
         # Evaluators of single models may learn from another log, of which nobody else knows.
         baselines = {} if name else {"ceiling": self.benchmark.ceiling, "lambdamart": self.benchmark.lambdamart}
         if evaluator is None:
-            return trained.evaluation(None, **baselines), {}
+            return trained.evaluation(None, seed=self.seed, **baselines), {}
         judge = None
         if self.benchmark.judge is not None and name is None:  # others have not the judge's feature extractor
             other = ["--data.init_args.log=judge", f"--data.init_args.extractor={evaluator.folder}"]
             judge = self._train_evaluator(self.benchmark.judge, "judge", other).load(self.device)
-        run = evaluator.evaluation(evaluator.load(self.device), judge, **baselines)
+        run = evaluator.evaluation(evaluator.load(self.device), judge, seed=self.seed, **baselines)
         size = AutoConfig.from_pretrained(trained.folder).slate_size
         return run, run.quality(run.evaluator, evaluator.data.extractor, size)[0]
 

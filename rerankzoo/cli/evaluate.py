@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +19,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.logging import disable_progress_bar
 
 from rerankzoo import evaluation as protocol
-from rerankzoo.cli.options import choose_device
+from rerankzoo.atomic_writing import kept_folder
+from rerankzoo.cli.options import choose_device, takes, workers_of
 from rerankzoo.data.datamodule import open_splits
-from rerankzoo.data.folder import SCHEMA_FILE, local_folder, read_origin
+from rerankzoo.data.folder import SCHEMA_FILE, SPLITS, local_folder, read_origin, split_files
 from rerankzoo.data.simulator import Simulator
 from rerankzoo.data.simulator.ceiling import fit_ceiling
 from rerankzoo.diagnosis import Log, cross_fitted_judge
+from rerankzoo.engines import Workers, ray_cluster
 from rerankzoo.errors import RecipeError
 from rerankzoo.evaluation.measurements import is_by_labels
 from rerankzoo.evaluation.results import is_by_evaluator
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.models.auto import Checkpoint, load_checkpoint, load_evaluator
+from rerankzoo.models.digest import weights_digest
 
 #: Told what is begun and how many requests it takes; returns what is told how many more are done.
 Watch = Callable[[str, int], Callable[[int], None]]
@@ -55,6 +60,9 @@ class EvaluationRun:
     ceiling: bool = False  # whether the correctly specified model of the training split is a baseline
     counterfactual: bool = False  # whether the log is asked about every row
     lambdamart: bool = False  # whether LightGBM's LambdaMART, fitted to the training split, is a baseline
+    seed: int = 0  # of sampled ranks
+    workers: Workers | None = None  # who measures; default: this process
+    work: Path | None = None  # where workers leave what they have measured
 
     def __post_init__(self) -> None:
         if self.ceiling and (self.metadata or {}).get("source") != "simulator":
@@ -64,6 +72,7 @@ class EvaluationRun:
         if self.lambdamart and (missing := {"train", "validation"} - set(self.splits)):
             raise RecipeError(f"lambdamart: there is no split {sorted(missing)[0]!r} to fit it with")
         self._yardsticks: dict[str | None, protocol.LambdaMART] = {}
+        self._tables = itertools.count()  # a folder of each for what workers have measured
 
     def _yardstick(self, extractor: RerankingFeatureExtractor, k: int, seed: int) -> protocol.LambdaMART | None:
         """Fitted once for all models of one extractor."""
@@ -80,7 +89,7 @@ class EvaluationRun:
             settings = Simulator.from_metadata(self.metadata).settings
             ceiling = fit_ceiling(self.splits["train"].with_format("arrow")[:], settings)
         both = (self.evaluator, self.judge)
-        return protocol.Evaluators.of(data, item_id, self.metadata, *both, ceiling, self.cross_fitted)
+        return protocol.Evaluators.of(data, item_id, self.metadata, *both, ceiling, self.cross_fitted, self.seed)
 
     @cached_property
     def _not_shown(self) -> dict[str, str]:
@@ -151,7 +160,8 @@ class EvaluationRun:
         def run(function: Any, task: str, split: str, requests: int | None, **options: Any) -> Any:
             data = self.splits[split]
             watch = self.watch(f"{task} {name}", min(requests or len(data), len(data)))
-            options |= {"num_requests": requests, "on_progress": watch}
+            options |= {"num_requests": requests, "on_progress": watch, "workers": self.workers}
+            options["work"] = self.work and self.work / str(next(self._tables))
             return function(model, data, extractor, self.metadata, **options)
 
         alpha, notes = None, {}
@@ -189,6 +199,27 @@ def _same_weights(a: Any, b: Any) -> bool:
     return same and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@contextmanager
+def _place_of_work(
+    workers: Workers | None, out: Path, data: Path, models: Sequence[Any], asked: Mapping[str, Any]
+) -> Iterator[Path | None]:
+    """Where workers leave what they have measured, and goes on what was stopped; `None` of this process."""
+    if workers is None:
+        yield None
+        return
+    states = {str(path): path.stat() for split in SPLITS for path in split_files(data, split)}
+    settings = {
+        **asked,
+        "weights": [model and weights_digest(model) for model in models],
+        "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+        "workers": [workers.gpus_per_worker > 0, workers.threads_per_worker],
+    }
+    num_cpus = workers.num_workers * workers.threads_per_worker
+    with kept_folder(out, settings) as work, ray_cluster(workers.address, num_cpus):
+        yield work
+
+
+@takes(Workers)
 def evaluate(
     models: list[str],
     *,
@@ -206,6 +237,7 @@ def evaluate(
     seed: NonNegativeInt = 0,
     device: str = "auto",
     out: Path = Path("outputs/evaluation"),
+    **options: Any,
 ) -> None:
     """Evaluates models under every decoding strategy beside the upstream order and random slates.
 
@@ -229,14 +261,18 @@ def evaluate(
         seed: Of the first run; the next has the next one.
         device: Where models run, such as cpu or cuda:1; auto: the accelerator where there is one.
         out: Folder for the report.
+        **options: For the engine ray, of `Workers`.
     """
+    workers = workers_of(options)
+    if workers is not None and device != "auto":
+        raise RecipeError(f"device is of the engine 'local', got {device!r} with 'ray': give gpus_per_worker")
     disable_progress_bar()  # of loading weights, over before it is seen
     folder = local_folder(data)
     splits, metadata = open_splits(folder), read_origin(folder)
     for wanted in (split, *(["validation"] if tune_alpha else [])):
         if wanted not in splits:
             raise FileNotFoundError(f"{folder} has no split {wanted!r}; it has {sorted(splits)}")
-    place = choose_device(device)
+    place = choose_device(device if workers is None else "cpu")  # workers move the models where they are
     loaded = [load_checkpoint(path) for path in models]
     for model, _ in loaded:
         if not model.can_generate():
@@ -252,14 +288,33 @@ def evaluate(
     runs: Counter[str] = Counter()
     evaluations: list[protocol.Evaluation] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+    progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    asked = {
+        "judge": judge,
+        "split": split,
+        "k": k,
+        "requests": [num_requests, hr_requests],
+        "penalty_alpha": None if tune_alpha else penalty_alpha,
+        "baselines": [ceiling, lambdamart],
+        "seed": seed,
+    }
+    models_used = [*others.values(), evaluator_model, judge_model]
+    with _place_of_work(workers, out, folder, models_used, asked) as work, progress:
 
         def watch(task: str, total: int) -> Any:
             bar = progress.add_task(task, total=total)
             return lambda done: progress.advance(bar, done)
 
         parts = (splits, schema, metadata, evaluator_model, judge_model, split, watch)
-        run = EvaluationRun(*parts, ceiling=ceiling, counterfactual=True, lambdamart=lambdamart)
+        run = EvaluationRun(
+            *parts,
+            ceiling=ceiling,
+            counterfactual=True,
+            lambdamart=lambdamart,
+            seed=seed,
+            workers=workers,
+            work=work,
+        )
         if judge == CROSS_FITTED and run.needs_judge():
             with progress.console.status("fitting a judge to the halves of the log"):
                 run.cross_fit(folder, loaded[0], max([loaded[0].model.config.slate_size, *k]))

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from rerankzoo.cli.lightning import quiet
-from rerankzoo.cli.options import choose_device, takes
+from rerankzoo.cli.options import choose_device, takes, workers_of
 from rerankzoo.cli.prepare import rows_of
 from rerankzoo.engines import Workers
 from rerankzoo.errors import RecipeError, in_one_line
@@ -59,12 +59,7 @@ def mine(
     """
     names = {entry.name for entry in fields(MiningSettings)} - {"slate_size"}
     MiningSettings(slate_size=1, **{name: settings[name] for name in names & set(settings)})  # before anything is read
-    asked = Workers(**{entry.name: settings.pop(entry.name) for entry in fields(Workers) if entry.name in settings})
-    if asked.engine == "local" and asked != Workers():
-        raise RecipeError(
-            f"threads_per_worker is of the engine 'ray' here, got {asked.threads_per_worker} with 'local'"
-        )
-    workers = None if asked.engine == "local" else asked
+    workers = workers_of(settings)
     quiet()
     fabric = _fabric(device, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
     fabric.launch()

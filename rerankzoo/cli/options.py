@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,8 @@ from rerankzoo.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+
+    from rerankzoo.engines import Workers
 
 HELP = ("-h", "--help")
 
@@ -146,6 +149,25 @@ def _reader(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"expected {hint.__name__}, got {text!r}") from error
 
     return read
+
+
+def workers_of(options: dict[str, Any]) -> Workers | None:
+    """Takes the options of `Workers` from those of a command; `None`: the command works in its own process.
+
+    Raises:
+        RecipeError: If an option is of other engines.
+        ValueError: If an option is out of its range.
+    """
+    from rerankzoo.engines import Workers
+
+    asked = Workers(**{entry.name: options.pop(entry.name) for entry in fields(Workers) if entry.name in options})
+    if asked.engine != "local":
+        return asked
+    if asked != Workers():
+        raise RecipeError(
+            f"threads_per_worker is of the engine 'ray' here, got {asked.threads_per_worker} with 'local'"
+        )
+    return None
 
 
 def choose_device(name: str = "auto") -> torch.device:

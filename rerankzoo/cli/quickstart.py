@@ -90,7 +90,7 @@ class _Teller:
         for name, entry in self.models.items():
             trained = self._teach(name, entry, self._options(entry, evaluator, num_mined))
         console.rule("evaluating on test requests")
-        run = evaluator.evaluation(evaluator.load("cpu"), ceiling=self.story.ceiling)
+        run = evaluator.evaluation(evaluator.load("cpu"), ceiling=self.story.ceiling, seed=self.seed)
         evaluations = []
         for name, entry in self.models.items():
             extractor = RerankingFeatureExtractor.from_pretrained(self.out / name)

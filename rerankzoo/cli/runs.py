@@ -48,10 +48,10 @@ class Trained:
         models = [load_checkpoint(folder).model.to(choose_device(device)) for folder in self.folders]
         return models[0] if len(models) == 1 else EvaluatorEnsemble(models)
 
-    def evaluation(self, evaluator: Any, judge: Any = None, **baselines: Any) -> EvaluationRun:
-        """The evaluation of models on the data that this one was trained on; `baselines` as of `EvaluationRun`."""
+    def evaluation(self, evaluator: Any, judge: Any = None, **options: Any) -> EvaluationRun:
+        """The evaluation of models on the data that this one was trained on; `options` as of `EvaluationRun`."""
         splits = {name: self.data.split(name) for name in ("train", "validation", "test")}
-        return EvaluationRun(splits, self.data.extractor.schema, self.data.metadata, evaluator, judge, **baselines)
+        return EvaluationRun(splits, self.data.extractor.schema, self.data.metadata, evaluator, judge, **options)
 
 
 def train(recipe: str, folder: Path, seed: int, arguments: Sequence[str] = (), anew_to: Path | None = None) -> Trained:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rerankzoo.atomic_writing import temporary_folder
+from rerankzoo.atomic_writing import kept_folder, temporary_folder
 from rerankzoo.errors import OutputError, RerankingDataError, in_one_line
 
 try:
     import duckdb
 except ImportError as error:
     raise ImportError("logs are read with DuckDB: pip install 'rerankzoo[data]'") from error
-
-logger = logging.getLogger(__name__)
 
 _NULLS = ("", "NULL", "null")
 
@@ -41,36 +36,12 @@ def work_database(
         OutputError: If the work files cannot be written, or another process is using them.
     """
     out = Path(os.path.realpath(out))
-    folder = temporary_folder(out) if settings is None else _kept_folder(out, json.dumps(settings, sort_keys=True))
+    folder = temporary_folder(out) if settings is None else kept_folder(out, settings)
     try:
         with folder as work, _connected(work, memory_limit) as connection:
             yield connection
     except (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
         raise OutputError(f"cannot write the work files for {out}: {in_one_line(error)}") from error
-
-
-def work_folder(out: str | Path) -> Path:
-    """Where the files of `work_database` with settings stand."""
-    out = Path(os.path.realpath(out))
-    return out.with_name(f".{out.name}.work")
-
-
-@contextmanager
-def _kept_folder(out: Path, settings: str) -> Iterator[Path]:
-    work = work_folder(out)
-    record = work / "settings.json"
-    if work.is_dir() and not (record.is_file() and record.read_text(encoding="utf-8") == settings):
-        shutil.rmtree(work)
-    if work.is_dir():
-        logger.warning("%s: continuing what was begun", work)
-    work.mkdir(parents=True, exist_ok=True)
-    record.write_text(settings, encoding="utf-8")
-    try:
-        yield work
-    except ValueError:  # of the data, which will not be better next time
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.features.utility import position_utility
 from rerankzoo.slates import are_parts
 
+#: What is read of a batch.
+LOGGED_ENTRIES = ("slates", "feedback", "candidate_value", "propensity")
 _RANDOMISED = 0.1  # share of requests in the plan of what to log
 
 

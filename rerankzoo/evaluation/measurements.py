@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from rerankzoo import metrics
 from rerankzoo.batch import Batch, take
+from rerankzoo.evaluation.logged import LOGGED_ENTRIES
 from rerankzoo.evaluation.slate_ranks import Evaluators
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation.diverse import diversity_fields, item_vectors
@@ -67,9 +69,18 @@ class Catalogue:
         return torch.tensor(counts) / self.num_items
 
 
+class MeasuredBatch(NamedTuple):
+    """What is measured of a batch: all that the figures of a table are made of."""
+
+    slates: Tensor  # (B, K, M), on the CPU
+    columns: dict[str, Tensor]  # by measure (B', K), one row per request that has it; of the best known slates (B,)
+    ranks: dict[str, tuple[Tensor, ...]]  # by prefix, the parts of `RankEstimate`, (B', K) each
+    logged: Batch  # the entries that the log's own word is asked of, see `LoggedTable`
+
+
 @dataclass
 class Measurements:
-    """Collects measures of K slates per request; what there is to measure depends on what is known."""
+    """Measures K slates per request, and gathers that; what there is to measure depends on what is known."""
 
     schema: FeatureSchema
     slate_size: int
@@ -82,46 +93,61 @@ class Measurements:
     _ranks: dict[str, list[RankEstimate]] = field(default_factory=lambda: defaultdict(list))
     _slates: list[Tensor] = field(default_factory=list)
 
-    def add(self, batch: Batch, slates: Tensor, seed: int) -> None:
-        """Measures slates (B, K, M), on the CPU, of a batch; `seed` is that of sampled ranks."""
-        self._slates.append(slates)
-        self._add_values(batch, slates, seed)
-        self._add_label_metrics(batch, slates)
-        if diversity_fields(self.schema) and self.slate_size > 1:
-            self._add_column("ild", slates, metrics.intra_list_distance, item_vectors(batch, self.schema).cpu())
-        self.num_requests += len(slates)
+    def add(self, part: MeasuredBatch) -> None:
+        """Gathers what was measured of the next batch."""
+        self._slates.append(part.slates)
+        for name, values in part.columns.items():
+            self._columns[name].append(values)
+        for prefix, rank in part.ranks.items():
+            self._ranks[prefix].append(RankEstimate(*rank))
+        self.num_requests += len(part.slates)
 
-    def _add_values(self, batch: Batch, slates: Tensor, seed: int) -> None:
+    def measure(self, batch: Batch, slates: Tensor, first: int, seed: int) -> MeasuredBatch:
+        """Measures slates (B, K, M), on the CPU, of a batch; nothing is gathered.
+
+        Args:
+            batch: The requests.
+            slates: Of them.
+            first: The row of the batch's first request.
+            seed: Of sampled ranks.
+        """
+        columns, ranks = self._values(batch, slates, first, seed)
+        columns |= self._label_metrics(batch, slates)
+        if diversity_fields(self.schema) and self.slate_size > 1:
+            vectors = item_vectors(batch, self.schema).cpu()
+            columns[f"ild@{self.slate_size}"] = _by_row(slates, metrics.intra_list_distance, vectors, k=self.slate_size)
+        logged = {name: batch[name].cpu() for name in LOGGED_ENTRIES if name in batch}
+        return MeasuredBatch(slates, columns, ranks, logged)
+
+    def _values(
+        self, batch: Batch, slates: Tensor, first: int, seed: int
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
         """Values of all slates, and ranks: by the truth of all requests, else of the first ones."""
+        columns, ranks = {}, {}
         for prefix, evaluator in self.evaluators.by_prefix().items():
-            values = evaluator.values(batch, slates)
-            self._columns[f"{prefix}value"].append(values)
-            count = len(slates) if prefix == "true_" else min(len(slates), self.hr_requests - self.num_requests)
+            values = columns[f"{prefix}value"] = evaluator.values(batch, slates)
+            count = len(slates) if prefix == "true_" else min(len(slates), self.hr_requests - first)
             count = 0 if prefix == "crossfit_" else count  # it is asked of values only
             if count > 0:
-                first = take(batch, slice(count))
-                self._ranks[prefix].append(evaluator.rank(first, values[:count], self.slate_size, seed))
+                ranked = take(batch, slice(count))
+                ranks[prefix] = tuple(evaluator.rank(ranked, values[:count], self.slate_size, seed))
         if truth := self.evaluators.truth:
-            best = truth.best(batch, slates, self._columns["true_value"][-1], self.slate_size)
-            self._columns["true_best"].append(best)
+            columns["true_best"] = truth.best(batch, slates, columns["true_value"], self.slate_size)
+        return columns, ranks
 
-    def _add_label_metrics(self, batch: Batch, slates: Tensor) -> None:
+    def _label_metrics(self, batch: Batch, slates: Tensor) -> dict[str, Tensor]:
         """Ranking metrics of the requests that have a positive and a negative label."""
         target = self.schema.label_target
         if target is None or "candidate_feedback" not in batch:
-            return
+            return {}
         mask, relevance = batch["candidate_feedback_mask"].cpu(), batch["candidate_feedback"][..., target].cpu()
         usable = ((relevance > 0) & mask).any(1) & ((relevance <= 0) & mask).any(1)
-        for cut in self.cuts or (self.slate_size,):
-            for name, metric in _LABEL_METRICS.items():
-                self._add_column(name, slates[usable], metric, relevance[usable], mask[usable], cut=cut)
-
-    def _add_column(
-        self, name: str, slates: Tensor, metric: Callable[..., Tensor], *known: Tensor, cut: int | None = None
-    ) -> None:
-        cut = cut or self.slate_size
-        values = [metric(one, *known, k=cut).double() for one in slates.unbind(1)]
-        self._columns[f"{name}@{cut}"].append(torch.stack(values, dim=1))
+        known = (relevance[usable], mask[usable])
+        return {
+            f"{name}@{cut}": _by_row(slates[usable], metric, *known, k=cut)
+            for cut in self.cuts or (self.slate_size,)
+            for name, metric in _LABEL_METRICS.items()
+        }
 
     def per_request(self, name: str) -> Tensor:
         """A measure's values (R', K), one row per request that has one."""
@@ -194,3 +220,8 @@ class Measurements:
                 numbers = [getattr(rate, end) for rate in rates]
                 found[f"{prefix}{name}{suffix}"] = torch.tensor(numbers, dtype=torch.float64)
         return found
+
+
+def _by_row(slates: Tensor, metric: Callable[..., Tensor], *known: Tensor, k: int) -> Tensor:
+    """A metric (B, K) of slates (B, K, M)."""
+    return torch.stack([metric(one, *known, k=k).double() for one in slates.unbind(1)], dim=1)

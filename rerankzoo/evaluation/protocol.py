@@ -6,20 +6,19 @@ What is measured depends on what is known of the data; docs/evaluation.md define
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import nn
 
-from rerankzoo.batch import to_device
-from rerankzoo.data.loader import RequestLoader, slate_lengths
+from rerankzoo.engines import Workers
 from rerankzoo.evaluation.evaluator_quality import device_of
 from rerankzoo.evaluation.logged import LoggedTable
 from rerankzoo.evaluation.measurements import Catalogue, Measurements
+from rerankzoo.evaluation.measuring import Measurer, measured_batches
 from rerankzoo.evaluation.policies import Decoding, baselines, decoder
 from rerankzoo.evaluation.results import LAMBDAMART, Evaluation, Row
 from rerankzoo.evaluation.slate_ranks import Evaluators, SlateRanks
@@ -28,7 +27,6 @@ from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import Evaluator, SchemaBound
 from rerankzoo.generation.diverse import diversity_fields
 from rerankzoo.models.base import RerankingPreTrainedModel
-from rerankzoo.slates import cut_slates, with_slate_lengths
 
 #: Candidates x positions of the requests that are decoded together.
 _CELLS = 2**20
@@ -55,6 +53,8 @@ def evaluate(
     cuts: Sequence[int] = (),
     counterfactual: bool = False,
     yardstick: LambdaMART | None = None,
+    workers: Workers | None = None,
+    work: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Measures a model's slates under several decodings, and the baselines (see `baselines`), on one split.
@@ -72,7 +72,7 @@ def evaluate(
         judge: Values every row's slates too, but chooses and taught nothing: an evaluator trained on another log.
         evaluators: Instead of evaluator and judge, of `Evaluators.of` with the same data; given again for the next
             model, they do not value all slates of a request again.
-        seed: Of this run: random slates, sampling and sampled ranks depend on it.
+        seed: Of this run: random slates, sampling and, unless `evaluators` are given, sampled ranks depend on it.
         num_requests: Only this many first requests.
         batch_size: Requests at a time, fewer where candidates and positions are many; which slates are sampled depends
             on it.
@@ -83,6 +83,10 @@ def evaluate(
         counterfactual: Whether to ask the log about every row (see `rerankzoo.evaluation.logged`); about 16 ms of CPU a
             request for 4 of 10 candidates.
         yardstick: One more baseline, fitted to other splits of the same data by the model's extractor.
+        workers: Who measures the batches, such as those of a Ray cluster; default: this process. What comes out is the
+            same.
+        work: Where workers leave what they have measured of the batches; a run that was stopped goes on with those that
+            are missing if it is given the same folder and otherwise the same arguments.
         on_progress: Called with the number of requests after each batch.
 
     Raises:
@@ -99,7 +103,7 @@ def evaluate(
     data = data.select(range(min(num_requests or len(data), len(data))))
     schema = extractor.schema
     if evaluators is None:
-        evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator, judge)
+        evaluators = Evaluators.of(data, schema.item_id, metadata, evaluator, judge, seed=seed)
     elif (evaluator, judge) != (None, None):
         raise ValueError("expected evaluators, or evaluator and judge, got both")
     chooser = evaluators.evaluator.evaluator if evaluators.evaluator else None
@@ -125,18 +129,12 @@ def evaluate(
     policies.update({(name, decoding.name): decoder(model, decoding, size, chooser) for decoding in decodings})
     most = size * int(np.diff(measurements.catalogue.offsets).max())  # else 16 beams would need gigabytes
     batch_size = min(batch_size, max(1, _CELLS // most))
-    log, longest = LoggedTable(schema), slate_lengths(data, schema.slate).max(initial=0)
-    with _evaluating(*parts.values()):
-        for number, batch in enumerate(RequestLoader(data, extractor, batch_size)):
-            batch = with_slate_lengths(to_device(batch, model.device), longest, size)
-            batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            chosen = [policy(batch, batch_seed).cpu() for policy in policies.values()]
-            slates = cut_slates(torch.stack(chosen, dim=1), batch)
-            measurements.add(batch, slates, batch_seed)
-            if counterfactual:
-                log.add(batch)
-            if on_progress is not None:
-                on_progress(len(slates))
+    log = LoggedTable(schema)
+    measurer = Measurer(model, data, extractor, policies, measurements, batch_size, seed)
+    for found in measured_batches(measurer, workers, work, on_progress):
+        measurements.add(found)
+        if counterfactual:
+            log.add(found.logged)
     measured = zip(policies, measurements.rows(), measurements.digests(), strict=True)
     rows = [Row(key[0], key[1], seed, values, digest) for key, values, digest in measured]
     protocol = _protocol(measurements, metadata, decodings, batch_size)
@@ -189,20 +187,6 @@ def _check_decodings(decodings: Sequence[Decoding], model: Any, evaluator: Evalu
         decoding.check(model)
         if decoding.use_evaluator and evaluator is None:
             raise ValueError(f"decoding {decoding.name!r} needs an evaluator")
-
-
-@contextmanager
-def _evaluating(*parts: object) -> Iterator[None]:
-    """Switches modules to evaluation (no dropout) and back."""
-    training = [part for part in parts if isinstance(part, nn.Module) and part.training]
-    for part in training:
-        part.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part in training:
-            part.train()
 
 
 def _protocol(

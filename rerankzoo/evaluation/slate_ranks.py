@@ -148,8 +148,8 @@ class SimulatorTruth(SlateRanks):
         table = data.with_format("arrow")[:]
         self.simulator = simulator
         self.ceiling = ceiling
-        self._table = table
-        self._attainable: dict[int, Tensor] = {}  # slates of all requests, by their length
+        self._table = None if ceiling is None else table
+        self._attainable: dict[tuple[int, int], Tensor] = {}
         self.users = table["user_id"].to_numpy()
         # Retrieval returns equally many candidates for every request.
         self.items = table[item_id].combine_chunks().flatten().to_numpy().reshape(len(self.users), -1)
@@ -168,13 +168,11 @@ class SimulatorTruth(SlateRanks):
         """
         best = torch.zeros(len(chosen), dtype=torch.float64)
         for group in self._groups(batch, slate_size):
+            rows, known = group.rows, torch.stack([self._best[key] for key in group.keys])
             if not group.listed:
-                rows = group.rows
                 improved = self._improved(group, slates.cpu()[rows, chosen[rows].argmax(1), : group.length])
-                self._best.update(
-                    {key: max(self._best[key], one) for key, one in zip(group.keys, improved, strict=True)}
-                )
-            best[group.rows] = torch.stack([self._best[key] for key in group.keys])
+                known = torch.maximum(known, improved)  # and not kept: no model depends on those before it
+            best[rows] = known
         return best
 
     def pointwise(self, batch: Batch, slate_size: int) -> Tensor:
@@ -189,13 +187,14 @@ class SimulatorTruth(SlateRanks):
         Raises:
             ValueError: If there is none.
         """
-        if self.ceiling is None:
+        if self.ceiling is None or self._table is None:
             raise ValueError("no correctly specified model was given")
         length = min(slate_size, self.items.shape[1])
-        if length not in self._attainable:
-            self._attainable[length] = torch.from_numpy(self.ceiling.best_slates(self._table, length))
-        found = self._attainable[length][batch["request_index"].cpu()]
-        return F.pad(found, (0, slate_size - length), value=PADDING)
+        keys = [(row, length) for row in batch["request_index"].tolist()]
+        if not self._attainable.keys() >= set(keys):
+            found = torch.from_numpy(self.ceiling.best_slates(self._table.take([row for row, _ in keys]), length))
+            self._attainable.update(zip(keys, found, strict=True))
+        return F.pad(torch.stack([self._attainable[key] for key in keys]), (0, slate_size - length), value=PADDING)
 
     def _explore(self, group: _Group, slates: Tensor) -> Tensor:
         values = self.values(group.batch, slates)
@@ -225,6 +224,7 @@ class Evaluators:
     evaluator: EvaluatorRanks | None = None  # it may also choose and teach
     judge: EvaluatorRanks | None = None  # an independent evaluator, which does neither
     cross_fitted: bool = False  # whether the judge learned from the halves of the log that the models learned from
+    seed: int = 0  # of sampled ranks
 
     @classmethod
     def of(
@@ -236,6 +236,7 @@ class Evaluators:
         judge: Evaluator | None = None,
         ceiling: CorrectlySpecified | None = None,
         cross_fitted: bool = False,
+        seed: int = 0,
     ) -> Evaluators:
         """Those of a table of requests with a column of item ids; a simulator's metadata reveals the truth.
 
@@ -244,7 +245,7 @@ class Evaluators:
         simulated = metadata is not None and metadata.get("source") == "simulator"
         truth = SimulatorTruth(Simulator.from_metadata(metadata or {}), data, item_id, ceiling) if simulated else None
         valuing, judging = (None if one is None else EvaluatorRanks(one) for one in (evaluator, judge))
-        return cls(truth, valuing, judging, cross_fitted)
+        return cls(truth, valuing, judging, cross_fitted, seed)
 
     def by_prefix(self) -> dict[str, SlateRanks]:
         """Those that there are, by the prefix of their metrics."""

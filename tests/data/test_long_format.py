@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from rerankzoo.atomic_writing import work_folder
 from rerankzoo.cli.main import main
 from rerankzoo.data.folder import SPLITS, read_metadata
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, loading, write_long_log, writing
 from rerankzoo.data.long_format.requests import past_events
-from rerankzoo.data.work_database import work_folder
 from rerankzoo.errors import RerankingDataError, SchemaError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
