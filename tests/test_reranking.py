@@ -18,6 +18,7 @@ import torch
 
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import open_splits
+from rerankzoo.data.long_format import write_long_log
 from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import Evaluation, default_decodings, evaluate
@@ -28,6 +29,7 @@ from rerankzoo.models.auto import load_checkpoint
 from rerankzoo.models.pointwise import PointwiseConfig, PointwiseForReranking
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.reranking import RECORD_FILE, rerank_folder
+from tests.data.test_long_format import make_log, read_spec, save
 from tests.test_mining import SETTINGS as MINING
 from tests.test_mining import contents, save_evaluator
 
@@ -283,6 +285,8 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     evaluator = save_evaluator(extractor, tmp_path / "evaluator")
+    monkeypatch.setattr("rerankzoo.data.long_format.loading.BUCKET_ROWS", 300)  # three buckets
+    log = (read_spec(tmp_path), save(make_log(5), tmp_path / "raw"))
     two, units = Workers(engine="ray", num_workers=2), tmp_path / "units"
     units.mkdir()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -291,6 +295,7 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
         assert run_units(partial(DiesOnce, str(units)), range(6), two) == 15
         mine_folder([evaluator], data_folder, tmp_path / "mined-on-ray", workers=two, **MINING)
         measured = evaluate_units(checkpoint, data_folder, tmp_path, workers=two, work=tmp_path / "work")
+        write_long_log(tmp_path / "log-on-ray", *log, workers=two)
     finally:
         ray.shutdown()
     assert sorted(path.name for path in units.iterdir()) == ["died", *(f"unit-{number}" for number in range(6))]
@@ -301,5 +306,7 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     mine_folder([evaluator], data_folder, tmp_path / "mined", **MINING)
     assert contents(tmp_path / "mined-on-ray") == contents(tmp_path / "mined")
+    write_long_log(tmp_path / "log", *log)
+    assert contents(tmp_path / "log-on-ray") == contents(tmp_path / "log")
     assert (tmp_path / "died").exists()
     assert_same(measured, evaluate_units(checkpoint, data_folder, tmp_path))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from rerankzoo.cli.options import takes
+from rerankzoo.cli.options import takes, workers_of
 from rerankzoo.data.folder import read_metadata
 from rerankzoo.data.simulator import SimulatorSettings, write_simulator_folder
 from rerankzoo.data.sources.avito import avito
@@ -24,6 +24,7 @@ from rerankzoo.data.sources.open_bandit import open_bandit
 from rerankzoo.data.sources.prm_public import prm_public
 from rerankzoo.data.sources.public_log import PublicLog, convert_public_log
 from rerankzoo.data.sources.rl4rs import rl4rs
+from rerankzoo.engines import Workers
 from rerankzoo.errors import RecipeError
 
 
@@ -123,6 +124,7 @@ def letor(
     _tell(out)
 
 
+@takes(Workers)
 def log(
     *,
     impressions: str,
@@ -134,6 +136,7 @@ def log(
     users: str | None = None,
     events: str | None = None,
     memory_limit: str = "1GB",
+    **options: Any,
 ) -> None:
     """Your own log in long format, one row per shown item: Parquet, CSV or JSON files, or queries of DuckDB.
 
@@ -147,9 +150,11 @@ def log(
         users: Files of the users' features.
         events: Files of what users did, of which histories are made; default: of the impressions.
         memory_limit: Of DuckDB; beyond it, work files beside --out are used.
+        **options: For the engine ray, of `Workers`.
     """
     from rerankzoo.data.long_format import LogSpec, LogTables, infer_schema, write_long_log
 
+    workers = workers_of(options)
     if infer == (out is not None):
         raise RecipeError("expected either --out or --infer")
     tables = LogTables(impressions=impressions, candidates=candidates, items=items, users=users, events=events)
@@ -157,7 +162,7 @@ def log(
         doubts = infer_schema(tables, schema)
         print("\n".join([f"{schema}: edit it, then leave --infer out and give --out", *doubts]))
         return
-    added = write_long_log(out, LogSpec.from_yaml(schema), tables, memory_limit=memory_limit)
+    added = write_long_log(out, LogSpec.from_yaml(schema), tables, memory_limit=memory_limit, workers=workers)
     _tell(out)
     print(f"{sum(added.values()):,} of them now; {out / 'report.md'} says what was found")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -44,13 +45,33 @@ def work_database(
         raise OutputError(f"cannot write the work files for {out}: {in_one_line(error)}") from error
 
 
+def database_file(connection: duckdb.DuckDBPyConnection) -> Path:
+    """Where a work database is."""
+    query = "SELECT path FROM duckdb_databases() WHERE path IS NOT NULL"
+    return Path(connection.execute(query).fetchall()[0][0])
+
+
+def open_to_read(file: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
+    """Opens a work database that any number of processes read and nobody writes.
+
+    Its own work files stand beside it, in a folder of their own.
+    """
+    folder = tempfile.mkdtemp(prefix="reader-", dir=file.parent)
+    config = {"memory_limit": memory_limit, "temp_directory": folder, "threads": threads}
+    return _in_utc(duckdb.connect(str(file), read_only=True, config=config))
+
+
 @contextmanager
 def _connected(work: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
     config = {"memory_limit": memory_limit, "temp_directory": str(work)}
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as connection:
-        with suppress(duckdb.Error):  # without its extension for time zones there is but this one
-            connection.execute("SET TimeZone = 'UTC'")
-        yield connection
+        yield _in_utc(connection)
+
+
+def _in_utc(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    with suppress(duckdb.Error):  # without its extension for time zones there is but this one
+        connection.execute("SET TimeZone = 'UTC'")
+    return connection
 
 
 def read_header(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from rerankzoo.cli.main import main
 from rerankzoo.data.folder import SPLITS, read_metadata
 from rerankzoo.data.long_format import HistorySpec, LogSpec, LogTables, loading, write_long_log, writing
 from rerankzoo.data.long_format.requests import past_events
+from rerankzoo.engines import Workers
 from rerankzoo.errors import RerankingDataError, SchemaError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
@@ -412,6 +414,17 @@ def test_a_run_that_was_stopped_goes_on(
     for split in SPLITS:
         assert sorted(map(str, rows(tmp_path / "out", split))) == sorted(map(str, rows(folder, split)))
     assert not work_folder(tmp_path / "out").exists()
+
+
+def test_workers_write_the_same(frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "BUCKET_ROWS", 500)
+    spec, tables = read_spec(tmp_path), save(frames, tmp_path / "raw")
+    write_long_log(tmp_path / "here", spec, tables)
+    write_long_log(tmp_path / "there", spec, tables, workers=Workers(threads_per_worker=2))
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert not work_folder(tmp_path / "there").exists()
+    with duckdb.connect() as connection, pytest.raises(ValueError, match="expected one of the two, got both"):
+        write_long_log(tmp_path / "out", spec, tables, connection=connection, workers=Workers())
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

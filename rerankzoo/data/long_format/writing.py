@@ -7,7 +7,9 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from rerankzoo.data.long_format.report import REPORT_FILES, write_report
 from rerankzoo.data.long_format.requests import request_tables
 from rerankzoo.data.long_format.spec import LogSpec, LogTables
 from rerankzoo.data.shards import has_shard, write_shard
-from rerankzoo.data.work_database import unreadable, work_database
+from rerankzoo.data.work_database import database_file, open_to_read, unreadable, work_database
+from rerankzoo.engines import Workers, run_units
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.text_files import read_json
 
@@ -36,6 +39,7 @@ def write_long_log(
     memory_limit: str = "1GB",
     metadata: Mapping[str, Any] | None = None,
     connection: duckdb.DuckDBPyConnection | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, int]:
     """Writes the data folder of a log, `report.md` and `report.html`.
 
@@ -62,6 +66,8 @@ def write_long_log(
             and histories come from.
         connection: A database (`work_database`) that the queries in `tables` use; default: one of its own, which a run
             that was killed is continued from.
+        workers: Who makes requests of the sorted rows, bucket by bucket; default: this process. They see the folder
+            that `out` is in, and each has the memory limit for itself. What is written is the same.
 
     Returns:
         The number of requests of each split that were written.
@@ -70,7 +76,10 @@ def write_long_log(
         RerankingDataError: If a column is missing or the rows contradict one another; names field, row (of the table,
             counted from 0) and values. The folder is as it was.
         OutputError: If the folder or the work files cannot be written.
+        ValueError: If workers are to use the database of a connection.
     """
+    if workers is not None and connection is not None:
+        raise ValueError("workers cannot read the database of a connection: expected one of the two, got both")
     out, described = Path(out), spec.to_dict()
     files = _named_files(tables.impressions)
     old = _old_metadata(out, described, spec.history is not None, files) if files and connection is None else {}
@@ -83,10 +92,24 @@ def write_long_log(
     given = {name: files_of(table, name) or table for name, table in vars(tables).items() if table is not None}
     settings = {"log": described, "known": known, **{name: _states(table) for name, table in given.items()}}
     database = work_database(out, memory_limit, settings) if connection is None else nullcontext(connection)
-    with database as work, _told():
+    with ExitStack() as stack:
+        work = stack.enter_context(database)
+        stack.enter_context(_told())
         plan = load_log(work, spec, tables, earlier, list(new.values()))
         findings = [*_check_splits(work, plan, bool(known), earlier), *check_log(work, plan)]
-        parts = _write_parts(work, plan, 1 + max(map(_number, _part_files(out)), default=-1) if known else 0)
+        first = 1 + max(map(_number, _part_files(out)), default=-1) if known else 0
+        file = database_file(work)
+        folder = file.parent / "parts"
+        missing = [bucket for bucket in range(plan.buckets) if not _is_done(folder, bucket)]
+        if workers is None:
+            for bucket in missing:
+                _BucketWriter(work, plan, folder, first)(bucket)
+        else:
+            work.close()  # while a process may write, no other one reads
+            opened = (file.absolute(), memory_limit, workers.threads_per_worker)
+            run_units(partial(_BucketWriter.open, *opened, plan, folder.absolute(), first), missing, workers)
+            work = stack.enter_context(closing(open_to_read(*opened)))
+        parts = {path: rows for bucket in range(plan.buckets) for path, rows in _bucket_parts(folder, bucket).items()}
         rows = dict.fromkeys(SPLITS, 0)
         for path, count in parts.items():
             rows[path.name.rpartition("-")[0]] += count
@@ -201,20 +224,36 @@ def _protocol(connection: duckdb.DuckDBPyConnection, plan: Plan, tables: LogTabl
     yield f"split by {f'the column {split.column}' if split.column else ends}"
 
 
-def _write_parts(connection: duckdb.DuckDBPyConnection, plan: Plan, first: int) -> dict[Path, int]:
-    """Writes a file per bucket and split beside the database, but for those that a run before has finished."""
-    query = "SELECT path FROM duckdb_databases() WHERE path IS NOT NULL"
-    folder = Path(connection.execute(query).fetchall()[0][0]).parent / "parts"
-    parts: dict[Path, int] = {}
-    for bucket in range(plan.buckets):
-        record = folder / f"{bucket}.json"
-        done = {folder / name: count for name, count in (read_json(record) if record.is_file() else {}).items()}
-        if not done or not all(has_shard(path, count) for path, count in done.items()):
-            done = {}
-            for split, table in request_tables(connection, plan, bucket):
-                path = folder / f"{split}-{first + bucket:05d}.parquet"
-                write_shard(path, [table])
-                done[path] = table.num_rows
-            write_json(record, {path.name: count for path, count in done.items()})
-        parts |= done
-    return parts
+def _bucket_parts(folder: Path, bucket: int) -> dict[Path, int]:
+    """The files that were written of a bucket, with their rows."""
+    record = folder / f"{bucket}.json"
+    return {folder / name: count for name, count in (read_json(record) if record.is_file() else {}).items()}
+
+
+def _is_done(folder: Path, bucket: int) -> bool:
+    parts = _bucket_parts(folder, bucket)
+    return bool(parts) and all(has_shard(path, count) for path, count in parts.items())
+
+
+@dataclass(frozen=True)
+class _BucketWriter:
+    """Writes the requests of a bucket, a file for each split, numbered from `first` on; and what it has written."""
+
+    connection: duckdb.DuckDBPyConnection
+    plan: Plan
+    folder: Path
+    first: int
+
+    @classmethod
+    def open(cls, file: Path, memory_limit: str, threads: int, plan: Plan, folder: Path, first: int) -> _BucketWriter:
+        """In another process than the one that made the database."""
+        return cls(open_to_read(file, memory_limit, threads), plan, folder, first)
+
+    def __call__(self, bucket: int) -> int:
+        done = {}
+        for split, table in request_tables(self.connection, self.plan, bucket):
+            path = self.folder / f"{split}-{self.first + bucket:05d}.parquet"
+            write_shard(path, [table])
+            done[path.name] = table.num_rows
+        write_json(self.folder / f"{bucket}.json", done)
+        return sum(done.values())
