@@ -10,17 +10,15 @@ their models within it, as a local process does.
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 import time
 from pathlib import Path
 
-import ray
 import torch
 
 from rerankzoo.data.folder import write_parquet
 from rerankzoo.data.simulator import Simulator, SimulatorSettings
-from rerankzoo.engines import Workers
+from rerankzoo.engines import Workers, ray_cluster
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.models.degre import DeGReConfig, DeGReGenerator
 from rerankzoo.pipeline import RerankingPipeline
@@ -40,14 +38,13 @@ def measure(folder: Path, files: int, requests: int, workers: int) -> None:
     for number in range(files):
         write_parquet(table, source / f"{number:03d}.parquet")
     times = {}
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     jobs = {"local": Workers(), "ray": Workers(engine="ray", num_workers=workers)}
-    for name, asked in jobs.items():
-        start = time.perf_counter()
-        count = rerank_folder(str(folder / "model"), str(source), str(folder / name), workers=asked)
-        times[name] = time.perf_counter() - start
-        print(f"{name}: {count / times[name]:,.0f} requests/s ({times[name]:.1f} s)")
-    ray.shutdown()
+    with ray_cluster(None, workers):
+        for name, asked in jobs.items():
+            start = time.perf_counter()
+            count = rerank_folder(str(folder / "model"), str(source), str(folder / name), workers=asked)
+            times[name] = time.perf_counter() - start
+            print(f"{name}: {count / times[name]:,.0f} requests/s ({times[name]:.1f} s)")
     for path in (folder / "local").glob("*.parquet"):
         if path.read_bytes() != (folder / "ray" / path.name).read_bytes():
             raise SystemExit(f"{path.name} differs")

@@ -132,8 +132,9 @@ def ray_cluster(address: str | None, num_cpus: int) -> Iterator[Any]:
         raise ImportError("this needs Ray: pip install 'rerankzoo[ray]'") from error
     started_here = not ray.is_initialized()
     if started_here:
-        here = None if address else num_cpus
-        ray.init(address, num_cpus=here, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray lets workers wait for everything else (niceness 15), but they do what this process would.
+        here: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "_system_config": {"worker_niceness": 0}}
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray

@@ -19,7 +19,7 @@ import torch
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.long_format import write_long_log
-from rerankzoo.engines import Workers, run_units
+from rerankzoo.engines import Workers, ray_cluster, run_units
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import Evaluation, default_decodings, evaluate
 from rerankzoo.features import RerankingFeatureExtractor
@@ -282,22 +282,19 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     evaluator = save_evaluator(extractor, tmp_path / "evaluator")
     monkeypatch.setattr("rerankzoo.data.long_format.loading.BUCKET_ROWS", 300)  # three buckets
     log = (read_spec(tmp_path), save(make_log(5), tmp_path / "raw"))
     two, units = Workers(engine="ray", num_workers=2), tmp_path / "units"
     units.mkdir()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with ray_cluster(None, 2):
         rerank_folder(checkpoint, str(requests), str(tmp_path / "ray"), workers=two, do_sample=True)
         assert run_units(partial(DiesOnce, str(units)), range(6), two) == 15
         mine_folder([evaluator], data_folder, tmp_path / "mined-on-ray", workers=two, **MINING)
         measured = evaluate_units(checkpoint, data_folder, tmp_path, workers=two, work=tmp_path / "work")
         write_long_log(tmp_path / "log-on-ray", *log, workers=two)
-    finally:
-        ray.shutdown()
     assert sorted(path.name for path in units.iterdir()) == ["died", *(f"unit-{number}" for number in range(6))]
     rerank_folder(checkpoint, str(requests), str(tmp_path / "local"), do_sample=True)
     names = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.parquet")]
