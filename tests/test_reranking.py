@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.long_format import write_long_log
-from rerankzoo.engines import Workers, ray_cluster, run_units
+from rerankzoo.engines import Workers, ray_cluster
 from rerankzoo.errors import RerankingDataError
 from rerankzoo.evaluation import Evaluation, default_decodings, evaluate
 from rerankzoo.features import RerankingFeatureExtractor
@@ -210,21 +209,6 @@ def test_a_failed_file_leaves_nothing(checkpoint: str, requests: Path, tmp_path:
     assert [name.rpartition("/")[2] for name in memory.find("/failed/out")] == [RECORD_FILE]
 
 
-class DiesOnce:
-    """A worker that kills its process at the third unit, once."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def __call__(self, unit: int) -> int:
-        died = self.folder / "died"
-        if unit == 2 and not died.exists():
-            died.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        (self.folder / f"unit-{unit}").write_text(str(unit))
-        return unit
-
-
 class DyingEvaluator:
     """Prefers late candidates; kills its process at the first call, once."""
 
@@ -287,15 +271,12 @@ def test_ray_writes_the_same_and_survives_a_killed_worker(
     evaluator = save_evaluator(extractor, tmp_path / "evaluator")
     monkeypatch.setattr("rerankzoo.data.long_format.loading.BUCKET_ROWS", 300)  # three buckets
     log = (read_spec(tmp_path), save(make_log(5), tmp_path / "raw"))
-    two, units = Workers(engine="ray", num_workers=2), tmp_path / "units"
-    units.mkdir()
+    two = Workers(engine="ray", num_workers=2)
     with ray_cluster(None, 2):
-        rerank_folder(checkpoint, str(requests), str(tmp_path / "ray"), workers=two, do_sample=True)
-        assert run_units(partial(DiesOnce, str(units)), range(6), two) == 15
+        assert rerank_folder(checkpoint, str(requests), str(tmp_path / "ray"), workers=two, do_sample=True) == 24
         mine_folder([evaluator], data_folder, tmp_path / "mined-on-ray", workers=two, **MINING)
         measured = evaluate_units(checkpoint, data_folder, tmp_path, workers=two, work=tmp_path / "work")
         write_long_log(tmp_path / "log-on-ray", *log, workers=two)
-    assert sorted(path.name for path in units.iterdir()) == ["died", *(f"unit-{number}" for number in range(6))]
     rerank_folder(checkpoint, str(requests), str(tmp_path / "local"), do_sample=True)
     names = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.parquet")]
     assert len(names) == 3

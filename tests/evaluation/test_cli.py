@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rerankzoo.cli.evaluate import EvaluationRun
 from rerankzoo.cli.main import main
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.simulator.ceiling import fit_ceiling
+from rerankzoo.engines import Workers
 from rerankzoo.errors import RecipeError
 from rerankzoo.evaluation import Decoding
 from rerankzoo.generation import EvaluatorEnsemble
@@ -85,6 +87,29 @@ def test_wrong_input_is_told_with_status_2(
     assert main([*arguments, "--penalty-alpha", given["alpha"], "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_find_the_same(
+    simulated: Any, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything that is fitted and handed to them; Ray itself is tried in tests/test_reranking.py."""
+    arguments = ["evaluate", str(checkpoints / "a"), str(checkpoints / "b"), "--data", str(simulated.folder)]
+    arguments += ["--evaluator", str(checkpoints / "evaluator"), "--judge", str(checkpoints / "judge")]
+    arguments += ["--hr-requests", "10", "--ceiling", "--out"]
+    assert main([*arguments, str(tmp_path / "here")]) == 0
+    monkeypatch.setattr("rerankzoo.cli.evaluate.workers_of", lambda options: Workers())
+    monkeypatch.setattr("rerankzoo.cli.evaluate.ray_cluster", lambda *_: nullcontext())
+    assert main([*arguments, str(tmp_path / "there")]) == 0
+    assert (tmp_path / "there/results.json").read_bytes() == (tmp_path / "here/results.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
+
+
+def test_on_ray_workers_say_where_models_run(
+    simulated: Any, checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(checkpoints / "a"), "--data", str(simulated.folder), "--engine", "ray"]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    assert "device is of the engine 'local', got 'cpu' with 'ray': give gpus_per_worker" in capsys.readouterr().err
 
 
 def test_the_correctly_specified_model_is_a_baseline(simulated: Any) -> None:
