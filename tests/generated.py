@@ -13,10 +13,10 @@ from rerankzoo.features.schema import FeatureSchema, FieldSpec
 
 
 def random_value(rng: np.random.Generator, field: FieldSpec) -> Any:
-    """One value of a field: a small id, a number or a vector."""
-    if field.kind == "categorical":
+    """One value of a field: a small id or count, a number or a vector."""
+    if field.kind in ("categorical", "page"):
         return int(rng.integers(30))
-    return float(rng.random()) if field.kind == "numeric" else rng.random(field.size).tolist()
+    return rng.random(field.size).tolist() if field.kind == "dense" else float(rng.random())
 
 
 def random_row(rng: np.random.Generator, schema: FeatureSchema, num_candidates: int, slate_size: int) -> dict[str, Any]:
