@@ -157,12 +157,8 @@ class FeatureEmbedding(nn.Module):
             if self.history_attention is None:
                 hidden = hidden + self.history_projection(mean_history(history, mask)).unsqueeze(1)
             else:
-                past, times, pages = (
-                    self.history_projection(history),
-                    batch.get("history_time"),
-                    batch.get("history_page"),
-                )
-                hidden = hidden + self.history_attention(hidden, past, mask, times, pages)
+                past, when = self.history_projection(history), map(batch.get, ("history_time", "history_page"))
+                hidden = hidden + self.history_attention(hidden, past, mask, *when)
         return hidden
 
     def past_items(self, batch: Batch) -> Tensor:
@@ -245,12 +241,8 @@ class FieldEmbedding(nn.Module):
             if self.history_attention is None:
                 shared.append(self._embed("history", mean_history(joined, mask)))
             else:
-                past, times, pages = (
-                    self._embed("history", joined),
-                    batch.get("history_time"),
-                    batch.get("history_page"),
-                )
-                read = self.history_attention(candidates.mean(-2), past.mean(-2), mask, times, pages)
+                past, when = self._embed("history", joined).mean(-2), map(batch.get, ("history_time", "history_page"))
+                read = self.history_attention(candidates.mean(-2), past, mask, *when)
                 candidates = torch.cat([candidates, read.unsqueeze(-2)], dim=-2)
         return candidates, torch.cat(shared, dim=1)
 

@@ -44,14 +44,13 @@ class Editor(nn.Module):
         return self.where.log_softmax(-1)[number], self.what.log_softmax(-1)[number]
 
     def edit_path(self, slates: Tensor, num_edits: int, draw: bool, /, **batch: Tensor) -> Decoded:
-        assert draw
         assert not self.training
         path = [slates]
         for _ in range(num_edits):
-            where, what = (some[0].exp() for some in self.edit_choices(path[-1]))
-            place = torch.multinomial(where, 1)
-            item = torch.multinomial(what[torch.arange(len(place)), place[:, 0]], 1)
-            path.append(put(path[-1][0], place, item).unsqueeze(0))
+            where, what = self.edit_choices(path[-1])
+            chances = (where.unsqueeze(-1) + what).exp()[0].flatten(1)
+            edit = torch.multinomial(chances, 1) if draw else chances.argmax(-1, keepdim=True)
+            path.append(put(path[-1][0], edit // 3, edit % 3).unsqueeze(0))
         found = torch.stack(path, dim=2).flatten(1, 2)
         return Decoded(found, torch.zeros(found.shape[:2]), torch.zeros(found.shape))
 
