@@ -69,15 +69,14 @@ class BestNeighbour(NeighbourObjective):
     Args:
         evaluator: See `SlateObjective`.
         num_edits: K.
-        num_paths: Paths per request, of which all slates learn the best neighbour of any.
         supervised_weight: Weight of the model's own loss, by which its scores of single candidates are learned.
 
     Raises:
         ValueError: If an argument is out of its range; in training, if the model edits no slates.
     """
 
-    def __init__(self, evaluator: str, num_edits: int = 4, num_paths: int = 1, supervised_weight: float = 0.0) -> None:
-        super().__init__(evaluator, num_edits, num_paths, supervised_weight)
+    def __init__(self, evaluator: str, num_edits: int = 4, supervised_weight: float = 0.0) -> None:
+        super().__init__(evaluator, num_edits, 1, supervised_weight)
 
     def teach(self, model: Any, known: Batch, slates: Tensor, values: Tensor) -> Tensor:
         """See `SlateObjective.teach`."""
