@@ -19,6 +19,7 @@ from qa.benchmarks.growth import measure_growth, plot_growth
 from qa.benchmarks.harness import Ratio, print_ratios, write_results
 from qa.benchmarks.setting import make_extractor, make_model, make_requests
 from rerankzoo.atomic_writing import write_json
+from rerankzoo.cli.main import keep_freed_memory
 from rerankzoo.models.degre import DeGReGenerator
 from rerankzoo.pipeline import RerankingPipeline
 from rerankzoo.serving.bench import end_to_end, print_shares
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, help="folder that keeps exported graphs for the next run")
     options = parser.parse_args()
     _quiet()
+    keep_freed_memory()  # as every command of rerankzoo; peers have it, too
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         comparisons = Comparisons(options.seconds, options.exports or Path(temporary))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
 import threading
@@ -48,6 +50,9 @@ COMMANDS = {
 #: Commands that Lightning's own parser reads.
 LIGHTNING = ("fit", "validate", "test", "predict")
 
+#: Of glibc's allocator: number and value of what it is told by `keep_freed_memory`.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": (-1, 256 << 20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20)}
+
 #: Exit status of a process that SIGTERM has ended, as shells tell it.
 TERMINATED = 128 + signal.SIGTERM
 
@@ -64,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finished stays.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     if not arguments or arguments[0] in HELP:
         print(usage("rerankzoo", {name: text for name, (_, text) in COMMANDS.items()}))
         return 0
@@ -83,6 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rerankzoo {command}: {hub_errors.redact(text)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Lets this process, and those that it starts, keep up to 256 MB of freed memory for the next tensors.
+
+    glibc gives what is freed back to the system, which hands it out again page by page, each filled with zeros: up to a
+    third of the time of 32 requests with 50 candidates. What is set in the environment stands.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    for name, (number, value) in _ALLOCATOR.items():
+        if name not in os.environ and mallopt is not None:
+            mallopt(number, value)
+            os.environ[name] = str(value)
 
 
 def run_command(arguments: Sequence[str]) -> None:

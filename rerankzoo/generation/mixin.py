@@ -153,7 +153,10 @@ class SlateGenerationMixin(SchemaBound):
         if config.slate_size is None and parameters.get("slate_size") is None:
             lengths = keywords.get("slate_length")
             parameters["slate_size"] = self.config.slate_size if lengths is None else int(lengths.max())
-        config = config.merged(**parameters)
+        if parameters:
+            config = config.merged(**parameters)
+        else:
+            config.validate()
         if config.strategy not in self.strategies:
             raise ValueError(f"{type(self).__name__} decodes by {list(self.strategies)}, got {config.strategy!r}")
         return config

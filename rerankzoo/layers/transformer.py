@@ -7,7 +7,7 @@ D hidden, H heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -286,15 +286,18 @@ class TokenBlock:
 
     Args:
         block: The block; a change of its weights' values shows here, new tensors in their place do not.
-        implementation: See `attend`.
+        fused: Whether attention is one call of torch's kernels: fewer calls, for accelerators. On a CPU they handle
+            each head of each sequence by itself, and spelled out, one query of many sequences takes half the time.
     """
 
-    def __init__(self, block: TransformerBlock, implementation: str = "sdpa") -> None:
+    def __init__(self, block: TransformerBlock, fused: bool = False) -> None:
         self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
+        self.fused, self.scale = fused, self.head_size**-0.5
         self._attention_norm = norm_function(block.attention_norm)
         self._query_key_value = linear_function(block.attention.query_key_value)
         self._attention_output = linear_function(block.attention.output)
         if block.has_cross_attention:
+            self._memory_key_value = block.memory_key_value
             self._cross_norm = norm_function(block.cross_attention_norm)
             self._cross_query = linear_function(block.cross_attention.query)
             self._cross_output = linear_function(block.cross_attention.output)
@@ -302,56 +305,75 @@ class TokenBlock:
         first, activation, last = block.feed_forward
         self._widen, self._narrow = linear_function(first), linear_function(last)
         self._activation = activation if activation._forward_hooks else activation.forward
-        self._attend = (
-            F.scaled_dot_product_attention
-            if implementation == "sdpa"
-            else partial(attend, implementation=implementation)
-        )
+
+    def remember(self, memory: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What every token reads of a second sequence, where the block has cross-attention: computed once.
+
+        Args:
+            memory: (B, K, D).
+            mask: (B, 1, 1, K), see `attend`.
+
+        Returns:
+            Keys, values and mask, contiguous and in the form that the block reads: B rows each, or B * H.
+        """
+        key, value = self._memory_key_value(memory).chunk(2, dim=1)
+        added = additive_mask(mask, memory.dtype)
+        if self.fused:
+            return {"key": key.contiguous(), "value": value.contiguous(), "mask": added}
+        added = added.expand(-1, self.num_attention_heads, -1, -1)
+        parts = {"key": (key * self.scale).transpose(2, 3), "value": value, "mask": added}
+        return {name: part.flatten(0, 1).contiguous() for name, part in parts.items()}
 
     def __call__(
-        self,
-        hidden: Tensor,
-        past: Tensor | None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        memory_mask: Tensor | None = None,
+        self, hidden: Tensor, past: Tensor | None, memory: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Runs the block.
 
         Args:
             hidden: (R, D), the next token of each of R sequences.
-            past: (R, 2 * H, t, D/H), keys and values of the tokens before it; `None` for the first token.
-            memory: The keys and the values (B, H, K, D/H) of a second sequence, where the block has cross-attention; R
-                is a multiple of B, and the R / B rows of a request are neighbours: they share them without a copy.
-            memory_mask: See `attend`.
+            past: (R, t, 2 * D), keys and values of the tokens before it; `None` for the first token.
+            memory: What `remember` has made of a second sequence, where the block has cross-attention; R is a multiple
+                of B, and the R / B rows of a request are neighbours: they share it without a copy.
 
         Returns:
-            (R, D), and the keys and values (R, 2 * H, t + 1, D/H) with the token's own.
+            (R, D), and the keys and values (R, t + 1, 2 * D) with the token's own.
         """
         mixed, key_value = self._attend_to_past(self._query_key_value(self._attention_norm(hidden)), past)
         hidden = hidden + self._attention_output(mixed)
         if memory is not None:
-            mixed = self._attend_to_memory(self._cross_query(self._cross_norm(hidden)), memory, memory_mask)
+            mixed = self._attend_to_memory(self._cross_query(self._cross_norm(hidden)), memory)
             hidden = hidden + self._cross_output(mixed)
         wide = self._activation(self._widen(self._feed_forward_norm(hidden)))
         return hidden + self._narrow(wide), key_value
 
     def _attend_to_past(self, projected: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tokens read (R, D), and the keys and values with their own."""
-        heads = self.num_attention_heads
-        split = projected.view(-1, 3 * heads, 1, self.head_size)
-        fresh = split[:, heads:]
+        heads, size = self.num_attention_heads, self.num_attention_heads * self.head_size
+        fresh = projected[:, size:].unsqueeze(1)
         if past is None:  # the first token sees itself alone
-            return projected[:, 2 * heads * self.head_size :], fresh
-        key_value = torch.cat([past, fresh], dim=2)
-        key, value = key_value.chunk(2, dim=1)
-        mixed = self._attend(split[:, :heads], key, value)
-        return mixed.reshape(-1, heads * self.head_size), key_value
+            return projected[:, 2 * size :], fresh
+        key_value = torch.cat([past, fresh], dim=1)
+        key, value = key_value.view(*key_value.shape[:2], 2, heads, -1).unbind(2)  # (R, t + 1, H, D/H)
+        query = projected[:, :size].view(-1, 1, heads, self.head_size)
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+        else:
+            logits = (query * key).sum(-1) * self.scale
+            weights = logits.transpose(0, 1).softmax(0).transpose(0, 1)  # see `softmax_of_few`
+            mixed = (weights.unsqueeze(-1) * value).sum(1)
+        return mixed.reshape(-1, size), key_value
 
-    def _attend_to_memory(self, query: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def _attend_to_memory(self, query: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """What the rows (R, D) of each request read from its memory: (R, D)."""
-        key, value = memory
-        split = query.view(key.shape[0], -1, self.num_attention_heads, self.head_size).transpose(1, 2)
-        return self._attend(split, key, value, mask).transpose(1, 2).reshape(query.shape)
+        key, value, mask, heads = memory["key"], memory["value"], memory["mask"], self.num_attention_heads
+        if self.fused:
+            split = query.view(key.shape[0], -1, heads, self.head_size).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(split, key, value, attn_mask=mask)
+        else:
+            split = query.view(key.shape[0] // heads, -1, heads, self.head_size).transpose(1, 2)
+            weights = torch.baddbmm(mask, split.flatten(0, 1), key).softmax(-1)
+            mixed = torch.bmm(weights, value).view(split.shape)
+        return mixed.transpose(1, 2).reshape(query.shape)
 
 
 def linear_function(module: nn.Module) -> Callable[[Tensor], Tensor]:

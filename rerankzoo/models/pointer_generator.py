@@ -23,7 +23,6 @@ from rerankzoo.layers import (
     PointerHead,
     TokenBlock,
     TransformerBlock,
-    additive_mask,
     causal_mask,
     key_mask,
     norm_function,
@@ -229,10 +228,10 @@ class PointerScorer(ModelScorer):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.slate_size = model.config.slate_size
-        implementation = model.config._attn_implementation
+        fused = model.config._attn_implementation == "sdpa" and model.device.type != "cpu"
         # Looked up once: attributes of modules and configs are slow, and every position needs them.
-        self.layers = cast(list[TransformerBlock], list(model.decoder_layers))
-        self.blocks = [TokenBlock(layer, implementation) for layer in self.layers]
+        layers = cast(list[TransformerBlock], list(model.decoder_layers))
+        self.blocks = [TokenBlock(layer, fused) for layer in layers]
         self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
@@ -246,13 +245,10 @@ class PointerScorer(ModelScorer):
             "candidate_states": states,
             "start": encoded.start,
             "first": torch.arange(mask.shape[0], device=mask.device) * mask.shape[1],
-            "mask": additive_mask(key_mask(mask), states.dtype),
             "pointer": self.model.pointer.keys(states).transpose(1, 2),
         }
-        for number, layer in enumerate(self.layers):
-            # Contiguous: copied once, read at every position.
-            key, value = layer.memory_key_value(states).chunk(2, dim=1)
-            memory[f"key_{number}"], memory[f"value_{number}"] = key.contiguous(), value.contiguous()
+        for number, block in enumerate(self.blocks):
+            memory |= {f"{name}_{number}": part for name, part in block.remember(states, key_mask(mask)).items()}
         return memory
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
@@ -266,8 +262,8 @@ class PointerScorer(ModelScorer):
         check_positions(position + 1, self.slate_size)
         hidden = self.token(state) + self.positions[position]  # (R, D)
         for number, block in enumerate(self.blocks):
-            past, known = state.cache.get(f"past_{number}"), (memory[f"key_{number}"], memory[f"value_{number}"])
-            hidden, cache[f"past_{number}"] = block(hidden, past, known, memory["mask"])
+            known = {name: memory[f"{name}_{number}"] for name in ("key", "value", "mask")}
+            hidden, cache[f"past_{number}"] = block(hidden, state.cache.get(f"past_{number}"), known)
         pointer = memory["pointer"]
         grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
         return torch.bmm(grouped, pointer).flatten(0, 1), cache

@@ -142,10 +142,7 @@ def export_model(
                 _write_onnx(program, batch, path)
                 description = None if features is None else _write_features(model, extractor, batch, target, features)
             else:
-                from torch._inductor import aoti_compile_and_package
-
-                # Weights are constants: their layout is chosen now, and not again in every call.
-                aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+                _write_package(program, path)
         decoding = GraphMetadata.decoding_of(config)
         GraphMetadata(format, tuple(batch), decoding, schema.fingerprint or "", sizes, description).save(target)
         exported = ExportedModel.from_pretrained(target, format)
@@ -234,6 +231,28 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         for axis, name in dynamic.items():
             entry.shape[axis] = name
     converted.save(path)
+
+
+def _write_package(program: ExportedProgram, path: Path) -> None:
+    """Compiles and saves. Biases are added after the products, where they join what is computed next.
+
+    Torch's product with a bias first copies the bias into every row: for one request that is most of what a call
+    costs, for many the memory traffic of another activation. The compiler's patterns would join the two again.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    aten = torch.ops.aten
+    program = program.run_decompositions({aten.linear.default: _product_and_bias, aten.addmm.default: _bias_last})
+    aoti_compile_and_package(program, package_path=str(path), inductor_configs={"pattern_matcher": False})
+
+
+def _product_and_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product = torch.mm(hidden.reshape(-1, hidden.shape[-1]), weight.t()).view(*hidden.shape[:-1], -1)
+    return product if bias is None else product + bias
+
+
+def _bias_last(bias: Tensor, hidden: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return torch.mm(hidden, weight) * alpha + bias * beta
 
 
 def _write_features(

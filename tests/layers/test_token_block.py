@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from rerankzoo.layers import (
     TokenBlock,
     TransformerBlock,
-    additive_mask,
     causal_mask,
     key_mask,
     linear_function,
@@ -40,27 +39,26 @@ def forward(layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | Non
 
 
 def token_by_token(
-    layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, implementation: str = "sdpa"
+    layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, fused: bool = False
 ) -> Iterator[Tensor]:
-    ready = [TokenBlock(layer, implementation) for layer in layers]
-    known = [None if memory is None else layer.memory_key_value(memory).chunk(2, dim=1) for layer in layers]
-    mask = None if memory is None else additive_mask(key_mask(REAL), tokens.dtype)
+    ready = [TokenBlock(layer, fused) for layer in layers]
+    known = [None if memory is None else block.remember(memory, key_mask(REAL)) for block in ready]
     past: list[Tensor | None] = [None] * len(layers)
     for position in range(tokens.shape[1]):
         hidden = tokens[:, position]
         for number, block in enumerate(ready):
-            hidden, past[number] = block(hidden, past[number], known[number], mask)
+            hidden, past[number] = block(hidden, past[number], known[number])
         yield hidden
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("cross", [True, False])
-def test_is_forward_token_by_token(cross: bool, implementation: str) -> None:
+def test_is_forward_token_by_token(cross: bool, fused: bool) -> None:
     """Two requests, three rows each."""
     layers, tokens = blocks(cross), random(6, LENGTH, HIDDEN)
     memory = random(2, 7, HIDDEN, seed=2) if cross else None
     expected = forward(layers, tokens, memory)
-    for position, found in enumerate(token_by_token(layers, tokens, memory, implementation)):
+    for position, found in enumerate(token_by_token(layers, tokens, memory, fused)):
         torch.testing.assert_close(found, expected[:, position], rtol=1e-5, atol=1e-5)
 
 

@@ -520,7 +520,7 @@ def test_decoding_never_copies_the_candidates(
     monkeypatch.setattr(
         TokenBlock,
         "_attend_to_memory",
-        lambda block, query, memory, mask: seen.append((query, memory[0])) or read(block, query, memory, mask),
+        lambda block, query, memory: seen.append((query, memory["key"])) or read(block, query, memory),
     )
     projected = []
     model.decoder_layers[0].cross_attention.key_value.register_forward_hook(lambda *_: projected.append(1))
@@ -528,7 +528,7 @@ def test_decoding_never_copies_the_candidates(
     own = seen[:: len(model.decoder_layers)]  # of the first layer
     assert [len(query) for query, _ in own] == [8, 24, 24, 24]
     assert all(key is own[0][1] for _, key in own)
-    assert len(own[0][1]) == 8
+    assert len(own[0][1]) == 8 * model.config.num_attention_heads
     assert len(projected) == 1
 
 
