@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -194,15 +195,20 @@ def difference(one: BoardRow, other: BoardRow) -> float:
 
 
 def summaries(rows: Sequence[BoardRow], pointwise: Collection[str]) -> list[Summary]:
-    """Mean and spread over the seeds of the rows of one world, with the share of the gap, the best first."""
-    told = [Row(row.model, row.decoding, row.seed, _short(row)) for row in rows]
+    """Mean and spread over the seeds of the rows of one world, with the share of the gap, the best first.
+
+    Costs, which nobody can compare between machines, are of the one that made most of the rows.
+    """
+    machine, _ = Counter(row.machine for row in rows).most_common(1)[0]
+    told = [Row(row.model, row.decoding, row.seed, _short(row, row.machine == machine)) for row in rows]
     return sorted(summarize(with_shares(told, pointwise)), key=lambda line: -line.metrics["utility"].mean)
 
 
-def _short(row: BoardRow) -> dict[str, float]:
-    """Metrics and costs, without the size of the slates in their names."""
+def _short(row: BoardRow, with_costs: bool) -> dict[str, float]:
+    """Metrics and maybe costs, without the size of the slates in their names."""
     names = {name: name.partition("@")[0] if name.startswith(("ild@", "coverage@")) else name for name in row.metrics}
-    return {**{names[name]: value for name, value in row.metrics.items()}, **row.costs}
+    costs = row.costs if with_costs else {}
+    return {**{names[name]: value for name, value in row.metrics.items()}, **costs}
 
 
 def ranks(rows: Sequence[BoardRow]) -> dict[Key, int]:

@@ -356,7 +356,8 @@ class TokenBlock:
         key, value = key_value.view(*key_value.shape[:2], 2, heads, -1).unbind(2)  # (R, t + 1, H, D/H)
         query = projected[:, :size].view(-1, 1, heads, self.head_size)
         if self.fused:
-            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            mixed = F.scaled_dot_product_attention(query, key, value)
         else:
             logits = (query * key).sum(-1) * self.scale
             weights = logits.transpose(0, 1).softmax(0).transpose(0, 1)  # see `softmax_of_few`

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -220,6 +222,35 @@ def test_import_is_lean() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+FAULTS = """
+import resource
+from rerankzoo.cli.main import keep_freed_memory
+keep_freed_memory()
+def use():
+    for _ in range(20):
+        parts = [b"x" * (1 << 20) for _ in range(4)]
+        del parts
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
+    def faults(**environment: str) -> int:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", FAULTS]
+        done = subprocess.run(command, env=plain | environment, check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    pages = 20 * 4 * (1 << 20) // resource.getpagesize()
+    assert faults() < pages // 20
+    given_back = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert faults(**given_back) > pages // 2
 
 
 def test_every_public_name_exists() -> None:

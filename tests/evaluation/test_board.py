@@ -51,6 +51,17 @@ ROWS = [
 ]
 
 
+def test_costs_are_of_one_machine() -> None:
+    """Utilities of all seeds count, whoever measured them."""
+    rows = [
+        row("one", [8000], seed, machine=machine, costs={"serving_ms_1": cost})
+        for seed, (machine, cost) in enumerate([("slow", 4.0), ("fast", 1.0), ("fast", 3.0)])
+    ]
+    (line,) = summaries(rows, [])
+    assert line.metrics["serving_ms_1"].mean == pytest.approx(2.0)
+    assert line.metrics["utility"].mean == pytest.approx(0.8)
+
+
 def test_rows_are_added_once_and_merged(tmp_path: Path) -> None:
     one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
     append_rows(one, ROWS[:3])
