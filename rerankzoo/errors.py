@@ -7,8 +7,9 @@ Wrong input is a `ValueError`, trouble with the Hub or the disk an `OSError`, a 
 from __future__ import annotations
 
 import difflib
+import json
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,14 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What to add to the message about an unknown name: `"; did you mean 'batch_size'?"`, if any is near."""
     nearest = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def refuse_other_settings(folder: object, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises a RerankingDataError if work in a folder was begun with other settings (as JSON) than are asked now."""
+    for name, value in json.loads(json.dumps(asked)).items():
+        if begun.get(name) != value:
+            was = f"was begun with {shown(begun.get(name))}, not {shown(value)}"
+            raise RerankingDataError(f"{folder} {was}; choose another folder or delete it", field=name)
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:

@@ -43,7 +43,7 @@ from rerankzoo.data.folder import (
 from rerankzoo.data.loader import logged_utilities, slate_lengths
 from rerankzoo.data.shards import has_shard, write_shard
 from rerankzoo.engines import Workers, run_units
-from rerankzoo.errors import RerankingDataError, UnreadableFileError
+from rerankzoo.errors import RerankingDataError, UnreadableFileError, refuse_other_settings
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import MINED_COLUMNS, SLATE_VALUES, SLATE_WEIGHTS, SOFT_LABELS, FeatureSchema
 from rerankzoo.generation import BeamStep, Constraint, Evaluator, EvaluatorEnsemble, Scorer, beam_search, bind
@@ -545,10 +545,7 @@ def _check_settings(out: Path, record: dict[str, Any]) -> None:
     except ValueError as error:
         raise UnreadableFileError(f"{path} is damaged ({error}); delete {out} and mine it again") from error
     defaults = {"generators": {}, "weights": "tempered", "proposals": ""}  # of folders begun before there were any
-    for name, value in json.loads(json.dumps(record)).items():
-        if begun.get(name, defaults.get(name)) != value:
-            message = f"{out} was begun with {begun.get(name)!r}, not {value!r}; choose another folder or delete it"
-            raise RerankingDataError(message, field=name)
+    refuse_other_settings(out, {**defaults, **begun}, record)
 
 
 def _complete(

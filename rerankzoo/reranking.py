@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from rerankzoo.atomic_writing import write_atomically
 from rerankzoo.backends import Backend
 from rerankzoo.engines import Workers, run_units
-from rerankzoo.errors import RerankingDataError, shown
+from rerankzoo.errors import RerankingDataError, refuse_other_settings
 from rerankzoo.generation import Constraint
 from rerankzoo.models.auto import AutoModelForReranking, load_checkpoint
 from rerankzoo.models.digest import weights_digest
@@ -233,13 +233,8 @@ def _number(seed: str) -> int:
 def _begin(files: Any, folder: str, record: dict[str, Any]) -> None:
     """Writes down with what the folder is made, or refuses one that was begun with other settings."""
     path = posixpath.join(folder, RECORD_FILE)
-    record = json.loads(json.dumps(record))
     if files.exists(path):
-        begun = json.loads(files.cat_file(path))
-        for name, value in record.items():
-            if begun.get(name) != value:
-                message = f"{folder} was begun with {shown(begun.get(name))}, not {shown(value)}; choose another folder"
-                raise RerankingDataError(message, field=name)
+        refuse_other_settings(folder, json.loads(files.cat_file(path)), record)
         return
     files.makedirs(folder, exist_ok=True)
     files.pipe_file(path, json.dumps(record, indent=2).encode())

@@ -27,7 +27,7 @@ from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.data.datamodule import open_splits
 from rerankzoo.data.folder import SCHEMA_FILE, local_folder
 from rerankzoo.data.loader import slate_lengths
-from rerankzoo.errors import RecipeError
+from rerankzoo.errors import refuse_other_settings
 from rerankzoo.features.arrow_tables import has_missing
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.pipeline import RerankingPipeline
@@ -135,10 +135,7 @@ class _Steps:
         rows = {name: len(table) for name, table in splits.items()}
         asked: dict[str, Any] = {"data": data, "seed": seed, "rows": rows}
         self.state = read_json(out / STATE_FILE) if (out / STATE_FILE).is_file() else {**asked, "done": {}}
-        for key, value in asked.items():
-            if self.state[key] != value:
-                text = f"{out} was begun with {key} {self.state[key]!r}, got {value!r}; choose another folder"
-                raise RecipeError(text)
+        refuse_other_settings(out, self.state, asked)
         mine = ["mine", "--evaluator", self._best("evaluator"), "--data", data, "--out", str(out / "mined")]
         self.commands = {
             "diagnosis": ["diagnose", data, "--seed", str(seed), "--out", str(out)],

@@ -19,7 +19,7 @@ from rerankzoo.cli.lightning import command_line
 from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.cli.runs import console
 from rerankzoo.engines import ray_cluster
-from rerankzoo.errors import RecipeError, did_you_mean, in_one_line, shown
+from rerankzoo.errors import RecipeError, did_you_mean, in_one_line, refuse_other_settings, shown
 from rerankzoo.evaluation.plots import draw_search, save
 from rerankzoo.text_files import read_yaml
 from rerankzoo.training.resuming import newest_checkpoint
@@ -124,11 +124,7 @@ class _Search:
             load_if_exists=True,
         )
         told = {"recipe": self.recipe, "options": self.options, "space": dict(self.space), "metric": self.metric}
-        begun = study.user_attrs.get("search", told)
-        if begun != told:
-            differing = next(name for name in told if begun.get(name) != told[name])
-            message = f"was begun with {shown(begun.get(differing))}, not {shown(told[differing])}"
-            raise RecipeError(f"{self.out}: {differing}: {message}; choose another folder")
+        refuse_other_settings(self.out, study.user_attrs.get("search", told), told)
         study.set_user_attr("search", told)
         for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

@@ -16,6 +16,7 @@ from rerankzoo import RerankingPipeline
 from rerankzoo.cli import start
 from rerankzoo.cli.main import main, run_command
 from rerankzoo.cli.start import LogSize
+from rerankzoo.errors import shown
 from rerankzoo.training import log_size
 from tests.conftest import TINY_SCHEMA
 
@@ -72,7 +73,7 @@ def test_too_little_feedback_trains_the_pointwise_ranker(
     assert (out / "pointwise.yaml").read_text() == "changed by hand\n"
     shutil.copytree(data_folder, tmp_path / "other")
     assert main(["start", str(tmp_path / "other"), "--out", str(out)]) == 2
-    assert f"was begun with data '{data_folder}', got" in capsys.readouterr().err
+    assert f"field 'data': {out} was begun with {shown(str(data_folder))}, not" in capsys.readouterr().err
 
 
 def test_trains_everything_and_goes_on_where_it_was_stopped(

@@ -85,7 +85,7 @@ def test_search_of_another_space_is_refused(space: Path, tmp_path: Path, capsys:
     assert search(space, tmp_path / "out", "--trials=1") == 0
     space.write_text("model.init_args.learning_rate: {low: 0.1, high: 0.2}", encoding="utf-8")
     assert search(space, tmp_path / "out", "--trials=1") == 2
-    assert "space: was begun with" in capsys.readouterr().err
+    assert f"field 'space': {tmp_path / 'out'} was begun with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
