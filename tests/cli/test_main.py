@@ -178,12 +178,13 @@ def in_python() -> None:
 
 
 def in_a_query() -> None:
-    """DuckDB makes an error of its own of what interrupts it."""
+    """DuckDB makes an error of its own of what interrupts it; its further threads would go on to the end."""
     import duckdb
 
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    duckdb.sql("SELECT sum(hash(range)) FROM range(1000000000)").fetchall()
+    connection = duckdb.connect(config={"threads": 1})
+    connection.sql("SELECT sum(hash(range)) FROM range(1000000000)").fetchall()
 
 
 def in_what_swallows_it() -> None:
