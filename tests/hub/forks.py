@@ -13,8 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-import pandas  # noqa: F401  (imported for the forks, as all that follows)
+import jsonargparse  # noqa: F401  (imported for the forks, as all that follows)
+import matplotlib.pyplot  # noqa: F401
+import pandas  # noqa: F401
 import pyarrow.parquet  # noqa: F401
+import scipy.signal  # noqa: F401
+import torch._dynamo
+import torch.distributed.tensor  # noqa: F401
 
 
 def run_script(script: str, folder: str, environment: dict[str, str]) -> None:
