@@ -51,15 +51,22 @@ FILE: dict[str, Any] = {
     },
 }
 TINY = {
+    "--model.init_args.config.hidden_size": 16,
     "--data.init_args.num_train": 48,
     "--data.init_args.num_validation": 16,
-    "--data.init_args.num_test": 12,
+    "--data.init_args.num_test": 6,
     "--trainer.max_epochs": 1,
     "--trainer.enable_progress_bar": "false",
     "--trainer.enable_model_summary": "false",
     "--trainer.accelerator": "cpu",
     "--trainer.devices": 1,
 }
+
+
+@pytest.fixture(autouse=True)
+def _short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps to the ceiling: enough to beat slates drawn at random."""
+    monkeypatch.setattr("rerankzoo.data.simulator.ceiling._LEAST_STEPS", 80)
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -194,9 +201,10 @@ def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: p
 
     weights = {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")}
     capsys.readouterr()
-    assert main([*command, *options]) == 0
+    assert main([*command, *options, "--seeds=1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == weights
-    assert json.loads((out / "results.json").read_text())["rows"] == first["rows"]
+    again = json.loads((out / "results.json").read_text())["rows"]
+    assert again == [row for row in first["rows"] if row["seed"] == 0]
 
 
 def test_what_a_model_needs_comes_with_it(tmp_path: Path) -> None:
