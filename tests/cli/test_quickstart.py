@@ -13,9 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from rerankzoo import DeGReGenerator, RerankingPipeline
 from rerankzoo.cli.main import main
+from rerankzoo.cli.quickstart import STORY
+from rerankzoo.cli.recipes import find_recipe
 from rerankzoo.data.datamodule import SimulatorDataModule
 from rerankzoo.models.auto import AutoModelForReranking
 from tests.hub.processes import Run
@@ -36,8 +39,13 @@ def quickstart(out: Path) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_splits() -> Iterator[None]:
-    """Validation and test splits of a few rows; the command has no option for them."""
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Narrow models, few steps to the ceiling, and splits of a few rows; the command has no options for them."""
+    story = yaml.safe_load(find_recipe(STORY).read_text(encoding="utf-8"))
+    for part in (story["evaluator"], *story["models"].values()):
+        part["arguments"] = [*part.get("arguments", ()), "--model.init_args.config.hidden_size=16"]
+    path = tmp_path_factory.mktemp("story") / "story.yaml"
+    path.write_text(yaml.safe_dump(story, sort_keys=False), encoding="utf-8")
     make = SimulatorDataModule.__init__
     defaults = [
         parameter for parameter in signature(make).parameters.values() if parameter.default is not Parameter.empty
@@ -45,6 +53,8 @@ def _small_splits() -> Iterator[None]:
     small = {"num_validation": 64, "num_test": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "__defaults__", tuple(small.get(each.name, each.default) for each in defaults))
+        patch.setattr("rerankzoo.cli.quickstart.STORY", str(path))
+        patch.setattr("rerankzoo.data.simulator.ceiling._LEAST_STEPS", 80)
         yield
 
 
