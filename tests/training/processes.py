@@ -2,15 +2,12 @@
 
     python -m tests.training.processes        # the table of docs/many-processes.md
 
-The two processes are forks of one that has imported everything, which runs this file, too, and know of one another as
-`torchrun` tells those that it starts. One start serves all models.
+The two processes are started by `torchrun`, which runs this file, too. One start serves all models.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -225,27 +222,14 @@ def train_all(root: Path, world_size: int) -> dict[str, Any]:
 
 def start(root: Path) -> subprocess.Popen[str]:
     """Starts the processes on the folders that `write_folders` made; each leaves `rank-R.json`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.processes", str(root)],
+        [*command, "-m", "tests.training.processes", str(root)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def split() -> int | None:
-    """Goes on as two processes, told of one another as by torchrun; in the first one, returns the other one's id.
-
-    Nothing may have computed before: threads do not fork.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0"}
-    other = os.fork()
-    rank, size = str(int(other == 0)), str(PROCESSES)
-    os.environ |= {**place, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    return other or None
 
 
 def read(root: Path, rank: int) -> dict[str, Any]:
@@ -283,7 +267,6 @@ def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     if len(sys.argv) > 1:  # one of the processes
-        other = split()
         torch.set_num_threads(1)
         root = Path(sys.argv[1])
         found = train_all(root, PROCESSES)
@@ -293,7 +276,7 @@ def main() -> None:
         rank = torch.distributed.get_rank()
         (root / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
         torch.distributed.destroy_process_group()
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0)
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
