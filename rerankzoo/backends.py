@@ -104,7 +104,7 @@ class GraphFile:
         if format == "aoti":
             from torch._inductor import aoti_load_package
 
-            # Called itself, a package reads the description of its arguments anew each time, a tenth of a small call.
+            # Called itself, a package reads the description of its arguments anew each time.
             self.graph: Any = aoti_load_package(self.path).loader
             return
         try:

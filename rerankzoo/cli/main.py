@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def keep_freed_memory() -> None:
     """Lets this process, and those that it starts, keep up to 256 MB of freed memory for the next tensors.
 
-    glibc gives what is freed back to the system, which hands it out again page by page, each filled with zeros: up to a
-    third of the time of 32 requests with 50 candidates. What is set in the environment stands.
+    glibc gives what is freed back to the system, which hands it out again page by page, each filled with zeros. What is
+    set in the environment stands.
     """
     if sys.platform != "linux":
         return

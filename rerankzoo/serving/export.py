@@ -236,8 +236,8 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
 def _write_package(program: ExportedProgram, path: Path) -> None:
     """Compiles and saves. Biases are added after the products, where they join what is computed next.
 
-    Torch's product with a bias first copies the bias into every row: for one request that is most of what a call
-    costs, for many the memory traffic of another activation. The compiler's patterns would join the two again.
+    Torch's product with a bias first copies the bias into every row: for one request another call, for many the memory
+    traffic of another activation. The compiler's patterns would join the two again.
     """
     from torch._inductor import aoti_compile_and_package
 

@@ -226,9 +226,10 @@ def test_import_is_lean() -> None:
 
 
 FAULTS = """
+import os
 import resource
-from rerankzoo.cli.main import keep_freed_memory
-keep_freed_memory()
+from rerankzoo.cli.main import main
+main(["--version"])
 def use():
     for _ in range(20):
         parts = [b"x" * (1 << 20) for _ in range(4)]
@@ -236,22 +237,28 @@ def use():
 use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.environ["MALLOC_TRIM_THRESHOLD_"])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
-    def faults(**environment: str) -> int:
+    def run(**environment: str) -> tuple[int, int]:
+        """Page faults of a command's process, and what those that it starts are told."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         command = [sys.executable, "-c", FAULTS]
         done = subprocess.run(command, env=plain | environment, check=True, capture_output=True, text=True)
-        return int(done.stdout)
+        faults, threshold = done.stdout.split()[-2:]
+        return int(faults), int(threshold)
 
     pages = 20 * 4 * (1 << 20) // resource.getpagesize()
-    assert faults() < pages // 20
+    faults, threshold = run()
+    assert faults < pages // 20
+    assert threshold == 256 << 20
     given_back = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "131072"}
-    assert faults(**given_back) > pages // 2
+    faults, threshold = run(**given_back)
+    assert faults > pages // 2
+    assert threshold == 65536
 
 
 def test_every_public_name_exists() -> None:
