@@ -79,7 +79,9 @@ class Scorer(ABC):
         prefix = torch.empty(mask.shape[0], 0, dtype=torch.int64, device=mask.device)
         return ScorerState(request, mask, prefix, self.encode(batch), single=True)
 
-    def extend(self, state: ScorerState, cache: Cache, parent: Tensor | None, index: Tensor) -> ScorerState:
+    def extend(
+        self, state: ScorerState, cache: Cache, parent: Tensor | None, index: Tensor, last: bool = False
+    ) -> ScorerState:
         """Row r of the new state continues row `parent[r]` with candidate `index[r]`.
 
         Args:
@@ -87,6 +89,7 @@ class Scorer(ABC):
             cache: What `step` has returned for it.
             parent: (R',), rows of `state`, which may be continued several times or not at all; `None`: each by itself.
             index: (R',), candidates; -100 leaves the candidates left as they are.
+            last: Whether no step follows: the new state then has no cache.
         """
         request, available, prefix = state.request, state.available, state.prefix
         if parent is not None:
@@ -94,7 +97,8 @@ class Scorer(ABC):
         chosen = index.unsqueeze(-1)
         available = available & (chosen != torch.arange(available.shape[1], device=index.device))
         prefix, single = torch.cat([prefix, chosen], dim=-1), state.single and parent is None
-        return ScorerState(request, available, prefix, state.memory, self.select(cache, parent, index), single)
+        kept = {} if last else self.select(cache, parent, index)
+        return ScorerState(request, available, prefix, state.memory, kept, single)
 
     def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
         """The new rows' cache from the one that `step` has returned; arguments as of `extend`."""
@@ -185,9 +189,10 @@ def remaining_log_probs(logits: Tensor, available: Tensor) -> Tensor:
 
     -inf where a candidate is not available, also throughout a row that has none left.
     """
-    logits, taken = widened(logits), ~available
-    floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
-    return F.log_softmax(logits.masked_fill(taken, floor), dim=-1).masked_fill(taken, float("-inf"))
+    logits = widened(logits)
+    floor = logits.new_full((), torch.finfo(logits.dtype).min)  # not -inf: a row of -inf only has no softmax
+    log_probs = F.log_softmax(torch.where(available, logits, floor), dim=-1)
+    return torch.where(available, log_probs, logits.new_full((), float("-inf")))
 
 
 def chosen_above(slates: Tensor, num_candidates: int) -> Tensor:

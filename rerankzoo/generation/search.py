@@ -31,6 +31,7 @@ class Rows:
 
     scorer: Scorer
     state: ScorerState
+    slate_size: int  # M
     total: Tensor  # (R,), the running score of each prefix
     steps: Tensor  # (R, t), the scores of its steps
     rules: SlateRules | None = None
@@ -46,7 +47,8 @@ class Rows:
         length = batch.get("slate_length")
         may_finish = rules is not None or length is not None or may_run_out(state.available, slate_size)
         plans = [] if rules is None else rules.plans
-        return cls(scorer, state, total, total.new_zeros(total.shape[0], 0), rules, plans, may_finish, length)
+        steps = total.new_zeros(total.shape[0], 0)
+        return cls(scorer, state, slate_size, total, steps, rules, plans, may_finish, length)
 
     @property
     def finished(self) -> Tensor | None:
@@ -84,9 +86,10 @@ class Rows:
         if finished is not None:
             step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
             total = torch.where(finished, previous, total)
-        state = self.scorer.extend(self.state, cache, parent, index)
+        last = self.state.prefix.shape[1] + 1 == self.slate_size
+        state = self.scorer.extend(self.state, cache, parent, index, last)
         steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
-        return Rows(self.scorer, state, total, steps, self.rules, plans, self.may_finish, self.length)
+        return Rows(self.scorer, state, self.slate_size, total, steps, self.rules, plans, self.may_finish, self.length)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rerankzoo.batch import Batch
 from rerankzoo.layers.history import TargetAttention
-from rerankzoo.layers.transformer import softmax_of_few
+from rerankzoo.layers.transformer import is_plain, softmax_of_few
 
 #: Numbers beyond it count as this much. What a field of that size says is lost in the norms that follow anyway, and
 #: its squares, or float16, would overflow.
@@ -262,7 +262,7 @@ def _map_each(columns: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
 
     Maps that are more than a plain `nn.Linear` (quantised, adapted) are called one by one.
     """
-    if not all(type(linear) is nn.Linear and not linear._forward_hooks for linear in maps):
+    if not all(is_plain(linear, nn.Linear) for linear in maps):
         parts = columns.unflatten(-1, (len(maps), -1)).unbind(-2)
         return torch.stack([linear(part) for linear, part in zip(maps, parts, strict=True)], dim=-2)
     weight = torch.stack([linear.weight for linear in maps])  # (F, D, K)
@@ -363,14 +363,23 @@ class InterFieldAttention(nn.Module):
             (B, N, F, E).
         """
         read = torch.cat([request.unsqueeze(1).expand(-1, candidates.shape[1], -1, -1), candidates], dim=2)
-        read, query = read.flatten(0, 1), self.query(candidates).flatten(0, 1)
-        if type(self.key_value) is nn.Linear:
-            # Mapped apart from one another, keys and values are contiguous: matrix products are faster on those.
-            weight, bias = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
-            key, value = F.linear(read, weight[0], bias[0]), F.linear(read, weight[1], bias[1])
+        read = read.flatten(0, 1)
+        plain = all(is_plain(module, nn.Linear) for module in (self.query, self.key_value, self.output))
+        if plain:
+            # With one head, what maps the keys can map the queries, and what maps the values their mixture. The bias of
+            # the keys adds as much to all logits of a query.
+            to_key, to_value = self.key_value.weight.chunk(2)
+            query = F.linear(
+                candidates, to_key.T @ self.query.weight * self.scale, self.query.bias @ to_key * self.scale
+            )
+            key = value = read
         else:  # quantised or adapted
-            key, value = self.key_value(read).chunk(2, dim=-1)
-        weights = softmax_of_few(torch.bmm(query * self.scale, key.transpose(1, 2)))
+            query, (key, value) = self.query(candidates) * self.scale, self.key_value(read).chunk(2, dim=-1)
+        weights = softmax_of_few(torch.bmm(query.flatten(0, 1), key.transpose(1, 2)))
         if self.training:
             weights = F.dropout(weights, self.dropout)
-        return candidates + self.output(torch.bmm(weights, value)).view(candidates.shape)
+        mixed = torch.bmm(weights, value)
+        if not plain:
+            return candidates + self.output(mixed).view(candidates.shape)
+        bias = torch.addmv(self.output.bias, self.output.weight, self.key_value.bias.chunk(2)[1])
+        return candidates + F.linear(mixed, self.output.weight @ to_value, bias).view(candidates.shape)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def softmax_of_few(scores: Tensor) -> Tensor:
@@ -254,11 +257,15 @@ class TransformerBlock(GradientCheckpointingLayer):
         return hidden + (self.dropout(wide) if self.training else wide)
 
 
-def key_mask(mask: Tensor) -> Tensor:
+def key_mask(mask: Tensor) -> Tensor | None:
     """Turns a padding mask (B, K), True where a key is real, into an attention mask (B, 1, 1, K).
 
-    A row without any real key attends to all of them instead of dividing by zero; its output is never used.
+    A row without any real key attends to all of them instead of dividing by zero; its output is never used. `None`
+    where nothing is padding, as in any batch of one request; an accelerator is not asked, for it would be waited for,
+    nor is a graph, which is made for any requests.
     """
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
 
 
@@ -293,6 +300,11 @@ class TokenBlock:
     def __init__(self, block: TransformerBlock, fused: bool = False) -> None:
         self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
         self.fused, self.scale = fused, self.head_size**-0.5
+        # (H, D), 1 where a number is of a head: a product with it sums by heads, faster than sums of short rows.
+        weight = block.attention_norm.weight
+        self._spread = torch.eye(self.num_attention_heads, dtype=weight.dtype, device=weight.device)
+        self._spread = self._spread.repeat_interleave(self.head_size, dim=1)
+        self._gather = self._spread.T * self.scale
         self._attention_norm = norm_function(block.attention_norm)
         self._query_key_value = linear_function(block.attention.query_key_value)
         self._attention_output = linear_function(block.attention.output)
@@ -306,7 +318,7 @@ class TokenBlock:
         self._widen, self._narrow = linear_function(first), linear_function(last)
         self._activation = activation if activation._forward_hooks else activation.forward
 
-    def remember(self, memory: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def remember(self, memory: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """What every token reads of a second sequence, where the block has cross-attention: computed once.
 
         Args:
@@ -314,15 +326,17 @@ class TokenBlock:
             mask: (B, 1, 1, K), see `attend`.
 
         Returns:
-            Keys, values and mask, contiguous and in the form that the block reads: B rows each, or B * H.
+            Keys, values and the mask if there is one, contiguous and in the form that the block reads: B rows each, or
+            B * H.
         """
         key, value = self._memory_key_value(memory).chunk(2, dim=1)
-        added = additive_mask(mask, memory.dtype)
-        if self.fused:
-            return {"key": key.contiguous(), "value": value.contiguous(), "mask": added}
-        added = added.expand(-1, self.num_attention_heads, -1, -1)
-        parts = {"key": (key * self.scale).transpose(2, 3), "value": value, "mask": added}
-        return {name: part.flatten(0, 1).contiguous() for name, part in parts.items()}
+        parts = (
+            {"key": key, "value": value} if self.fused else {"key": (key * self.scale).transpose(2, 3), "value": value}
+        )
+        if mask is not None:
+            heads = 1 if self.fused else self.num_attention_heads
+            parts["mask"] = additive_mask(mask, memory.dtype).expand(-1, heads, -1, -1)
+        return {name: (part if self.fused else part.flatten(0, 1)).contiguous() for name, part in parts.items()}
 
     def __call__(
         self, hidden: Tensor, past: Tensor | None, memory: Mapping[str, Tensor] | None = None
@@ -331,12 +345,12 @@ class TokenBlock:
 
         Args:
             hidden: (R, D), the next token of each of R sequences.
-            past: (R, t, 2 * D), keys and values of the tokens before it; `None` for the first token.
+            past: (t, R, 2 * D), keys and values of the tokens before it; `None` for the first token.
             memory: What `remember` has made of a second sequence, where the block has cross-attention; R is a multiple
                 of B, and the R / B rows of a request are neighbours: they share it without a copy.
 
         Returns:
-            (R, D), and the keys and values (R, t + 1, 2 * D) with the token's own.
+            (R, D), and the keys and values (t + 1, R, 2 * D) with the token's own.
         """
         mixed, key_value = self._attend_to_past(self._query_key_value(self._attention_norm(hidden)), past)
         hidden = hidden + self._attention_output(mixed)
@@ -349,37 +363,44 @@ class TokenBlock:
     def _attend_to_past(self, projected: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tokens read (R, D), and the keys and values with their own."""
         heads, size = self.num_attention_heads, self.num_attention_heads * self.head_size
-        fresh = projected[:, size:].unsqueeze(1)
+        fresh = projected[None, :, size:]
         if past is None:  # the first token sees itself alone
             return projected[:, 2 * size :], fresh
-        key_value = torch.cat([past, fresh], dim=1)
-        key, value = key_value.view(*key_value.shape[:2], 2, heads, -1).unbind(2)  # (R, t + 1, H, D/H)
-        query = projected[:, :size].view(-1, 1, heads, self.head_size)
+        key_value, query = torch.cat([past, fresh]), projected[:, :size]
         if self.fused:
-            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            query, key, value = (
+                part.view(*part.shape[:-1], heads, -1) for part in (query, *key_value.chunk(2, dim=-1))
+            )
+            key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)  # (R, H, t + 1, D/H)
+            mixed = F.scaled_dot_product_attention(query.unsqueeze(2), key, value)
         else:
-            logits = (query * key).sum(-1) * self.scale
-            weights = logits.transpose(0, 1).softmax(0).transpose(0, 1)  # see `softmax_of_few`
-            mixed = (weights.unsqueeze(-1) * value).sum(1)
+            key, value = key_value.chunk(2, dim=-1)
+            weights = ((query * key) @ self._gather).softmax(0)  # (t + 1, R, H)
+            mixed = (weights @ self._spread * value).sum(0)
         return mixed.reshape(-1, size), key_value
 
     def _attend_to_memory(self, query: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """What the rows (R, D) of each request read from its memory: (R, D)."""
-        key, value, mask, heads = memory["key"], memory["value"], memory["mask"], self.num_attention_heads
+        key, value, mask, heads = memory["key"], memory["value"], memory.get("mask"), self.num_attention_heads
         if self.fused:
             split = query.view(key.shape[0], -1, heads, self.head_size).transpose(1, 2)
             mixed = F.scaled_dot_product_attention(split, key, value, attn_mask=mask)
         else:
             split = query.view(key.shape[0] // heads, -1, heads, self.head_size).transpose(1, 2)
-            weights = torch.baddbmm(mask, split.flatten(0, 1), key).softmax(-1)
-            mixed = torch.bmm(weights, value).view(split.shape)
+            rows = split.flatten(0, 1)
+            logits = torch.bmm(rows, key) if mask is None else torch.baddbmm(mask, rows, key)
+            mixed = torch.bmm(logits.softmax(-1), value).view(split.shape)
         return mixed.transpose(1, 2).reshape(query.shape)
+
+
+def is_plain(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
+    """Whether a module does what its class does and no more: it is not quantised, adapted or watched by hooks."""
+    return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def linear_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """What a linear layer does to a matrix (R, K): one call of torch where it is plain, the module itself elsewhere."""
-    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    if not is_plain(module, nn.Linear):
         return module
     if module.bias is None:
         return partial(torch.matmul, other=module.weight.t())
@@ -388,7 +409,7 @@ def linear_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """What a norm does: one call of torch where it is a plain `nn.LayerNorm`, the module itself elsewhere."""
-    if type(module) is not nn.LayerNorm or module._forward_hooks or module._forward_pre_hooks:
+    if not is_plain(module, nn.LayerNorm):
         return module
     shape, weight, bias = list(module.normalized_shape), module.weight, module.bias
     return partial(torch.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=module.eps)

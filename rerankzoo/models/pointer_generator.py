@@ -247,8 +247,9 @@ class PointerScorer(ModelScorer):
             "first": torch.arange(mask.shape[0], device=mask.device) * mask.shape[1],
             "pointer": self.model.pointer.keys(states).transpose(1, 2),
         }
+        attended = key_mask(mask)
         for number, block in enumerate(self.blocks):
-            memory |= {f"{name}_{number}": part for name, part in block.remember(states, key_mask(mask)).items()}
+            memory |= {f"{name}_{number}": part for name, part in block.remember(states, attended).items()}
         return memory
 
     def step(self, state: ScorerState) -> tuple[Tensor, Cache]:
@@ -262,11 +263,16 @@ class PointerScorer(ModelScorer):
         check_positions(position + 1, self.slate_size)
         hidden = self.token(state) + self.positions[position]  # (R, D)
         for number, block in enumerate(self.blocks):
-            known = {name: memory[f"{name}_{number}"] for name in ("key", "value", "mask")}
+            names = {name: f"{name}_{number}" for name in ("key", "value", "mask")}
+            known = {name: memory[of_block] for name, of_block in names.items() if of_block in memory}
             hidden, cache[f"past_{number}"] = block(hidden, state.cache.get(f"past_{number}"), known)
         pointer = memory["pointer"]
         grouped = self.norm(hidden).view(pointer.shape[0], -1, hidden.shape[-1])  # (B, W, D)
         return torch.bmm(grouped, pointer).flatten(0, 1), cache
+
+    def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
+        """See `Scorer.select`; the rows of keys and values are their second axis."""
+        return cache if parent is None else {name: past.index_select(1, parent) for name, past in cache.items()}
 
     def token(self, state: ScorerState) -> Tensor:
         """What the decoder reads next (R, D): the item chosen last, at first what stands before it."""

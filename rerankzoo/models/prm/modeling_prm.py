@@ -60,8 +60,9 @@ class PRMForReranking(ScoreAndSortModel):
         mask = batch["candidate_mask"]
         ranks = self.positions.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
         hidden = self.features(batch) + ranks
+        attended = key_mask(mask)
         for layer in self.layers:
-            hidden = layer(hidden, mask=key_mask(mask), implementation=self.config._attn_implementation)
+            hidden = layer(hidden, mask=attended, implementation=self.config._attn_implementation)
         return self.norm(hidden)
 
 

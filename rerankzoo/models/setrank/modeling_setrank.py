@@ -82,8 +82,9 @@ class SetRankForReranking(ScoreAndSortModel):
         hidden = self.features(batch)
         if self.ranks is not None:
             hidden = hidden + self.ranks.of_scores(batch["candidate_numeric"][..., self.upstream_column], mask)
+        attended = key_mask(mask)
         for layer in self.layers:
-            hidden = layer(hidden, mask=key_mask(mask), implementation=self.config._attn_implementation)
+            hidden = layer(hidden, mask=attended, implementation=self.config._attn_implementation)
         return self.norm(hidden)
 
 
