@@ -154,7 +154,10 @@ class InteractionEvaluator(SlateGenerationMixin, SlateEvaluator):
         elif isinstance(module, PairInteractions):
             distance = torch.arange(module.weight.shape[-1]) + 1.0
             start = torch.stack([0.5 / distance, torch.zeros_like(distance)])[: module.weight.shape[2]]
-            init.copy_(module.weight, start.expand_as(module.weight))
+            # Every other head starts as a repulsion: a rectified one cannot turn its products round, and a weight that
+            # has to pass zero first is taken by what attracts.
+            sign = 1.0 - 2.0 * (torch.arange(module.num_heads) % 2)
+            init.copy_(module.weight, (start * sign[:, None, None]).expand_as(module.weight))
             plain, keys = module.num_plain_heads * module.head_size, module.key.weight
             alike = torch.cat([keys[:plain], module.query.weight[plain:]])  # rectified heads start as similarities
             init.copy_(keys, alike)
