@@ -49,6 +49,18 @@ def evaluator(extractor: RerankingFeatureExtractor, **values: Any) -> Interactio
     return model.eval()
 
 
+def test_pairs_start_as_attraction_and_as_repulsion(extractor: RerankingFeatureExtractor) -> None:
+    """Rectified heads, too: none of them can turn its products round."""
+    config = InteractionEvaluatorConfig(
+        **{**TINY, "num_interaction_heads": 4, "feature_schema": extractor.schema.to_dict()}
+    )
+    pairs = InteractionEvaluator(config).pairs
+    assert pairs.num_plain_heads == 2
+    above, below = pairs.weight.unbind(2)  # (T, H, M - 1) each
+    assert above.sign()[0].tolist() == [[1.0] * 3, [-1.0] * 3, [1.0] * 3, [-1.0] * 3]
+    assert (below == 0).all()
+
+
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 @pytest.mark.parametrize("parts", [{}, {"num_hidden_layers": 2}, {"looks_ahead": False}, {"num_interaction_heads": 0}])
 def test_prefix_values_are_those_of_shorter_slates(
