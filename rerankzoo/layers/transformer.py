@@ -330,9 +330,7 @@ class TokenBlock:
             B * H.
         """
         key, value = self._memory_key_value(memory).chunk(2, dim=1)
-        parts = (
-            {"key": key, "value": value} if self.fused else {"key": (key * self.scale).transpose(2, 3), "value": value}
-        )
+        parts = {"key": key if self.fused else (key * self.scale).transpose(2, 3), "value": value}
         if mask is not None:
             heads = 1 if self.fused else self.num_attention_heads
             parts["mask"] = additive_mask(mask, memory.dtype).expand(-1, heads, -1, -1)

@@ -5,7 +5,7 @@ import torch
 
 from rerankzoo.generation import MatrixScorer, StaticScorer
 from rerankzoo.generation.scorer import remaining_log_probs
-from rerankzoo.generation.search import keep_top_k, may_run_out
+from rerankzoo.generation.search import greedy_search, keep_top_k, may_run_out
 from tests.generation.common import TableScorer
 
 LOGITS = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]]).log()
@@ -39,6 +39,13 @@ def test_matrix_scorer_takes_one_row_per_position() -> None:
     state = scorer.extend(state, scorer.step(state)[1], torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(ValueError, match="slate_size must be at most 2"):
         scorer.step(state)[0]
+
+
+def test_no_cache_is_made_after_the_last_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, kept, select = MatrixScorer(lambda batch: (LOGITS, torch.zeros(1, 3, 2))), [], MatrixScorer.select
+    monkeypatch.setattr(scorer, "select", lambda *given: kept.append(given) or select(scorer, *given))
+    assert greedy_search(scorer, BATCH, 2).slates.tolist() == [[[0, 2]]]
+    assert len(kept) == 1
 
 
 def test_static_scorer_scores_alike_at_every_position() -> None:

@@ -31,18 +31,18 @@ def blocks(cross_attention: bool) -> list[TransformerBlock]:
     return list(made)
 
 
-def forward(layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None) -> Tensor:
-    shared = {} if memory is None else {"memory": memory, "memory_mask": key_mask(REAL)}
+def forward(layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, real: Tensor = REAL) -> Tensor:
+    shared = {} if memory is None else {"memory": memory, "memory_mask": key_mask(real)}
     for layer in layers:
         tokens = layer(tokens, mask=causal_mask(tokens.shape[1], tokens.device), **shared)
     return tokens
 
 
 def token_by_token(
-    layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, fused: bool = False
+    layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, fused: bool = False, real: Tensor = REAL
 ) -> Iterator[Tensor]:
     ready = [TokenBlock(layer, fused) for layer in layers]
-    known = [None if memory is None else block.remember(memory, key_mask(REAL)) for block in ready]
+    known = [None if memory is None else block.remember(memory, key_mask(real)) for block in ready]
     past: list[Tensor | None] = [None] * len(layers)
     for position in range(tokens.shape[1]):
         hidden = tokens[:, position]
@@ -60,6 +60,14 @@ def test_is_forward_token_by_token(cross: bool, fused: bool) -> None:
     expected = forward(layers, tokens, memory)
     for position, found in enumerate(token_by_token(layers, tokens, memory, fused)):
         torch.testing.assert_close(found, expected[:, position], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_is_forward_where_nothing_is_padding(fused: bool) -> None:
+    layers, tokens, memory, full = blocks(True), random(6, LENGTH, HIDDEN), random(2, 7, HIDDEN, seed=2), REAL | True
+    assert "mask" not in TokenBlock(layers[0], fused).remember(memory, key_mask(full))
+    found = torch.stack(list(token_by_token(layers, tokens, memory, fused, full)), dim=1)
+    torch.testing.assert_close(found, forward(layers, tokens, memory, full), rtol=1e-5, atol=1e-5)
 
 
 class Adapted(nn.Linear):

@@ -64,6 +64,12 @@ def test_heads_must_divide_the_hidden_size() -> None:
         MultiHeadAttention(10, 4)
 
 
+def test_key_mask_is_none_where_nothing_is_padding() -> None:
+    full = torch.ones(2, 3, dtype=torch.bool)
+    assert key_mask(full) is None
+    assert key_mask(full.to("meta")) is not None  # not on the CPU: asking would wait for it
+
+
 def test_key_mask() -> None:
     mask = key_mask(torch.tensor([[True, False], [False, False]]))
     assert mask.shape == (2, 1, 1, 2)
