@@ -30,6 +30,7 @@ from rerankzoo.evaluation import (
 from rerankzoo.evaluation.board import BoardRow, append_rows, board_rows, has_model, read_board, serving_costs
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.generation import ExhaustiveSearch, GeneratorPool, SlateGenerationMixin
+from rerankzoo.metrics import within_one_error
 from rerankzoo.mining import MiningSettings, mine_folder
 from rerankzoo.models.registry import model_class
 from rerankzoo.text_files import read_yaml
@@ -309,16 +310,17 @@ class _Run:
         return train_members(spec.recipe, self.root / name, self.seed, spec.members, arguments)
 
     def _choose_evaluator(self, spec: EvaluatorSpec, name: str, arguments: Sequence[str]) -> Trained:
-        """Of one evaluator for each value, the one that held-out feedback prefers; its cost is that of all."""
+        """Of one evaluator for each value, the first within one standard error of the best; its cost is that of all."""
         key, values = parse_choice([spec.choose or ""])
         trials = {}
         for value in values:
             own = [*arguments, f"--{key}={value}"]
             trials[value] = train_members(spec.recipe, self.root / f"{name}-{value}", self.seed, spec.members, own)
         loader = next(iter(trials.values())).data.loader("validation")
-        logged = {value: float(log_likelihoods(trial.folder, loader).mean()) for value, trial in trials.items()}
-        self.chosen[name] = max(logged, key=lambda value: logged[value])
-        console.print(f"{name}: {self.chosen[name]}, by the held-out log-likelihoods {logged}")
+        logged = {value: log_likelihoods(trial.folder, loader) for value, trial in trials.items()}
+        self.chosen[name] = within_one_error(logged)
+        means = {value: one.mean().item() for value, one in logged.items()}
+        console.print(f"{name}: {self.chosen[name]}, by the held-out log-likelihoods {means}")
         return replace(trials[self.chosen[name]], cpu_seconds=total(trial.cpu_seconds for trial in trials.values()))
 
     def _train(self, name: str, entry: Entry, evaluator: Trained | None) -> tuple[Trained, dict[str, float | None]]:

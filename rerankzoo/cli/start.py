@@ -45,7 +45,8 @@ _RECIPES = {
     "degre": "degre/guided-simulator.yaml",
 }
 _OFTEN = 100
-_BEHAVIOURS = "model.init_args.config.behaviour=independent,cascade,satisfaction,choice"
+#: The simplest first: of those that held-out feedback cannot tell apart the first is kept.
+_BEHAVIOURS = "model.init_args.config.behaviour=independent,choice,cascade,satisfaction"
 #: Requests that are mined at most, where candidates x positions are `_SMALL` or less; of larger ones fewer, and from
 #: `_LARGE` on with fewer beams.
 _MINED, _FEWEST_MINED, _SMALL, _LARGE = 24_000, 2_000, 100, 1_000

@@ -1,4 +1,7 @@
-"""`rerankzoo fit --try KEY=A,B`: trains a model with each value, and keeps the one that held-out feedback prefers."""
+"""`rerankzoo fit --try KEY=A,B`: trains a model with each value, and keeps the one that held-out feedback prefers.
+
+Of those that it cannot tell apart the first named one is kept: the simplest should come first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from rerankzoo.data.loader import RequestLoader
 from rerankzoo.errors import RecipeError, shown
 from rerankzoo.evaluation import MIN_OBSERVED, count_positives
 from rerankzoo.losses import slate_mean
-from rerankzoo.metrics import paired_bootstrap
+from rerankzoo.metrics import paired_bootstrap, within_one_error
 from rerankzoo.models.auto import load_checkpoint
 
 _OPTION = "--try"
@@ -34,9 +37,10 @@ TRIED_FOLDER, TRIED_FILE = "tried", "tried.json"
 def fit(arguments: Sequence[str]) -> None:
     """`rerankzoo fit`, of one model or, with `--try KEY=A,B`, of one for each value of a key of the recipe.
 
-    All are trained in full, below `tried` in the run's root. The best one, by the mean log-probability of the feedback
-    of the validation requests (`log_likelihoods` of an evaluator's output), becomes the run's result. `tried.json`
-    tells all, with the paired difference from the best one, whose own figure is a little too good: it was chosen by it.
+    All are trained in full, below `tried` in the run's root. The first one that is within one standard error of the
+    best, by the mean log-probability of the feedback of the validation requests (`log_likelihoods` of an evaluator's
+    output), becomes the run's result. `tried.json` tells all, with the paired difference from the best one, whose own
+    figure is a little too good: it is the largest of several.
 
     Raises:
         RecipeError: If the option is wrong, a model is no evaluator that predicts feedback, or a run is to be resumed.
@@ -58,7 +62,8 @@ def fit(arguments: Sequence[str]) -> None:
     write_atomically(target, partial(shutil.copytree, best, copy_function=link_or_copy, dirs_exist_ok=True))
     write_json(root / TRIED_FILE, report)
     _print(report)
-    print(f"{report['chosen']} is in {target}, all in {root / TRIED_FOLDER}")
+    print(f"kept: {report['chosen']}, the first within one standard error of the best")
+    print(f"it is in {target}, all in {root / TRIED_FOLDER}")
 
 
 def parse_choice(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -118,13 +123,14 @@ def log_likelihoods(checkpoint: Path, loader: RequestLoader) -> Tensor:
 def _compare(key: str, trials: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What `tried.json` holds."""
     means = {value: trial["logged"].double().mean().item() for value, trial in trials.items()}
-    chosen = max(means, key=lambda value: means[value])
-    report: dict[str, Any] = {"key": key, "chosen": chosen, "requests": len(trials[chosen]["logged"]), "values": {}}
-    report["positives"] = trials[chosen]["positives"]
+    best = max(means, key=lambda value: means[value])
+    chosen = within_one_error({value: trial["logged"] for value, trial in trials.items()})
+    report: dict[str, Any] = {"key": key, "chosen": chosen, "requests": len(trials[best]["logged"]), "values": {}}
+    report["positives"] = trials[best]["positives"]
     for value, trial in trials.items():
         entry = {"log_likelihood": means[value], "cpu_seconds": trial["cpu_seconds"]}
-        if value != chosen and trial["positives"] >= MIN_OBSERVED:
-            difference = paired_bootstrap(trial["logged"], trials[chosen]["logged"])
+        if value != best and trial["positives"] >= MIN_OBSERVED:
+            difference = paired_bootstrap(trial["logged"], trials[best]["logged"])
             entry |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
         report["values"][value] = entry
     return report

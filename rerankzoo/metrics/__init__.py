@@ -24,6 +24,7 @@ from rerankzoo.metrics.intervals import (
     paired_bootstrap,
     resample,
     wilson_interval,
+    within_one_error,
 )
 from rerankzoo.metrics.ranking import (
     average_precision_at_k,
@@ -84,6 +85,7 @@ __all__ = [
     "uniform_slates",
     "utility_share",
     "wilson_interval",
+    "within_one_error",
 ]
 
 

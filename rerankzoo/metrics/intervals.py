@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ _CHUNK_ENTRIES = 2**22
 # Sums of larger values may overflow.
 _LARGE = 1e250
 _Z = 1.959964  # of a two-sided 95 % interval
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,37 @@ def paired_bootstrap(
     Resampling requests, not the two methods separately, removes the spread between easy and hard requests. a and b are
     (B,), in the same order.
     """
+    return bootstrap_mean(_difference(a, b), num_resamples, confidence, seed)
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
     first, second = _vector("a", a), _vector("b", b)
     if first.numel() != second.numel():
         raise ValueError(f"a has {first.numel()} requests, b has {second.numel()}: not paired")
-    return bootstrap_mean(_vector("a - b", first - second), num_resamples, confidence, seed)
+    return _vector("a - b", first - second)
+
+
+def within_one_error(values: Mapping[Name, Tensor]) -> Name:
+    """The first of several choices, named from the simplest to the richest, whose mean is as good as the best one's.
+
+    As good is what lies no more than one standard error of the paired difference below the largest mean: between two
+    that held-out requests cannot tell apart, chance would decide, and the richer one has learned more of it.
+
+    Args:
+        values: Of each choice the values (B,) of the same requests; more is better.
+
+    References:
+        Breiman et al., Classification and regression trees (1984), section 3.4.3: the rule of one standard error.
+    """
+    means = {name: _vector(str(name), one).mean().item() for name, one in values.items()}
+    best = max(means, key=lambda name: means[name])
+    behind = {name: _difference(values[best], one) for name, one in values.items()}
+    return next(name for name, one in behind.items() if one.mean().item() <= _error(one))
+
+
+def _error(values: Tensor) -> float:
+    """The standard error of a mean; that of one value is unknown, and 0 here."""
+    return values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def mean_interval(values: Tensor) -> Estimate:

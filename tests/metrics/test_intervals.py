@@ -16,6 +16,7 @@ from rerankzoo.metrics.intervals import (
     paired_bootstrap,
     resample,
     wilson_interval,
+    within_one_error,
 )
 
 
@@ -91,6 +92,23 @@ def test_wilson_interval_against_published_values():
     assert low.tolist() == pytest.approx([0.2553, 0.0624, 0.0, 0.0061], abs=5e-5)
     assert high.tolist() == pytest.approx([0.3662, 0.1605, 0.1611, 0.1718], abs=5e-5)
     assert wilson_interval(torch.tensor([20]), 20)[1].item() == 1
+
+
+def test_the_first_within_one_standard_error_of_the_best():
+    best = torch.tensor([3.0, 5.0, 4.0, 8.0])  # mean 5
+    # Behind by 2, 0, 1, 1: a mean of 1, a standard error of sqrt(2 / 3 / 4) = 0.408.
+    worse = torch.tensor([1.0, 5.0, 3.0, 7.0])
+    # Behind by 4, -2, 0, 0: a mean of 0.5, a standard error of sqrt(19 / 3 / 4) = 1.258.
+    unclear = torch.tensor([-1.0, 7.0, 4.0, 8.0])
+    assert within_one_error({"worse": worse, "unclear": unclear, "best": best}) == "unclear"
+    assert within_one_error({"best": best, "unclear": unclear}) == "best"
+    assert within_one_error({"worse": worse, "best": best}) == "best"
+    assert within_one_error({"first": best, "same": best.clone()}) == "first"
+    assert within_one_error({1: torch.tensor([0.0]), 2: torch.tensor([0.1])}) == 2  # one request has no spread
+    with pytest.raises(ValueError, match=r"worse, row 1: nan is not finite"):
+        within_one_error({"best": best, "worse": torch.tensor([0.0, math.nan])})
+    with pytest.raises(ValueError, match="a has 4 requests, b has 1: not paired"):
+        within_one_error({"best": best, "worse": torch.tensor([0.0])})
 
 
 def test_mean_and_spread():
