@@ -443,7 +443,7 @@ def mine_folder(
             partial(_Miner, *models, folder.absolute(), out.absolute(), batch_size, device), share, workers, watch
         )
     fabric.barrier()
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and (missing or not (out / METADATA_FILE).is_file()):
         counts = {name: sum(len(shard.rows) for shard in shards if shard.split == name) for name in wanted}
         _complete(out, folder, splits, miner.extractor, list(evaluators), record, counts)
     fabric.barrier()

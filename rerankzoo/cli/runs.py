@@ -95,14 +95,19 @@ def mine_once(evaluator: Trained, folder: Path, **settings: Any) -> float | None
 
     Returns:
         CPU seconds; `None` where they are not known.
+
+    Raises:
+        RerankingDataError: If they were mined by another evaluator, or with other settings.
     """
 
     def mine() -> None:
         with console.status(f"mining {folder.name}"):
             mine_folder([str(member) for member in evaluator.folders], evaluator.data.path, folder, **settings)
 
-    cost = folder.parent / f"{folder.name}-{COST_FILE}"
-    return _cpu_seconds(mine, cost, done=(folder / METADATA_FILE).is_file(), begun=folder.exists())
+    cost, done = folder.parent / f"{folder.name}-{COST_FILE}", (folder / METADATA_FILE).is_file()
+    if done:
+        mine()  # finds everything there, or refuses what was mined otherwise
+    return _cpu_seconds(mine, cost, done, begun=folder.exists())
 
 
 def _cpu_seconds(work: Callable[[], None], file: Path, done: bool, begun: bool) -> float | None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rerankzoo.cli.benchmark import Benchmark, _cost, _Run, join_options
 from rerankzoo.cli.main import main
 from rerankzoo.errors import RecipeError
 from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.models.auto import load_checkpoint
 from rerankzoo.models.registry import model_class
 
 EVALUATOR = "degre/evaluator-simulator.yaml"
@@ -205,6 +207,15 @@ def test_all_kinds_of_models_in_one_run_that_can_go_on(tmp_path: Path, capsys: p
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == weights
     again = json.loads((out / "results.json").read_text())["rows"]
     assert again == [row for row in first["rows"] if row["seed"] == 0]
+
+    # Slates that another evaluator mined are not taken for this one's.
+    evaluator = load_checkpoint(root / "evaluator" / "best").model
+    with torch.no_grad():
+        next(evaluator.parameters()).add_(0.1)
+    evaluator.save_pretrained(root / "evaluator" / "best")
+    capsys.readouterr()
+    assert main([*command, *options, "--seeds=1"]) == 2
+    assert "mined,keep=2,num_requests=16 was begun with" in capsys.readouterr().err
 
 
 def test_what_a_model_needs_comes_with_it(tmp_path: Path) -> None:
