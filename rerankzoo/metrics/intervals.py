@@ -108,7 +108,7 @@ def within_one_error(values: Mapping[Name, Tensor]) -> Name:
     """The first of several choices, named from the simplest to the richest, whose mean is as good as the best one's.
 
     As good is what lies no more than one standard error of the paired difference below the largest mean: between two
-    that held-out requests cannot tell apart, chance would decide, and the richer one has learned more of it.
+    that held-out requests cannot tell apart chance would decide, and what the richer one fits beyond may be noise.
 
     Args:
         values: Of each choice the values (B,) of the same requests; more is better.
