@@ -1,7 +1,4 @@
-"""`rerankzoo fit --try KEY=A,B`: trains a model with each value, and keeps the one that held-out feedback prefers.
-
-Of those that it cannot tell apart the first named one is kept: the simplest should come first.
-"""
+"""`rerankzoo fit --try KEY=A,B`: trains a model with each value, and keeps the first that held-out feedback prefers."""
 
 from __future__ import annotations
 
@@ -63,7 +60,7 @@ def fit(arguments: Sequence[str]) -> None:
     write_json(root / TRIED_FILE, report)
     _print(report)
     print(f"kept: {report['chosen']}, the first within one standard error of the best")
-    print(f"it is in {target}, all in {root / TRIED_FOLDER}")
+    print(f"in {target}, all in {root / TRIED_FOLDER}")
 
 
 def parse_choice(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -119,12 +119,11 @@ def within_one_error(values: Mapping[Name, Tensor]) -> Name:
     means = {name: _vector(str(name), one).mean().item() for name, one in values.items()}
     best = max(means, key=lambda name: means[name])
     behind = {name: _difference(values[best], one) for name, one in values.items()}
-    return next(name for name, one in behind.items() if one.mean().item() <= _error(one))
+    return next(name for name, one in behind.items() if one.mean().item() <= _spread(one) / len(one) ** 0.5)
 
 
-def _error(values: Tensor) -> float:
-    """The standard error of a mean; that of one value is unknown, and 0 here."""
-    return values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
+def _spread(values: Tensor) -> float:
+    return values.std().item() if len(values) > 1 else 0.0
 
 
 def mean_interval(values: Tensor) -> Estimate:
@@ -135,7 +134,7 @@ def mean_interval(values: Tensor) -> Estimate:
     """
     values = _vector("values", values)
     mean, count = values.mean().item(), len(values)
-    spread = values.std().item() if count > 1 else 0.0
+    spread = _spread(values)
     if spread == 0:
         return Estimate(mean, mean, mean, count)
     skew = ((values - mean) ** 3).mean().item() / spread**3 / count**0.5

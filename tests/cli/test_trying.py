@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rerankzoo.cli.main import main
-from rerankzoo.cli.trying import log_likelihoods
+from rerankzoo.cli.trying import _compare, log_likelihoods
 from rerankzoo.data.datamodule import RerankingDataModule
 from rerankzoo.metrics import within_one_error
 from rerankzoo.models.auto import load_checkpoint
@@ -53,6 +53,17 @@ def test_keeps_the_value_that_held_out_feedback_prefers(
     assert load_checkpoint(tmp_path / "best").model.config.evaluator_is_causal == (kept == "true")
     printed = capsys.readouterr().out.split("validation requests:")[1].split()
     assert printed.index(best) < printed.index(other)
+
+
+def test_of_two_that_cannot_be_told_apart_the_first_named_is_kept() -> None:
+    logged = {"simple": torch.tensor([0.0, 1.0] * 20), "rich": torch.tensor([1.1, 0.0] * 20)}  # behind by 0.05 +- 0.17
+    trials = {name: {"logged": one, "cpu_seconds": 1.0, "positives": 100} for name, one in logged.items()}
+    report = _compare("key", trials)
+    assert report["chosen"] == "simple"
+    assert report["values"]["simple"]["difference"] == pytest.approx(-0.05)  # from the best, which is not kept
+    assert "difference" not in report["values"]["rich"]
+    trials["simple"]["logged"] = logged["simple"] - 1
+    assert _compare("key", trials)["chosen"] == "rich"
 
 
 def test_a_value_trains_as_it_does_alone_and_few_positives_tell_nothing_of_it(
