@@ -88,7 +88,8 @@ class Comparisons:
 
     def exported(self, model: Any, format: Format, batch_size: int = 1, **decoding: Any) -> ExportedModel:  # noqa: A002
         """A model's graph with m = 6, n = 50."""
-        folder = self.exports / f"{type(model).__name__}-{format}-{batch_size}"
+        beams = f"-{decoding['num_beams']}-beams" if "num_beams" in decoding else ""
+        folder = self.exports / f"{type(model).__name__}-{format}-{batch_size}{beams}"
         if not folder.is_dir():
             config = model.generation_config.merged(slate_size=6, **decoding)
             sizes = GraphSizes(batch_size, 50) if format == "aoti" else None
@@ -195,22 +196,22 @@ class Comparisons:
         return [Ratio(row, "at_least", times["naive"] / times["eager"], 1.5, 1.7, note)]
 
     def beams(self) -> list[Ratio]:
-        """Eight beams: one request against transformers, 32 against naive."""
+        """Eight beams: one request against transformers, 32 against naive; eager and exported."""
         found = []
         sides = [(1, "transformers", "GenerationMixin", 2.5, 3.0), (32, "naive", "naive", 3.5, 5.0)]
         for size, peer, name, must, aim in sides:
             batch = full_batch(size, 50)
-            calls = {
-                "eager": partial(self.generator.generate, **batch, slate_size=6, num_beams=8),
-                peer: self.peers_of(batch, 6, 8)[peer],
-            }
+            calls = {**self.paths(self.generator, batch, num_beams=8), peer: self.peers_of(batch, 6, 8)[peer]}
             with torch.no_grad():
                 check_same({key: call() for key, call in calls.items()})
             times = self._times({**calls, **self.parts_of(batch)}, 2 * self.seconds)
             decoder = (times[peer] - times["encode"]) / (times["eager"] - times["encode"])
             note = f"decoder alone {decoder:.2f}; {self._shares(times)}"
             row = f"beam 8, batch {size}: {name} / ours"
-            found.append(Ratio(row, "at_least", times[peer] / times["eager"], must, aim, note))
+            found.append(Ratio(f"eager {row}", "at_least", times[peer] / times["eager"], must, aim, note))
+            graphs = {graph: times[peer] / times[graph] for graph in ("onnx", "aoti")}
+            note = ", ".join(f"{graph} {ratio:.2f}" for graph, ratio in graphs.items())
+            found.append(Ratio(f"exported {row}", "at_least", max(graphs.values()), must, aim, note))
         return found
 
     # --- contrastive ------------------------------------------------------------------------------------------------

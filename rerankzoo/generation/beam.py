@@ -55,11 +55,12 @@ def beam_search(
     rows = Rows.start(scorer, batch, slate_size, rules)
     num_requests, num_candidates = rows.state.available.shape
     first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
-    for _ in range(slate_size):
+    for left in reversed(range(slate_size)):  # positions after this one
         scores, cache = scorer.step(rows.state)
         totals = _totals(rows, rows.preferences(scores))
         expansions = totals.view(num_requests, -1)  # (B, width * N)
-        best, flat = expansions.topk(min(num_beams, expansions.shape[-1]), dim=-1)
+        kept = num_beams if left else num_return_sequences
+        best, flat = expansions.topk(min(kept, expansions.shape[-1]), dim=-1)
         width = rows.total.shape[0] // num_requests
         beam = flat // num_candidates
         # Not `flat % num_candidates`: ONNX has no remainder by a size that is known only when the graph runs.
@@ -89,9 +90,9 @@ def _totals(rows: Rows, scores: Tensor) -> Tensor:
 
 
 def _best(decoded: Decoded, num_return_sequences: int) -> Decoded:
-    """Cuts to the slates asked for, and pads where fewer exist."""
-    missing = num_return_sequences - decoded.scores.shape[1]
-    slates, scores, steps = (tensor[:, :num_return_sequences] for tensor in vars(decoded).values())
+    """Pads to the slates asked for where fewer exist."""
+    slates, scores, steps = vars(decoded).values()
+    missing = num_return_sequences - scores.shape[1]
     if missing > 0:
         slates, steps = (functional.pad(tensor, (0, 0, 0, missing)) for tensor in (slates, steps))
         scores = functional.pad(scores, (0, missing), value=NEVER)
