@@ -7,7 +7,8 @@ Slates: requests with unknown ids, missing values and unicode, of 1 to 50 and of
 pipeline; through the graph in a process that cannot import torch or rerankzoo; and through the graph in Node.
 
 Cost: JSON to JSON, the request of `qa/request_time.py` (50 candidates and 10 fields, DeGRe of D = 64, greedy, six
-positions), on one thread. The sides take turns in one process, so that other work on the machine slows down all alike.
+positions), on one thread. Beside them a ranker of 100 trees, LightGBM's LambdaMART, scores the candidates of the same
+JSON. The sides take turns in one process, so that other work on the machine slows down all alike.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,33 @@ def compare_slates(count: int, folder: Path, node: Path | None) -> None:
         raise SystemExit(1)
 
 
+def make_trees() -> Callable[[str], str]:
+    """From the JSON of a request to that of its six best items, by LambdaMART: 100 trees of 31 leaves each."""
+    import lightgbm
+
+    names = ("item_id", *FIELDS[0], *FIELDS[1])
+
+    def columns(request: dict[str, Any]) -> np.ndarray:
+        items = [request[name] for name in names]
+        return np.array([[request["user_id"]] * len(items[0]), *items], dtype=np.float64).T
+
+    requests = make_requests(200, 50, *FIELDS)
+    rows = np.concatenate([columns(request) for request in requests])
+    labels = np.random.default_rng(0).integers(0, 2, len(rows))
+    data = lightgbm.Dataset(rows, labels, group=[50] * len(requests))
+    booster = lightgbm.train({"objective": "lambdarank", "num_threads": 1, "verbose": -1}, data, num_boost_round=100)
+
+    def answer(text: str) -> str:
+        request = json.loads(text)
+        scores = booster.predict(columns(request), num_threads=1)
+        best = np.argsort(-scores)[: SIZES["slate_size"]].tolist()
+        return json.dumps(
+            [{"item_id": request["item_id"][index], "index": index, "score": scores[index]} for index in best]
+        )
+
+    return answer
+
+
 def compare_cost(turns: int, calls: int, folder: Path) -> None:
     """Prints the CPU time of a request, and the ratio."""
     from rerankzoo import RerankingPipeline
@@ -147,11 +176,12 @@ def compare_cost(turns: int, calls: int, folder: Path) -> None:
     pipeline = make_pipeline(*FIELDS, **SIZES)
     export_model(pipeline.model, pipeline.extractor, folder, "onnx", features=FeatureOptions())
     onnx, client = RerankingPipeline.from_pretrained(folder, backend="onnx"), GraphClient(folder)
-    text = json.dumps(make_requests(1, 50, *FIELDS)[0])
+    text, trees = json.dumps(make_requests(1, 50, *FIELDS)[0]), make_trees()
     sides = {
         "eager pipeline": lambda: json.dumps(pipeline(json.loads(text))),
         "pipeline, backend onnx": lambda: json.dumps(onnx(json.loads(text))),
         "graph with features": lambda: json.dumps(client([json.loads(text)])[0]),
+        "LambdaMART, 100 trees": lambda: trees(text),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
