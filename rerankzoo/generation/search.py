@@ -36,19 +36,17 @@ class Rows:
     steps: Tensor  # (R, t), the scores of its steps
     rules: SlateRules | None = None
     plans: list[Plan | None] = field(default_factory=list)  # of rows whose constraints need a search
-    may_finish: bool = True  # whether any row can be whole before its last position
-    length: Tensor | None = None  # (B,), positions of each request's slate, where the batch tells
+    length: Tensor | None = None  # (B,), positions of each request's slate; `None`: M of every request
 
     @classmethod
     def start(cls, scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Rows:
         """One row per request with an empty prefix, for slates of `slate_size` positions."""
         state = scorer.start(batch)
         total = torch.zeros(state.request.shape, device=state.prefix.device)
-        length = batch.get("slate_length")
-        may_finish = rules is not None or length is not None or may_run_out(state.available, slate_size)
-        plans = [] if rules is None else rules.plans
         steps = total.new_zeros(total.shape[0], 0)
-        return cls(scorer, state, slate_size, total, steps, rules, plans, may_finish, length)
+        if rules is not None:
+            return cls(scorer, state, slate_size, total, steps, rules, rules.plans, rules.length)
+        return cls(scorer, state, slate_size, total, steps, length=filled_positions(state.available, slate_size, batch))
 
     @property
     def finished(self) -> Tensor | None:
@@ -56,12 +54,9 @@ class Rows:
 
         `None` where no row can be.
         """
-        if self.rules is not None:
-            return self.rules.length[self.state.request] <= self.state.prefix.shape[1]
-        if self.length is not None:
-            full = self.length[self.state.request] <= self.state.prefix.shape[1]
-            return full | ~self.state.available.any(-1)
-        return ~self.state.available.any(-1) if self.may_finish else None
+        if self.length is None:
+            return None
+        return self.state.of_requests(self.length) <= self.state.prefix.shape[1]
 
     def preferences(self, scores: Tensor) -> Tensor:
         """What the choice goes by: the scores (R, N), with constraints boosted and -inf for what they do not allow."""
@@ -89,7 +84,7 @@ class Rows:
         last = self.state.prefix.shape[1] + 1 == self.slate_size
         state = self.scorer.extend(self.state, cache, parent, index, last)
         steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
-        return Rows(self.scorer, state, self.slate_size, total, steps, self.rules, plans, self.may_finish, self.length)
+        return Rows(self.scorer, state, self.slate_size, total, steps, self.rules, plans, self.length)
 
     def decoded(self, num_requests: int) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...)."""
@@ -97,14 +92,17 @@ class Rows:
         return Decoded(prefix.unflatten(0, shape), self.total.unflatten(0, shape), self.steps.unflatten(0, shape))
 
 
-def may_run_out(available: Tensor, slate_size: int) -> bool:
-    """Whether some request has fewer candidates (B, N) than its slate has positions: mostly none, which spares steps.
+def filled_positions(available: Tensor, slate_size: int, batch: Batch) -> Tensor | None:
+    """The positions (B,) of each request's slate, as many as it has candidates (B, N) or the batch tells.
 
-    A graph is not asked: it is made for any requests.
+    `None` where all have M, as mostly, which spares steps; a graph is not asked: it is made for any requests.
     """
-    if torch.compiler.is_compiling() or slate_size > available.shape[1]:
-        return True
-    return bool((available.sum(-1) < slate_size).any())
+    length = available.sum(-1)
+    if "slate_length" in batch:
+        length = torch.minimum(length, batch["slate_length"])
+    if torch.compiler.is_compiling() or slate_size > available.shape[1] or bool((length < slate_size).any()):
+        return length
+    return None
 
 
 def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Decoded:

@@ -5,7 +5,7 @@ import torch
 
 from rerankzoo.generation import MatrixScorer, StaticScorer
 from rerankzoo.generation.scorer import remaining_log_probs
-from rerankzoo.generation.search import greedy_search, keep_top_k, may_run_out
+from rerankzoo.generation.search import filled_positions, greedy_search, keep_top_k
 from tests.generation.common import TableScorer
 
 LOGITS = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]]).log()
@@ -82,7 +82,16 @@ def test_keep_top_k() -> None:
     assert torch.equal(keep_top_k(scores, 9), scores)
 
 
-@pytest.mark.parametrize(("slate_size", "expected"), [(2, False), (3, True), (4, True), (10**30, True)])
-def test_whether_a_request_may_run_out_of_candidates(slate_size: int, expected: bool) -> None:
+@pytest.mark.parametrize(("slate_size", "expected"), [(2, None), (3, [2, 3]), (4, [2, 3]), (10**30, [2, 3])])
+def test_how_many_positions_a_request_fills(slate_size: int, expected: list[int] | None) -> None:
     available = torch.tensor([[True, True, False], [True, True, True]])
-    assert may_run_out(available, slate_size) is expected
+    length = filled_positions(available, slate_size, {})
+    assert (length if length is None else length.tolist()) == expected
+
+
+def test_a_batch_may_tell_how_many_positions_are_filled() -> None:
+    available = torch.tensor([[True, True, False], [True, True, True]])
+    length = filled_positions(available, 2, {"slate_length": torch.tensor([3, 1])})
+    assert length is not None
+    assert length.tolist() == [2, 1]
+    assert filled_positions(available, 2, {"slate_length": torch.tensor([2, 3])}) is None
