@@ -16,7 +16,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from rerankzoo.generation.scorer import remaining_log_probs
-from rerankzoo.layers import TransformerBlock, causal_mask, key_mask
+from rerankzoo.layers import TransformerBlock, causal_mask, key_mask, split_heads
 from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.pointer_generator import Encoded
 
@@ -79,7 +79,8 @@ class TransformersGenerator(PreTrainedModel, GenerationMixin):
         self, layer: TransformerBlock, number: int, hidden: Tensor, states: Tensor, mask: Tensor, cache: Any
     ) -> Tensor:
         attention, cross = layer.attention, layer.cross_attention
-        query, key, value = attention.heads(layer.project(hidden)).chunk(3, dim=1)
+        heads = attention.num_attention_heads
+        query, key, value = split_heads(layer.project(hidden), 3 * heads).chunk(3, dim=1)
         key, value = cache.self_attention_cache.update(key, value, number)
         mixed = F.scaled_dot_product_attention(query, key, value)
         hidden = hidden + attention.output(mixed.transpose(1, 2).flatten(2))
@@ -87,10 +88,10 @@ class TransformersGenerator(PreTrainedModel, GenerationMixin):
             known = cache.cross_attention_cache.layers[number]
             key, value = known.keys, known.values
         else:
-            key, value = layer.memory_key_value(states).chunk(2, dim=1)
+            key, value = split_heads(layer.memory_key_value(states), 2 * heads).chunk(2, dim=1)
             key, value = cache.cross_attention_cache.update(key, value, number)
             cache.is_updated[number] = True
-        query = cross.heads(cross.query(layer.cross_attention_norm(hidden)))
+        query = split_heads(cross.query(layer.cross_attention_norm(hidden)), heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         hidden = hidden + cross.output(mixed.transpose(1, 2).flatten(2))
         return hidden + layer.feed_forward(layer.feed_forward_norm(hidden))

@@ -30,10 +30,12 @@ from rerankzoo.layers.transformer import (
     TransformerBlock,
     additive_mask,
     attend,
+    attend_by_heads,
     causal_mask,
     key_mask,
     linear_function,
     norm_function,
+    split_heads,
 )
 from rerankzoo.layers.upstream import UpstreamModel, UpstreamRankEmbedding, upstream_rank
 
@@ -68,11 +70,13 @@ __all__ = [
     "additive_mask",
     "ages",
     "attend",
+    "attend_by_heads",
     "causal_mask",
     "gumbel_choices",
     "key_mask",
     "linear_function",
     "norm_function",
     "recency",
+    "split_heads",
     "upstream_rank",
 ]

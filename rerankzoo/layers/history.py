@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rerankzoo.layers.transformer import key_mask
+from rerankzoo.layers.transformer import key_mask, split_heads
 
 #: Half-lives at the start: in mean gaps of the training rows where times are known, else in past items.
 FIRST_TIME, FIRST_COUNT = 1.0, 8.0
@@ -42,11 +42,6 @@ def recency(age: Tensor, half_life: Tensor, mask: Tensor) -> Tensor:
         (B, L) or (H, B, L), in [0, 1].
     """
     return torch.exp2(-age.float() / half_life.float()).masked_fill(~mask, 0.0)
-
-
-def split_heads(items: Tensor, num_heads: int) -> Tensor:
-    """(B, L, D) to (B, H, L, D/H)."""
-    return items.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class PageContext(nn.Module):

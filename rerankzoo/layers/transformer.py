@@ -63,6 +63,46 @@ def attend(
     return F.dropout(weights.softmax(-1), dropout) @ value
 
 
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """A view of tokens (B, L, D) by their heads: (B, H, L, D/H)."""
+    rows, length, width = tokens.shape
+    return tokens.view(rows, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def attend_by_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    implementation: str = "sdpa",
+) -> Tensor:
+    """Attention in H heads, from tokens to tokens: `attend`, and what splits and joins its heads.
+
+    Args:
+        query: (B, Q, D).
+        key: (B, K, D).
+        value: (B, K, D).
+        num_heads: H; divides D.
+        mask: See `attend`.
+        dropout: See `attend`.
+        implementation: That of `attend`, or `"onnx"`: the operator of ONNX, one node of a graph instead of a dozen;
+            without dropout.
+
+    Returns:
+        (B, Q, D).
+    """
+    if implementation == "onnx":  # the runtime wants a mask for every query
+        mask = None if mask is None else mask.expand(-1, -1, query.shape[1], -1)
+        mixed: Tensor = torch.onnx.ops.attention(
+            query, key, value, mask, q_num_heads=num_heads, kv_num_heads=num_heads
+        )[0]
+        return mixed
+    query, key, value = (split_heads(tokens, num_heads) for tokens in (query, key, value))
+    return attend(query, key, value, mask, dropout, implementation).transpose(1, 2).flatten(2)
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention; one fused projection for queries, keys and values where they come from the same input.
 
@@ -105,25 +145,17 @@ class MultiHeadAttention(nn.Module):
             (B, Q, D).
         """
         if self.cross:
-            return self.read(hidden, self.heads(self.key_value(memory)), mask, implementation)
+            return self.read(hidden, self.key_value(memory), mask, implementation)
         # Cut before it is split into heads: the gradients are then joined along the last axis, without another copy.
-        query, key, value = map(self.heads, self.query_key_value(hidden).chunk(3, dim=-1))
+        query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
         return self._mix(query, key, value, mask, implementation)
-
-    def heads(self, projected: Tensor) -> Tensor:
-        """Splits queries, keys or values of some tokens into their heads: (B, L, k * D) to (B, k * H, L, D/H).
-
-        A view. Keys and values of a sequence are kept in this form, so that they are split once.
-        """
-        rows, length, width = projected.shape
-        return projected.view(rows, length, width // self.head_size, self.head_size).transpose(1, 2)
 
     def read(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
         """Cross-attention to a memory whose keys and values are there already.
 
         Args:
             hidden: (R, Q, D); R is a multiple of B, and the R / B rows of a request are neighbours.
-            key_value: (B, 2 * H, K, D/H), `heads(key_value(memory))`; not copied for the rows of a request.
+            key_value: (B, K, 2 * D), `self.key_value(memory)`; not copied for the rows of a request.
             mask: See `attend`.
             implementation: See `attend`.
 
@@ -131,8 +163,8 @@ class MultiHeadAttention(nn.Module):
             (R, Q, D).
         """
         query = self.query(hidden).reshape(key_value.shape[0], -1, hidden.shape[-1])
-        key, value = key_value.chunk(2, dim=1)
-        return self._mix(self.heads(query), key, value, mask, implementation).view(hidden.shape)
+        key, value = key_value.chunk(2, dim=-1)
+        return self._mix(query, key, value, mask, implementation).view(hidden.shape)
 
     def branch(self, projected: Tensor, past: Tensor | None) -> Tensor:
         """Self-attention of alternative next tokens, each to the tokens before it and to itself.
@@ -149,7 +181,7 @@ class MultiHeadAttention(nn.Module):
         """
         if past is None:  # the first token sees itself alone
             return self.output(projected.chunk(3, dim=-1)[2])
-        query, key, value = self.heads(projected).chunk(3, dim=1)  # (R, H, A, D/H)
+        query, key, value = split_heads(projected, 3 * self.num_attention_heads).chunk(3, dim=1)  # (R, H, A, D/H)
         past_key, past_value = past.chunk(2, dim=1)
         own = (query * key).sum(-1, keepdim=True)
         weights = torch.cat([query @ past_key.transpose(-1, -2), own], dim=-1) / math.sqrt(query.shape[-1])
@@ -159,8 +191,7 @@ class MultiHeadAttention(nn.Module):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, mask, dropout, implementation)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(attend_by_heads(query, key, value, self.num_attention_heads, mask, dropout, implementation))
 
 
 class TransformerBlock(GradientCheckpointingLayer):
@@ -234,8 +265,8 @@ class TransformerBlock(GradientCheckpointingLayer):
         return self.attention.query_key_value(self.attention_norm(hidden))
 
     def memory_key_value(self, memory: Tensor) -> Tensor:
-        """Keys and values (B, 2 * H, K, D/H) of a memory (B, K, D), for `TokenBlock`: computed once."""
-        return self.cross_attention.heads(self.cross_attention.key_value(memory))
+        """Keys and values (B, K, 2 * D) of a memory (B, K, D), for `TokenBlock`: computed once."""
+        return self.cross_attention.key_value(memory)
 
     def step(self, hidden: Tensor, projected: Tensor, past: Tensor | None) -> Tensor:
         """Runs a block without cross-attention on alternative next tokens of sequences whose keys are known.
@@ -293,13 +324,15 @@ class TokenBlock:
 
     Args:
         block: The block; a change of its weights' values shows here, new tensors in their place do not.
-        fused: Whether attention is one call of torch's kernels: fewer calls, for accelerators. On a CPU they handle
-            each head of each sequence by itself, and spelled out, one query of many sequences takes half the time.
+        implementation: `"eager"` spells attention out; `"sdpa"` and `"onnx"` are those of `attend_by_heads`, one call
+            or one node. For accelerators and graphs: on a CPU torch's kernels handle each head of each sequence by
+            itself, and spelled out, one query of many sequences takes half the time.
     """
 
-    def __init__(self, block: TransformerBlock, fused: bool = False) -> None:
+    def __init__(self, block: TransformerBlock, implementation: str = "eager") -> None:
         self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
-        self.fused, self.scale = fused, self.head_size**-0.5
+        self.implementation, self.fused = implementation, implementation != "eager"
+        self.scale = self.head_size**-0.5
         # (H, D), 1 where a number is of a head: a product with it sums by heads, faster than sums of short rows.
         weight = block.attention_norm.weight
         self._spread = torch.eye(self.num_attention_heads, dtype=weight.dtype, device=weight.device)
@@ -326,15 +359,16 @@ class TokenBlock:
             mask: (B, 1, 1, K), see `attend`.
 
         Returns:
-            Keys, values and the mask if there is one, contiguous and in the form that the block reads: B rows each, or
-            B * H.
+            Keys, values and the mask if there is one, in the form that the block reads: B rows each, or B * H.
         """
-        key, value = self._memory_key_value(memory).chunk(2, dim=1)
-        parts = {"key": key if self.fused else (key * self.scale).transpose(2, 3), "value": value}
-        if mask is not None:
-            heads = 1 if self.fused else self.num_attention_heads
-            parts["mask"] = additive_mask(mask, memory.dtype).expand(-1, heads, -1, -1)
-        return {name: (part if self.fused else part.flatten(0, 1)).contiguous() for name, part in parts.items()}
+        key, value = self._memory_key_value(memory).chunk(2, dim=-1)
+        known = {} if mask is None else {"mask": additive_mask(mask, memory.dtype)}
+        if self.fused:
+            return {"key": key, "value": value, **known}
+        key, value = (split_heads(part, self.num_attention_heads) for part in (key, value))
+        parts = {"key": (key * self.scale).transpose(2, 3), "value": value}
+        parts |= {name: part.expand(-1, self.num_attention_heads, -1, -1) for name, part in known.items()}
+        return {name: part.flatten(0, 1).contiguous() for name, part in parts.items()}
 
     def __call__(
         self, hidden: Tensor, past: Tensor | None, memory: Mapping[str, Tensor] | None = None
@@ -366,28 +400,23 @@ class TokenBlock:
             return projected[:, 2 * size :], fresh
         key_value, query = torch.cat([past, fresh]), projected[:, :size]
         if self.fused:
-            query, key, value = (
-                part.view(*part.shape[:-1], heads, -1) for part in (query, *key_value.chunk(2, dim=-1))
-            )
-            key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)  # (R, H, t + 1, D/H)
-            mixed = F.scaled_dot_product_attention(query.unsqueeze(2), key, value)
-        else:
-            key, value = key_value.chunk(2, dim=-1)
-            weights = ((query * key) @ self._gather).softmax(0)  # (t + 1, R, H)
-            mixed = (weights @ self._spread * value).sum(0)
-        return mixed.reshape(-1, size), key_value
+            key, value = key_value.transpose(0, 1).chunk(2, dim=-1)  # (R, t + 1, D)
+            mixed = attend_by_heads(query.unsqueeze(1), key, value, heads, implementation=self.implementation)
+            return mixed.squeeze(1), key_value
+        key, value = key_value.chunk(2, dim=-1)
+        weights = ((query * key) @ self._gather).softmax(0)  # (t + 1, R, H)
+        return (weights @ self._spread * value).sum(0), key_value
 
     def _attend_to_memory(self, query: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
         """What the rows (R, D) of each request read from its memory: (R, D)."""
         key, value, mask, heads = memory["key"], memory["value"], memory.get("mask"), self.num_attention_heads
         if self.fused:
-            split = query.view(key.shape[0], -1, heads, self.head_size).transpose(1, 2)
-            mixed = F.scaled_dot_product_attention(split, key, value, attn_mask=mask)
-        else:
-            split = query.view(key.shape[0] // heads, -1, heads, self.head_size).transpose(1, 2)
-            rows = split.flatten(0, 1)
-            logits = torch.bmm(rows, key) if mask is None else torch.baddbmm(mask, rows, key)
-            mixed = torch.bmm(logits.softmax(-1), value).view(split.shape)
+            grouped = query.view(key.shape[0], -1, query.shape[-1])
+            return attend_by_heads(grouped, key, value, heads, mask, implementation=self.implementation).flatten(0, 1)
+        split = query.view(key.shape[0] // heads, -1, heads, self.head_size).transpose(1, 2)
+        rows = split.flatten(0, 1)
+        logits = torch.bmm(rows, key) if mask is None else torch.baddbmm(mask, rows, key)
+        mixed = torch.bmm(logits.softmax(-1), value).view(split.shape)
         return mixed.transpose(1, 2).reshape(query.shape)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rerankzoo.batch import Batch, gather_candidates
 from rerankzoo.generation import Cache, ScorerState
 from rerankzoo.generation.scorer import take_rows
-from rerankzoo.layers import TransformerBlock, causal_mask
+from rerankzoo.layers import TransformerBlock, causal_mask, split_heads
 
 
 def _blocks(layers: nn.ModuleList) -> list[TransformerBlock]:
@@ -78,6 +78,7 @@ def keep_chosen(layers: nn.ModuleList, cache: Cache, parent: Tensor | None, rows
     kept = {}
     for number, layer in enumerate(_blocks(layers)):
         name = f"past_{number}"
-        fresh = layer.attention.heads(cache[f"key_value_{number}"][rows, chosen].unsqueeze(1))
+        fresh = cache[f"key_value_{number}"][rows, chosen].unsqueeze(1)
+        fresh = split_heads(fresh, 2 * layer.attention.num_attention_heads)
         kept[name] = torch.cat([take_rows(cache[name], parent), fresh], dim=2) if name in cache else fresh
     return kept

@@ -228,10 +228,12 @@ class PointerScorer(ModelScorer):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.slate_size = model.config.slate_size
-        fused = model.config._attn_implementation == "sdpa" and model.device.type != "cpu"
+        implementation = model.config._attn_implementation
+        if implementation == "sdpa" and model.device.type == "cpu":
+            implementation = "eager"
         # Looked up once: attributes of modules and configs are slow, and every position needs them.
         layers = cast(list[TransformerBlock], list(model.decoder_layers))
-        self.blocks = [TokenBlock(layer, fused) for layer in layers]
+        self.blocks = [TokenBlock(layer, implementation) for layer in layers]
         self.norm, self.positions = norm_function(model.decoder_norm), model.positions.weight
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from rerankzoo.serving.random_inputs import random_batch, random_requests, spoil
 
 #: Largest difference between the scores of graph and model, absolute and relative.
 TOLERANCE = 1e-4
+_OPSET = 23  # the first with an operator for attention
 _AXES = {"B": "requests", "N": "candidates", "L": "history"}  # that may have any size
 
 
@@ -134,8 +135,8 @@ def export_model(
         model.save_pretrained(target)
         extractor.save_pretrained(target)
         path = target / GRAPH_NAMES[format]
-        if format == "onnx":  # torch's function turns keys by nine nodes; spelled out, attention turns them by one
-            model.set_attn_implementation("eager")
+        if format == "onnx":
+            model.config._attn_implementation = "onnx"
         with _quiet_exporters():
             program = _trace(SlateGraph(model, config), batch, dynamic=sizes is None)
             if format == "onnx":
@@ -218,7 +219,9 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
         import onnxscript  # noqa: F401  (torch asks for it by a traceback)
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnxscript: pip install 'rerankzoo[serve]'") from error
-    converted: Any = torch.onnx.export(program, input_names=list(batch), output_names=OUTPUT_NAMES, verbose=False)
+    converted: Any = torch.onnx.export(
+        program, input_names=list(batch), output_names=OUTPUT_NAMES, opset_version=_OPSET, verbose=False
+    )
     graph = converted.model.graph
     axes = {entry: _dynamic_axes(entry.name) for entry in graph.inputs}
     axes |= {entry: {0: _AXES["B"]} for entry in graph.outputs}

@@ -39,9 +39,13 @@ def forward(layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | Non
 
 
 def token_by_token(
-    layers: list[TransformerBlock], tokens: Tensor, memory: Tensor | None, fused: bool = False, real: Tensor = REAL
+    layers: list[TransformerBlock],
+    tokens: Tensor,
+    memory: Tensor | None,
+    implementation: str = "eager",
+    real: Tensor = REAL,
 ) -> Iterator[Tensor]:
-    ready = [TokenBlock(layer, fused) for layer in layers]
+    ready = [TokenBlock(layer, implementation) for layer in layers]
     known = [None if memory is None else block.remember(memory, key_mask(real)) for block in ready]
     past: list[Tensor | None] = [None] * len(layers)
     for position in range(tokens.shape[1]):
@@ -51,22 +55,22 @@ def token_by_token(
         yield hidden
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "onnx"])
 @pytest.mark.parametrize("cross", [True, False])
-def test_is_forward_token_by_token(cross: bool, fused: bool) -> None:
+def test_is_forward_token_by_token(cross: bool, implementation: str) -> None:
     """Two requests, three rows each."""
     layers, tokens = blocks(cross), random(6, LENGTH, HIDDEN)
     memory = random(2, 7, HIDDEN, seed=2) if cross else None
     expected = forward(layers, tokens, memory)
-    for position, found in enumerate(token_by_token(layers, tokens, memory, fused)):
+    for position, found in enumerate(token_by_token(layers, tokens, memory, implementation)):
         torch.testing.assert_close(found, expected[:, position], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_is_forward_where_nothing_is_padding(fused: bool) -> None:
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "onnx"])
+def test_is_forward_where_nothing_is_padding(implementation: str) -> None:
     layers, tokens, memory, full = blocks(True), random(6, LENGTH, HIDDEN), random(2, 7, HIDDEN, seed=2), REAL | True
-    assert "mask" not in TokenBlock(layers[0], fused).remember(memory, key_mask(full))
-    found = torch.stack(list(token_by_token(layers, tokens, memory, fused, full)), dim=1)
+    assert "mask" not in TokenBlock(layers[0], implementation).remember(memory, key_mask(full))
+    found = torch.stack(list(token_by_token(layers, tokens, memory, implementation, full)), dim=1)
     torch.testing.assert_close(found, forward(layers, tokens, memory, full), rtol=1e-5, atol=1e-5)
 
 

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rerankzoo.layers import MultiHeadAttention, TransformerBlock, additive_mask, attend, causal_mask, key_mask
+from rerankzoo.layers import (
+    MultiHeadAttention,
+    TransformerBlock,
+    additive_mask,
+    attend,
+    causal_mask,
+    key_mask,
+    split_heads,
+)
 
 HIDDEN, HEADS, WIDE = 16, 4, 24
 
@@ -118,7 +126,7 @@ def test_block_is_torchs_encoder_layer(implementation: str, train: bool) -> None
     torch.testing.assert_close(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "onnx"])
 def test_block_is_torchs_decoder_layer(implementation: str) -> None:
     layer = nn.TransformerDecoderLayer(HIDDEN, HEADS, WIDE, 0.0, F.gelu, batch_first=True, norm_first=True)
     block = TransformerBlock(HIDDEN, HEADS, WIDE, cross_attention=True)
@@ -155,7 +163,7 @@ def test_step_is_forward_on_every_extended_sequence(past: int) -> None:
     mask = causal_mask(past + 1, rows.device)
     expected, cached, found = extended, rows, alternatives
     for layer in layers:
-        projected, known = layer.project(found), layer.attention.heads(layer.project(cached)[..., HIDDEN:])
+        projected, known = layer.project(found), split_heads(layer.project(cached)[..., HIDDEN:], 2 * HEADS)
         found = layer.step(found, projected, known if past else None)
         if past:
             cached = layer(cached, mask=causal_mask(past, rows.device))
