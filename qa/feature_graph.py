@@ -7,8 +7,9 @@ Slates: requests with unknown ids, missing values and unicode, of 1 to 50 and of
 pipeline; through the graph in a process that cannot import torch or rerankzoo; and through the graph in Node.
 
 Cost: JSON to JSON, the request of `qa/request_time.py` (50 candidates and 10 fields, DeGRe of D = 64, greedy, six
-positions), on one thread. Beside them a ranker of 100 trees, LightGBM's LambdaMART, scores the candidates of the same
-JSON. The sides take turns in one process, so that other work on the machine slows down all alike.
+positions), on one thread. Beside them NAR4Rec of the same size, which scores all positions at once, and a
+ranker of 100 trees, LightGBM's LambdaMART, that scores the candidates of the same JSON. The sides take turns in one
+process, so that other work on the machine slows down all alike.
 """
 
 from __future__ import annotations
@@ -168,19 +169,24 @@ def make_trees() -> Callable[[str], str]:
 
 
 def compare_cost(turns: int, calls: int, folder: Path) -> None:
-    """Prints the CPU time of a request, and the ratio."""
-    from rerankzoo import RerankingPipeline
+    """Prints the CPU time of a request, and the ratios to the eager pipeline and to the trees."""
+    from rerankzoo import NAR4RecConfig, NAR4RecForReranking, RerankingPipeline
     from rerankzoo.serving import FeatureOptions, export_model
     from rerankzoo.serving.graph_client import GraphClient
 
     pipeline = make_pipeline(*FIELDS, **SIZES)
-    export_model(pipeline.model, pipeline.extractor, folder, "onnx", features=FeatureOptions())
-    onnx, client = RerankingPipeline.from_pretrained(folder, backend="onnx"), GraphClient(folder)
+    sizes = {name: size for name, size in SIZES.items() if name != "num_decoder_layers"}
+    selector = NAR4RecForReranking(NAR4RecConfig(feature_schema=pipeline.extractor.schema.to_dict(), **sizes))
+    for name, model in {"degre": pipeline.model, "nar4rec": selector}.items():
+        export_model(model, pipeline.extractor, folder / name, "onnx", features=FeatureOptions())
+    onnx = RerankingPipeline.from_pretrained(folder / "degre", backend="onnx")
+    degre, nar4rec = GraphClient(folder / "degre"), GraphClient(folder / "nar4rec")
     text, trees = json.dumps(make_requests(1, 50, *FIELDS)[0]), make_trees()
     sides = {
         "eager pipeline": lambda: json.dumps(pipeline(json.loads(text))),
         "pipeline, backend onnx": lambda: json.dumps(onnx(json.loads(text))),
-        "graph with features": lambda: json.dumps(client([json.loads(text)])[0]),
+        "graph with features": lambda: json.dumps(degre([json.loads(text)])[0]),
+        "the same of NAR4Rec": lambda: json.dumps(nar4rec([json.loads(text)])[0]),
         "LambdaMART, 100 trees": lambda: trees(text),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -193,12 +199,16 @@ def compare_cost(turns: int, calls: int, folder: Path) -> None:
                 spent.append(1e3 * (time.process_time() - start))
             if turn:  # the first warms up
                 times[name].append(statistics.median(spent))
-    base = times["eager pipeline"]
+    first, last = times["eager pipeline"], times["LambdaMART, 100 trees"]
     for name, spent in times.items():
-        ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
-        low, high = ratios[turns // 10], ratios[-1 - turns // 10]
-        ratio = f"{statistics.median(ratios):.2f} (10 % and 90 % of turns: {low:.2f}, {high:.2f})"
-        print(f"{name}: {statistics.median(spent):.2f} ms of CPU time; eager / this {ratio}")
+        ratios = f"eager / this {_ratio(first, spent)}, this / LambdaMART {_ratio(spent, last)}"
+        print(f"{name}: {statistics.median(spent):.2f} ms of CPU time; {ratios}")
+
+
+def _ratio(above: list[float], below: list[float]) -> str:
+    ratios = sorted(one / other for one, other in zip(above, below, strict=True))
+    tenth = len(ratios) // 10
+    return f"{statistics.median(ratios):.2f} ({ratios[tenth]:.2f} to {ratios[-1 - tenth]:.2f})"
 
 
 def main() -> None:

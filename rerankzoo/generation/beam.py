@@ -54,14 +54,15 @@ def beam_search(
     """
     rows = Rows.start(scorer, batch, slate_size, rules)
     num_requests, num_candidates = rows.state.available.shape
-    first_row = torch.arange(num_requests, device=rows.total.device).unsqueeze(-1)
+    first_row = torch.arange(num_requests, device=rows.steps.device).unsqueeze(-1)
+    total = torch.zeros(num_requests, device=rows.steps.device)  # (R,), the score of each prefix
     for left in reversed(range(slate_size)):  # positions after this one
         scores, cache = scorer.step(rows.state)
-        totals = _totals(rows, rows.preferences(scores))
+        totals = _totals(rows, total, rows.preferences(scores))
         expansions = totals.view(num_requests, -1)  # (B, width * N)
         kept = num_beams if left else num_return_sequences
         best, flat = expansions.topk(min(kept, expansions.shape[-1]), dim=-1)
-        width = rows.total.shape[0] // num_requests
+        width = total.shape[0] // num_requests
         beam = flat // num_candidates
         # Not `flat % num_candidates`: ONNX has no remainder by a size that is known only when the graph runs.
         parent, index = (first_row * width + beam).flatten(), (flat - beam * num_candidates).flatten()
@@ -70,22 +71,23 @@ def beam_search(
         rows = rows.extend(scores, cache, parent, index)
         best = best.flatten()
         # With boosts, prefixes are compared by more than their score.
-        rows.total = best if rules is None else rows.total.masked_fill(best == NEVER, NEVER)
-    return _best(rows.decoded(num_requests), num_return_sequences)
+        total = best if rules is None else rows.totals().masked_fill(best == NEVER, NEVER)
+    return _best(rows.decoded(num_requests, total), num_return_sequences)
 
 
-def _totals(rows: Rows, scores: Tensor) -> Tensor:
-    """The score (R, N) of each prefix extended by each candidate; -inf for those that do not exist."""
-    total, sums = rows.total.unsqueeze(-1), rows.scorer.kind == "log_prob"
+def _totals(rows: Rows, total: Tensor, scores: Tensor) -> Tensor:
+    """The score (R, N) of prefixes (R,) extended by each candidate; -inf for those that do not exist."""
+    total, sums = total.unsqueeze(-1), rows.scorer.kind == "log_prob"
     if rows.rules is not None:
         by_request = rows.state.prefix.unflatten(0, (rows.rules.length.shape[0], -1))
         boost = rows.rules.boosts(by_request).view(-1, 1)
         total, scores = total + boost, scores if sums else scores + boost
     extended = total + scores if sums else scores.masked_fill(total == NEVER, NEVER)
-    if rows.finished is None:
+    finished = rows.finished
+    if finished is None:
         return extended
     # A whole slate has one continuation, itself; it stands in column 0.
-    first, finished = torch.arange(scores.shape[-1], device=scores.device) == 0, rows.finished.unsqueeze(-1)
+    first, finished = torch.arange(scores.shape[-1], device=scores.device) == 0, finished.unsqueeze(-1)
     return torch.where(finished & first, total, extended.masked_fill(finished, NEVER))
 
 

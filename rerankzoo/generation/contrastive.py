@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from rerankzoo.batch import PADDING, Batch, widened
+from rerankzoo.batch import Batch, widened
 from rerankzoo.generation.constraints.rules import SlateRules
 from rerankzoo.generation.scorer import Scorer
 from rerankzoo.generation.search import Decoded, Rows, keep_top_k
@@ -43,10 +45,9 @@ def contrastive_search(
         raise ValueError("contrastive decoding (penalty_alpha) needs a model with candidate representations")
     # A product, where `F.normalize` divides: the same up to rounding, in a fraction of the time.
     states = states * torch.linalg.vector_norm(states, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
-    plain = rules is None and top_k is None and rows.length is None
-    logits = scorer.matrix(rows.state, slate_size) if plain else None
+    logits = scorer.matrix(rows.state, slate_size) if rules is None and top_k is None else None
     if logits is not None:
-        return _select_from_matrix(logits, states, rows.state.available, slate_size, penalty_alpha)
+        return _select_from_matrix(logits, states, rows, penalty_alpha)
     similarity: Tensor | None = None  # (R, N): the closest item of the prefix
     for _ in range(slate_size):
         scores, cache = scorer.step(rows.state)
@@ -60,16 +61,15 @@ def contrastive_search(
         rows = rows.extend(scores, cache, None, index)
         closeness = _closeness(states, index.unsqueeze(-1))
         similarity = closeness if similarity is None else torch.maximum(similarity, closeness)
-    return rows.decoded(rows.total.shape[0])
+    return rows.decoded(states.shape[0])
 
 
-def _select_from_matrix(
-    logits: Tensor, states: Tensor, available: Tensor, slate_size: int, penalty_alpha: float
-) -> Decoded:
+def _select_from_matrix(logits: Tensor, states: Tensor, rows: Rows, penalty_alpha: float) -> Decoded:
     """What the general loop does, in half the calls, where a prefix only takes candidates away.
 
-    Of logits (B, M', N), M' at least M, representations (B, N, D) of length 1 and the mask of candidates (B, N).
+    Of logits (B, M', N), M' at least M, representations (B, N, D) of length 1 and the rows at their start.
     """
+    available, slate_size = rows.state.available, rows.slate_size
     floor = torch.finfo(logits.dtype).min  # not -inf: a row of -inf only has no softmax
     logits = widened(logits)[:, :slate_size].masked_fill(~available.unsqueeze(1), floor)
     # How close each candidate is to the slate; infinitely, where it cannot be chosen.
@@ -86,10 +86,8 @@ def _select_from_matrix(
         if position + 1 < slate_size:
             logits.scatter_(2, index.unsqueeze(1).expand(-1, slate_size, -1), floor)
             similarity = torch.maximum(similarity, _closeness(states, index)).scatter_(1, index, INFINITE)
-    finished = torch.arange(slate_size, device=logits.device) >= available.sum(-1, keepdim=True)  # (B, M)
-    step_scores = torch.cat(steps, dim=-1).masked_fill(finished, 0.0)
-    slates = torch.cat(chosen, dim=-1).masked_fill(finished, PADDING)
-    return Decoded(slates.unsqueeze(1), step_scores.sum(-1, keepdim=True), step_scores.unsqueeze(1))
+    state = replace(rows.state, prefix=torch.cat(chosen, dim=-1))
+    return replace(rows, state=state, steps=torch.cat(steps, dim=-1)).decoded(states.shape[0])
 
 
 def _closeness(states: Tensor, index: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def diverse_search(
         index = balance.masked_fill(preferences == -_INFINITE, -_INFINITE).argmax(-1)
         rows = rows.extend(scores, cache, None, index)
         held.choose(index)
-    return rows.decoded(rows.total.shape[0])
+    return rows.decoded(vectors.shape[0])
 
 
 def item_vectors(batch: Batch, schema: FeatureSchema) -> Tensor:

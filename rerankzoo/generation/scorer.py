@@ -28,7 +28,7 @@ class ScorerState:
         request: (R,), the request that each row decodes. Rows of one request are neighbours, equally many for each
             request and in the requests' order, so that they can be told apart by a reshape.
         available: (R, N), True where a candidate is real and not chosen yet.
-        prefix: (R, t), the candidates chosen so far; -100 once a request has run out of candidates.
+        prefix: (R, t), the candidates chosen so far; anything, or -100, once a slate is whole.
         memory: Tensors per request, computed once and never copied; indexed by `request`.
         cache: Tensors per row (keys and values of the prefix, say).
         single: Whether there is exactly one row per request, in the requests' order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,8 +33,7 @@ class Rows:
     scorer: Scorer
     state: ScorerState
     slate_size: int  # M
-    total: Tensor  # (R,), the running score of each prefix
-    steps: Tensor  # (R, t), the scores of its steps
+    steps: Tensor  # (R, t), the scores of its steps; anything where its slate is whole already
     rules: SlateRules | None = None
     plans: list[Plan | None] = field(default_factory=list)  # of rows whose constraints need a search
     length: Tensor | None = None  # (B,), positions of each request's slate; `None`: M of every request
@@ -42,11 +42,10 @@ class Rows:
     def start(cls, scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRules | None = None) -> Rows:
         """One row per request with an empty prefix, for slates of `slate_size` positions."""
         state = scorer.start(batch)
-        total = torch.zeros(state.request.shape, device=state.prefix.device)
-        steps = total.new_zeros(total.shape[0], 0)
+        steps = torch.zeros(state.prefix.shape, device=state.prefix.device)
         if rules is not None:
-            return cls(scorer, state, slate_size, total, steps, rules, rules.plans, rules.length)
-        return cls(scorer, state, slate_size, total, steps, length=filled_positions(state.available, slate_size, batch))
+            return cls(scorer, state, slate_size, steps, rules, rules.plans, rules.length)
+        return cls(scorer, state, slate_size, steps, length=filled_positions(state.available, slate_size, batch))
 
     @property
     def finished(self) -> Tensor | None:
@@ -67,29 +66,50 @@ class Rows:
     def extend(self, scores: Tensor, cache: Cache, parent: Tensor | None, index: Tensor) -> Rows:
         """Continues row `parent[r]` (each by itself for `None`) with candidate `index[r]`.
 
-        A row that is finished gets padding and keeps its score. Scores (R, N) and cache are what the step returned.
+        A row that is finished goes on with anything, which `decoded` leaves out; with padding where there are
+        constraints, which look at the slate. Scores (R, N) and cache are what the step returned.
         """
-        previous, steps, finished, plans = self.total, self.steps, self.finished, self.plans
+        steps, plans = self.steps, self.plans
         if parent is not None:
-            scores, previous, steps = (tensor.index_select(0, parent) for tensor in (scores, previous, steps))
-            finished = None if finished is None else finished[parent]
+            scores, steps = scores.index_select(0, parent), steps.index_select(0, parent)
             plans = [plans[row] for row in parent.tolist()] if plans else plans
         if plans:
             plans = [plan and plan.after(item) for plan, item in zip(plans, index.tolist(), strict=True)]
-        step = scores.gather(1, index.unsqueeze(-1)).squeeze(-1)
-        total = previous + step if self.scorer.kind == "log_prob" else step
-        if finished is not None:
-            step, index = step.masked_fill(finished, 0.0), index.masked_fill(finished, PADDING)
-            total = torch.where(finished, previous, total)
+        steps = torch.cat([steps, scores.gather(1, index.unsqueeze(-1))], dim=-1)
+        if self.rules is not None:
+            index = index.masked_fill(take_rows(cast(Tensor, self.finished), parent), PADDING)
         last = self.state.prefix.shape[1] + 1 == self.slate_size
         state = self.scorer.extend(self.state, cache, parent, index, last)
-        steps = torch.cat([steps, step.unsqueeze(-1)], dim=-1)
-        return Rows(self.scorer, state, self.slate_size, total, steps, self.rules, plans, self.length)
+        return Rows(self.scorer, state, self.slate_size, steps, self.rules, plans, self.length)
 
-    def decoded(self, num_requests: int) -> Decoded:
-        """Folds the rows, which are grouped by request, into (B, S, ...)."""
-        prefix, shape = self.state.prefix, (num_requests, -1)
-        return Decoded(prefix.unflatten(0, shape), self.total.unflatten(0, shape), self.steps.unflatten(0, shape))
+    def totals(self) -> Tensor:
+        """The score (R,) of each prefix: the sum of its steps', or the last one's, as the scorer's kind says."""
+        steps = self.steps if self.length is None else self.steps.masked_fill(self._beyond(), 0.0)
+        if self.scorer.kind == "log_prob":
+            return steps.sum(-1)
+        if self.length is None:
+            return steps[:, -1]
+        last = self.state.of_requests(self.length).clamp(1, steps.shape[1]) - 1
+        return steps.gather(1, last.unsqueeze(-1)).squeeze(-1)
+
+    def _beyond(self) -> Tensor:
+        """(R, t), True at the positions that a slate does not fill."""
+        positions = torch.arange(self.steps.shape[1], device=self.steps.device)
+        return positions >= self.state.of_requests(cast(Tensor, self.length)).unsqueeze(-1)
+
+    def decoded(self, num_requests: int, total: Tensor | None = None) -> Decoded:
+        """Folds the rows, which are grouped by request, into (B, S, ...).
+
+        Args:
+            num_requests: B.
+            total: (R,), their scores; default: `totals`.
+        """
+        slates, steps, total = self.state.prefix, self.steps, self.totals() if total is None else total
+        if self.length is not None:
+            beyond = self._beyond()
+            slates, steps = slates.masked_fill(beyond, PADDING), steps.masked_fill(beyond, 0.0)
+        shape = (num_requests, -1)
+        return Decoded(slates.unflatten(0, shape), total.unflatten(0, shape), steps.unflatten(0, shape))
 
 
 def filled_positions(available: Tensor, slate_size: int, batch: Batch) -> Tensor | None:
@@ -121,7 +141,7 @@ def greedy_search(scorer: Scorer, batch: Batch, slate_size: int, rules: SlateRul
     for _ in range(slate_size):
         scores, cache = scorer.step(rows.state)
         rows = rows.extend(scores, cache, None, rows.preferences(scores).argmax(-1))
-    return rows.decoded(rows.total.shape[0])
+    return rows.decoded(batch["candidate_mask"].shape[0])
 
 
 def sample_slates(
@@ -147,7 +167,6 @@ def sample_slates(
         S slates per request, in the order drawn; scores are the scorer's own, not the tempered ones.
     """
     rows = Rows.start(scorer, batch, slate_size, rules)
-    num_requests = rows.total.shape[0]
     parent: Tensor | None = rows.state.request.repeat_interleave(num_return_sequences)
     for _ in range(slate_size):
         scores, cache = scorer.step(rows.state)
@@ -155,7 +174,7 @@ def sample_slates(
         tempered = take_rows(keep_top_k(rows.preferences(scores), top_k), parent).float() / temperature
         uniform = torch.rand_like(tempered).clamp_min(torch.finfo(tempered.dtype).tiny)
         rows, parent = rows.extend(scores, cache, parent, (tempered - (-uniform.log()).log()).argmax(-1)), None
-    return rows.decoded(num_requests)
+    return rows.decoded(batch["candidate_mask"].shape[0])
 
 
 def keep_top_k(scores: Tensor, top_k: int | None) -> Tensor:
