@@ -327,11 +327,15 @@ class TokenBlock:
         implementation: `"eager"` spells attention out; `"sdpa"` and `"onnx"` are those of `attend_by_heads`, one call
             or one node. For accelerators and graphs: on a CPU torch's kernels handle each head of each sequence by
             itself, and spelled out, one query of many sequences takes half the time.
+
+    Attributes:
+        row_axis: The axis of the sequences in their keys and values: 1, or 0 where attention is not spelled out.
     """
 
     def __init__(self, block: TransformerBlock, implementation: str = "eager") -> None:
         self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
         self.implementation, self.fused = implementation, implementation != "eager"
+        self.row_axis = 0 if self.fused else 1
         self.scale = self.head_size**-0.5
         # (H, D), 1 where a number is of a head: a product with it sums by heads, faster than sums of short rows.
         weight = block.attention_norm.weight
@@ -377,12 +381,13 @@ class TokenBlock:
 
         Args:
             hidden: (R, D), the next token of each of R sequences.
-            past: (t, R, 2 * D), keys and values of the tokens before it; `None` for the first token.
+            past: (t, R, 2 * D), keys and values of the tokens before it, or (R, t, 2 * D), see `row_axis`; `None` for
+                the first token.
             memory: What `remember` has made of a second sequence, where the block has cross-attention; R is a multiple
                 of B, and the R / B rows of a request are neighbours: they share it without a copy.
 
         Returns:
-            (R, D), and the keys and values (t + 1, R, 2 * D) with the token's own.
+            (R, D), and the keys and values with the token's own.
         """
         mixed, key_value = self._attend_to_past(self._query_key_value(self._attention_norm(hidden)), past)
         hidden = hidden + self._attention_output(mixed)
@@ -394,14 +399,17 @@ class TokenBlock:
 
     def _attend_to_past(self, projected: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tokens read (R, D), and the keys and values with their own."""
-        heads, size = self.num_attention_heads, self.num_attention_heads * self.head_size
-        fresh = projected[None, :, size:]
+        size = self.num_attention_heads * self.head_size
+        query, fresh = projected.split([size, 2 * size], dim=-1)
+        fresh = fresh.unsqueeze(1 - self.row_axis)
         if past is None:  # the first token sees itself alone
             return projected[:, 2 * size :], fresh
-        key_value, query = torch.cat([past, fresh]), projected[:, :size]
+        key_value = torch.cat([past, fresh], dim=1 - self.row_axis)
         if self.fused:
-            key, value = key_value.transpose(0, 1).chunk(2, dim=-1)  # (R, t + 1, D)
-            mixed = attend_by_heads(query.unsqueeze(1), key, value, heads, implementation=self.implementation)
+            key, value = key_value.chunk(2, dim=-1)
+            mixed = attend_by_heads(
+                query.unsqueeze(1), key, value, self.num_attention_heads, implementation=self.implementation
+            )
             return mixed.squeeze(1), key_value
         key, value = key_value.chunk(2, dim=-1)
         weights = ((query * key) @ self._gather).softmax(0)  # (t + 1, R, H)

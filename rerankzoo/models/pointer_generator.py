@@ -273,8 +273,11 @@ class PointerScorer(ModelScorer):
         return torch.bmm(grouped, pointer).flatten(0, 1), cache
 
     def select(self, cache: Cache, parent: Tensor | None, index: Tensor) -> Cache:
-        """See `Scorer.select`; the rows of keys and values are their second axis."""
-        return cache if parent is None else {name: past.index_select(1, parent) for name, past in cache.items()}
+        """See `Scorer.select`."""
+        if parent is None:
+            return cache
+        axis = self.blocks[0].row_axis
+        return {name: past.index_select(axis, parent) for name, past in cache.items()}
 
     def token(self, state: ScorerState) -> Tensor:
         """What the decoder reads next (R, D): the item chosen last, at first what stands before it."""
