@@ -46,7 +46,6 @@ def main(num_train: int = 10_000, max_epochs: int = 4, root: str = "outputs/exam
     generator = train(module, data, max_epochs, f"{root}/egrerank")
 
     # 3. At serving the generator is alone.
-
     batch = data.extractor(data.split("test"))  # a dictionary of tensors: candidate_mask (B, N), ...
     truth = SimulatorEvaluator.from_metadata(data.metadata, data.extractor.schema)  # what slates really earn
     slates = {

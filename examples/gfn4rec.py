@@ -45,7 +45,6 @@ def main(num_train: int = 10_000, max_epochs: int = 4, root: str = "outputs/exam
     generator = train(module, data, max_epochs, f"{root}/gfn4rec")
 
     # 3. Greedily it is alone; of several draws the evaluator takes the best.
-
     batch = data.extractor(data.split("test"))  # a dictionary of tensors: candidate_mask (B, N), ...
     truth = SimulatorEvaluator.from_metadata(data.metadata, data.extractor.schema)  # what slates really earn
     slates = {

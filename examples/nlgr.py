@@ -47,7 +47,6 @@ def main(num_train: int = 10_000, max_epochs: int = 4, root: str = "outputs/exam
     generator = train(module, data, max_epochs, f"{root}/nlgr")
 
     # 3. At serving nobody is asked what an edit is worth; the more edits, the better, until none is left to make.
-
     batch = data.extractor(data.split("test"))  # a dictionary of tensors: candidate_mask (B, N), ...
     truth = SimulatorEvaluator.from_metadata(data.metadata, data.extractor.schema)  # what slates really earn
     slates = {

@@ -99,7 +99,7 @@ def attend_by_heads(
             query, key, value, mask, q_num_heads=num_heads, kv_num_heads=num_heads
         )[0]
         return mixed
-    query, key, value = (split_heads(tokens, num_heads) for tokens in (query, key, value))
+    query, key, value = split_heads(query, num_heads), split_heads(key, num_heads), split_heads(value, num_heads)
     return attend(query, key, value, mask, dropout, implementation).transpose(1, 2).flatten(2)
 
 
