@@ -88,7 +88,7 @@ class TransformersGenerator(PreTrainedModel, GenerationMixin):
             known = cache.cross_attention_cache.layers[number]
             key, value = known.keys, known.values
         else:
-            key, value = split_heads(layer.memory_key_value(states), 2 * heads).chunk(2, dim=1)
+            key, value = split_heads(cross.key_value(states), 2 * heads).chunk(2, dim=1)
             key, value = cache.cross_attention_cache.update(key, value, number)
             cache.is_updated[number] = True
         query = split_heads(cross.query(layer.cross_attention_norm(hidden)), heads)

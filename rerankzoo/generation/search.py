@@ -84,18 +84,7 @@ class Rows:
 
     def totals(self) -> Tensor:
         """The score (R,) of each prefix: the sum of its steps', or the last one's, as the scorer's kind says."""
-        steps = self.steps if self.length is None else self.steps.masked_fill(self._beyond(), 0.0)
-        if self.scorer.kind == "log_prob":
-            return steps.sum(-1)
-        if self.length is None:
-            return steps[:, -1]
-        last = self.state.of_requests(self.length).clamp(1, steps.shape[1]) - 1
-        return steps.gather(1, last.unsqueeze(-1)).squeeze(-1)
-
-    def _beyond(self) -> Tensor:
-        """(R, t), True at the positions that a slate does not fill."""
-        positions = torch.arange(self.steps.shape[1], device=self.steps.device)
-        return positions >= self.state.of_requests(cast(Tensor, self.length)).unsqueeze(-1)
+        return self._total(self._cut(self.steps, 0.0))
 
     def decoded(self, num_requests: int, total: Tensor | None = None) -> Decoded:
         """Folds the rows, which are grouped by request, into (B, S, ...).
@@ -104,12 +93,24 @@ class Rows:
             num_requests: B.
             total: (R,), their scores; default: `totals`.
         """
-        slates, steps, total = self.state.prefix, self.steps, self.totals() if total is None else total
-        if self.length is not None:
-            beyond = self._beyond()
-            slates, steps = slates.masked_fill(beyond, PADDING), steps.masked_fill(beyond, 0.0)
-        shape = (num_requests, -1)
+        slates, steps = self._cut(self.state.prefix, PADDING), self._cut(self.steps, 0.0)
+        total, shape = self._total(steps) if total is None else total, (num_requests, -1)
         return Decoded(slates.unflatten(0, shape), total.unflatten(0, shape), steps.unflatten(0, shape))
+
+    def _cut(self, rows: Tensor, fill: float) -> Tensor:
+        """Rows (R, t), filled at the positions beyond their slates."""
+        if self.length is None:
+            return rows
+        positions = torch.arange(rows.shape[1], device=rows.device)
+        return rows.masked_fill(positions >= self.state.of_requests(self.length).unsqueeze(-1), fill)
+
+    def _total(self, steps: Tensor) -> Tensor:
+        if self.scorer.kind == "log_prob":
+            return steps.sum(-1)
+        if self.length is None:
+            return steps[:, -1]
+        last = self.state.of_requests(self.length).clamp(1, steps.shape[1]) - 1
+        return steps.gather(1, last.unsqueeze(-1)).squeeze(-1)
 
 
 def filled_positions(available: Tensor, slate_size: int, batch: Batch) -> Tensor | None:

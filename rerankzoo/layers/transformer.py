@@ -136,35 +136,21 @@ class MultiHeadAttention(nn.Module):
         """Attends from `hidden` (B, Q, D) to itself, or to `memory` (B, K, D) where the module was made with `cross`.
 
         Args:
-            hidden: (B, Q, D).
-            memory: (B, K, D), for cross-attention only.
+            hidden: (B, Q, D); for cross-attention also (R, Q, D), the R / B rows of a request being neighbours.
+            memory: (B, K, D), for cross-attention only; not copied for the rows of a request.
             mask: See `attend`.
-            implementation: See `attend`.
+            implementation: See `attend_by_heads`.
 
         Returns:
-            (B, Q, D).
+            As `hidden`.
         """
         if self.cross:
-            return self.read(hidden, self.key_value(memory), mask, implementation)
+            query, (key, value) = self.query(hidden), self.key_value(memory).chunk(2, dim=-1)
+            query = query.reshape(key.shape[0], -1, hidden.shape[-1])  # the rows of a request share its memory
+            return self._mix(query, key, value, mask, implementation).view(hidden.shape)
         # Cut before it is split into heads: the gradients are then joined along the last axis, without another copy.
         query, key, value = self.query_key_value(hidden).chunk(3, dim=-1)
         return self._mix(query, key, value, mask, implementation)
-
-    def read(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
-        """Cross-attention to a memory whose keys and values are there already.
-
-        Args:
-            hidden: (R, Q, D); R is a multiple of B, and the R / B rows of a request are neighbours.
-            key_value: (B, K, 2 * D), `self.key_value(memory)`; not copied for the rows of a request.
-            mask: See `attend`.
-            implementation: See `attend`.
-
-        Returns:
-            (R, Q, D).
-        """
-        query = self.query(hidden).reshape(key_value.shape[0], -1, hidden.shape[-1])
-        key, value = key_value.chunk(2, dim=-1)
-        return self._mix(query, key, value, mask, implementation).view(hidden.shape)
 
     def branch(self, projected: Tensor, past: Tensor | None) -> Tensor:
         """Self-attention of alternative next tokens, each to the tokens before it and to itself.
@@ -256,17 +242,13 @@ class TransformerBlock(GradientCheckpointingLayer):
         hidden = hidden + (self.dropout(mixed) if self.training else mixed)
         if memory is not None:
             query = self.cross_attention_norm(hidden)
-            mixed = self.cross_attention.read(query, self.memory_key_value(memory), memory_mask, implementation)
+            mixed = self.cross_attention(query, memory, memory_mask, implementation)
             hidden = hidden + (self.dropout(mixed) if self.training else mixed)
         return self._feed(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 * D) of tokens (..., D), for `step`."""
         return self.attention.query_key_value(self.attention_norm(hidden))
-
-    def memory_key_value(self, memory: Tensor) -> Tensor:
-        """Keys and values (B, K, 2 * D) of a memory (B, K, D), for `TokenBlock`: computed once."""
-        return self.cross_attention.key_value(memory)
 
     def step(self, hidden: Tensor, projected: Tensor, past: Tensor | None) -> Tensor:
         """Runs a block without cross-attention on alternative next tokens of sequences whose keys are known.
@@ -335,7 +317,7 @@ class TokenBlock:
     def __init__(self, block: TransformerBlock, implementation: str = "eager") -> None:
         self.num_attention_heads, self.head_size = block.attention.num_attention_heads, block.attention.head_size
         self.implementation, self.fused = implementation, implementation != "eager"
-        self.row_axis = 0 if self.fused else 1
+        self.row_axis = int(not self.fused)
         self.scale = self.head_size**-0.5
         # (H, D), 1 where a number is of a head: a product with it sums by heads, faster than sums of short rows.
         weight = block.attention_norm.weight
@@ -346,7 +328,7 @@ class TokenBlock:
         self._query_key_value = linear_function(block.attention.query_key_value)
         self._attention_output = linear_function(block.attention.output)
         if block.has_cross_attention:
-            self._memory_key_value = block.memory_key_value
+            self._cross_key_value = block.cross_attention.key_value
             self._cross_norm = norm_function(block.cross_attention_norm)
             self._cross_query = linear_function(block.cross_attention.query)
             self._cross_output = linear_function(block.cross_attention.output)
@@ -365,7 +347,7 @@ class TokenBlock:
         Returns:
             Keys, values and the mask if there is one, in the form that the block reads: B rows each, or B * H.
         """
-        key, value = self._memory_key_value(memory).chunk(2, dim=-1)
+        key, value = self._cross_key_value(memory).chunk(2, dim=-1)
         known = {} if mask is None else {"mask": additive_mask(mask, memory.dtype)}
         if self.fused:
             return {"key": key, "value": value, **known}

@@ -713,3 +713,13 @@ def test_generate_takes_numbers_of_numpy_and_dictionaries(
         model.generate(**batch, constraints=excluded),
         model.generate(**batch, constraints=iter([excluded])),  # type: ignore[arg-type]
     )
+
+
+def test_boosts_of_whole_slates_are_counted_once() -> None:
+    """A slate that is whole goes on with nothing: not with an item whose boost would hide how slates differ."""
+    base = torch.tensor([[[0.0, 0.3, 0.2, 0.1]] * 3])
+    scorer = TableScorer(base, torch.zeros(1, 4, 4), torch.ones(1, 4, dtype=torch.bool), "value")
+    batch = {**scorer.batch, "slate_length": torch.tensor([1])}
+    rules = bind([Boost(torch.tensor([[-1e9, 0.0, 0.0, 0.0]]))], batch, 3)
+    found = beam_search(scorer, batch, 3, 3, 3, rules=rules)
+    assert found.slates[0].tolist() == [[1, -100, -100], [2, -100, -100], [3, -100, -100]]

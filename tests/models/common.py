@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import onnx
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -45,9 +46,9 @@ from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.features.utility import slate_utility
 from rerankzoo.generation import RerankingGenerationConfig, Scorer, beam_search
 from rerankzoo.generation.scorer import remaining_log_probs
-from rerankzoo.layers import FeedbackHead
+from rerankzoo.layers import FeedbackHead, MultiHeadAttention
 from rerankzoo.models.auto import AutoModelForReranking
-from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateModelOutput
+from rerankzoo.models.base import EvaluatorOutput, RerankingPreTrainedModel, SlateEvaluator, SlateModelOutput
 from rerankzoo.serving import export_model, random_batch
 from rerankzoo.serving.export import SlateGraph
 from rerankzoo.training import RerankingModule, SlateWriter
@@ -594,15 +595,21 @@ class ModelTestSuite(VariantTestSuite):
         assert_close(real_entries(found, moved), real_entries(expected, mined_batch, rows=order))
         assert_close(losses(found), losses(expected))
 
-    def test_eager_attention_equals_sdpa(
-        self, extractor: RerankingFeatureExtractor, mined_batch: Batch, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("implementation", ["eager", "onnx"])  # the second is for graphs
+    def test_other_attention_equals_sdpa(
+        self,
+        extractor: RerankingFeatureExtractor,
+        mined_batch: Batch,
+        monkeypatch: pytest.MonkeyPatch,
+        implementation: str,
     ) -> None:
         model = self.make_model(extractor)
         assert model.config._attn_implementation == "sdpa"
         with torch.no_grad():
             expected = model(**mined_batch)
-            model.set_attn_implementation("eager")
-            monkeypatch.delattr(F, "scaled_dot_product_attention")
+            model.config._attn_implementation = implementation
+            if implementation == "eager":
+                monkeypatch.delattr(F, "scaled_dot_product_attention")
             found = model(**mined_batch)
         assert_close(real_entries(found, mined_batch), real_entries(expected, mined_batch))
         assert_close(losses(found), losses(expected))
@@ -890,6 +897,10 @@ class GeneratorTestSuite(ModelTestSuite):
         exported = ExportedModel.from_pretrained(tmp_path / "graph", "onnx")
         fresh = random_batch(extractor, num_requests=5, num_candidates=23, history_length=7, seed=99)
         assert torch.equal(exported.generate(**fresh), model.generate(**fresh, slate_size=2))
+        kinds = {node.op_type for node in onnx.load(tmp_path / "graph" / "model.onnx").graph.node}
+        attends = any(isinstance(module, MultiHeadAttention) for module in model.modules())
+        # One node each; evaluators search by `branch`, whose alternatives do not see one another.
+        assert ("Attention" in kinds) == (attends and not isinstance(model, SlateEvaluator))
 
     def test_predict_writes_what_generate_returns(self, data_folder: Path, sure_call: Call, tmp_path: Path) -> None:
         module = RerankingModule(self.model_class.__name__, self.config_values, generation=sure_call)

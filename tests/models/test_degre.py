@@ -656,3 +656,14 @@ def test_an_exit_needs_a_target_that_was_seen(extractor: RerankingFeatureExtract
 def test_config_refuses_to_learn_nothing() -> None:
     with pytest.raises(StrictDataclassError, match="both 0"):
         DeGReConfig(hard_label_weight=0, soft_label_weight=0)
+
+
+def test_a_graphs_attention_decodes_the_same_beams(extractor: RerankingFeatureExtractor, batch: Batch) -> None:
+    """Its keys and values lie the other way round, and beams change places."""
+    model = generator(extractor)
+    options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "return_dict_in_generate": True}
+    expected = model.generate(**batch, **options)
+    model.config._attn_implementation = "onnx"
+    found = model.generate(**batch, **options)
+    assert torch.equal(found.slates, expected.slates)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
