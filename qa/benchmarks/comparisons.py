@@ -31,7 +31,7 @@ from rerankzoo.models.degre import DeGReEvaluator, DeGReGenerator
 from rerankzoo.models.nar4rec import NAR4RecForReranking
 from rerankzoo.models.prm import PRMForReranking
 from rerankzoo.serving import export_model
-from rerankzoo.serving.bench import Call, count_flops, gemm_rate, in_turns
+from rerankzoo.serving.bench import Call, count_flops, gemm, in_turns
 from rerankzoo.training.optimizer import make_optimizer
 
 ALPHA = 0.3  # of contrastive decoding
@@ -134,7 +134,8 @@ class Comparisons:
         calls = {**self.paths(self.generator, batch), **self.peers_of(batch, 6)}
         with torch.no_grad():
             check_same({name: call() for name, call in calls.items()})
-        times = self._times({**calls, **self.parts_of(batch)}, 2 * self.seconds)
+        products, operations = self._gemm(batch)
+        times = self._times({**calls, **self.parts_of(batch), "gemm": products}, 2 * self.seconds)
         best = min(("onnx", "aoti"), key=times.__getitem__)
         decoder = (times["transformers"] - times["encode"]) / (times["eager"] - times["encode"])
         return [
@@ -154,7 +155,7 @@ class Comparisons:
                 6.0,
                 f"onnx {times['transformers'] / times['onnx']:.2f}, aoti {times['transformers'] / times['aoti']:.2f}",
             ),
-            self._floor(batch, calls, times, 10.0, 4.0),
+            self._floor(1, count_flops(calls["eager"]), operations, times, 10.0, 4.0),
         ]
 
     def small_batch(self) -> list[Ratio]:
@@ -163,8 +164,9 @@ class Comparisons:
         calls = self.paths(self.generator, batch)
         with torch.no_grad():
             check_same({name: call() for name, call in calls.items()})
-        times = self._times({**calls, **self.parts_of(batch)})
-        return [self._floor(batch, calls, times, 4.0, 2.5)]
+        products, operations = self._gemm(batch)
+        times = self._times({**calls, "gemm": products})
+        return [self._floor(len(batch["candidate_mask"]), count_flops(calls["eager"]), operations, times, 4.0, 2.5)]
 
     def _shares(self, times: dict[str, float]) -> str:
         fields, encode = times["fields"] / times["eager"], times["encode"] / times["eager"]
@@ -173,14 +175,15 @@ class Comparisons:
             f"decoder {1 - encode:.0%}"
         )
 
-    def _floor(self, batch: Batch, calls: dict[str, Call], times: dict[str, float], must: float, aim: float) -> Ratio:
-        """The best path against the time that its operations would take at the rate of the machine's GEMM."""
-        size, number = batch["candidate_mask"].shape
-        flops, rate = count_flops(calls["eager"]), gemm_rate(size * number, setting.SIZES["hidden_size"])
-        floor = flops / rate * 1e3
+    def _gemm(self, batch: Batch) -> tuple[Call, int]:
+        return gemm(batch["candidate_mask"].numel(), setting.SIZES["hidden_size"])
+
+    def _floor(self, size: int, flops: int, operations: int, times: dict[str, float], must: float, aim: float) -> Ratio:
+        """The best path against the time that its operations would take at the rate of the GEMM beside it."""
+        floor = times["gemm"] * flops / operations
         ratios = {name: times[name] / floor for name in ("eager", "onnx", "aoti")}
         named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        note = f"{named}; {flops / 1e6:.0f} MFLOP at {rate / 1e9:.0f} GFLOP/s"
+        note = f"{named}; {flops / 1e6:.0f} MFLOP at {operations / times['gemm'] / 1e6:.0f} GFLOP/s"
         return Ratio(f"best path, batch {size}: ours / FLOP floor", "at_most", min(ratios.values()), must, aim, note)
 
     def naive_greedy(self) -> list[Ratio]:

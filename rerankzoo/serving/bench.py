@@ -91,28 +91,29 @@ def count_flops(call: Call) -> int:
     return int(counter.get_total_flops())
 
 
-def gemm_rate(rows: int, hidden_size: int, device: torch.device | str = "cpu", seconds: float = 0.2) -> float:
-    """Operations per second of `Times.on` that the device's GEMM reaches in single precision.
+def gemm(rows: int, hidden_size: int, device: torch.device | str = "cpu") -> tuple[Call, int]:
+    """Products in single precision at the rate of the device's GEMM, and how many operations they are.
+
+    To be timed in turns with what is held against that rate: a core that shares its units with another's work loses a
+    third of it from one second to the next.
 
     Args:
         rows: Of the left matrix, `rows` x D; the right one, D x 4 D, is as wide as a feed-forward layer.
         hidden_size: D.
         device: Where.
-        seconds: Wall time.
     """
     device, random = torch.device(device), torch.Generator().manual_seed(0)
     left = torch.randn(rows, hidden_size, generator=random).to(device)
     right = torch.randn(hidden_size, 4 * hidden_size, generator=random).to(device)
     out = torch.empty(rows, 4 * hidden_size, device=device)
     flops = 8 * rows * hidden_size**2
-    repeats = max(1, 20_000_000 // flops)  # a single small product is too short for the clock
+    repeats = max(20, 100_000_000 // flops)  # the first of a turn finds other data in the caches
 
     def multiply() -> None:
         for _ in range(repeats):
             torch.mm(left, right, out=out)
 
-    times = in_turns({"gemm": finished(multiply, device)}, seconds)["gemm"]
-    return flops * repeats / float(np.median(times.on(device)))
+    return finished(multiply, device), repeats * flops
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,7 @@ def bench_model(
                 call = partial(decoder.generate, **to_device(batch, decoder.device), **options)
                 times, memory = _measure(call, seconds, decoder.device)
                 spent, milliseconds = times.on(decoder.device), 1e3 * times.wall
-                rows, width = load.batch_size * load.num_candidates, model.config.hidden_size
-                floor = flops / gemm_rate(rows, width, decoder.device, min(seconds, 0.2))
+                sizes = load.batch_size * load.num_candidates, model.config.hidden_size
                 yield Measured(
                     **asdict(load),
                     backend=backend,
@@ -214,7 +214,7 @@ def bench_model(
                     requests_per_second=load.batch_size / float(spent.mean()),
                     peak_memory_mb=memory,
                     mflops=flops / 1e6,
-                    floor_ratio=float(np.median(spent)) / floor,
+                    floor_ratio=_floor_ratio(call, flops, *sizes, decoder.device, min(seconds, 0.5)),
                 )
 
 
@@ -231,6 +231,15 @@ def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, f
         return times, module.max_memory_allocated(device) / 2**20 if counts else None
     lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
     return times, next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def _floor_ratio(
+    call: Call, flops: int, rows: int, hidden_size: int, device: torch.device, seconds: float
+) -> float:
+    products, operations = gemm(rows, hidden_size, device)
+    times = in_turns({"call": finished(call, device), "gemm": products}, seconds)
+    spent, floor = (float(np.median(times[name].on(device))) for name in ("call", "gemm"))
+    return spent / floor * operations / flops
 
 
 def _export(
