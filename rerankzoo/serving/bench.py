@@ -233,9 +233,7 @@ def _measure(call: Call, seconds: float, device: torch.device) -> tuple[Times, f
     return times, next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def _floor_ratio(
-    call: Call, flops: int, rows: int, hidden_size: int, device: torch.device, seconds: float
-) -> float:
+def _floor_ratio(call: Call, flops: int, rows: int, hidden_size: int, device: torch.device, seconds: float) -> float:
     products, operations = gemm(rows, hidden_size, device)
     times = in_turns({"call": finished(call, device), "gemm": products}, seconds)
     spent, floor = (float(np.median(times[name].on(device))) for name in ("call", "gemm"))
