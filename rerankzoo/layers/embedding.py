@@ -375,7 +375,8 @@ class InterFieldAttention(nn.Module):
             key = value = read
         else:  # quantised or adapted
             query, (key, value) = self.query(candidates) * self.scale, self.key_value(read).chunk(2, dim=-1)
-        weights = softmax_of_few(torch.bmm(query.flatten(0, 1), key.transpose(1, 2)))
+        # Keys lie above one another: a softmax over them vectorises across the queries, in compiled graphs, too.
+        weights = softmax_of_few(torch.bmm(key, query.flatten(0, 1).transpose(1, 2)).transpose(1, 2))
         if self.training:
             weights = F.dropout(weights, self.dropout)
         mixed = torch.bmm(weights, value)
