@@ -239,23 +239,27 @@ def _write_onnx(program: ExportedProgram, batch: Mapping[str, Tensor], path: Pat
 
 
 def _write_package(program: ExportedProgram, path: Path) -> None:
-    """Compiles and saves, with some operators spelled out, so that their parts join what is computed beside them.
+    """Compiles and saves; the compiler's patterns would join again what is spelled out."""
+    from torch._inductor import aoti_compile_and_package
+
+    program = spell_out(program)
+    aoti_compile_and_package(program, package_path=str(path), inductor_configs={"pattern_matcher": False})
+
+
+def spell_out(program: ExportedProgram) -> ExportedProgram:
+    """A program with some operators in parts, which a compiler joins with what is computed beside them.
 
     Biases are added after the products: torch's product with a bias first copies the bias into every row, for one
     request another call, for many the memory traffic of another activation. Attention to few keys is two products and
-    a softmax: torch's kernel is made for long sequences, and starts anew for each head of each request. The compiler's
-    patterns would join both again.
+    a softmax: torch's kernel is made for long sequences, and starts anew for each head of each request.
     """
-    from torch._inductor import aoti_compile_and_package
-
     aten = torch.ops.aten
-    spelled_out: dict[Any, Callable[..., Tensor]] = {
+    parts: dict[Any, Callable[..., Tensor]] = {
         aten.linear.default: _product_and_bias,
         aten.addmm.default: _bias_last,
         aten.scaled_dot_product_attention.default: _attention_to_few,
     }
-    program = program.run_decompositions(spelled_out)
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs={"pattern_matcher": False})
+    return program.run_decompositions(parts)
 
 
 def _product_and_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

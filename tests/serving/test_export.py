@@ -19,9 +19,10 @@ from rerankzoo.batch import ENTRIES, inputs
 from rerankzoo.errors import ExportError, SchemaMismatchError
 from rerankzoo.features import RerankingFeatureExtractor
 from rerankzoo.generation import RerankingGenerationConfig
+from rerankzoo.layers import additive_mask, attend
 from rerankzoo.models.pointwise import PointwiseForReranking
 from rerankzoo.serving import export_model
-from rerankzoo.serving.export import SlateGraph, check_graph
+from rerankzoo.serving.export import SlateGraph, check_graph, spell_out
 from tests.serving.conftest import make_model
 
 LABELS = ("slate", "click", "order", "candidate_click")
@@ -153,6 +154,27 @@ def test_exports_to_aotinductor(
     export_model(model, extractor, tmp_path / "graph", "aoti", config, GraphSizes(3, 9, 4))
     pipeline = RerankingPipeline.from_pretrained(str(tmp_path / "graph"), backend="aoti")
     assert_same(pipeline(requests), RerankingPipeline(model, extractor)(requests, slate_size=2))
+
+
+class Attention(torch.nn.Module):
+    """What `attend` does, as a graph."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(query, key, value, mask)
+
+
+@pytest.mark.parametrize("masked", ["not", "by booleans", "by numbers"])
+@pytest.mark.parametrize(("num_keys", "fused"), [(1, False), (100, False), (101, True)])
+def test_a_compiled_graph_spells_out_attention_to_few_keys(num_keys: int, fused: bool, masked: str) -> None:
+    seeded = torch.Generator().manual_seed(0)
+    query, key, value = (3 * torch.randn(2, 3, size, 4, generator=seeded) for size in (5, num_keys, num_keys))
+    real = torch.rand(2, 1, 1, num_keys, generator=seeded) < 0.5
+    real[..., 0] = True
+    mask = {"not": None, "by booleans": real, "by numbers": additive_mask(real, query.dtype)}[masked]
+    given = (query, key, value, mask)
+    program = spell_out(torch.export.export(Attention(), given))
+    assert any("dot_product" in str(node.target) for node in program.graph.nodes) == fused
+    torch.testing.assert_close(program.module()(*given), attend(*given), rtol=1e-5, atol=1e-6)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
