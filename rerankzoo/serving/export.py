@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,8 @@ def spell_out(program: ExportedProgram) -> ExportedProgram:
     aten = torch.ops.aten
     parts: dict[Any, Callable[..., Tensor]] = {
         aten.linear.default: _product_and_bias,
-        aten.addmm.default: _bias_last,
+        aten.addmm.default: partial(_bias_last, torch.mm),
+        aten.baddbmm.default: partial(_bias_last, torch.bmm),
         aten.scaled_dot_product_attention.default: _attention_to_few,
     }
     return program.run_decompositions(parts)
@@ -267,8 +269,16 @@ def _product_and_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None = None
     return product if bias is None else product + bias
 
 
-def _bias_last(bias: Tensor, hidden: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return torch.mm(hidden, weight) * alpha + bias * beta
+def _bias_last(
+    product: Callable[[Tensor, Tensor], Tensor],
+    bias: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Tensor:
+    return product(hidden, weight) * alpha + bias * beta
 
 
 def _attention_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
