@@ -7,10 +7,9 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,17 @@ from rerankzoo.errors import ExportError
 from rerankzoo.features.extractor import RerankingFeatureExtractor
 from rerankzoo.features.schema import FeatureSchema
 from rerankzoo.generation import RerankingGenerationConfig, SlateGenerationOutput
-from rerankzoo.layers import additive_mask
 from rerankzoo.models.base import SlateGenerator
 from rerankzoo.serving import graph_client
 from rerankzoo.serving.feature_graph import with_features
 from rerankzoo.serving.graph_client import GraphClient
 from rerankzoo.serving.graph_rules import DEMANDS, GraphRules, no_demands
 from rerankzoo.serving.random_inputs import random_batch, random_requests, spoil_requests
+from rerankzoo.serving.spelling import spell_out
 
 #: Largest difference between the scores of graph and model, absolute and relative.
 TOLERANCE = 1e-4
 _OPSET = 23  # the first with an operator for attention
-_FEW_KEYS = 100  # up to which a compiled graph's attention is fastest spelled out: 1.3 times at 50, as fast at 200
 _AXES = {"B": "requests", "N": "candidates", "L": "history"}  # that may have any size
 
 
@@ -245,51 +243,6 @@ def _write_package(program: ExportedProgram, path: Path) -> None:
 
     program = spell_out(program)
     aoti_compile_and_package(program, package_path=str(path), inductor_configs={"pattern_matcher": False})
-
-
-def spell_out(program: ExportedProgram) -> ExportedProgram:
-    """A program with some operators in parts, which a compiler joins with what is computed beside them.
-
-    Biases are added after the products: torch's product with a bias first copies the bias into every row, for one
-    request another call, for many the memory traffic of another activation. Attention to few keys is two products and
-    a softmax: torch's kernel is made for long sequences, and starts anew for each head of each request.
-    """
-    aten = torch.ops.aten
-    parts: dict[Any, Callable[..., Tensor]] = {
-        aten.linear.default: _product_and_bias,
-        aten.addmm.default: partial(_bias_last, torch.mm),
-        aten.baddbmm.default: partial(_bias_last, torch.bmm),
-        aten.scaled_dot_product_attention.default: _attention_to_few,
-    }
-    return program.run_decompositions(parts)
-
-
-def _product_and_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product = torch.mm(hidden.reshape(-1, hidden.shape[-1]), weight.t()).view(*hidden.shape[:-1], -1)
-    return product if bias is None else product + bias
-
-
-def _bias_last(
-    product: Callable[[Tensor, Tensor], Tensor],
-    bias: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
-) -> Tensor:
-    return product(hidden, weight) * alpha + bias * beta
-
-
-def _attention_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention with the keys above one another: what is summed over them vectorises across the queries."""
-    if key.shape[-2] > _FEW_KEYS:
-        return NotImplemented  # memory traffic of all weights at once; the kernel has a block of them
-    weights = key @ (query * query.shape[-1] ** -0.5).transpose(-1, -2)
-    if mask is not None:
-        weights = weights + (additive_mask(mask, weights.dtype) if mask.dtype == torch.bool else mask).transpose(-1, -2)
-    weights = (weights - weights.amax(-2, keepdim=True)).exp()
-    return weights.transpose(-1, -2) @ value / weights.sum(-2).unsqueeze(-1)
 
 
 def _write_features(

@@ -22,7 +22,8 @@ from rerankzoo.generation import RerankingGenerationConfig
 from rerankzoo.layers import additive_mask, attend
 from rerankzoo.models.pointwise import PointwiseForReranking
 from rerankzoo.serving import export_model
-from rerankzoo.serving.export import SlateGraph, check_graph, spell_out
+from rerankzoo.serving.export import SlateGraph, check_graph
+from rerankzoo.serving.spelling import spell_out
 from tests.serving.conftest import make_model
 
 LABELS = ("slate", "click", "order", "candidate_click")
@@ -175,6 +176,22 @@ def test_a_compiled_graph_spells_out_attention_to_few_keys(num_keys: int, fused:
     program = spell_out(torch.export.export(Attention(), given))
     assert any("dot_product" in str(node.target) for node in program.graph.nodes) == fused
     torch.testing.assert_close(program.module()(*given), attend(*given), rtol=1e-5, atol=1e-6)
+
+
+class Softmax(torch.nn.Module):
+    """A softmax along the last axis but one."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-2)
+
+
+@pytest.mark.parametrize(("num_terms", "looped"), [(1, False), (16, False), (17, True)])
+def test_a_compiled_graph_has_no_loop_over_few_terms(num_terms: int, looped: bool) -> None:
+    logits = 50 * torch.randn(3, num_terms, 5, generator=torch.Generator().manual_seed(0))
+    logits[0, 1:, 0] = float("-inf")
+    program = spell_out(torch.export.export(Softmax(), (logits,)))
+    assert any("softmax" in str(node.target) for node in program.graph.nodes) == looped
+    torch.testing.assert_close(program.module()(logits), logits.softmax(-2))
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
