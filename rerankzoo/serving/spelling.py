@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,13 +22,13 @@ def spell_out(program: ExportedProgram) -> ExportedProgram:
     Biases are added after the products: torch's product with a bias first copies the bias into every row, for one
     request another call, for many the memory traffic of another activation. Attention to few keys is two products and
     a softmax: torch's kernel is made for long sequences, and starts anew for each head of each request. A softmax of a
-    few terms, such as an item's fields, has no loop over them.
+    few terms, such as an item's fields, has no loop over them. Batched products keep their biases, which mask attention
+    to the candidates: apart from them, eight beams took a tenth longer.
     """
     aten = torch.ops.aten
     parts: dict[Any, Callable[..., Tensor]] = {
         aten.linear.default: _product_and_bias,
-        aten.addmm.default: partial(_bias_last, torch.mm),
-        aten.baddbmm.default: partial(_bias_last, torch.bmm),
+        aten.addmm.default: _bias_last,
         aten.scaled_dot_product_attention.default: _attention_to_few,
         aten.softmax.int: _softmax_of_few,
     }
@@ -40,16 +40,8 @@ def _product_and_bias(hidden: Tensor, weight: Tensor, bias: Tensor | None = None
     return product if bias is None else product + bias
 
 
-def _bias_last(
-    product: Callable[[Tensor, Tensor], Tensor],
-    bias: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
-) -> Tensor:
-    return product(hidden, weight) * alpha + bias * beta
+def _bias_last(bias: Tensor, hidden: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return torch.mm(hidden, weight) * alpha + bias * beta
 
 
 def _attention_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
