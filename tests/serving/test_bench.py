@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from qa.benchmarks import peers
-from qa.benchmarks.comparisons import check_loaders, check_same, logged_requests, training_sides
+from qa.benchmarks.comparisons import Comparisons, check_loaders, check_same, logged_requests, training_sides
 from qa.benchmarks.harness import Ratio, write_results
 from qa.benchmarks.setting import full_batch, make_extractor, make_model
 from rerankzoo import RerankingPipeline
@@ -60,6 +60,21 @@ def test_counts_the_operations_of_a_product() -> None:
     assert count_flops(lambda: left @ right) == 2 * 3 * 4 * 5
     products, operations = gemm(rows=2000, hidden_size=32)
     assert count_flops(products) == operations
+
+
+def test_the_floor_is_what_the_operations_take_at_the_gemms_rate(
+    extractor: RerankingFeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"call": np.array([6.0, 5.0, 7.0]), "gemm": np.array([2.0, 2.0, 9.0])}
+    monkeypatch.setattr(bench, "gemm", lambda *_: (lambda: None, 100))
+    monkeypatch.setattr(bench, "count_flops", lambda _: 50)
+    monkeypatch.setattr(
+        bench, "in_turns", lambda calls, _: {name: Times(cpu=seconds[name], wall=seconds[name]) for name in calls}
+    )
+    (found,) = bench_model(make_tiny(extractor), extractor, [Load(3, 2, 4)], seconds=0.0)
+    assert found.floor_ratio == 6.0  # 6 seconds for 50 operations; the GEMM has 2 for 100
+    ratio = Comparisons._floor(cast(Any, None), 4, 50, 100, {"eager": 9, "onnx": 7, "aoti": 6, "gemm": 2}, 8, 5)
+    assert (ratio.measured, ratio.met) == (6.0, "must")
 
 
 def test_measures_every_load(extractor: RerankingFeatureExtractor) -> None:

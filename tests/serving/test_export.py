@@ -168,14 +168,14 @@ class Attention(torch.nn.Module):
 @pytest.mark.parametrize(("num_keys", "fused"), [(1, False), (100, False), (101, True)])
 def test_a_compiled_graph_spells_out_attention_to_few_keys(num_keys: int, fused: bool, masked: str) -> None:
     seeded = torch.Generator().manual_seed(0)
-    query, key, value = (3 * torch.randn(2, 3, size, 4, generator=seeded) for size in (5, num_keys, num_keys))
+    query, key, value = (10 * torch.randn(2, 3, size, 4, generator=seeded) for size in (5, num_keys, num_keys))
     real = torch.rand(2, 1, 1, num_keys, generator=seeded) < 0.5
     real[..., 0] = True
     mask = {"not": None, "by booleans": real, "by numbers": additive_mask(real, query.dtype)}[masked]
     given = (query, key, value, mask)
     program = spell_out(torch.export.export(Attention(), given))
     assert any("dot_product" in str(node.target) for node in program.graph.nodes) == fused
-    torch.testing.assert_close(program.module()(*given), attend(*given), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(program.module()(*given), attend(*given), rtol=1e-3, atol=1e-3)
 
 
 class Softmax(torch.nn.Module):
