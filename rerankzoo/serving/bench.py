@@ -94,8 +94,8 @@ def count_flops(call: Call) -> int:
 def gemm(rows: int, hidden_size: int, device: torch.device | str = "cpu") -> tuple[Call, int]:
     """Products in single precision at the rate of the device's GEMM, and how many operations they are.
 
-    To be timed in turns with what is held against that rate: a core that shares its units with another's work loses a
-    third of it from one second to the next.
+    To be timed in turns with what is held against that rate, which changes from one second to the next where others use
+    the same core.
 
     Args:
         rows: Of the left matrix, `rows` x D; the right one, D x 4 D, is as wide as a feed-forward layer.
@@ -107,7 +107,7 @@ def gemm(rows: int, hidden_size: int, device: torch.device | str = "cpu") -> tup
     right = torch.randn(hidden_size, 4 * hidden_size, generator=random).to(device)
     out = torch.empty(rows, 4 * hidden_size, device=device)
     flops = 8 * rows * hidden_size**2
-    repeats = max(20, 100_000_000 // flops)  # the first of a turn finds other data in the caches
+    repeats = min(1000, 1 + 1_000_000_000 // flops)  # the first of a turn finds other data in the caches
 
     def multiply() -> None:
         for _ in range(repeats):
