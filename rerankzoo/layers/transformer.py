@@ -159,7 +159,8 @@ class MultiHeadAttention(nn.Module):
         the past are shared by them and not copied. Without dropout: this is for decoding.
 
         Args:
-            projected: (R, A, 3 * D), `self.query_key_value` of A alternatives for each of R rows.
+            projected: (G, A, 3 * D), `self.query_key_value` of A alternatives for each of R rows, or for each of G
+                groups of R / G neighbours that have the same ones.
             past: (R, 2 * H, t, D/H), the keys and values of the rows' tokens so far; `None` if there are none.
 
         Returns:
@@ -167,13 +168,15 @@ class MultiHeadAttention(nn.Module):
         """
         if past is None:  # the first token sees itself alone
             return self.output(projected.chunk(3, dim=-1)[2])
-        query, key, value = split_heads(projected, 3 * self.num_attention_heads).chunk(3, dim=1)  # (R, H, A, D/H)
-        past_key, past_value = past.chunk(2, dim=1)
-        own = (query * key).sum(-1, keepdim=True)
-        weights = torch.cat([query @ past_key.transpose(-1, -2), own], dim=-1) / math.sqrt(query.shape[-1])
-        weights = softmax_of_few(weights)
-        mixed = weights[..., :-1] @ past_value + weights[..., -1:] * value
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        query, key, value = split_heads(projected, 3 * self.num_attention_heads).chunk(3, dim=1)  # (G, H, A, D/H)
+        past = past.view(query.shape[0], -1, *past.shape[1:])
+        past_key, past_value = past.chunk(2, dim=2)  # (G, R/G, H, t, D/H)
+        logits = query @ past_key.permute(0, 2, 4, 1, 3).flatten(3)  # all rows of a group in one product
+        logits = logits.unflatten(3, past_key.shape[1:4:2]).permute(0, 3, 1, 2, 4)  # (G, R/G, H, A, t)
+        own = (query * key).sum(-1, keepdim=True).unsqueeze(1).expand(-1, past.shape[1], -1, -1, -1)
+        weights = softmax_of_few(torch.cat([logits, own], dim=-1) / math.sqrt(query.shape[-1]))
+        mixed = weights[..., :-1] @ past_value + weights[..., -1:] * value.unsqueeze(1)
+        return self.output(mixed.transpose(2, 3).flatten(3).flatten(0, 1))
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -256,14 +259,16 @@ class TransformerBlock(GradientCheckpointingLayer):
         The same numbers as `forward` with a causal mask on each sequence extended by each alternative.
 
         Args:
-            hidden: (R, A, D), A alternatives for the next token of each of R sequences.
-            projected: (R, A, 3 * D), their `project`.
+            hidden: (G, A, D), A alternatives for the next token of each of R sequences, or of each group of R / G
+                neighbours.
+            projected: (G, A, 3 * D), their `project`.
             past: (R, 2 * H, t, D/H), the keys and values of each sequence; `None` if they are empty.
 
         Returns:
             (R, A, D).
         """
-        return self._feed(hidden + self.attention.branch(projected, past))
+        mixed = self.attention.branch(projected, past).unflatten(0, (hidden.shape[0], -1))
+        return self._feed((hidden.unsqueeze(1) + mixed).flatten(0, 1))
 
     def _feed(self, hidden: Tensor) -> Tensor:
         wide = self.feed_forward(self.feed_forward_norm(hidden))

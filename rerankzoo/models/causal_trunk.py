@@ -48,18 +48,17 @@ def step_candidates(
     """States (R, N, D) of all candidates (B, N, D) as the next item of each row's prefix.
 
     The candidates are the queries; each attends to its row's prefix, which is not copied, and to itself. What the first
-    layer computes of a candidate at a position does not depend on the prefix: once per request, whatever the beams.
+    layer needs of a candidate at a position does not depend on the prefix: it is there once per request, whatever the
+    beams.
 
     Returns:
-        The states, and the keys and values (R, N, 2 * D) of all candidates in each layer, for `keep_chosen`.
+        The states, and for `keep_chosen` the keys and values (R, N, 2 * D) of all candidates in each layer, (B, N, 2 * D)
+        in the first.
     """
-    size, cache = items.shape[-1], dict(state.cache)
+    size, cache = items.shape[-1], {**state.cache, "request": state.request}
     hidden = items + positions.weight[state.prefix.shape[1]]
-    projected = state.of_requests(_blocks(layers)[0].project(hidden))
-    hidden = state.of_requests(hidden)
     for number, layer in enumerate(_blocks(layers)):
-        if number > 0:
-            projected = layer.project(hidden)
+        projected = layer.project(hidden)
         cache[f"key_value_{number}"] = projected[..., size:]
         hidden = layer.step(hidden, projected, state.cache.get(f"past_{number}"))
     return hidden, cache
@@ -78,7 +77,8 @@ def keep_chosen(layers: nn.ModuleList, cache: Cache, parent: Tensor | None, rows
     kept = {}
     for number, layer in enumerate(_blocks(layers)):
         name = f"past_{number}"
-        fresh = cache[f"key_value_{number}"][rows, chosen].unsqueeze(1)
+        of_row = rows if number else cache["request"][rows]
+        fresh = cache[f"key_value_{number}"][of_row, chosen].unsqueeze(1)
         fresh = split_heads(fresh, 2 * layer.attention.num_attention_heads)
         kept[name] = torch.cat([take_rows(cache[name], parent), fresh], dim=2) if name in cache else fresh
     return kept

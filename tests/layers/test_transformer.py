@@ -155,11 +155,12 @@ def blocks(cross_attention: bool = False) -> list[TransformerBlock]:
     return list(randomise(made))
 
 
-@pytest.mark.parametrize("past", [0, 1, 3])
-def test_step_is_forward_on_every_extended_sequence(past: int) -> None:
-    """Two requests, three rows each, five alternatives per row: against a causal pass over past + alternative."""
-    layers, rows, alternatives = blocks(False), random(6, past, HIDDEN), random(6, 5, HIDDEN, seed=1)
-    extended = torch.cat([rows[:, None].expand(-1, 5, -1, -1), alternatives.unsqueeze(2)], dim=2).flatten(0, 1)
+@pytest.mark.parametrize(("past", "groups"), [(0, 6), (1, 6), (3, 6), (1, 2), (3, 2), (3, 1)])
+def test_step_is_forward_on_every_extended_sequence(past: int, groups: int) -> None:
+    """Six rows and five alternatives for each, or for each group of rows: a causal pass over past + alternative."""
+    layers, rows, alternatives = blocks(False), random(6, past, HIDDEN), random(groups, 5, HIDDEN, seed=1)
+    each = alternatives.repeat_interleave(6 // groups, dim=0)
+    extended = torch.cat([rows[:, None].expand(-1, 5, -1, -1), each.unsqueeze(2)], dim=2).flatten(0, 1)
     mask = causal_mask(past + 1, rows.device)
     expected, cached, found = extended, rows, alternatives
     for layer in layers:
