@@ -52,8 +52,8 @@ def step_candidates(
     beams.
 
     Returns:
-        The states, and for `keep_chosen` the keys and values (R, N, 2 * D) of all candidates in each layer, (B, N, 2 * D)
-        in the first.
+        The states, and for `keep_chosen` the keys and values of all candidates in each layer: (B, N, 2 * D) of the
+        first, (R, N, 2 * D) of the others.
     """
     size, cache = items.shape[-1], {**state.cache, "request": state.request}
     hidden = items + positions.weight[state.prefix.shape[1]]
