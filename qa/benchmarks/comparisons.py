@@ -42,6 +42,15 @@ def _named(times: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g} ms" for name, value in times.items())
 
 
+def floor_ratio(size: int, flops: int, operations: int, times: dict[str, float], must: float, aim: float) -> Ratio:
+    """The best path against the time that its operations would take at the rate of the GEMM beside it."""
+    floor = times["gemm"] * flops / operations
+    ratios = {name: times[name] / floor for name in ("eager", "onnx", "aoti")}
+    named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    note = f"{named}; {flops / 1e6:.0f} MFLOP at {operations / times['gemm'] / 1e6:.0f} GFLOP/s"
+    return Ratio(f"best path, batch {size}: ours / FLOP floor", "at_most", min(ratios.values()), must, aim, note)
+
+
 def check_same(found: dict[str, Tensor]) -> None:
     """Raises unless all sides of a comparison return the same slates."""
     (first, expected), *others = found.items()
@@ -134,7 +143,7 @@ class Comparisons:
         calls = {**self.paths(self.generator, batch), **self.peers_of(batch, 6)}
         with torch.no_grad():
             check_same({name: call() for name, call in calls.items()})
-        products, operations = self._gemm(batch)
+        products, operations = gemm(50, setting.SIZES["hidden_size"])
         times = self._times({**calls, **self.parts_of(batch), "gemm": products}, 2 * self.seconds)
         best = min(("onnx", "aoti"), key=times.__getitem__)
         decoder = (times["transformers"] - times["encode"]) / (times["eager"] - times["encode"])
@@ -155,7 +164,7 @@ class Comparisons:
                 6.0,
                 f"onnx {times['transformers'] / times['onnx']:.2f}, aoti {times['transformers'] / times['aoti']:.2f}",
             ),
-            self._floor(1, count_flops(calls["eager"]), operations, times, 10.0, 4.0),
+            floor_ratio(1, count_flops(calls["eager"]), operations, times, 10.0, 4.0),
         ]
 
     def small_batch(self) -> list[Ratio]:
@@ -164,9 +173,9 @@ class Comparisons:
         calls = self.paths(self.generator, batch)
         with torch.no_grad():
             check_same({name: call() for name, call in calls.items()})
-        products, operations = self._gemm(batch)
+        products, operations = gemm(32 * 50, setting.SIZES["hidden_size"])
         times = self._times({**calls, "gemm": products})
-        return [self._floor(len(batch["candidate_mask"]), count_flops(calls["eager"]), operations, times, 4.0, 2.5)]
+        return [floor_ratio(32, count_flops(calls["eager"]), operations, times, 4.0, 2.5)]
 
     def _shares(self, times: dict[str, float]) -> str:
         fields, encode = times["fields"] / times["eager"], times["encode"] / times["eager"]
@@ -174,17 +183,6 @@ class Comparisons:
             f"of ours: feature embedding and field attention {fields:.0%}, encoder {encode - fields:.0%}, "
             f"decoder {1 - encode:.0%}"
         )
-
-    def _gemm(self, batch: Batch) -> tuple[Call, int]:
-        return gemm(batch["candidate_mask"].numel(), setting.SIZES["hidden_size"])
-
-    def _floor(self, size: int, flops: int, operations: int, times: dict[str, float], must: float, aim: float) -> Ratio:
-        """The best path against the time that its operations would take at the rate of the GEMM beside it."""
-        floor = times["gemm"] * flops / operations
-        ratios = {name: times[name] / floor for name in ("eager", "onnx", "aoti")}
-        named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        note = f"{named}; {flops / 1e6:.0f} MFLOP at {operations / times['gemm'] / 1e6:.0f} GFLOP/s"
-        return Ratio(f"best path, batch {size}: ours / FLOP floor", "at_most", min(ratios.values()), must, aim, note)
 
     def naive_greedy(self) -> list[Ratio]:
         """Greedy, 32 requests, n = 100, m = 10, against the whole prefix again at every position."""

@@ -164,19 +164,18 @@ class MultiHeadAttention(nn.Module):
             past: (R, 2 * H, t, D/H), the keys and values of the rows' tokens so far; `None` if there are none.
 
         Returns:
-            (R, A, D).
+            (G, R / G, A, D).
         """
         if past is None:  # the first token sees itself alone
-            return self.output(projected.chunk(3, dim=-1)[2])
-        query, key, value = split_heads(projected, 3 * self.num_attention_heads).chunk(3, dim=1)  # (G, H, A, D/H)
+            return self.output(projected.chunk(3, dim=-1)[2]).unsqueeze(1)
+        query, key, value = split_heads(projected, 3 * self.num_attention_heads).unsqueeze(1).chunk(3, dim=2)
         past = past.view(query.shape[0], -1, *past.shape[1:])
-        past_key, past_value = past.chunk(2, dim=2)  # (G, R/G, H, t, D/H)
-        logits = query @ past_key.permute(0, 2, 4, 1, 3).flatten(3)  # all rows of a group in one product
-        logits = logits.unflatten(3, past_key.shape[1:4:2]).permute(0, 3, 1, 2, 4)  # (G, R/G, H, A, t)
-        own = (query * key).sum(-1, keepdim=True).unsqueeze(1).expand(-1, past.shape[1], -1, -1, -1)
-        weights = softmax_of_few(torch.cat([logits, own], dim=-1) / math.sqrt(query.shape[-1]))
-        mixed = weights[..., :-1] @ past_value + weights[..., -1:] * value.unsqueeze(1)
-        return self.output(mixed.transpose(2, 3).flatten(3).flatten(0, 1))
+        past_key, past_value = past.chunk(2, dim=2)  # (G, R / G, H, t, D/H)
+        own = (query * key).sum(-1, keepdim=True).expand(-1, past.shape[1], -1, -1, -1)
+        weights = torch.cat([query @ past_key.transpose(-1, -2), own], dim=-1) / math.sqrt(query.shape[-1])
+        weights = softmax_of_few(weights)
+        mixed = weights[..., :-1] @ past_value + weights[..., -1:] * value
+        return self.output(mixed.transpose(2, 3).flatten(3))
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -267,8 +266,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         Returns:
             (R, A, D).
         """
-        mixed = self.attention.branch(projected, past).unflatten(0, (hidden.shape[0], -1))
-        return self._feed((hidden.unsqueeze(1) + mixed).flatten(0, 1))
+        return self._feed((hidden.unsqueeze(1) + self.attention.branch(projected, past)).flatten(0, 1))
 
     def _feed(self, hidden: Tensor) -> Tensor:
         wide = self.feed_forward(self.feed_forward_norm(hidden))

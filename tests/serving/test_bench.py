@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from qa.benchmarks import peers
-from qa.benchmarks.comparisons import Comparisons, check_loaders, check_same, logged_requests, training_sides
+from qa.benchmarks.comparisons import check_loaders, check_same, floor_ratio, logged_requests, training_sides
 from qa.benchmarks.harness import Ratio, write_results
 from qa.benchmarks.setting import full_batch, make_extractor, make_model
 from rerankzoo import RerankingPipeline
@@ -73,7 +73,7 @@ def test_the_floor_is_what_the_operations_take_at_the_gemms_rate(
     )
     (found,) = bench_model(make_tiny(extractor), extractor, [Load(3, 2, 4)], seconds=0.0)
     assert found.floor_ratio == 6.0  # 6 seconds for 50 operations; the GEMM has 2 for 100
-    ratio = Comparisons._floor(cast(Any, None), 4, 50, 100, {"eager": 9, "onnx": 7, "aoti": 6, "gemm": 2}, 8, 5)
+    ratio = floor_ratio(4, 50, 100, {"eager": 9, "onnx": 7, "aoti": 6, "gemm": 2}, 8, 5)
     assert (ratio.measured, ratio.met) == (6.0, "must")
 
 
